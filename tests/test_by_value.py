@@ -632,7 +632,7 @@ async def train(run: Any, name: str, state: Any) -> Any:
         return stream.state
 
 
-async def test_one_initial_state_serves_many_streams_and_again_after_a_rewind() -> None:
+async def test_one_initial_state_serves_many_streams_and_after_a_rewind() -> None:
     store, initial = MemoryStore(), new_model()
     async with begin(store) as run:
         states = [await train(run, name, initial) for name in "ab"]

@@ -198,7 +198,7 @@ async def test_a_waiter_is_told_of_batches_that_were_adopted(tmp_path: Any) -> N
                     await trio.lowlevel.checkpoint()
 
 
-async def test_a_waiter_is_told_of_a_stream_that_was_opened_and_left_at_once() -> None:
+async def test_a_waiter_hears_of_a_stream_that_was_opened_and_left_at_once() -> None:
     async with begin() as run:
         await run.add_streams([("s",)])
         told: list[str] = []

@@ -349,7 +349,7 @@ async def test_edge_case_6_over_the_wire_delta_compaction(
         assert found == [trained(1)]
 
 
-async def test_edge_case_7_over_the_wire_worker_disconnect_during_checkpoint_send(
+async def test_edge_case_7_over_the_wire_disconnect_during_checkpoint_send(
     autojump_clock: MockClock,
 ) -> None:
     """The worker dies while a checkpoint is on its way: the next one goes on from the last that

@@ -81,7 +81,7 @@ def test_what_must_not_be_there_is_noticed(source: str) -> None:
     assert list(complaints(source, "stores/_json/store.py"))
 
 
-def test_names_are_imported_only_where_the_table_says_where_they_come_from() -> None:
+def test_names_are_imported_only_from_where_the_table_says() -> None:
     """A row whose file imports nothing by name any more is taken out."""
     for name in BY_NAME:
         assert "import_module" in (PACKAGE / name).read_text(encoding="utf-8")

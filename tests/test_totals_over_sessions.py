@@ -168,7 +168,7 @@ async def test_skips_and_retries_are_counted_by_session() -> None:
                 assert (found.skipped, found.confirmed) == (1 + number, 2 + 2 * number)
 
 
-async def test_streams_that_this_session_has_not_opened_are_in_the_totals_only() -> None:
+async def test_streams_not_opened_in_this_session_are_in_the_totals_only() -> None:
     store = MemoryStore()
     for name in ("a", "b"):
         async with begin(store) as run, run.open_stream(name) as stream:

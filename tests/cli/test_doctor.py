@@ -88,7 +88,7 @@ def test_blobs_that_no_record_names_are_counted(run: Terminal, tmp_path: Path, s
     assert orphans["finding"] == "1 blob (4 bytes) that no record names"
 
 
-def test_what_is_faster_than_any_disk_is_doubted_and_said_to_be_no_proof() -> None:
+def test_a_disk_faster_than_any_is_doubted_and_said_to_be_no_proof() -> None:
     assert judge_fsync(5e-6, 1e-5).verdict is Verdict.DOUBT
     assert "only pulling the plug tells" in judge_fsync(5e-6, 1e-5).advice
     assert judge_fsync(2e-4, 1e-3).verdict is Verdict.GOOD

@@ -214,9 +214,7 @@ def test_without_click_or_rich_it_says_what_to_install() -> None:
 
 
 @pytest.mark.parametrize("command", ["ls", "show", "explain"])
-def test_what_must_answer_at_once_imports_neither_rich_nor_other_commands(
-    gh: Path, command: str
-) -> None:
+def test_what_must_answer_at_once_imports_no_rich_and_no_command(gh: Path, command: str) -> None:
     done = python(
         command,
         gh,

@@ -90,7 +90,7 @@ def test_a_key_that_others_may_read_is_refused(run: Terminal, sealed: Path, tmp_
     assert run("show", sealed, "--mac-key-file", tmp_path / "none").code == 4
 
 
-def test_every_command_that_opens_a_store_takes_it_and_none_takes_the_key_itself(
+def test_every_command_on_a_store_takes_its_file_never_the_key_itself(
     run: Terminal,
 ) -> None:
     for command in COMMANDS:

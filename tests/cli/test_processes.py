@@ -50,7 +50,7 @@ def working(url: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "json"])
-def test_while_it_runs_it_is_named_and_after_kill_nothing_is_to_be_done(
+def test_a_running_owner_is_named_and_after_kill_nothing_is_to_do(
     run: Terminal, store: Path, scheme: str
 ) -> None:
     url = f"{scheme}:{store}"

@@ -68,7 +68,7 @@ def after_owner(line: str) -> str:
     return f"{status.partition(', process')[0]}; {rest}"
 
 
-async def test_it_says_lines_and_hides_rate_and_eta_until_they_mean_something(
+async def test_it_prints_lines_and_hides_rate_and_eta_until_they_mean_much(
     autojump_clock: MockClock,
 ) -> None:
     code, lines = await watched()

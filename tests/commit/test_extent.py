@@ -77,7 +77,7 @@ def test_what_is_left_in_all_and_of_the_part(
     assert (extent.left(progress, None), extent.ahead(progress, None)) == (left, ahead)
 
 
-async def test_nothing_is_left_of_a_stream_that_failed_for_good_while_it_is_open() -> None:
+async def test_a_stream_that_failed_for_good_has_nothing_left_while_open() -> None:
     async with begin() as run, run.open_stream("s", on_fail="record") as stream:
         async for batch in stream.batches(range(9)):
             assert run.statistics().left == 9

@@ -231,7 +231,7 @@ async def test_every_cell(
 RETRY = RetryTable((RetryRule((BodyError,), attempts=2, backoff_s=5.0, jitter=0.0),))
 
 
-async def test_a_failed_attempt_runs_again_under_the_same_token_if_the_table_says_so(
+async def test_a_retried_attempt_runs_again_under_the_same_token(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = MemoryStore()

@@ -64,7 +64,7 @@ async def test_each_large_record_is_put_once(
     assert [finding async for finding in store.check()] == []
 
 
-async def test_small_records_among_large_ones_neither_starve_nor_repeat_them(
+async def test_small_records_among_large_ones_neither_starve_nor_repeat(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     store = CountingStore()

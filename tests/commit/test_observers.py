@@ -239,7 +239,7 @@ async def test_a_failed_attempt_has_the_status_error() -> None:
     assert span.status.description == "page is torn"
 
 
-async def test_what_the_body_calls_is_traced_below_its_batch_and_nothing_later_is() -> None:
+async def test_only_what_the_body_calls_is_traced_below_its_batch() -> None:
     observer, exporter, tracer = tracing()
     async with begin(observe=[observer]) as run:
         with tracer.start_as_current_span("program"):

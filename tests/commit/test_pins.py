@@ -49,7 +49,7 @@ async def rewound(store: Any, to: int) -> dict[str, Any]:
             return stream.state
 
 
-async def test_a_pinned_state_can_be_gone_back_to_long_after_others_were_let_go() -> None:
+async def test_a_pinned_state_can_be_restored_after_others_were_dropped() -> None:
     store = MemoryStore()
     async with begin(store) as run, run.open_stream(*KEY, state=new()) as stream:
         await work(stream, 1)
@@ -174,7 +174,7 @@ async def test_a_pin_that_was_not_saved_is_none() -> None:
     assert (list(progress.confirmed), progress.pins) == ([0, 1], {})
 
 
-async def test_a_pin_that_is_taken_away_while_a_snapshot_is_saved_confuses_no_account(
+async def test_unpinning_while_a_snapshot_is_saved_confuses_no_account(
     tmp_path: Path,
 ) -> None:
     """Both land in one group, so when the snapshot hears of it there is a later record."""

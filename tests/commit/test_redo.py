@@ -291,7 +291,7 @@ async def check_redone(store: Any, folder: Path) -> None:
 
 @pytest.mark.parametrize("at", range(1, 8))
 @pytest.mark.parametrize("fault", [Fail(), Hang(), CommitThenError()])
-async def test_a_fault_at_any_save_of_a_redo_leaves_what_the_next_start_goes_on_from(
+async def test_a_fault_at_any_save_of_a_redo_is_resumed_by_the_next_start(
     fault: Any, at: int, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     store = MemoryStore()
@@ -767,7 +767,7 @@ async def test_with_a_state_all_from_the_first_bad_batch_on_are_done_again(
     assert await count_up(store, folder, 8, state={"n": 0}) == []
 
 
-async def test_a_damage_older_than_a_thousand_records_rewinds_before_the_first_batch(
+async def test_damage_older_than_1000_records_rewinds_to_before_batch_0(
     tmp_path: Path,
 ) -> None:
     async def work(store: MemoryStore) -> list[int]:
@@ -999,7 +999,7 @@ def check_model(stream: Stream[Any], model: Model, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-async def test_any_batches_skips_rewinds_and_kills_leave_what_the_model_says(
+async def test_any_batches_skips_rewinds_and_kills_agree_with_the_model(
     seed: int, tmp_path: Path
 ) -> None:
     rng, model = random.Random(seed), Model()
@@ -1012,7 +1012,7 @@ async def test_any_batches_skips_rewinds_and_kills_leave_what_the_model_says(
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_any_batches_redos_rewinds_and_kills_of_batches_that_stand_alone(
+async def test_any_redos_rewinds_and_kills_of_batches_that_stand_alone(
     seed: int, tmp_path: Path
 ) -> None:
     """What was ever confirmed is the output of its batch or in the archive."""

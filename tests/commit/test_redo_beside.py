@@ -461,7 +461,7 @@ async def test_mass_missing_is_counted_over_the_stream_not_the_page(tmp_path: Pa
     assert sorted(worked) == list(range(11))
 
 
-async def test_a_range_beyond_the_end_of_a_function_completes_run_batches_too() -> None:
+async def test_a_range_beyond_the_end_of_a_function_completes_run_batches() -> None:
     async def handle(batch: Batch[Any]) -> None:
         batch.complete()
 

@@ -92,7 +92,7 @@ async def uninterrupted() -> Model:
         return await train(run)
 
 
-async def test_a_run_that_is_killed_again_and_again_ends_with_the_same_state() -> None:
+async def test_a_run_that_is_killed_repeatedly_ends_with_the_same_state() -> None:
     expected = bits(await uninterrupted())
     for seed in range(5):
         rng = random.Random(seed)
@@ -307,7 +307,7 @@ async def test_a_large_tree_is_taken_apart_and_compared_in_a_thread(
         assert all((thread != threading.get_ident()) is is_large for thread in threads)
 
 
-async def test_code_of_the_program_runs_in_its_own_thread_however_large_the_tree_is() -> None:
+async def test_code_of_the_program_runs_in_its_thread_for_any_size_of_tree() -> None:
     state: dict[str, Any] = {f"key{n}": n for n in range(10_000)}
     async with (
         begin(MemoryStore()) as run,
@@ -477,7 +477,7 @@ async def test_a_failed_attempt_discards_its_snapshots(autojump_clock: Any) -> N
             await session()
 
 
-async def test_a_snapshot_that_cannot_be_encoded_is_left_out_and_earlier_ones_stay(
+async def test_a_snapshot_not_encodable_is_left_out_and_earlier_ones_stay(
     autojump_clock: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = MemoryStore()
@@ -644,7 +644,7 @@ async def test_old_arrays_are_let_go_and_the_newest_come_back(tmp_path: Path) ->
         assert np.array_equal(stream.state["a"], newest)  # type: ignore[arg-type]
 
 
-async def test_old_arrays_that_were_left_when_a_stream_was_complete_go_with_the_next_start(
+async def test_old_arrays_left_at_completion_are_dropped_by_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a kill that comes between its last record and the letting go."""
@@ -670,7 +670,7 @@ async def test_old_arrays_that_were_left_when_a_stream_was_complete_go_with_the_
     assert blob_files(tmp_path / "disturbed") == blob_files(tmp_path / "whole")
 
 
-async def test_a_rewind_finds_what_retention_keeps_and_says_so_where_it_does_not(
+async def test_a_rewind_finds_what_retention_keeps_or_says_that_it_does_not(
     tmp_path: Path,
 ) -> None:
     store = f"sqlite:{tmp_path / 'store'}"
@@ -756,7 +756,7 @@ async def snap(stream: Any, n: int) -> None:
         assert await snapshot.point(f"at {n}")
 
 
-async def test_a_batch_that_is_confirmed_as_its_snapshot_was_has_a_state_of_its_own() -> None:
+async def test_a_batch_confirmed_as_its_snapshot_was_has_its_own_state() -> None:
     store = MemoryStore()
 
     async def first(stream: Any, batch: Batch[Any]) -> None:
@@ -815,7 +815,7 @@ async def test_a_snapshot_is_for_its_own_batch_alone() -> None:
     assert seen == [(0, 0, None), (1, 1, None), (2, 2, None)]
 
 
-async def test_a_snapshot_never_lands_after_the_record_that_ends_its_attempt() -> None:
+async def test_no_snapshot_lands_after_the_record_that_ends_its_attempt() -> None:
     store = MemoryStore()
 
     async def handle(stream: Any, batch: Batch[Any]) -> None:
@@ -872,7 +872,7 @@ async def test_a_stream_that_has_state_is_not_opened_without() -> None:
             raise AssertionError("it was opened")
 
 
-async def test_a_stream_that_has_a_frontier_is_not_opened_with_anything_else() -> None:
+async def test_a_stream_with_a_frontier_is_not_opened_with_anything_else() -> None:
     store = MemoryStore()
 
     async def handle(batch: Batch[Any]) -> None:
@@ -901,7 +901,7 @@ async def test_keys_that_look_alike_are_two() -> None:
         assert [array.tolist() for array in stream.state.values()] == [[0, 0, 0], [1, 1, 1]]
 
 
-async def test_a_state_that_the_user_puts_in_place_of_a_tainted_one_is_what_counts() -> None:
+async def test_a_state_that_the_user_puts_in_place_of_a_dirty_one_counts() -> None:
     async with (
         begin(MemoryStore()) as run,
         run.open_stream("s", state={"a": np.zeros(10)}) as stream,

@@ -372,7 +372,7 @@ async def test_an_attempt_that_is_over_lets_go_of_its_names(tmp_path: Path) -> N
     assert (tmp_path / "same.txt").read_text() == "2"
 
 
-async def test_names_that_only_a_failed_attempt_had_are_free_after_its_batch(
+async def test_names_of_a_failed_attempt_alone_are_free_after_its_batch(
     tmp_path: Path,
 ) -> None:
     retry = RetryTable((RetryRule((ValueError,), attempts=2, backoff_s=0.0),))
@@ -402,7 +402,7 @@ async def test_the_names_of_a_redone_batch_are_free_once_its_files_are_kept(tmp_
     assert [(tmp_path / name).read_text() for name in ("0.txt", "1.txt")] == ["y", "y"]
 
 
-async def test_a_file_that_no_record_knows_is_moved_aside_before_lines_are_appended(
+async def test_a_file_unknown_to_records_is_moved_aside_before_appending(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "lines.jsonl").write_text("precious\n")
@@ -475,7 +475,7 @@ async def nothing() -> None:
     """Do nothing: no other process comes."""
 
 
-async def test_who_has_lost_the_run_keeps_others_from_the_append_files_it_has(
+async def test_an_owner_that_lost_the_run_still_locks_its_append_files(
     tmp_path: Path,
 ) -> None:
     """What it appends then is not confirmed, and the next start cuts it off."""

@@ -110,7 +110,7 @@ def interrupt(site: Site, out: Path, number: int, times: int, seed: int) -> tupl
             return sent, codes
 
 
-def test_sigkill_at_random_moments_loses_nothing_and_duplicates_nothing(tmp_path: Path) -> None:
+def test_sigkill_at_random_moments_loses_and_duplicates_nothing(tmp_path: Path) -> None:
     with serve("--pages", str(PAGES), "--latency-ms", "3") as site:
         kills, codes = interrupt(site, tmp_path / "out", signal.SIGKILL, KILLS, seed=20)
         hits = site.hits()

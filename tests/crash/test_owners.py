@@ -51,7 +51,7 @@ def test_of_twins_one_has_the_run_and_each_batch_is_confirmed_once(
 @pytest.mark.parametrize("appends", [False, True])
 @pytest.mark.parametrize("point", [*POINTS, ""])
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_wakes_after_a_takeover_confirms_nothing_and_damages_nothing(
+def test_an_owner_waking_after_a_takeover_saves_and_damages_nothing(
     kind: str, point: str, appends: bool, zygote: Zygote
 ) -> None:
     """And before it is taken over: who is stopped owns the run as one who works does."""
@@ -78,7 +78,7 @@ def test_who_changes_files_without_asking_who_owns_the_run_is_caught(zygote: Zyg
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_commands_that_change_a_run_are_refused_while_its_owner_is_stopped(
+def test_commands_that_change_a_run_are_refused_for_a_stopped_owner(
     kind: str, zygote: Zygote
 ) -> None:
     with schedule(f"{kind} {SEED} command", kind) as (place, _):

@@ -185,7 +185,7 @@ def test_what_fails_is_what_the_plan_says(
     assert replay(log_of(root)).contents() == {"f": (root / "f").read_bytes()}
 
 
-def test_operations_of_many_threads_are_in_the_order_in_which_they_happened(
+def test_operations_of_many_threads_are_in_the_order_they_happened(
     library: Path, root: Path
 ) -> None:
     program = """

@@ -110,7 +110,7 @@ trio.run(main)
 """
 
 
-def test_a_program_that_is_killed_leaves_no_process_and_goes_on_the_next_time(
+def test_a_killed_program_leaves_no_process_and_resumes_next_time(
     tmp_path: Path,
 ) -> None:
     marks = tmp_path / "marks"

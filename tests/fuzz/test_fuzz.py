@@ -45,7 +45,7 @@ def test_a_run_that_was_guided_by_nothing_says_so(said: str, complains: bool) ->
     assert bool(unguided(said)) is complains
 
 
-def test_the_process_of_a_target_imports_nothing_of_ours_before_atheris() -> None:
+def test_the_process_of_a_target_imports_atheris_before_our_code() -> None:
     code = "import sys, tests.fuzz.process; sys.exit(any('trio_ckpt' in m for m in sys.modules))"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, check=False)

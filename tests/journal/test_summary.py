@@ -201,7 +201,7 @@ PARTS = {
 }
 
 
-def test_listed_streams_come_first_by_their_position_and_the_librarys_own_not_at_all() -> None:
+def test_listed_streams_come_first_in_order_the_librarys_own_never() -> None:
     order = [("c", "x"), ("b", "x"), ("a", "x"), ("z", "x"), ("a", "y")]
     assert in_order(PARTS) == order
 

@@ -79,7 +79,7 @@ def damage(folder: Path, rng: random.Random, index: int, other: int) -> set[int]
     return {index}
 
 
-async def test_of_200_damages_every_one_is_found_and_exactly_those_are_redone(
+async def test_each_of_200_damages_is_found_and_exactly_those_are_redone(
     tmp_path: Path,
 ) -> None:
     rng, store, folder = random.Random(3), MemoryStore(), tmp_path / "s"

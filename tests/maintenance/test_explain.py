@@ -76,7 +76,7 @@ def said_of(progress: Progress, key: StreamKey = ("org/repo1", "pulls")) -> str:
 # -- the four troubleshooting entries of seed 004 -------------------------------------------------
 
 
-def test_troubleshooting_checkpoint_exists_but_collection_is_not_resuming() -> None:
+def test_troubleshooting_a_checkpoint_exists_but_nothing_resumes() -> None:
     """It says what is skipped and where the rest goes on; and that an archive is not used."""
     parts = {
         ("org/repo1", "pulls"): some(range(12), status=Status.COMPLETE, last_index=11, spent=0.25),
@@ -416,7 +416,7 @@ def test_few_streams_alike_have_a_sentence_each() -> None:
     assert len(said(many(some(range(3)), 6), "streams")) == 1
 
 
-def test_what_needs_a_word_comes_first_and_every_stream_is_in_one_sentence() -> None:
+def test_what_needs_a_word_comes_first_and_every_stream_is_named_once() -> None:
     parts = {
         ("done",): some(range(1), status=Status.COMPLETE),
         ("new",): Progress(),
@@ -440,7 +440,7 @@ def test_every_status_has_an_action() -> None:
         assert action_of(Progress(status=status)) in StartAction
 
 
-def test_holes_are_what_is_neither_confirmed_nor_skipped_below_the_last() -> None:
+def test_holes_are_neither_confirmed_nor_skipped_and_below_the_last() -> None:
     progress = some(range(1, 3), first_index=1, skipped=IndexSet([5, 6, 9]))
     progress.confirmed.add(7)
     assert holes(progress) == [(3, 5), (8, 9)]

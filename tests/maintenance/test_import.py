@@ -341,7 +341,7 @@ async def test_large_records_are_blobs_again(tmp_path: Path) -> None:
         assert all(size > 5_000 for size in put)
 
 
-async def test_a_good_forgery_shows_that_the_others_are_refused_for_what_they_say(
+async def test_a_good_forgery_passes_so_the_others_fail_by_their_content(
     tmp_path: Path,
 ) -> None:
     await make_archive(tmp_path)
@@ -381,7 +381,7 @@ async def facts_of(store: Store, run_id: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_no_command_on_the_imported_run_touches_the_files_of_the_other(
+async def test_no_command_on_the_imported_run_touches_the_others_files(
     tmp_path: Path, kind: str
 ) -> None:
     store = await make_store(kind, tmp_path / "s")

@@ -225,7 +225,7 @@ async def test_a_folder_that_is_gone_is_left_out(tmp_path: Path) -> None:
     assert (tmp_path / "moved" / "0.txt").exists()
 
 
-async def test_the_exception_of_the_block_leaves_as_it_is_and_what_was_saved_stays() -> None:
+async def test_an_exception_of_the_block_leaves_as_it_is_and_saves_stay() -> None:
     store, error = MemoryStore(), KeyError("mine")
     async with begin(store) as run:
         await write_pages(run, "t")

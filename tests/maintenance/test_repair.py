@@ -104,7 +104,7 @@ async def test_a_damaged_state_goes_back_to_the_newest_whole_one(
 
 
 @SCHEMES
-async def test_a_state_of_which_nothing_is_whole_begins_again_only_if_asked_for(
+async def test_a_state_that_is_nowhere_whole_begins_again_only_if_asked(
     scheme: str, tmp_path: Path
 ) -> None:
     url = f"{scheme}:{tmp_path / 's'}"

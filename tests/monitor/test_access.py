@@ -130,7 +130,7 @@ def test_a_foreign_origin_is_refused_though_it_has_the_secret(origin: str) -> No
         assert code(ACCESS.judge(scope(method, origin=origin))) == "foreign_origin"
 
 
-def test_what_a_foreign_page_asks_for_is_refused_but_a_link_to_the_page_is_not() -> None:
+def test_requests_of_a_foreign_page_are_refused_but_a_link_is_not() -> None:
     for site in ("cross-site", "same-site"):
         assert code(ACCESS.judge(scope(sec_fetch_site=site))) == "foreign_origin"
     link = scope(path="/", sec_fetch_site="cross-site", sec_fetch_mode="navigate")
@@ -139,7 +139,7 @@ def test_what_a_foreign_page_asks_for_is_refused_but_a_link_to_the_page_is_not()
     assert ACCESS.judge(scope(sec_fetch_site="none")) is AccessRole.VIEWER
 
 
-def test_the_pages_own_files_need_no_secret_and_nothing_else_does_without() -> None:
+def test_only_the_files_of_the_page_itself_need_no_secret() -> None:
     for path in OPEN_PATHS:
         assert ACCESS.judge(scope(path=path, authorization="")) is AccessRole.PUBLIC
         assert code(ACCESS.judge(scope("POST", path, authorization=""))) == "secret_needed"
@@ -370,7 +370,7 @@ async def test_one_listens_beyond_this_machine_only_with_protection() -> None:
             assert caught.group_contains(ValueError, match="secret")
 
 
-async def test_no_secret_is_in_what_is_logged_of_a_server_that_was_given_one(
+async def test_the_log_of_a_server_that_was_given_a_secret_never_has_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(0)

@@ -123,7 +123,7 @@ async def test_release_hands_an_item_back(autojump_clock: MockClock) -> None:
         assert (await jobs.release("job-t.000000")).count == 1
 
 
-async def test_cleanup_frees_the_checkpoints_of_what_is_over_and_of_nothing_else(
+async def test_cleanup_frees_the_checkpoints_of_ended_items_alone(
     autojump_clock: MockClock,
 ) -> None:
     async with training(1) as (site, jobs):

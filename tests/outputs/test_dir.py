@@ -277,7 +277,7 @@ def test_leftovers_that_cannot_be_removed_are_logged(
     outdir.close()
 
 
-def test_the_archive_keeps_paths_reports_the_missing_and_overwrites_nothing(
+def test_the_archive_keeps_paths_names_the_missing_overwrites_nothing(
     outdir: OutputDir, root: Path
 ) -> None:
     for name in ("f", "a/g"):

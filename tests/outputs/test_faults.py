@@ -65,7 +65,7 @@ def test_the_folder_whose_fsync_failed_takes_nothing_more(root: Path) -> None:
     outdir.close()
 
 
-def test_a_file_whose_fsync_failed_is_not_adopted_again_until_it_is_another(root: Path) -> None:
+def test_a_file_whose_fsync_failed_is_not_adopted_until_replaced(root: Path) -> None:
     system = FaultySystem()
     outdir = OutputDir.open(root, system=system)
     (root / "f").write_bytes(b"x")

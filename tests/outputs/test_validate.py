@@ -205,7 +205,7 @@ def test_the_message_names_file_field_and_reason() -> None:
     assert str(refuse(Line, [])) == "page-0017.json: an array is not an object"
 
 
-def test_of_several_problems_the_first_is_named_and_the_others_counted() -> None:
+def test_of_several_problems_the_first_is_named_the_others_counted() -> None:
     lines = [{"text": "a"}, {}, {"text": 1, "number": "x"}]
     error = refuse(Page, {"lines": lines, "a_bool": 1})
     assert (error.field, error.reason) == ("lines[1].text", "required, but missing (and 3 more)")
@@ -314,7 +314,7 @@ def test_a_schema_that_is_changed_later_changes_nothing() -> None:
 # ---------------------------------------------------------------------------------------
 
 
-def test_a_callable_gets_the_document_or_the_instance_of_the_class_before_it() -> None:
+def test_a_callable_gets_the_document_or_the_instance_made_before_it() -> None:
     seen: list[Any] = []
     accept([seen.append, Line, SCHEMA_ANY, seen.append], {"text": "a", "more": 1})
     assert seen == [{"text": "a", "more": 1}, Line("a")]

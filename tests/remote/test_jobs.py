@@ -464,7 +464,7 @@ async def test_what_is_done_is_not_done_again_by_the_next_foreman(
     assert seen.count(("begun", "x")) == 1
 
 
-async def test_a_worker_that_saves_its_result_and_dies_before_it_says_so_costs_no_work(
+async def test_a_worker_that_saved_its_result_and_died_costs_no_work(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The item is done: its run says so, and no worker begins it again."""

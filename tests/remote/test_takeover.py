@@ -132,7 +132,7 @@ def linked(socket: MemorySocket) -> tuple[Link, Connection]:
     return link, peer
 
 
-async def test_a_stopped_side_reads_what_came_before_it_calls_the_other_silent(
+async def test_a_paused_side_reads_what_came_before_it_calls_a_peer_silent(
     mock_clock: MockClock,
 ) -> None:
     here, there = socket_pair()

@@ -79,7 +79,7 @@ WAYS = {"fresh": by_fresh, "config": by_config, "reset": by_reset}
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("fault", FAULTS, ids=repr)
-async def test_whichever_save_fails_the_files_are_those_of_the_run_that_is_there(
+async def test_whichever_save_fails_the_files_are_those_of_the_stored_run(
     tmp_path: Path, fault: Any, way: Begin, autojump_clock: object
 ) -> None:
     """A resume goes on with what it finds: nothing old is lost, nothing old is taken for new."""
@@ -166,7 +166,7 @@ async def test_what_is_archived_once_is_not_moved_again(tmp_path: Path) -> None:
             assert (tmp_path / "0.txt").read_text() == "new 0"
 
 
-async def test_a_generation_that_was_pruned_or_is_damaged_leaves_its_files_in_place(
+async def test_a_pruned_or_damaged_generation_leaves_its_files_in_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Damaged(MemoryStore):

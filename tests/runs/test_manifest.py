@@ -43,7 +43,7 @@ def read(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_a_complete_run_leaves_a_manifest_with_every_output_and_its_hash(
+async def test_the_manifest_of_a_complete_run_has_every_output_and_its_hash(
     kind: str, tmp_path: Path
 ) -> None:
     store: Any = MemoryStore() if kind == "memory" else tmp_path / "r.ckpt"
@@ -167,7 +167,7 @@ async def test_a_complete_run_that_is_opened_again_keeps_its_manifest(tmp_path: 
     assert identity(tmp_path / "manifest.json") == before
 
 
-async def test_what_a_kill_leaves_of_a_manifest_is_removed_by_the_next_start(
+async def test_the_next_start_removes_what_a_kill_leaves_of_a_manifest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The end of the session is saved after it, so the next one knows that it was killed."""
@@ -190,7 +190,7 @@ async def test_what_a_kill_leaves_of_a_manifest_is_removed_by_the_next_start(
     assert read(tmp_path)["batches"] == 2
 
 
-async def test_what_a_manifest_that_failed_left_goes_when_it_is_written_again(
+async def test_remains_of_a_failed_manifest_go_when_it_is_written_again(
     tmp_path: Path,
 ) -> None:
     """The session ended well all the same: a manifest is written as well as may be."""
@@ -253,7 +253,7 @@ async def test_a_run_that_is_not_complete_any_more_has_no_manifest(
             assert not (tmp_path / "manifest.json").exists()
 
 
-async def test_one_that_is_outdated_does_not_pass_for_that_of_a_run_that_is_complete_again(
+async def test_an_outdated_manifest_does_not_pass_when_the_run_is_complete(
     tmp_path: Path,
 ) -> None:
     """All was done again, and then the session was killed, before it could say so."""
@@ -273,7 +273,7 @@ async def test_one_that_is_outdated_does_not_pass_for_that_of_a_run_that_is_comp
 
 
 @pytest.mark.parametrize("way", ["redo", "rewind", "retry", "none"])
-async def test_maintenance_moves_the_manifest_aside_before_it_changes_anything(
+async def test_maintenance_sets_the_manifest_aside_before_any_change(
     tmp_path: Path, way: str
 ) -> None:
     store = MemoryStore()

@@ -123,7 +123,7 @@ FLAKY = RetryTable((RetryRule((BodyError,), backoff_s=50.0, jitter=0.0),))
 
 
 @pytest.mark.parametrize("carrier", ["state", "cursor"])
-async def test_no_batch_overtakes_one_that_waits_for_its_next_attempt_where_they_have_an_order(
+async def test_no_ordered_batch_overtakes_one_that_waits_for_its_retry(
     carrier: str, autojump_clock: trio.testing.MockClock
 ) -> None:
     seen: list[tuple[int, Any]] = []
@@ -148,7 +148,7 @@ async def test_no_batch_overtakes_one_that_waits_for_its_next_attempt_where_they
     assert trio.current_time() == pytest.approx(50, abs=1)
 
 
-async def test_batches_that_stand_alone_overtake_one_that_waits_for_its_next_attempt(
+async def test_batches_that_stand_alone_overtake_one_that_waits_for_retry(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     seen = list[int]()
@@ -460,7 +460,7 @@ async def test_retry_after_pauses_the_stream_and_the_others_go_on(
     assert [name for name, _, _ in starts].count("limited") == 9
 
 
-async def test_a_pause_holds_a_sequential_loop_and_a_longer_one_lengthens_it(
+async def test_a_pause_holds_a_sequential_loop_and_a_longer_one_extends_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     starts: list[tuple[int, float]] = []

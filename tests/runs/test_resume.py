@@ -111,7 +111,7 @@ async def test_older_records_are_verified_beside_the_run(tmp_path: Path) -> None
     assert await write_pages(store, tmp_path, 1_500) == [3]
 
 
-async def test_with_a_cursor_the_stream_goes_back_to_before_the_damaged_batch(
+async def test_with_a_cursor_the_stream_rewinds_before_the_damaged_batch(
     tmp_path: Path,
 ) -> None:
     store = MemoryStore()

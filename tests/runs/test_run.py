@@ -194,7 +194,7 @@ async def test_a_stop_is_forced_after_the_grace_or_by_a_second_request(
     assert trio.current_time() == pytest.approx(0 if is_twice else 20, abs=1)
 
 
-async def test_a_body_error_during_a_stop_leaves_with_the_stop_as_its_context() -> None:
+async def test_an_error_of_a_body_during_a_stop_has_the_stop_as_context() -> None:
     with pytest.raises(BodyError) as info:
         async with begin("memory:") as run, run.open_stream("s") as stream:
             async for _ in stream.batches(range(1)):
@@ -471,7 +471,7 @@ async def test_swallowing_the_stop_does_not_make_the_run_complete() -> None:
                 await work(run)
 
 
-async def test_after_a_refused_checkpoint_the_failure_of_the_stream_is_saved() -> None:
+async def test_after_a_refused_checkpoint_the_streams_failure_is_saved() -> None:
     """The sequence goes on where the store is, however many were refused with it."""
     store = MemoryStore()
 

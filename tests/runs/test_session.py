@@ -215,7 +215,7 @@ async def test_more_sessions_than_fit_on_a_page() -> None:
     assert [view.how for view in await read_sessions(store, "r")] == ["ended", "ended"]
 
 
-async def test_an_end_that_cannot_be_saved_is_logged_and_is_a_kill_to_the_next(
+async def test_an_end_not_saved_is_logged_and_looks_like_a_kill_to_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     store = MemoryStore()

@@ -142,7 +142,7 @@ def test_a_bad_item_that_a_function_returns_is_refused_by_its_place() -> None:
 
 
 @BOTH
-def test_what_a_key_raises_leaves_with_the_item_that_it_was_called_with(
+def test_what_a_key_raises_leaves_with_the_item_it_was_called_with(
     form: Callable[[list[str]], Any],
 ) -> None:
     pages = source(form(PAGES), key=lambda item: {"a": "1"}[item])
@@ -180,7 +180,7 @@ async def test_a_list_that_grows_or_shrinks_under_a_loop_is_refused(
             pages.get(index)
 
 
-async def test_a_list_whose_places_are_taken_by_others_is_worked_on_as_it_was() -> None:
+async def test_a_list_whose_items_are_replaced_is_worked_on_as_it_was() -> None:
     items: list[Any] = [*PAGES]
     pages = source(items)
     await pages.note_items()

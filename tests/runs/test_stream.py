@@ -62,7 +62,7 @@ async def run_cancelled_at(k: int, program: Callable[[], Awaitable[None]]) -> bo
 
 
 @pytest.mark.parametrize("has_state", [False, True])
-async def test_cancelled_at_every_point_only_the_work_that_is_left_runs_again(
+async def test_cancelled_at_any_point_only_the_work_that_is_left_runs_again(
     has_state: bool,
 ) -> None:
     k, was_cut = 0, True
@@ -136,7 +136,7 @@ async def test_leaving_the_loop_after_complete_saves(how: str, first: int) -> No
 
 
 @pytest.mark.parametrize("is_completed", [False, True])
-async def test_an_exception_leaves_as_the_same_object_and_the_batch_runs_again(
+async def test_an_exception_leaves_unchanged_and_the_batch_runs_again(
     is_completed: bool,
 ) -> None:
     store, error = MemoryStore(), BodyError("late" if is_completed else "early")
@@ -156,7 +156,7 @@ async def test_an_exception_leaves_as_the_same_object_and_the_batch_runs_again(
     assert await left(store) == [0, 1, 2]
 
 
-async def test_a_forgotten_batch_is_an_error_at_the_next_step_and_at_the_end() -> None:
+async def test_a_forgotten_batch_is_an_error_at_the_next_step_or_the_end() -> None:
     store = MemoryStore()
     for _ in range(2):
         with pytest.raises(TokenNeverSettledError):

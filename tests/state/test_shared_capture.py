@@ -63,7 +63,7 @@ def descriptors() -> int:
     return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
-async def test_hundreds_of_streams_with_arrays_share_one_arena_and_one_tracker() -> None:
+async def test_hundreds_of_streams_with_arrays_share_an_arena_and_a_tracker() -> None:
     before = descriptors()
     async with begin() as run, AsyncExitStack() as stack:
         streams = [
@@ -109,7 +109,7 @@ async def one_stream(run: Run, name: str) -> None:
         await stream.finish()
 
 
-async def test_the_memory_of_a_stream_that_is_closed_is_not_watched_any_more(
+async def test_the_memory_of_a_closed_stream_is_no_longer_watched(
     kernel: Kernel,
 ) -> None:
     state = {"a": zeros(MIN_WATCHED_BYTES)}
@@ -132,7 +132,7 @@ class SlowStore(MemoryStore):
         return await super().put_blob(payload)
 
 
-async def test_more_streams_than_threads_save_through_an_arena_that_holds_two_of_them(
+async def test_more_streams_than_threads_save_through_an_arena_for_two(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """None waits for ever: one state is copied at a time, so no holder of memory waits for more,

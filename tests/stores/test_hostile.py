@@ -167,7 +167,7 @@ def _members(scheme: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda made: made.__name__.strip("_"))
-async def test_something_else_in_the_place_of_a_member_is_refused_or_harmless(
+async def test_a_thing_in_the_place_of_a_member_is_refused_or_harmless(
     scheme: str, obstacle: Callable[[Path, Path], None], tmp_path: Path
 ) -> None:
     """Of each member; and not a byte outside of the folder changes."""

@@ -191,7 +191,7 @@ DOCUMENTS = {
 
 
 @pytest.mark.parametrize("how", DOCUMENTS.values(), ids=DOCUMENTS)
-async def test_a_checkpoint_json_that_fits_its_check_and_nothing_else_is_refused(
+async def test_a_checkpoint_json_that_fits_its_check_alone_is_refused(
     how: Callable[[str], str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"
@@ -221,7 +221,7 @@ async def test_invalid_utf_8_in_a_checkpoint_json_is_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("depth", [DEEP, VERY_DEEP])
-async def test_a_marker_and_a_note_that_are_nested_are_refused_or_passed_over(
+async def test_a_nested_marker_and_a_nested_note_are_refused_or_passed_over(
     depth: int, tmp_path: Path
 ) -> None:
     folder = tmp_path / "store"

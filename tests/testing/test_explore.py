@@ -385,7 +385,7 @@ async def stubborn(world: World) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it is abandoned
-def test_a_program_that_swallows_its_end_is_stopped_and_the_error_says_so() -> None:
+def test_a_program_that_swallows_its_end_is_stopped_with_that_error() -> None:
     with pytest.raises(CrashFoundError, match="the program does not end: it goes on when it is"):
         explore_crashes(stubborn, nothing_to_check, points=("cancellation",), schedules=0)
     gc.collect()  # its coroutines complain here, not in another test

@@ -373,7 +373,7 @@ def contents(folder: Folder) -> set[bytes]:
     return found
 
 
-def test_the_folder_that_a_file_has_left_brings_the_way_to_it_when_it_is_synced() -> None:
+def test_syncing_the_folder_a_file_has_left_brings_the_path_to_it() -> None:
     files, root = disk()
     make(files, root, "f", b"data", synced=True)
     files.mkdir("old", dir_fd=root)

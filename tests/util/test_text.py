@@ -10,7 +10,7 @@ from trio_ckpt._util.index_set import IndexSet
 
 
 @given(st.text())
-def test_whatever_the_text_what_is_shown_is_printable_and_printable_text_is_kept(text: str) -> None:
+def test_any_text_is_shown_printable_and_printable_text_is_kept(text: str) -> None:
     shown = text_module.printable(text)
     assert shown.isprintable()
     assert (shown == text) == text.isprintable()

@@ -271,7 +271,7 @@ async def test_what_was_handed_back_is_not_gone_on_with() -> None:
         assert peer.told() == [MessageKind.CANCEL]
 
 
-async def test_a_worker_that_comes_back_late_goes_on_if_no_other_has_the_item() -> None:
+async def test_a_worker_back_late_goes_on_if_no_other_has_its_item() -> None:
     """Also while it is written down that it was lost."""
     pool = new_pool()
     peer = new_peer(pool, "a")
@@ -476,7 +476,7 @@ async def test_no_worker_is_kept_for_an_item_that_it_does_not_get() -> None:
 # -- a foreman that was stopped ------------------------------------------------------------------
 
 
-async def test_a_foreman_that_is_stopped_at_its_start_waits_for_who_has_an_item(
+async def test_a_foreman_stopped_at_its_start_waits_for_busy_workers(
     autojump_clock: MockClock,
 ) -> None:
     """Else what a worker is at would be begun a second time by another one."""

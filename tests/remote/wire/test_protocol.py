@@ -360,7 +360,7 @@ def test_credit_that_was_not_used_is_refused() -> None:
     assert worker.phase is ConnectionPhase.OPEN
 
 
-def test_a_large_kind_before_the_welcome_is_refused_at_its_first_frame() -> None:
+def test_a_large_kind_before_the_welcome_is_refused_at_once() -> None:
     foreman = Connection(None)
     big = m.JobItems("job-1", 0, [BIG])
     with pytest.raises(RemoteProtocolError, match="JOB_ITEMS arrived while new"):

@@ -110,7 +110,7 @@ def families(draw: st.DrawFn) -> list[Array]:
 
 @given(families())
 @settings(max_examples=70, deadline=None)
-def test_what_is_collected_comes_back_to_the_bit_and_aliased_as_it_was(family: list[Array]) -> None:
+def test_what_is_collected_comes_back_bit_for_bit_aliased_as_it_was(family: list[Array]) -> None:
     now = restore(collect(family))
     for is_, was in zip(now, family, strict=True):
         assert_same(is_, was)

@@ -238,7 +238,7 @@ def test_a_buffer_of_another_length_is_saved_in_full(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-def test_what_changes_a_lot_is_copied_first_and_that_is_undone_when_it_changes_less(
+def test_arrays_that_change_a_lot_are_copied_first_while_they_do(
     arena: Arena, tracked: bool
 ) -> None:
     chain = Chain(noise(7), arena, open_simulated() if tracked else None)

@@ -210,7 +210,7 @@ def test_memory_that_was_mapped_again_is_not_tracked_any_more() -> None:
     found.close()
 
 
-def test_memory_that_was_unmapped_behind_its_owner_is_not_tracked_any_more() -> None:
+def test_memory_unmapped_behind_its_owner_is_no_longer_tracked() -> None:
     kernel = ComparingKernel()
     tracker = open_tracker(kernel)
     assert isinstance(tracker, Tracker)

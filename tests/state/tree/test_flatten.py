@@ -382,7 +382,7 @@ def test_what_cannot_be_saved_is_named_by_its_path(value: Any, path: str, proble
     assert caught.value.path == path
 
 
-def test_an_attribute_that_is_no_field_is_refused_but_a_cached_property_is_not() -> None:
+def test_an_attribute_not_a_field_is_refused_but_no_cached_property() -> None:
     @dataclasses.dataclass
     class Sum:
         parts: list[int]
@@ -748,7 +748,7 @@ def test_tensors_are_leaves_and_no_framework_is_imported(
     assert PLAN.build(flat.tree, [tensor]) == {"w": [tensor, tensor]}
 
 
-def test_an_array_of_objects_is_saved_item_by_item_and_others_by_number() -> None:
+def test_arrays_of_objects_are_saved_by_item_and_others_by_number() -> None:
     inner = np.arange(3)
     objects = np.empty((2, 2), dtype=object)
     objects[0, 0], objects[1, 1] = inner, [objects.shape]
@@ -900,7 +900,7 @@ class Loosely:
         (WithDescriptor(), True),
     ],
 )
-def test_a_plan_knows_whether_to_read_a_state_runs_code_of_the_program(
+def test_a_plan_knows_whether_reading_a_state_runs_program_code(
     state: Any, *, runs_code: bool
 ) -> None:
     assert Plan.of(state).runs_code is runs_code

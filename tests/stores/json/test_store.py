@@ -131,7 +131,7 @@ def _there_and_back(payload: bytes) -> _json_records.Entry:
     return entry
 
 
-def test_a_record_that_lacks_its_kind_is_a_batch_as_it_is_in_its_bytes() -> None:
+def test_a_record_without_a_kind_is_a_batch_as_it_is_in_its_bytes() -> None:
     """And no error of ours: whether it is what was saved, its seal says."""
     raw = _json_records.msgspec.Raw(b'{"sequence":1,"seal":"","record":{"time":"","at":1.0}}')
     payload = _json_records.payload_of(_json_records.decode_entry(raw))
