@@ -178,6 +178,30 @@ def test_no_two_classes_of_the_package_have_one_name() -> None:
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
 
 
+TESTS = Path(__file__).parent
+MAX_NAME = 60
+"""How many letters the claim of a test has at most, without the word test."""
+MAX_TEST_LINES = 900
+"""How long a file of tests is at most; a longer one has two topics."""
+
+
+def test_the_name_of_a_test_is_a_claim_of_at_most_60_letters() -> None:
+    names = {
+        node.name
+        for path in TESTS.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    claims = {name.removeprefix("test_") for name in names if name.startswith("test_")}
+    assert len(claims) > 2000
+    assert {claim for claim in claims if len(claim) > MAX_NAME} == set()
+
+
+def test_no_file_of_tests_has_two_topics() -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in TESTS.rglob("*.py")}
+    assert {path for path, lines in lengths.items() if lines > MAX_TEST_LINES} == set()
+
+
 PRIVATE_ROOMS = [room for room in ROOMS if "_" in room and not room.startswith("__")]
 
 

@@ -4,249 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import enum
 import functools
-import math
 import random
-import struct
 import sys
 import threading
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from decimal import Decimal
 from fractions import Fraction
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any, Literal, NamedTuple, NewType, Optional, TypedDict
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
 from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import attrs
-import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
 
+from tests.state.tree.shapes import (
+    ARRAY_EXAMPLES,
+    PLAN,
+    STATES,
+    Layer,
+    Loose,
+    Mode,
+    Model,
+    Pair,
+    Point,
+    State,
+    seen,
+    there_and_back,
+)
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tree import flatten, format, identity
-from trio_ckpt.state._tree.classes import EXCLUDE
 from trio_ckpt.state._tree.format import Tag, Tree, decode_tree, encode_tree, pack
 from trio_ckpt.state._tree.identity import MAX_DEPTH
 from trio_ckpt.state._tree.leaves import StateChangedError
-
-
-class Mode(enum.Enum):
-    TRAIN = "train"
-    EVAL = (1, "eval")
-
-
-class Bits(enum.Flag):
-    A = 1
-    B = 2
-
-
-class Level(enum.IntEnum):
-    LOW = 1
-
-
-@attrs.frozen
-class Point:
-    x: Any
-    y: Any = 0
-
-
-@attrs.define
-class Layer:
-    weights: Any
-    mode: Mode = Mode.TRAIN
-    cache: dict[str, int] = attrs.field(factory=dict, metadata={EXCLUDE: True})
-
-
-@dataclasses.dataclass
-class Model:
-    layers: list[Layer]
-    table: dict[str, Any] = dataclasses.field(default_factory=dict)
-    client: Any = dataclasses.field(default=None, metadata={"exclude": True})
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Step:
-    number: int
-    loss: float = math.nan
-
-
-class Pair(NamedTuple):
-    left: Any
-    right: Any = None
-
-
-@attrs.define
-class State:
-    model: Model
-    points: tuple[Point, ...] = ()
-    extra: Any = None
-    step: Step | None = None
-    pair: Optional[Pair] = None  # noqa: UP045  # the old form is read too
-    level: Level | Bits = Level.LOW
-
-
-PLAN = Plan.of(State(Model([])))
-
-
-def there_and_back(plan: Plan[Any], state: Any) -> Any:
-    flat = plan.flatten(state)
-    tree = decode_tree(encode_tree(flat.tree))
-    assert pack(tree) == pack(flat.tree)
-    return plan.build(tree, [leaf.value for leaf in flat.arrays])
-
-
-def seen(value: Any) -> Any:
-    """A value as what can be compared: types, bits and order, whatever its own `==` says."""
-    kind = type(value)
-    name = (kind.__module__, kind.__qualname__)
-    if kind is float:
-        return name, struct.pack(">d", value)
-    if kind is complex:
-        return name, seen(value.real), seen(value.imag)
-    if kind in (list, tuple, deque, Pair):
-        return name, getattr(value, "maxlen", None), [seen(item) for item in value]
-    if kind in (set, frozenset):
-        return name, sorted(map(repr, map(seen, value)))
-    if isinstance(value, dict):
-        factory = getattr(value, "default_factory", None)
-        return name, factory, [(seen(key), seen(item)) for key, item in value.items()]
-    if attrs.has(kind):
-        return name, [seen(getattr(value, field.name)) for field in attrs.fields(kind)]
-    if dataclasses.is_dataclass(kind):
-        return name, [seen(getattr(value, field.name)) for field in dataclasses.fields(kind)]
-    if kind is np.ndarray and value.dtype.hasobject:
-        return name, value.shape, [seen(item) for item in value.ravel().tolist()]
-    if isinstance(value, (np.ndarray, np.generic)):
-        return name, value.dtype, value.shape, value.tobytes()
-    if isinstance(value, (datetime.datetime, datetime.time)):
-        return name, value.replace(tzinfo=None), value.fold, repr(value.tzinfo)
-    if isinstance(value, random.Random):
-        return name, value.getstate()
-    if isinstance(value, np.random.BitGenerator):
-        return name, repr(value.state), repr(getattr(value.seed_seq, "state", None))
-    if isinstance(value, np.random.Generator):
-        return name, seen(value.bit_generator)
-    if isinstance(value, np.random.RandomState):
-        return name, repr(value.get_state(legacy=False))
-    return name, repr(value)
-
-
-ZONES = st.sampled_from(
-    [
-        *(None, datetime.UTC, ZoneInfo("Europe/Paris"), ZoneInfo("UTC")),
-        datetime.timezone(datetime.timedelta(hours=-5, seconds=1)),
-        datetime.timezone(datetime.timedelta(0), "Z"),
-        datetime.timezone(datetime.timedelta(0), "UTC"),
-    ]
-)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-BIT_GENERATORS = st.builds(
-    lambda name, seed, drawn: (
-        (made := getattr(np.random, name)(seed)).random_raw(drawn, output=False),
-        made,
-    )[1],
-    st.sampled_from(["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"]),
-    st.integers(0, 2**70),
-    st.integers(0, 700),
-)
-FLOATS = st.one_of(
-    st.floats(),
-    st.sampled_from(
-        [-0.0, math.inf, *struct.unpack(">2d", bytes.fromhex("7ff0000000000001fff8000000beef00"))]
-    ),
-)
-SCALARS = st.one_of(
-    *(st.none(), st.booleans(), st.integers(), FLOATS, TEXT, st.binary(max_size=9)),
-    st.integers(-(2**200), 2**200),
-    st.builds(complex, FLOATS, FLOATS),
-)
-LEAVES = st.one_of(
-    SCALARS,
-    st.builds(
-        lambda at, zone, fold: at.replace(tzinfo=zone, fold=fold),
-        st.datetimes(),
-        ZONES,
-        st.integers(0, 1),
-    ),
-    *(st.dates(), st.timedeltas(), st.uuids(), st.fractions(), st.decimals(), ZONES),
-    st.builds(lambda at, zone: at.replace(tzinfo=zone, fold=1), st.times(), ZONES),
-    st.builds(range, st.integers(-9, 9), st.integers(), st.integers(1, 2**70)),
-    st.sampled_from([*Mode, *Level, Bits.A, Bits.A | Bits.B, Bits(0)]),
-    st.sampled_from([Path("a/b"), Path("/"), PurePosixPath("."), PureWindowsPath("C:\\x")]),
-)
-VALUES = st.recursive(
-    st.one_of(SCALARS.filter(lambda value: value == value), st.dates(), st.sampled_from(Mode)),
-    lambda inner: st.one_of(
-        st.builds(Point, inner, inner),
-        st.builds(Pair, inner, inner),
-        st.tuples(inner, inner),
-        st.frozensets(inner, max_size=3),
-    ),
-    max_leaves=4,
-)
-ARRAY_EXAMPLES: list[Any] = [
-    *(np.arange(6.0).reshape(2, 3), np.zeros(()), np.zeros((0, 3), "u1")),
-    *(np.zeros(2, [("a", "<i4"), ("b", "S3")]), np.ones(3, ml_dtypes.bfloat16)),
-    *(
-        np.float64(-0.0),
-        np.int8(-1),
-        np.bool_(True),
-        np.str_("é"),
-        np.str_(""),
-        np.bytes_(b"\0x"),
-    ),
-    *(np.datetime64("2024-01-01T01", "25s"), np.datetime64("NaT", "D"), np.timedelta64(3, "us")),
-    # NumPy 2.5 warns of a scalar without a unit that is made from a value, but states may hold one.
-    *np.array([np.iinfo("i8").min]).view("M8"),
-    *(np.float16(2), np.complex64(1j), ml_dtypes.bfloat16(1.5), ml_dtypes.float8_e4m3fn(0.5)),
-    *(ml_dtypes.int4(-3), np.zeros(1, [("a", "<i4")])[0], np.void(b"ab"), np.longdouble(1) / 3),
-]
-ARRAYS = st.sampled_from(ARRAY_EXAMPLES)
-
-
-def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    def objects(items: list[Any], shape: tuple[int, ...]) -> Any:
-        array = np.empty(len(items), dtype=object)
-        for at, item in enumerate(items):
-            array[at] = item
-        return array.reshape(shape)
-
-    return st.one_of(
-        *(st.lists(inner, max_size=4), st.lists(inner, max_size=3).map(tuple)),
-        *(st.lists(FLOATS, min_size=1, max_size=20), st.lists(st.integers(), max_size=9)),
-        *(st.dictionaries(TEXT, inner, max_size=3), st.dictionaries(VALUES, inner, max_size=3)),
-        *(st.sets(VALUES, max_size=4), st.frozensets(VALUES, max_size=4)),
-        st.builds(deque, st.lists(inner, max_size=3), st.none() | st.integers(3, 5)),
-        st.dictionaries(VALUES, inner, max_size=2).map(OrderedDict),
-        st.dictionaries(VALUES, st.integers(), max_size=2).map(Counter),
-        st.builds(defaultdict, st.sampled_from([None, list, int]), st.dictionaries(TEXT, inner)),
-        *(st.builds(Layer, inner, st.sampled_from(Mode)), st.builds(Point, inner, inner)),
-        *(st.builds(Pair, inner, inner), st.builds(Step, st.integers(), FLOATS)),
-        st.builds(
-            objects, st.lists(inner, min_size=2, max_size=2), st.sampled_from([(2,), (1, 2)])
-        ),
-        st.builds(objects, st.lists(inner, min_size=1, max_size=1), st.just(())),
-    )
-
-
-STATES = st.recursive(
-    st.one_of(
-        *(LEAVES, LEAVES, ARRAYS, st.binary(max_size=5).map(bytearray), BIT_GENERATORS),
-        st.integers().map(random.Random),
-        BIT_GENERATORS.map(np.random.Generator),
-        st.builds(
-            lambda seed: (made := np.random.RandomState(seed), made.standard_normal())[0],
-            st.integers(0, 99),
-        ),
-    ),
-    _containers,
-    max_leaves=12,
-)
 
 
 @settings(max_examples=300, deadline=None)
@@ -334,15 +128,6 @@ def test_a_class_or_an_object_of_identity_in_a_set_or_key_is_refused() -> None:
         with pytest.raises(NotEncodableError, match="identity"):
             Plan.of(state).flatten(state)
     assert there_and_back(Plan.of([Thing()]), [Thing()])
-
-
-# ---------------------------------------------------------------------------------------
-# What cannot be saved, with its path
-# ---------------------------------------------------------------------------------------
-
-
-class Loose:
-    pass
 
 
 class MyList(list[int]):
@@ -477,167 +262,6 @@ def test_what_the_flattener_lets_pass_the_decoder_takes(state: Any) -> None:
 )
 def test_the_count_on_the_way_in_holds_for_many_of_a_kind(make: Any) -> None:
     nodes_counted([make(n) for n in range(40)])
-
-
-# ---------------------------------------------------------------------------------------
-# Plans
-# ---------------------------------------------------------------------------------------
-
-Alias = NewType("Alias", Point)
-
-
-class Typed(TypedDict):
-    step: Step
-
-
-@attrs.define
-class Annotated:
-    a: list[Alias]
-    b: dict[str, Typed]
-    c: tuple[Pair, ...] | None
-    d: Literal[Mode.TRAIN] | None
-    e: Annotated | None
-    f: NowhereToBeFound  # type: ignore[name-defined]  # noqa: F821
-
-
-def test_annotations_show_the_classes_even_where_one_cannot_be_read() -> None:
-    plan = Plan.of(Annotated([], {}, None, None, None, 0))
-    inner = Annotated([], {}, None, None, None, 1)
-    state = Annotated([Alias(Point(1))], {"k": {"step": Step(1)}}, (Pair(1),), Mode.TRAIN, inner, 0)
-    assert seen(there_and_back(plan, state)) == seen(state)
-
-
-def test_without_annotations_the_initial_value_shows_the_classes() -> None:
-    initial = {"m": [Layer(0)], ("k", Mode.EVAL): {Pair(Point(1))}}
-    plan = Plan.of(initial)
-    state = {"other": [Layer(Point(2), Mode.EVAL)], "x": Mode.EVAL}
-    assert seen(there_and_back(plan, state)) == seen(state)
-    with pytest.raises(NotEncodableError, match="the initial state shows no Step"):
-        plan.flatten(Step(1))
-
-
-def test_nothing_is_built_or_imported_by_a_stored_name() -> None:
-    for label in ("subprocess:Popen", "tests:Loose", "builtins:object", "x", ""):
-        for tag in (Tag.OBJECT, Tag.NAMED_TUPLE, Tag.ENUM):
-            with pytest.raises(StateChangedError, match="has no class"):
-                PLAN.build({tag: [label, {}]}, [])
-    for label in (None, 1, [], {}):
-        with pytest.raises(StoreDamagedError):
-            PLAN.build({Tag.OBJECT: [label, {}]}, [])
-
-
-def test_a_class_is_found_by_its_name_in_another_module() -> None:
-    tree = PLAN.flatten(Point(1)).tree
-    tree[Tag.OBJECT][0] = tree[Tag.OBJECT][0].replace(__name__, "elsewhere")
-    assert PLAN.build(tree, []) == Point(1)
-    twins = [attrs.make_class("Point", ["x"]) for _ in range(2)]
-    for at, twin in enumerate(twins):
-        twin.__module__, twin.__qualname__ = f"m{at}", "Point"
-    state = [twin(1) for twin in twins]
-    result = there_and_back(Plan.of(state), state)
-    assert [type(item) for item in result] == twins
-
-
-def test_an_excluded_field_is_fresh_or_from_the_initial_state() -> None:
-    client = threading.Lock()
-    initial = State(Model([Layer(1, cache={"old": 1})], client=client))
-    plan = Plan.of(initial)
-    state = State(Model([Layer(1, cache={"new": 1}), Layer(2)], client=object()))
-    flat = plan.flatten(state)
-    assert b"cache" not in encode_tree(flat.tree)
-    assert b"client" not in encode_tree(flat.tree)
-    result = plan.build(flat.tree, [])
-    assert [layer.cache for layer in result.model.layers] == [{}, {}]
-    assert result.model.client is client
-    elsewhere = plan.build(plan.flatten(state.model).tree, [])
-    assert elsewhere.client is None
-
-
-def test_a_plan_does_not_hold_the_arrays_of_the_initial_state() -> None:
-    import gc
-
-    array = np.zeros(10)
-    plan = Plan.of(State(Model([Layer(array)])))
-    assert not any(found is plan or isinstance(found, Layer) for found in gc.get_referrers(array))
-
-
-def remade(cls: type, **fields: Any) -> type:
-    made = attrs.make_class(cls.__name__, fields)
-    made.__module__, made.__qualname__ = cls.__module__, cls.__qualname__
-    return made
-
-
-def test_a_new_field_gets_its_default_and_others_are_named() -> None:
-    tree = Plan.of([Point(1)]).flatten([Point(1, 2)]).tree
-    new = remade(Point, x=attrs.field(), y=attrs.field(), z=attrs.field(factory=list))
-    (found,) = Plan.of([new(0, 0)]).build(tree, [])
-    assert (found.x, found.y, found.z) == (1, 2, [])
-    takes_self = remade(
-        Point,
-        x=attrs.field(),
-        y=attrs.field(),
-        z=attrs.field(default=attrs.Factory(lambda self: self.x, True)),
-    )
-    (found,) = Plan.of([takes_self(0, 0)]).build(tree, [])
-    assert found.z == 1
-    missing = remade(Point, x=attrs.field(), y=attrs.field(), z=attrs.field())
-    with pytest.raises(StateChangedError, match="'z' of Point was not saved") as caught:
-        Plan.of([missing(0, 0, 0)]).build(tree, [])
-    assert caught.value.path == "state[0].z"
-    gone = remade(Point, x=attrs.field())
-    with pytest.raises(StateChangedError, match="Point has no field 'y' any more") as caught:
-        Plan.of([gone(0)]).build(tree, [])
-    assert caught.value.path == "state[0].y"
-    excluded = remade(Point, x=attrs.field(), y=attrs.field(metadata={EXCLUDE: True}))
-    (found,) = Plan.of([excluded(0, 5)]).build(tree, [])
-    assert (found.x, found.y) == (1, 5)
-
-
-def test_a_member_that_is_gone_is_named() -> None:
-    tree = PLAN.flatten(Mode.EVAL).tree
-    tree[Tag.ENUM][1] = "gone"
-    with pytest.raises(StateChangedError, match="Mode has no member of the value 'gone'"):
-        PLAN.build(tree, [])
-
-
-def test_a_member_may_be_of_any_value_and_a_kept_hash_is_made_again() -> None:
-    class Odd(enum.Enum):
-        LIST = [1, {"a": (2,)}]  # noqa: RUF012
-        NAN = math.nan
-        PAIR = Pair(1, Point(2))
-        FALSE = False
-        ZERO = "0"
-
-    @attrs.frozen(cache_hash=True)
-    class Slotted:
-        x: Any
-
-    @attrs.frozen(cache_hash=True, slots=False)
-    class Loose:
-        x: Any
-
-    state: list[Any] = [*Odd, {Slotted(Odd.NAN), Loose("a")}, Loose("b"), Slotted(2)]
-    assert all(map(hash, state[-2:]))
-    result = there_and_back(Plan.of(state), state)
-    assert result == state
-    assert all(one is other for one, other in zip(result[: len(Odd)], Odd, strict=True))
-
-
-def test_objects_are_made_without_init_and_unset_fields_stay_unset() -> None:
-    @attrs.define
-    class Strict:
-        x: int = attrs.field(validator=attrs.validators.gt(0))
-        y: int = attrs.field(init=False)
-
-        def __attrs_post_init__(self) -> None:
-            assert self.x != 7
-
-    state = Strict(8)
-    state_dict = attrs.evolve(state)
-    object.__setattr__(state_dict, "x", 7)
-    result = there_and_back(Plan.of(state), state_dict)
-    assert result.x == 7
-    assert not hasattr(result, "y")
 
 
 # ---------------------------------------------------------------------------------------
@@ -847,60 +471,3 @@ def test_a_saved_uuid_and_decimal_keep_their_text() -> None:
     assert [str(item) for item in there_and_back(Plan.of([]), state)] == [
         str(item) for item in state
     ]
-
-
-class Shouting(enum.Enum):
-    YES = "yes"
-
-    @property
-    def value(self) -> str:  # type: ignore[override]  # what is tested
-        return str(self._value_).upper()
-
-
-@attrs.define
-class Lazy:
-    one: int = 1
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(name)
-
-
-class Doubled:
-    """A descriptor of the program's."""
-
-    def __get__(self, instance: Any, owner: Any = None) -> int:
-        return 2
-
-    def __set__(self, instance: Any, value: int) -> None:
-        pass
-
-
-@dataclasses.dataclass
-class WithDescriptor:
-    one: int = Doubled()  # type: ignore[assignment]  # what is tested
-
-
-@attrs.define(slots=False)
-class Loosely:
-    one: int = 1
-    two: list[int] = attrs.field(factory=list[int])
-
-
-@pytest.mark.parametrize(
-    ("state", "runs_code"),
-    [
-        ({"a": [1, (2.0, "b")]}, False),
-        (Point(1, 2), False),
-        (Pair(1, "a"), False),
-        (Step(1), False),
-        (Loosely(), False),
-        ([Mode.EVAL, Bits.A, Level.LOW], False),
-        ([Shouting.YES], True),
-        (Lazy(), True),
-        (WithDescriptor(), True),
-    ],
-)
-def test_a_plan_knows_whether_reading_a_state_runs_program_code(
-    state: Any, *, runs_code: bool
-) -> None:
-    assert Plan.of(state).runs_code is runs_code
