@@ -13,8 +13,8 @@ from trio.testing import MockClock
 from tests.remote import functions
 from tests.remote.functions import gates
 from tests.remote.site import F, open_site, until
-from trio_ckpt.cli._overview import list_runs, show_run
-from trio_ckpt.cli._tell import explain
+from trio_ckpt.cli._explain import explain
+from trio_ckpt.cli._show import list_runs, show_run
 from trio_ckpt.cli._watch import watch
 from trio_ckpt.monitor._jobs import Jobs
 from trio_ckpt.monitor._sources import StoreSource
@@ -34,7 +34,7 @@ def _fresh() -> Iterator[None]:
 async def said_of(store: MemoryStore) -> tuple[Any, ...]:
     """Status, exit code and what is left, as each of them says it; they say the same."""
     (listed,) = (await list_runs(store, now=0.0)).document()["runs"]
-    shown = (await show_run(store, JOB, stream=None, every=True)).document()
+    shown = (await show_run(store, JOB, stream=None, show_all=True)).document()
     line = run_line(await StoreSource(store).stand(JOB))
     answers = [
         (document["status"], document["exit_code"], document["batches"]["left"])
@@ -61,7 +61,7 @@ async def test_a_job_with_nothing_done_is_not_complete(autojump_clock: MockClock
         await site.kill_foreman()
         await wait_free(store)
         assert await said_of(store) == ("interrupted", 75, 4, 0.0, "pending")
-        told = await explain(store, JOB, stream=None, every=True, now=0.0)
+        told = await explain(store, JOB, stream=None, show_all=True, now=0.0)
         text = "\n".join(str(block) for block in told.blocks())
         assert "is complete" not in text
         assert "4 batches are left" in text

@@ -11,7 +11,7 @@ import trio_ckpt
 from tests.cli.test_verify_full import alter
 from tests.cli.tools import Terminal
 from trio_ckpt.cli._app import COMMANDS
-from trio_ckpt.cli._key import MAC_KEY_VAR
+from trio_ckpt.cli._options import MAC_KEY_VAR
 from trio_ckpt.stores import open_store, read_mac_key
 
 KEY = b"a key of 32 characters, as hex.."

@@ -17,9 +17,9 @@ from trio.testing import MockClock
 import trio_ckpt
 from tests.beside import opened
 from trio_ckpt.abc import Store
-from trio_ckpt.cli._overview import show_run
-from trio_ckpt.cli._report import to_lines
-from trio_ckpt.cli._tell import explain, tell_checkpoints
+from trio_ckpt.cli._explain import explain, show_checkpoints
+from trio_ckpt.cli._render import to_lines
+from trio_ckpt.cli._show import show_run
 from trio_ckpt.cli._watch import watch
 from trio_ckpt.monitor._sources import StoreSource
 from trio_ckpt.monitor._views import failure_lines
@@ -53,7 +53,7 @@ def text_of(answer: Any) -> str:
 
 async def test_show_has_the_pending_tokens(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with working(tmp_path) as store:
-        answer = await show_run(store, "r", stream=None, every=False)
+        answer = await show_run(store, "r", stream=None, show_all=False)
         pending = answer.document()["pending"]
         assert pending["total"] == 2
         told = [(one["stream"], one["batch_index"], one["state"]) for one in pending["tokens"]]
@@ -65,25 +65,25 @@ async def test_show_has_the_pending_tokens(autojump_clock: MockClock, tmp_path: 
             ["org/a/pulls", "1", "pending"],
             ["org/b/pulls", "0", "pending"],
         ]
-        only = text_of(await show_run(store, "r", stream="org/a", every=False))
+        only = text_of(await show_run(store, "r", stream="org/a", show_all=False))
         assert "org/a/pulls" in only
         assert "org/b/pulls" not in only
     async with opened(tmp_path) as store:
-        answer = await show_run(store, "r", stream=None, every=False)
+        answer = await show_run(store, "r", stream=None, show_all=False)
         assert answer.document()["pending"] is None
         assert "pending in" not in text_of(answer)
 
 
 async def test_explain_says_what_is_open(autojump_clock: MockClock, tmp_path: Path) -> None:
     async with working(tmp_path) as store:
-        answer = await explain(store, "r", stream=None, every=False, now=time.time() + 100)
+        answer = await explain(store, "r", stream=None, show_all=False, now=time.time() + 100)
         text = text_of(answer)
         assert "2 batches are open at this moment, the oldest first: 'org/a/pulls' batch 1" in text
         assert "'org/b/pulls' batch 0 for 1 min" in text
-        text = text_of(await explain(store, "r", stream="org/a", every=False, now=time.time()))
+        text = text_of(await explain(store, "r", stream="org/a", show_all=False, now=time.time()))
         assert "1 batch is open at this moment, the oldest first: 'org/a/pulls' batch 1" in text
     async with opened(tmp_path) as store:
-        text = text_of(await explain(store, "r", stream=None, every=False, now=time.time()))
+        text = text_of(await explain(store, "r", stream=None, show_all=False, now=time.time()))
         assert "at this moment" not in text
 
 
@@ -136,11 +136,11 @@ async def test_a_snapshot_that_is_left_out_is_told_where_a_person_looks(
                     statistics = stream.statistics().state
                     assert statistics is not None
                     assert (statistics.left_out, statistics.problem) == (5, snapshots.problem)
-                    history = text_of(await tell_checkpoints(store, "r", stream="s", limit=20))
+                    history = text_of(await show_checkpoints(store, "r", stream="s", limit=20))
                     assert history.count(f"a snapshot is left out: {why}") == 1
-                    shown = text_of(await show_run(store, "r", stream=None, every=False))
+                    shown = text_of(await show_run(store, "r", stream=None, show_all=False))
                     assert f"5 snapshots of s left out: {why}" in shown
-                    text = text_of(await explain(store, "r", stream=None, every=False, now=0.0))
+                    text = text_of(await explain(store, "r", stream=None, show_all=False, now=0.0))
                     assert f": a snapshot is left out: {why}" in text
                     assert "Work went on." in text
                     lines = list(failure_lines(await StoreSource(store).stand("r")))
@@ -165,6 +165,6 @@ async def test_explain_says_what_a_complete_run_left_out(tmp_path: Path) -> None
                     await snapshots.point("a")
                     del stream.state["hook"]
                 batch.complete()
-        text = text_of(await explain(store, "r", stream=None, every=False, now=0.0))
+        text = text_of(await explain(store, "r", stream=None, show_all=False, now=0.0))
     assert "is complete" in text
     assert ": a snapshot is left out: state.hook cannot be stored: " in text

@@ -20,7 +20,7 @@ from tests.cli.tools import (
     session,
 )
 from trio_ckpt._journal.record import ErrorInfo, Opened, Record, RecordKind
-from trio_ckpt.cli._tell import KINDS
+from trio_ckpt.cli._explain import KINDS
 from trio_ckpt.stores._local.locks import lock_run
 
 READING = ["ls", "show", "watch", "explain", "history", "verify"]

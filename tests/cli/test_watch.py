@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_ckpt
-from trio_ckpt.cli._overview import show_run
+from trio_ckpt.cli._show import show_run
 from trio_ckpt.cli._watch import watch
 from trio_ckpt.stores import MemoryStore
 
@@ -182,7 +182,7 @@ async def test_a_stop_is_shown_with_what_it_waits_for(
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: drain(store, task_status=task_status))
         await trio.sleep(6.5)
-        answer = await show_run(store, "run", stream=None, every=False)
+        answer = await show_run(store, "run", stream=None, show_all=False)
         shown, document = answer.blocks()[0], answer.document()
         assert await watch(store, "run", every_s=6, as_json=as_json, file=out) == 75
     lines = out.getvalue().splitlines()

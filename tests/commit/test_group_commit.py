@@ -12,7 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_ckpt
 import trio_ckpt._journal.run_status
-import trio_ckpt.cli._overview
+import trio_ckpt.cli._show
 from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
 from trio_ckpt._commit.group_commit import GroupCommitter, open_committer
 from trio_ckpt._commit.pending_commit import PendingCommit
@@ -250,7 +250,7 @@ def test_what_is_accepted_is_read_back(
         view = await store.load_run("r")
         if view is not None:
             look = trio_ckpt._journal.run_status.run_status_from(store, view, None)  # type: ignore[attr-defined]
-            trio_ckpt.cli._overview._run_document(look)  # type: ignore[attr-defined]
+            trio_ckpt.cli._show._run_document(look)  # type: ignore[attr-defined]
 
     for _ in range(2):
         try:

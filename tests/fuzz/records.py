@@ -37,7 +37,7 @@ from trio_ckpt._util.plain import (
 from trio_ckpt._util.text import moment, printable, stream_name
 from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.cli._exits import CommandError
-from trio_ckpt.cli._look import choose_streams
+from trio_ckpt.cli._select import choose_streams
 from trio_ckpt.stores import _split
 from trio_ckpt.stores._json import files
 

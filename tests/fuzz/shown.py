@@ -15,9 +15,9 @@ from trio_ckpt._journal.record import Record, RecordKind, decode_record, encode_
 from trio_ckpt._util.errors import StoreDamagedError, StoreError, UnknownRunError
 from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.cli import _overview, _tell
+from trio_ckpt.cli import _explain, _show
 from trio_ckpt.cli._exits import CommandError
-from trio_ckpt.cli._report import to_json, to_lines
+from trio_ckpt.cli._render import to_json, to_lines
 from trio_ckpt.stores import MemoryStore
 
 KEY: StreamKey = ("a", "b")
@@ -63,11 +63,11 @@ def open_shown() -> Reader:
                 ]
                 await store.save(RunKey("run", 0, owner), group)
         for ask in (
-            partial(_overview.list_runs, now=NOW),
-            partial(_overview.show_run, run_id="run", stream=None, every=True),
-            partial(_tell.explain, run_id="run", stream=None, every=True, now=NOW),
-            partial(_tell.tell_sessions, run_id="run", limit=9),
-            partial(_tell.tell_checkpoints, run_id="run", stream="a/b", limit=9),
+            partial(_show.list_runs, now=NOW),
+            partial(_show.show_run, run_id="run", stream=None, show_all=True),
+            partial(_explain.explain, run_id="run", stream=None, show_all=True, now=NOW),
+            partial(_explain.show_sessions, run_id="run", limit=9),
+            partial(_explain.show_checkpoints, run_id="run", stream="a/b", limit=9),
         ):
             answer = await ask(store)
             to_json(answer.document())

@@ -23,25 +23,25 @@ from ._exits import (
     error_document,
     exit_code_of,
 )
-from ._report import to_json
+from ._render import to_json
 
 PROGRAM = "trio-ckpt"
 COMPLETE_VAR = "_TRIO_CKPT_COMPLETE"
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "ls": ("_reads", "List the runs of a store."),
-    "show": ("_reads", "Show where a run stands."),
-    "watch": ("_reads", "Watch a run until its process releases it, or a job until it is done."),
-    "explain": ("_reads", "Say in words what a start would do, and why."),
-    "history": ("_reads", "List the sessions of a run, or the checkpoints of a stream."),
+    "ls": ("_show", "List the runs of a store."),
+    "show": ("_show", "Show where a run stands."),
+    "watch": ("_watch", "Watch a run until its process releases it, or a job until it is done."),
+    "explain": ("_explain", "Say in words what a start would do, and why."),
+    "history": ("_explain", "List the sessions of a run, or the checkpoints of a stream."),
     "verify": ("_verify", "Compare the confirmed outputs with the files."),
-    "export": ("_writes", "Write a run into one file."),
-    "import": ("_writes", "Take a run out of a file."),
-    "retry": ("_writes", "Re-queue what was given up or has failed."),
-    "rewind": ("_writes", "Re-queue all that came after a batch."),
-    "compact": ("_writes", "Merge saved states, and drop old arrays."),
-    "reset": ("_writes", "Archive a run: the next start begins it again."),
-    "prune": ("_writes", "Remove archived generations of a run."),
+    "export": ("_change", "Write a run into one file."),
+    "import": ("_change", "Take a run out of a file."),
+    "retry": ("_change", "Re-queue what was given up or has failed."),
+    "rewind": ("_change", "Re-queue all that came after a batch."),
+    "compact": ("_change", "Merge saved states, and drop old arrays."),
+    "reset": ("_change", "Archive a run: the next start begins it again."),
+    "prune": ("_change", "Remove archived generations of a run."),
     "monitor": ("_monitor", "Show the runs of a store in a browser."),
     "doctor": ("_doctor", "Check this machine, and a store."),
     "foreman": ("_remote", "Accept jobs, and assign their items to workers."),

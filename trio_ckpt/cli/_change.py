@@ -10,16 +10,18 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import attrs
 import click
 
-from .._journal.progress import Progress
 from .._journal.record import Status
+from .._journal.run_status import RunStatus
 from .._journal.store import Owner, Pruned, RunKey, Store
 from .._maintenance.compact import Compacted
-from .._maintenance.export import export_run
+from .._maintenance.export import ExportSummary, export_run
 from .._maintenance.import_ import checked_archive, import_checked
 from .._maintenance.offline import open_maintenance
 from .._util.errors import RunLockedError
@@ -30,41 +32,41 @@ from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._retention import Retention
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
-from ._look import RunStatus, choose_stream, choose_streams, look_at, no_such_run, reading
-from ._report import CommandAnswer
+from ._options import (
+    TypedPath,
+    file_argument,
+    json_option,
+    output_dir_option,
+    print_answer,
+    run_argument,
+    store_argument,
+    store_command,
+    stream_option,
+    yes_option,
+)
+from ._render import CommandAnswer
+from ._select import choose_stream, choose_streams, no_such_run, read_status, reading
 
 MAX_BATCHES = 10_000_000  # that one command re-queues: more is a mistake in a number
-RETRY_REASON = "asked for with trio-ckpt retry"
-REWIND_REASON = "asked for with trio-ckpt rewind"
-RESET_REASON = "asked for with trio-ckpt reset"
+GO_ON = "start the program to go on"
 
 _SPAN = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", re.ASCII)
 
 
-@attrs.frozen
-class Confirmation:
-    """How a change is confirmed.
+def confirm(what: str, *, yes: bool) -> None:
+    """Ask on the terminal whether to go on, unless the user gave ``--yes``.
 
-    Attributes:
-        yes: The user gave ``--yes``: do not ask.
+    Raises:
+        CommandError: the answer is no, or there is no terminal to ask on.
     """
-
-    yes: bool
-
-    def ask(self, what: str) -> None:
-        """Ask on the terminal.
-
-        Raises:
-            CommandError: the answer is no, or there is no terminal to ask on.
-        """
-        if self.yes:
-            return
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise CommandError(
-                f"this would {what}; give --yes to do it without being asked", EXIT_USAGE
-            )
-        if not click.confirm(printable(f"This would {what}. Go on?"), err=True):
-            raise CommandError("nothing was changed", EXIT_REFUSED)
+    if yes:
+        return
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise CommandError(
+            f"this would {what}; give --yes to do it without being asked", EXIT_USAGE
+        )
+    if not click.confirm(printable(f"This would {what}. Go on?"), err=True):
+        raise CommandError("nothing was changed", EXIT_REFUSED)
 
 
 def parse_batches(text: str) -> IndexSet:
@@ -98,32 +100,22 @@ def parse_batches(text: str) -> IndexSet:
     return found
 
 
-async def _need_folder(output_dir: str | None) -> None:
-    """Make sure that the folder of outputs that the user named is there.
+async def _read_free(store: Store, run_id: str, output_dir: str | None = None) -> RunStatus:
+    """Read a run that is to be changed.
 
     Raises:
-        CommandError: it is not.
+        RunLockedError: a process runs it.
+        CommandError: there is no such run, or the output folder that the user named is gone.
     """
+    run = await read_status(store, run_id)
+    _refuse_owned(run_id, run.owner)
     if output_dir is not None and not await run_blocking(os.path.isdir, output_dir):
         raise CommandError(f"the output folder {output_dir} is not there", EXIT_NOT_FOUND)
-
-
-async def _look_at_free(store: Store, run_id: str) -> RunStatus:
-    """Read a run that is to be changed; refused at once while another process runs it."""
-    look = await look_at(store, run_id)
-    _refuse_owned(run_id, look.owner)
-    return look
-
-
-async def _generation_of_free(store: Store, run_id: str) -> int:
-    """The newest generation of a run that is to be pruned; its progress is not read."""
-    owner = await store.read_owner(run_id)
-    newest = await _generation_of(store, run_id)
-    _refuse_owned(run_id, owner)
-    return newest
+    return run
 
 
 async def _generation_of(store: Store, run_id: str) -> int:
+    """The newest generation of a run that is to be pruned; its progress is not read."""
     stored = await store.read_run(run_id)
     if stored is None:
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
@@ -136,96 +128,95 @@ def _refuse_owned(run_id: str, owner: Owner | None) -> None:
         raise RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)
 
 
+def _reason(command: str) -> str:
+    """Why batches are re-queued, in their records."""
+    return f"asked for with trio-ckpt {command}"
+
+
+def _changed(
+    run: RunStatus, keys: Sequence[StreamKey], *texts: str, **document: object
+) -> CommandAnswer:
+    streams = [list(key) for key in keys]
+    return _answer(run.store, *texts, run=run.run_id, streams=streams, **document)
+
+
+def _answer(store: Store, *texts: str, **document: object) -> CommandAnswer:
+    return CommandAnswer(lambda: {"store": store.url, **document}, lambda: texts)
+
+
 # ---------------------------------------------------------------------------------------
-# retry
+# retry and rewind
 # ---------------------------------------------------------------------------------------
 
 
 async def retry(
-    store: Store, run_id: str, *, stream: str | None, output_dir: str | None, consent: Confirmation
-) -> CommandAnswer:
-    """Re-queue skipped batches, and the batches at which streams failed."""
-    look = await _look_at_free(store, run_id)
-    await _need_folder(output_dir)
-    keys = choose_streams(look.keys, stream)
-    needed = [key for key in keys if _needs_retry(look.parts[key])]
-    built_over = [key for key in needed if look.parts[key].built_over is not None]
-    wanted = needed if stream is not None else [key for key in needed if key not in built_over]
-    batches = sum(len(look.parts[key].skipped) for key in wanted)
-    if wanted:
-        failed = plural(_failed(look, wanted), "failed stream")
-        skipped = plural(batches, "skipped batch")
-        consent.ask(f"re-queue {skipped} and {failed} of run {run_id!r}")
-        async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
-            await maintenance.retry(wanted)
-    document = {
-        "store": store.url,
-        "run": run_id,
-        "streams": [list(key) for key in wanted],
-        "batches": batches,
-        "built_over": [list(key) for key in built_over],
-    }
-    lines: list[str] = []
-    if wanted:
-        text = f"{plural(batches, 'batch')} of {plural(len(wanted), 'stream')} re-queued"
-        lines.append(f"{text}; start the program to go on")
-    elif not built_over:
-        lines.append("nothing was given up and no stream has failed: nothing to do")
-    lines += [_built_over(key, look.parts[key]) for key in built_over]
-    return CommandAnswer(lambda: document, lambda: lines)
-
-
-def _built_over(key: StreamKey, progress: Progress) -> str:
-    return (
-        f"stream {stream_name(key)!r} stays as it is: later batches build on batch "
-        f"{progress.built_over}, which was skipped; rewind the stream to before it"
-    )
-
-
-def _needs_retry(progress: Progress) -> bool:
-    return bool(progress.skipped) or progress.status is Status.FAILED
-
-
-def _failed(look: RunStatus, keys: list[StreamKey]) -> int:
-    return sum(look.parts[key].status is Status.FAILED for key in keys)
-
-
-async def redo(
     store: Store,
     run_id: str,
     *,
     stream: str | None,
-    batches: str,
+    batches: str | None,
     output_dir: str | None,
-    consent: Confirmation,
+    yes: bool,
+) -> CommandAnswer:
+    """Re-queue what was given up and what has failed for good."""
+    indexes = None if batches is None else parse_batches(batches)
+    run = await _read_free(store, run_id, output_dir)
+    if indexes is not None:
+        return await _redo(run, choose_stream(run.keys, stream), indexes, output_dir, yes=yes)
+    keys = choose_streams(run.keys, stream)
+    failed = [key for key in keys if run.parts[key].status is Status.FAILED]
+    needed = [key for key in keys if run.parts[key].skipped or key in failed]
+    built_over = [key for key in needed if run.parts[key].built_over is not None]
+    wanted = needed if stream is not None else [key for key in needed if key not in built_over]
+    skipped = sum(len(run.parts[key].skipped) for key in wanted)
+    texts: list[str] = []
+    if wanted:
+        streams = plural(sum(key in failed for key in wanted), "failed stream")
+        what = f"{plural(skipped, 'skipped batch')} and {streams}"
+        confirm(f"re-queue {what} of run {run_id!r}", yes=yes)
+        async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+            await maintenance.retry(wanted)
+        done = f"{plural(skipped, 'batch')} of {plural(len(wanted), 'stream')} re-queued"
+        texts.append(f"{done}; {GO_ON}")
+    elif not built_over:
+        texts.append("nothing was given up and no stream has failed: nothing to do")
+    texts += [
+        f"stream {stream_name(key)!r} stays as it is: later batches build on batch "
+        f"{run.parts[key].built_over}, which was skipped; rewind the stream to before it"
+        for key in built_over
+    ]
+    left = [list(key) for key in built_over]
+    return _changed(run, wanted, *texts, batches=skipped, built_over=left)
+
+
+async def _redo(
+    run: RunStatus, key: StreamKey, indexes: IndexSet, output_dir: str | None, *, yes: bool
 ) -> CommandAnswer:
     """Re-queue batches of one stream, also confirmed ones."""
-    indexes = parse_batches(batches)
-    look = await _look_at_free(store, run_id)
-    await _need_folder(output_dir)
-    key = choose_stream(look.keys, stream)
     undone = indexes.copy()
-    undone.subtract(look.parts[key].done)
+    undone.subtract(run.parts[key].done)
     if undone:
         raise CommandError(
             f"stream {stream_name(key)!r}: {batches_are(undone)} neither confirmed nor skipped: "
             "there is nothing to re-queue",
             EXIT_USAGE,
         )
-    consent.ask(
-        f"re-queue {plural(len(indexes), 'batch')} of stream {stream_name(key)!r} of run "
-        f"{run_id!r} and move their outputs aside"
-    )
-    async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
-        await maintenance.redo(key, indexes, RETRY_REASON)
-    document = {
-        "store": store.url,
-        "run": run_id,
-        "streams": [list(key)],
-        "batches": len(indexes),
-    }
-    text = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r} re-queued"
-    return CommandAnswer(lambda: document, lambda: [f"{text}; start the program to go on"])
+    what = f"{plural(len(indexes), 'batch')} of stream {stream_name(key)!r}"
+    confirm(f"re-queue {what} of run {run.run_id!r} and move their outputs aside", yes=yes)
+    async with open_maintenance(run.store, run.run_id, output_dir=output_dir) as maintenance:
+        await maintenance.redo(key, indexes, _reason("retry"))
+    return _changed(run, [key], f"{what} re-queued; {GO_ON}", batches=len(indexes))
+
+
+retry_command = store_command(
+    "retry",
+    retry,
+    run_argument,
+    stream_option,
+    click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones."),
+    output_dir_option,
+    yes_option,
+)
 
 
 async def rewind(
@@ -235,32 +226,37 @@ async def rewind(
     stream: str | None,
     to: int,
     output_dir: str | None,
-    consent: Confirmation,
+    yes: bool,
 ) -> CommandAnswer:
-    """Re-queue all batches of one stream after one of them, and restore its state of then."""
-    look = await _look_at_free(store, run_id)
-    await _need_folder(output_dir)
-    key = choose_stream(look.keys, stream)
+    """Go back to when batch K of a stream was the last one; state and cursor, too."""
+    run = await _read_free(store, run_id, output_dir)
+    key = choose_stream(run.keys, stream)
     name = stream_name(key)
-    taken = look.parts[key].done.after(to)
-    if taken:
-        consent.ask(
-            f"re-queue {plural(len(taken), 'batch')} of stream {name!r} of run {run_id!r}, "
-            f"all after batch {number(to)}, and move their outputs aside"
-        )
-        async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
-            taken = await maintenance.rewind(key, to=to, reason=REWIND_REASON)
-    document = {
-        "store": store.url,
-        "run": run_id,
-        "streams": [list(key)],
-        "batches": len(taken),
-    }
+    taken = run.parts[key].done.after(to)
     text = f"stream {name!r} has no batch after {number(to)}: nothing to do"
     if taken:
-        text = f"{plural(len(taken), 'batch')} of stream {name!r} re-queued"
-        text += "; start the program to go on"
-    return CommandAnswer(lambda: document, lambda: [text])
+        confirm(
+            f"re-queue {plural(len(taken), 'batch')} of stream {name!r} of run {run_id!r}, "
+            f"all after batch {number(to)}, and move their outputs aside",
+            yes=yes,
+        )
+        async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+            taken = await maintenance.rewind(key, to=to, reason=_reason("rewind"))
+        text = f"{plural(len(taken), 'batch')} of stream {name!r} re-queued; {GO_ON}"
+    return _changed(run, [key], text, batches=len(taken))
+
+
+rewind_command = store_command(
+    "rewind",
+    rewind,
+    run_argument,
+    stream_option,
+    click.option(
+        "--to", type=int, required=True, metavar="K", help="The last batch that stays confirmed."
+    ),
+    output_dir_option,
+    yes_option,
+)
 
 
 # ---------------------------------------------------------------------------------------
@@ -275,26 +271,21 @@ async def compact(
     stream: str | None,
     keep: int,
     archive: str | None,
-    consent: Confirmation,
+    yes: bool,
 ) -> CommandAnswer:
-    """Merge the saved states of streams, and drop the arrays of old ones."""
-    look = await _look_at_free(store, run_id)
-    keys = [key for key in choose_streams(look.keys, stream) if look.parts[key].has_state]
+    """Merge saved states, so that a start reads one, and drop old arrays."""
+    run = await _read_free(store, run_id)
+    keys = [key for key in choose_streams(run.keys, stream) if run.parts[key].has_state]
     done = Compacted()
     if keys:
-        consent.ask(
+        confirm(
             f"merge the saved states of {plural(len(keys), 'stream')} of run {run_id!r} and "
             f"{'drop' if archive is None else f'move to {archive}'} the large arrays of all "
-            f"but the newest {plural(keep, 'state')} and those pinned"
+            f"but the newest {plural(keep, 'state')} and those pinned",
+            yes=yes,
         )
         async with open_maintenance(store, run_id) as maintenance:
             done = await maintenance.compact(keys, retention=Retention(last=keep, archive=archive))
-    document = {
-        "store": store.url,
-        "run": run_id,
-        "streams": [list(key) for key in keys],
-        **attrs.asdict(done),
-    }
     text = "no state was saved as differences: nothing to merge"
     if done.merged:
         text = f"{plural(done.frames, 'saved state')} of {plural(done.merged, 'stream')} merged"
@@ -302,79 +293,108 @@ async def compact(
         fate = "dropped" if archive is None else f"moved to {archive}"
         text += f"; arrays of {plural(done.dropped, 'old state')} {fate}: "
         text += f"{plural(done.freed_bytes, 'byte')}"
-    return CommandAnswer(lambda: document, lambda: [text])
+    return _changed(run, keys, text, **attrs.asdict(done))
+
+
+compact_command = store_command(
+    "compact",
+    compact,
+    run_argument,
+    stream_option,
+    click.option(
+        "--keep",
+        type=click.IntRange(min=1),
+        default=Retention().last,
+        show_default=True,
+        metavar="N",
+        help="How many states keep their large arrays, the newest counted; pinned ones do, too.",
+    ),
+    click.option(
+        "--archive",
+        type=TypedPath(),
+        metavar="STORE",
+        help="Move the others there instead of deleting them.",
+    ),
+    yes_option,
+)
 
 
 async def reset(
-    store: Store, run_id: str, *, output_dir: str | None, consent: Confirmation
+    store: Store, run_id: str, *, stream: str | None, output_dir: str | None, yes: bool
 ) -> CommandAnswer:
-    """Archive a run: the next start begins it again.  Nothing is deleted."""
-    look = await _look_at_free(store, run_id)
-    await _need_folder(output_dir)
-    done = plural(look.summary().confirmed, "confirmed batch")
-    consent.ask(f"archive run {run_id!r} with {done} and their outputs, so that it begins again")
+    """Archive a run, so that the next start begins it again. Nothing is deleted."""
+    run = await _read_free(store, run_id, output_dir)
+    if stream is not None:
+        return await _reset_streams(run, choose_streams(run.keys, stream), output_dir, yes=yes)
+    done = plural(run.summary().confirmed, "confirmed batch")
+    confirm(
+        f"archive run {run_id!r} with {done} and their outputs, so that it begins again", yes=yes
+    )
     async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
-        await maintenance.reset(RESET_REASON)
-    generation = look.view.generation
-    document = {"store": store.url, "run": run_id, "archived_generation": generation}
+        await maintenance.reset(_reason("reset"))
+    generation = run.view.generation
     text = f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
-    text += "begins it again"
-    return CommandAnswer(lambda: document, lambda: [text])
+    return _answer(store, f"{text}begins it again", run=run_id, archived_generation=generation)
 
 
-async def reset_streams(
-    store: Store, run_id: str, *, stream: str, output_dir: str | None, consent: Confirmation
+async def _reset_streams(
+    run: RunStatus, keys: Sequence[StreamKey], output_dir: str | None, *, yes: bool
 ) -> CommandAnswer:
     """Begin some streams of a run again: all their batches are re-queued."""
-    look = await _look_at_free(store, run_id)
-    await _need_folder(output_dir)
-    keys = choose_streams(look.keys, stream)
-    batches = sum(len(look.parts[key].done) for key in keys)
-    what = f"{plural(len(keys), 'stream')} of run {run_id!r}"
-    done = plural(batches, "batch")
-    consent.ask(f"begin {what} again, with {done} re-queued and their outputs moved aside")
-    async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
+    batches = sum(len(run.parts[key].done) for key in keys)
+    what = f"{plural(len(keys), 'stream')} of run {run.run_id!r}"
+    done = f"{plural(batches, 'batch')} re-queued"
+    confirm(f"begin {what} again, with {done} and their outputs moved aside", yes=yes)
+    async with open_maintenance(run.store, run.run_id, output_dir=output_dir) as maintenance:
         for key in keys:
-            await maintenance.requeue_all(key, RESET_REASON)
-    document = {
-        "store": store.url,
-        "run": run_id,
-        "streams": [list(key) for key in keys],
-        "batches": batches,
-    }
-    text = f"{what} begin{'s' if len(keys) == 1 else ''} again, with {done} re-queued"
-    return CommandAnswer(lambda: document, lambda: [f"{text}; start the program to go on"])
+            await maintenance.requeue_all(key, _reason("reset"))
+    text = f"{what} begin{'s' if len(keys) == 1 else ''} again, with {done}; {GO_ON}"
+    return _changed(run, keys, text, batches=batches)
 
 
-async def prune(store: Store, run_id: str, *, keep: int, consent: Confirmation) -> CommandAnswer:
-    """Remove old generations of a run from the store, also of one that cannot be read."""
-    newest = await _generation_of_free(store, run_id)
+reset_command = store_command(
+    "reset", reset, run_argument, stream_option, output_dir_option, yes_option
+)
+
+
+async def prune(store: Store, run_id: str, *, keep: int, yes: bool) -> CommandAnswer:
+    """Remove archived generations of a run from the store."""
+    owner = await store.read_owner(run_id)
+    newest = await _generation_of(store, run_id)  # also of a run that cannot be read
+    _refuse_owned(run_id, owner)
     removed = Pruned(0, 0, 0)
+    kept = plural(keep, "generation")
+    text = f"run {run_id!r} has nothing older than its newest {kept}: nothing to prune"
     is_needed = keep == 0 or (
         newest >= keep and await store.read_run(run_id, newest - keep) is not None
     )
     if is_needed:
+        older = plural(newest + 1 - keep, "archived generation")
+        what = f"remove up to {older} of run {run_id!r}"
         if keep == 0:
-            consent.ask(f"remove run {run_id!r} from the store, its newest generation too")
-        else:
-            older = plural(newest + 1 - keep, "archived generation")
-            consent.ask(f"remove up to {older} of run {run_id!r}")
-        async with store.lock_run(run_id) as owner:
+            what = f"remove run {run_id!r} from the store, its newest generation too"
+        confirm(what, yes=yes)
+        async with store.lock_run(run_id) as number_of_owner:
             newest = await _generation_of(store, run_id)
-            removed = await store.prune(RunKey(run_id, newest, owner), keep=keep)
-    document = {
-        "store": store.url,
-        "run": run_id,
-        "generations": removed.generations,
-        "records": removed.records,
-        "bytes": removed.bytes,
-    }
-    text = f"{plural(removed.generations, 'generation')} removed: "
-    text += f"{plural(removed.records, 'record')}, {plural(removed.bytes, 'byte')}"
-    if not is_needed:
-        kept = plural(keep, "generation")
-        text = f"run {run_id!r} has nothing older than its newest {kept}: nothing to prune"
-    return CommandAnswer(lambda: document, lambda: [text])
+            removed = await store.prune(RunKey(run_id, newest, number_of_owner), keep=keep)
+        text = f"{plural(removed.generations, 'generation')} removed: "
+        text += f"{plural(removed.records, 'record')}, {plural(removed.bytes, 'byte')}"
+    return _answer(store, text, run=run_id, **attrs.asdict(removed))
+
+
+prune_command = store_command(
+    "prune",
+    prune,
+    run_argument,
+    click.option(
+        "--keep",
+        type=click.IntRange(min=0),
+        required=True,
+        metavar="N",
+        help="How many generations are left, the newest counted; 0 removes the run.",
+    ),
+    yes_option,
+)
 
 
 # ---------------------------------------------------------------------------------------
@@ -383,13 +403,13 @@ async def prune(store: Store, run_id: str, *, keep: int, consent: Confirmation) 
 
 
 async def export(
-    store: Store, run_id: str, path: str, *, with_outputs: bool, output_dir: str | None
+    store: Store, run_id: str, *, file: str, no_outputs: bool, output_dir: str | None
 ) -> CommandAnswer:
-    """Write a run into one file; it may be running."""
-    look = await look_at(store, run_id)
-    folder: str | None = output_dir or look.facts.get("output_dir")
+    """Write a run and its outputs into FILE; it may be running."""
+    run = await read_status(store, run_id)
+    folder: str | None = output_dir or run.facts.get("output_dir")
     outputs: OutputDir | None = None
-    if with_outputs and folder is not None:
+    if folder is not None and not no_outputs:
         if not await run_blocking(os.path.isdir, folder):
             raise CommandError(
                 f"the output folder {folder} is not there: give --output-dir if it was moved, or "
@@ -398,31 +418,56 @@ async def export(
             )
         outputs = await run_blocking(OutputDir.open, folder)
     try:
-        done = await export_run(store, look.run_id, path, outputs=outputs)
+        done = await export_run(store, run.run_id, file, outputs=outputs)
     finally:
         if outputs is not None:
             outputs.close()
-    text = f"run {look.run_id!r} is in {done.path}: {plural(done.streams, 'stream')}, "
-    text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}, "
-    text += f"{plural(done.size_bytes, 'byte')}"
-    return CommandAnswer(lambda: {"store": store.url, **attrs.asdict(done)}, lambda: [text])
+    text = f"run {run.run_id!r} is in {done.path}: {_amount(done)}, "
+    return _answer(store, text + plural(done.size_bytes, "byte"), **attrs.asdict(done))
 
 
-async def import_(
+export_command = store_command(
+    "export",
+    export,
+    run_argument,
+    file_argument,
+    click.option("--no-outputs", is_flag=True, help="Leave the output files out."),
+    output_dir_option,
+)
+
+
+def _amount(done: ExportSummary) -> str:
+    counts = (done.streams, "stream"), (done.records, "record"), (done.outputs, "output file")
+    return ", ".join(plural(count, noun) for count, noun in counts)
+
+
+@click.command("import")
+@store_argument
+@file_argument
+@click.option("--as", "run_id", metavar="RUN", help="Under another name.")
+@click.option(
+    "--output-dir", type=TypedPath(), metavar="FOLDER", help="Where the outputs are to go."
+)
+@json_option
+def import_command(
+    store: str, file: str, run_id: str | None, output_dir: str | None, as_json: bool
+) -> int:
+    """Import a run from FILE into a store, which is made if it is not there."""
+    query = partial(_import, store, file, run_id=run_id, output_dir=output_dir)
+    return print_answer(query, as_json=as_json)
+
+
+async def _import(
     url: str, path: str, *, run_id: str | None, output_dir: str | None
 ) -> CommandAnswer:
-    """Import a run from a file that was checked; the store is made if it is not there."""
     async with checked_archive(path, run_id=run_id) as checked, reading(url, create=True) as store:
         done = await import_checked(store, checked, output_dir=output_dir)
-        place, left_out = store.url, len(checked.archive.outputs) - done.outputs
-    text = f"run {done.run_id!r} is in {place}: {plural(done.streams, 'stream')}, "
-    text += f"{plural(done.records, 'record')}, {plural(done.outputs, 'output file')}"
-    texts = [text]
+        left_out = len(checked.archive.outputs) - done.outputs
+    texts = [f"run {done.run_id!r} is in {store.url}: {_amount(done)}"]
     if left_out:
         again = shlex.join(["trio-ckpt", "import", url, path])
         texts.append(
             f"{plural(left_out, 'output file')} of the run stayed in {done.path}; to have "
             f"{'it' if left_out == 1 else 'them'}: {again} --as NEW-NAME --output-dir FOLDER"
         )
-    document = {"store": place, **attrs.asdict(done), "outputs_left_out": left_out}
-    return CommandAnswer(lambda: document, lambda: texts)
+    return _answer(store, *texts, **attrs.asdict(done), outputs_left_out=left_out)

@@ -6,8 +6,8 @@ import shlex
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -35,10 +35,9 @@ from ..state._chain import read_chain
 from ..stores import open_store
 from ..stores._local.store import LocalStore
 from ._exits import EXIT_OK, EXIT_PROBLEMS
-from ._key import mac_key, mac_key_option
-from ._options import json_option, say
-from ._paths import TypedPath
-from ._report import Block, CommandAnswer, Table
+from ._options import TypedPath, json_option, mac_key_option, print_answer
+from ._render import Block, CommandAnswer, Document, Table
+from ._select import mac_key
 
 MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
 SILENT_S = 600.0  # an owned run that saves nothing for longer gets a finding
@@ -57,11 +56,7 @@ def doctor_command(store: str | None, as_json: bool) -> int:
 
     No test short of a power cut proves what fsync promises; doctor reports what is suspicious.
     """
-
-    async def main() -> CommandAnswer:
-        return await examine_all(store)
-
-    return say(main, as_json=as_json)
+    return print_answer(partial(examine_all, store), as_json=as_json)
 
 
 async def examine_all(url: str | None) -> CommandAnswer:
@@ -80,7 +75,7 @@ async def examine_all(url: str | None) -> CommandAnswer:
     )
 
 
-def _document(url: str | None, found: Sequence[MachineFinding], bad: int) -> dict[str, Any]:
+def _document(url: str | None, found: Sequence[MachineFinding], bad: int) -> Document:
     return {
         "store": url,
         "checks": [
@@ -155,18 +150,18 @@ async def _run(store: Store, run_id: str) -> MachineFinding:
     """Whether every record of a run that a start needs is what was saved, and who has it."""
     name = f"run {run_id}"
     try:
-        look = await read_run_status(store, run_id)
+        status = await read_run_status(store, run_id)
     except StoreDamagedError as error:
         advice = "restore the store from a copy; the other runs are not affected"
         return MachineFinding(name, Verdict.BAD, one_line(str(error)), advice)
-    if look is None:
+    if status is None:
         return MachineFinding(name, Verdict.NOTE, "it was removed since")
-    summary = look.summary()
-    text = f"{plural(len(look.keys), 'stream')}, {plural(summary.confirmed, 'batch')} confirmed"
-    if look.owner is None:
+    summary = status.summary()
+    text = f"{plural(len(status.keys), 'stream')}, {plural(summary.confirmed, 'batch')} confirmed"
+    if status.owner is None:
         return MachineFinding(name, Verdict.GOOD, f"{text}; no process has it")
-    text += f"; process {look.owner.pid} on {look.owner.host} has it"
-    silent_s = time.time() - (look.last_activity() or look.owner.since.timestamp())
+    text += f"; process {status.owner.pid} on {status.owner.host} has it"
+    silent_s = time.time() - (status.last_activity() or status.owner.since.timestamp())
     if silent_s > SILENT_S:
         text += f", and has saved nothing for {duration(silent_s)}"
         return MachineFinding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
@@ -176,11 +171,11 @@ async def _run(store: Store, run_id: str) -> MachineFinding:
 async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
     """What a start of a run needs and would not find; nothing of a run that is damaged."""
     with suppress(StoreDamagedError):
-        look = await read_run_status(store, run_id)
-        if look is None:
+        status = await read_run_status(store, run_id)
+        if status is None:
             return
-        losses = await find_losses(store, look.view, look.facts.get("output_dir"))
-        name, names = f"run {run_id}", stream_names(look.keys)
+        losses = await find_losses(store, status.view, status.facts.get("output_dir"))
+        name, names = f"run {run_id}", stream_names(status.keys)
         command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
         for lost in losses.states[:MAX_LOSSES]:
             text = render(state_lost(quoted_name(names[lost.stream]), lost, command))

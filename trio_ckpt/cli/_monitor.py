@@ -19,10 +19,9 @@ from ._exits import (
     EXIT_USAGE,
     CommandError,
 )
-from ._look import reading
-from ._options import store_argument
-from ._paths import TypedPath
-from ._report import Pairs, to_json, to_lines
+from ._options import TypedPath, store_argument
+from ._render import Pairs, to_json, to_lines
+from ._select import reading
 
 SECRET_VAR = "TRIO_CKPT_MONITOR_SECRET"  # noqa: S105  # the name of one
 ACTION_SECRET_VAR = "TRIO_CKPT_ACTION_SECRET"  # noqa: S105  # likewise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, TypeVar
+from functools import partial, wraps
+from typing import Protocol, TypeVar
 
 import click
 import trio
@@ -14,26 +16,50 @@ from click.shell_completion import CompletionItem
 from .._journal.store import Store
 from .._util.text import stream_name
 from ._exits import EXIT_REFUSED, CommandError
-from ._key import mac_key_option
-from ._look import look_at, reading
-from ._paths import TypedPath
-from ._report import CommandAnswer, show, to_json
+from ._render import CommandAnswer, print_blocks, to_json
+from ._select import MAC_KEY_PLACE, read_status, reading
 
+MAC_KEY_VAR = "TRIO_CKPT_MAC_KEY_FILE"
 DEFAULT_LIMIT = 20
 
-F = TypeVar("F", bound=Callable[..., Any])
+_HOME = re.compile(r"([a-z]+:)?~")
+
+F = TypeVar("F", bound=Callable[..., object])
 
 
-def complete_run(ctx: click.Context, _param: click.Parameter, start: str) -> list[CompletionItem]:
+class TypedPath(click.Path):
+    """A path on the command line, or in a variable; a shell expands ``~`` at its very begin only.
+
+    ``--key=~/x`` and ``sqlite:~/x`` come as they are typed, and would make a folder of that name.
+    """
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """See `click.Path`; what begins with ``~`` fails."""
+        if isinstance(value, str) and _HOME.match(value):
+            self.fail(f"{value!r} begins with '~', which the shell left: write $HOME", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+# ---------------------------------------------------------------------------------------
+# Completion
+# ---------------------------------------------------------------------------------------
+
+
+def _complete_run(ctx: click.Context, _param: click.Parameter, start: str) -> list[CompletionItem]:
     """The names of the runs in the store that was typed."""
     return _complete(ctx, start, _run_names)
 
 
-def complete_stream(
+def _complete_stream(
     ctx: click.Context, _param: click.Parameter, start: str
 ) -> list[CompletionItem]:
     """The names of the streams of the run that was typed."""
-    return _complete(ctx, start, partial(_stream_names, run_id=_typed(ctx, "run", 1)))
+    return _complete(ctx, start, partial(_stream_names, run_id=_typed(ctx, "run_id", 1)))
 
 
 def _complete(
@@ -63,71 +89,109 @@ async def _run_names(store: Store) -> list[str]:
 
 
 async def _stream_names(store: Store, *, run_id: str | None) -> list[str]:
-    return [stream_name(key) for key in (await look_at(store, run_id)).keys]
+    return [stream_name(key) for key in (await read_status(store, run_id)).keys]
 
 
-def store_argument(command: F) -> F:
-    return click.argument("store", type=TypedPath())(mac_key_option(command))
+# ---------------------------------------------------------------------------------------
+# Arguments and options
+# ---------------------------------------------------------------------------------------
 
 
-def run_argument(*, required: bool) -> Callable[[F], F]:
-    return click.argument("run", required=required, shell_complete=complete_run)
+def _remember(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
+    ctx.meta[MAC_KEY_PLACE] = path
 
 
+# A key is in a file, never typed, because every user can read a command line.
+mac_key_option = click.option(
+    "--mac-key-file",
+    type=TypedPath(),
+    metavar="FILE",
+    envvar=MAC_KEY_VAR,
+    expose_value=False,
+    callback=_remember,
+    help=f"The key that the store is sealed with; or set {MAC_KEY_VAR}.",
+)
+any_run_argument = click.argument(
+    "run_id", metavar="[RUN]", required=False, shell_complete=_complete_run
+)
+run_argument = click.argument("run_id", metavar="RUN", shell_complete=_complete_run)
+file_argument = click.argument("file", type=TypedPath())
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document.")
-all_option = click.option("--all", "every", is_flag=True, help="Leave nothing out.")
+all_option = click.option("--all", "show_all", is_flag=True, help="Leave nothing out.")
 yes_option = click.option("--yes", is_flag=True, help="Do it without asking.")
 stream_option = click.option(
     "--stream",
     metavar="NAME",
-    shell_complete=complete_stream,
+    shell_complete=_complete_stream,
     help='Only this stream or group, named as messages name it: "org/repo1/pulls", "org/repo1". '
     'Where two have one name: the JSON array of its parts, \'["org/repo1", "pulls"]\'.',
 )
 output_dir_option = click.option(
     "--output-dir", type=TypedPath(), metavar="FOLDER", help="Where the outputs are now."
 )
+limit_option = click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=DEFAULT_LIMIT,
+    show_default=True,
+    metavar="N",
+    help="How many, the newest first.",
+)
 
 
-def limit_option(command: F) -> F:
-    return click.option(
-        "--limit",
-        type=click.IntRange(min=1),
-        default=DEFAULT_LIMIT,
-        show_default=True,
-        metavar="N",
-        help="How many, the newest first.",
-    )(command)
+def store_argument(command: F) -> F:
+    """Add the store and its key to a command."""
+    return click.argument("store", type=TypedPath())(mac_key_option(command))
 
 
-def answer(
-    url: str,
-    ask: Callable[[Store], Awaitable[CommandAnswer]],
-    *,
-    as_json: bool,
-) -> int:
-    """Query an existing store and print the answer; returns the exit code."""
-
-    async def main() -> CommandAnswer:
-        async with reading(url) as store:
-            return await ask(store)
-
-    return say(main, as_json=as_json)
+# ---------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------
 
 
-def say(main: Callable[[], Awaitable[CommandAnswer]], *, as_json: bool) -> int:
-    """Print an answer; returns the exit code.
+class Option(Protocol):
+    """What click makes of an argument or an option: a decorator."""
+
+    def __call__(self, command: F, /) -> F: ...
+
+
+def store_command(
+    name: str, query: Callable[..., Awaitable[CommandAnswer]], *options: Option
+) -> click.Command:
+    """Make a command of an async function of an open store.
+
+    Args:
+        name: How it is typed.
+        query: Called with the store, and with the options by name; its docstring is the help.
+        options: Besides the store and ``--json``.
+    """
+
+    @wraps(query)
+    def command(store: str, as_json: bool, **typed: object) -> int:
+        async def main() -> CommandAnswer:
+            async with reading(store) as opened:
+                return await query(opened, **typed)
+
+        return print_answer(main, as_json=as_json)
+
+    for option in (json_option, *reversed(options)):
+        command = option(command)
+    return click.command(name)(store_argument(command))
+
+
+def print_answer(query: Callable[[], Awaitable[CommandAnswer]], *, as_json: bool) -> int:
+    """Run a query and print its answer; returns the exit code.
 
     Raises:
         CommandError: standard output does not take it.
     """
-    answer = trio.run(main)
+    answer = trio.run(query)
     content = to_json(answer.document()) if as_json else answer.blocks()
     try:
         if isinstance(content, str):
             print(content)
         else:
-            show(content)
+            print_blocks(content)
         sys.stdout.flush()
     except BrokenPipeError:
         raise

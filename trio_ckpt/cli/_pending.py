@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from .._journal.run_status import RunStatus
 from .._runs.live_view import LiveToken, LiveView, read_live
 from .._util.plain import StreamKey
-from .._util.text import duration, iso_moment, plural, stopping_text, stream_name
-from ._report import Block, capped
+from .._util.text import duration, iso_moment, number, plural, stopping_text, stream_name
+from ._render import Block, Document, capped
 
 COLUMNS = ("pending in", ">batch", "state", ">age")
 
 
-async def live_of(look: RunStatus) -> LiveView | None:
+async def live_of(run: RunStatus) -> LiveView | None:
     """What the live owner of a run has published last; None: there is no owner, or no such thing.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    if look.owner is None:
+    if run.owner is None:
         return None
-    return await read_live(look.store, look.run_id, look.view.owner)
+    return await read_live(run.store, run.run_id, run.view.owner)
 
 
-def pending_document(live: LiveView | None, now: float) -> dict[str, Any] | None:
+def pending_document(live: LiveView | None, now: float) -> Document | None:
     """The pending tokens, for programs; null: they cannot be seen."""
     if live is None:
         return None
@@ -51,7 +50,7 @@ def pending_text(live: LiveView, now: float) -> str:
     if not live.tokens:
         return "no token is pending"
     oldest = live.tokens[0]
-    where = f"{stream_name(oldest.stream)} batch {oldest.batch_index:,}"
+    where = f"{stream_name(oldest.stream)} batch {number(oldest.batch_index)}"
     age = duration(_age_s(oldest, now))
     return f"{plural(live.pending, 'token')}, the oldest ({where}) for {age}"
 
@@ -81,7 +80,7 @@ def pending_blocks(
     def row(token: LiveToken) -> tuple[str, ...]:
         return (
             names.get(token.stream, stream_name(token.stream)),
-            f"{token.batch_index:,}",
+            number(token.batch_index),
             token.state,
             duration(_age_s(token, now)),
         )
@@ -99,7 +98,7 @@ def left_out_pairs(live: LiveView | None, names: Mapping[StreamKey, str]) -> lis
     return pairs
 
 
-def stopping_document(live: LiveView | None) -> dict[str, Any] | None:
+def stopping_document(live: LiveView | None) -> Document | None:
     """A stop that is under way, for programs; null: there is none, or it cannot be seen."""
     if live is None or live.stopping is None:
         return None

@@ -27,10 +27,9 @@ from ..remote._wire.link import SILENCE_S
 from ..remote._worker.calls import PATIENCE_S
 from ..stores import open_store
 from ._exits import EXIT_OK, EXIT_USAGE, CommandError
-from ._key import mac_key
-from ._options import json_option, store_argument
-from ._paths import TypedPath
-from ._report import to_json
+from ._options import TypedPath, json_option, store_argument
+from ._render import to_json
+from ._select import mac_key
 
 SECRET_VARIABLE = "TRIO_CKPT_SECRET"  # noqa: S105  # its name, not its value
 MAX_SECRET_FILE_BYTES = 4_096

@@ -1,50 +1,49 @@
-"""`verify`: compares the confirmed outputs with the files.  It needs more imports than `ls`."""
+"""`verify`: compares what is there with what was saved, and repairs it if asked."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing, closing
 from functools import partial
 from typing import Literal
 
+import attrs
 import click
 
-from .._journal.store import Store
+from .._journal.run_status import RunStatus
+from .._journal.store import Finding, Repaired
 from .._maintenance.drift import Drift, DriftProblem, find_drift
+from .._maintenance.repair import RepairReport, repair_all
 from .._maintenance.verify_states import StateCheck, StateProblem, check_states
+from .._maintenance.verify_store import check_all
 from .._runs.verify import MISSING, MISSING_MANY
+from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey
-from .._util.text import plural, quoted_name, stream_names
+from .._util.text import number, plural, quoted_name, stream_names
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
-from ._change import Confirmation
-from ._exits import (
-    EXIT_NOT_FOUND,
-    EXIT_OK,
-    EXIT_PROBLEMS,
-    EXIT_USAGE,
-    CommandError,
-)
-from ._look import RunStatus, choose_streams, look_at
+from ._change import confirm
+from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandError
 from ._options import (
     all_option,
-    answer,
+    any_run_argument,
     json_option,
     output_dir_option,
-    run_argument,
-    say,
+    print_answer,
     store_argument,
     stream_option,
     yes_option,
 )
-from ._overview import MAX_ROWS
-from ._report import Block, CommandAnswer, capped
-from ._verify_full import RepairOptions, verify_all
+from ._render import Block, CommandAnswer, Document, capped, row_limit
+from ._select import choose_streams, mac_key, no_such_run, read_status, reading
+
+Mode = Literal["size", "sha256"]
 
 
 @click.command("verify")
 @store_argument
-@run_argument(required=False)
+@any_run_argument
 @stream_option
 @click.option(
     "--sha256", is_flag=True, help="Read every file, and every saved state, and compare hashes."
@@ -68,14 +67,14 @@ from ._verify_full import RepairOptions, verify_all
 @json_option
 def verify_command(
     store: str,
-    run: str | None,
+    run_id: str | None,
     stream: str | None,
     sha256: bool,
     full: bool,
     repair: bool,
     cut: bool,
     output_dir: str | None,
-    every: bool,
+    show_all: bool,
     yes: bool,
     as_json: bool,
 ) -> int:
@@ -87,48 +86,52 @@ def verify_command(
     if full or repair:
         if stream is not None:
             raise CommandError("--full looks at whole runs: leave --stream out", EXIT_USAGE)
-        options = RepairOptions(may_cut=cut, consent=Confirmation(yes)) if repair else None
-        check = partial(verify_all, store, run, output_dir=output_dir, every=every, options=options)
-        return say(check, as_json=as_json)
+        options = RepairOptions(may_cut=cut, yes=yes) if repair else None
+        query = partial(
+            verify_all, store, run_id, output_dir=output_dir, show_all=show_all, options=options
+        )
+        return print_answer(query, as_json=as_json)
     if cut or yes:
         raise CommandError("--accept-loss and --yes go with --repair", EXIT_USAGE)
-    ask = partial(
-        verify,
-        run_id=run,
-        stream=stream,
-        mode="sha256" if sha256 else "size",
-        output_dir=output_dir,
-        every=every,
-    )
-    return answer(store, ask, as_json=as_json)
+
+    async def main() -> CommandAnswer:
+        async with reading(store) as opened:
+            run = await read_status(opened, run_id)
+            keys = choose_streams(run.keys, stream)
+            mode: Mode = "sha256" if sha256 else "size"
+            return await verify(run, keys, mode, output_dir=output_dir, show_all=show_all)
+
+    return print_answer(main, as_json=as_json)
+
+
+# ---------------------------------------------------------------------------------------
+# Outputs and states
+# ---------------------------------------------------------------------------------------
 
 
 async def verify(
-    store: Store,
-    run_id: str | None,
+    run: RunStatus,
+    keys: Sequence[StreamKey],
+    mode: Mode,
     *,
-    stream: str | None,
-    mode: Literal["size", "sha256"],
     output_dir: str | None,
-    every: bool,
+    show_all: bool,
 ) -> CommandAnswer:
     """Check every confirmed output, and change nothing."""
-    look = await look_at(store, run_id)
-    keys = choose_streams(look.keys, stream)
-    folder: str | None = output_dir or look.facts.get("output_dir")
+    folder: str | None = output_dir or run.facts.get("output_dir")
     drift, states = Drift(0, 0, ()), None
     if folder is None:
-        if any(look.parts[key].outputs or look.parts[key].sinks for key in keys):
+        if any(run.parts[key].outputs or run.parts[key].sinks for key in keys):
             raise CommandError(
                 "the run does not say where its outputs are: give --output-dir", EXIT_USAGE
             )
     else:
-        drift = await _find_drift(look, folder, keys, mode)
+        drift = await _find_drift(run, folder, keys, mode)
     if mode == "sha256":
-        states = await check_states(look.store, look.view, keys)
+        states = await check_states(run.store, run.view, keys)
     document = {
-        "store": store.url,
-        "run": look.run_id,
+        "store": run.store.url,
+        "run": run.run_id,
         "output_dir": folder,
         "mode": mode,
         "checked_files": drift.files,
@@ -154,11 +157,11 @@ async def verify(
             for problem in (states.problems if states is not None else ())
         ],
     }
-    sinks = {key: look.parts[key].sinks for key in keys}
-    names = stream_names(look.keys)
+    sinks = {key: run.parts[key].sinks for key in keys}
+    names, limit = stream_names(run.keys), row_limit(show_all=show_all)
     blocks = [
-        *_file_blocks(drift, mode, sinks, names, every=every),
-        *_state_blocks(states, names, every=every),
+        *_file_blocks(drift, mode, sinks, names, limit),
+        *_state_blocks(states, names, limit),
     ]
     is_good = not drift.problems and (states is None or not states.problems)
     return CommandAnswer(lambda: document, lambda: blocks, EXIT_OK if is_good else EXIT_PROBLEMS)
@@ -168,7 +171,7 @@ _Sinks = Mapping[StreamKey, Mapping[str, int]]
 _Names = Mapping[StreamKey, str]
 
 
-def _how(drift: Drift, mode: Literal["size", "sha256"], sinks: _Sinks) -> str:
+def _how(drift: Drift, mode: Mode, sinks: _Sinks) -> str:
     """How closely files were verified."""
     if mode == "sha256":
         return "sha256"
@@ -180,11 +183,10 @@ def _how(drift: Drift, mode: Literal["size", "sha256"], sinks: _Sinks) -> str:
 
 def _file_blocks(
     drift: Drift,
-    mode: Literal["size", "sha256"],
+    mode: Mode,
     sinks: _Sinks,
     names: _Names,
-    *,
-    every: bool,
+    limit: int | None,
 ) -> list[Block]:
     how = _how(drift, mode, sinks)
     checked = f"{plural(drift.files, 'file')} ({plural(drift.bytes, 'byte')})"
@@ -195,7 +197,7 @@ def _file_blocks(
     problems = plural(len(drift.problems), "problem")
     refusals = list(_refusals(drift, sinks, names))
     then = "" if refusals else ", a start re-queues their batches"
-    row, limit = partial(_problem_row, names), None if every else MAX_ROWS
+    row = partial(_problem_row, names)
     return [
         f"{checked} checked by {how}: {problems}; nothing was changed{then}",
         *refusals,
@@ -223,14 +225,13 @@ def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
             )
 
 
-def _state_blocks(states: StateCheck | None, names: _Names, *, every: bool) -> list[Block]:
+def _state_blocks(states: StateCheck | None, names: _Names, limit: int | None) -> list[Block]:
     if states is None or not (states.states or states.problems):
         return []
     checked = f"{plural(states.states, 'saved state')} ({plural(states.bytes, 'byte')} of arrays)"
     if not states.problems:
         return [f"{checked} checked: all are as saved"]
     problems = plural(len(states.problems), "problem")
-    limit = None if every else MAX_ROWS
     return [
         f"{checked} checked: {problems}; restore the store from a copy, or rewind the stream to "
         "before the damaged one",
@@ -242,7 +243,7 @@ _PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
 
 
 def _problem_row(names: _Names, problem: DriftProblem) -> tuple[str, ...]:
-    batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
+    batch = "" if problem.batch_index is None else number(problem.batch_index)
     return (names[problem.stream], batch, problem.path, problem.reason)
 
 
@@ -250,21 +251,130 @@ _STATE_COLUMNS = ("stream", ">checkpoint", ">batch", "problem")
 
 
 def _state_row(names: _Names, problem: StateProblem) -> tuple[str, ...]:
-    checkpoint = "" if problem.checkpoint is None else f"{problem.checkpoint:,}"
-    batch = "" if problem.batch_index is None else f"{problem.batch_index:,}"
+    checkpoint = "" if problem.checkpoint is None else number(problem.checkpoint)
+    batch = "" if problem.batch_index is None else number(problem.batch_index)
     return (names[problem.stream], checkpoint, batch, problem.reason)
 
 
-async def _find_drift(
-    look: RunStatus, folder: str, keys: list[StreamKey], mode: Literal["size", "sha256"]
-) -> Drift:
+async def _find_drift(run: RunStatus, folder: str, keys: Sequence[StreamKey], mode: Mode) -> Drift:
     if not await run_blocking(os.path.isdir, folder):  # opening it would make it
         raise CommandError(
             f"the output folder {folder} is not there; if it was moved, give --output-dir",
             EXIT_NOT_FOUND,
         )
-    outputs = await run_blocking(OutputDir.open, folder)
+    with closing(await run_blocking(OutputDir.open, folder)) as outputs:
+        return await find_drift(run.store, run.view, outputs, mode=mode, keys=keys)
+
+
+# ---------------------------------------------------------------------------------------
+# The whole store
+# ---------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class RepairOptions:
+    """The request to repair a store, and how far.
+
+    Attributes:
+        may_cut: Whether what was confirmed after a lost checkpoint may be given up.
+        yes: Whether the user has confirmed the change already.
+    """
+
+    may_cut: bool
+    yes: bool
+
+
+async def verify_all(
+    url: str,
+    run_id: str | None,
+    *,
+    output_dir: str | None,
+    show_all: bool,
+    options: RepairOptions | None,
+) -> CommandAnswer:
+    """Check all of a store, and repair it if asked."""
+    found = await _find(url, run_id, output_dir)
+    damages = [finding for finding in found if finding.is_damage]
+    report: RepairReport | None = None
+    if options is not None and damages:
+        what = plural(len(damages), "damage")
+        confirm(
+            f"repair what can be repaired of {what} in {url}, keep a copy of all that it "
+            "replaces, and "
+            + (
+                "give up what was confirmed after a lost checkpoint"
+                if options.may_cut
+                else "lose nothing that is sound"
+            ),
+            yes=options.yes,
+        )
+        report = await repair_all(
+            url, found, run_id, output_dir=output_dir, may_cut=options.may_cut, mac_key=mac_key()
+        )
+    left = damages if report is None else report.left
+    document: Document = {
+        "store": url,
+        "run": run_id,
+        "findings": list(map(attrs.asdict, found)),
+        "repaired": None if report is None else list(map(attrs.asdict, report.done)),
+        "not_repaired": None if report is None else list(map(attrs.asdict, report.not_done)),
+        "left": None if report is None else list(map(attrs.asdict, report.left)),
+    }
+    limit = row_limit(show_all=show_all)
+    blocks = _found_blocks(url, found, limit)
+    if report is not None:
+        blocks += _report_blocks(report, limit)
+    return CommandAnswer(lambda: document, lambda: blocks, EXIT_PROBLEMS if left else EXIT_OK)
+
+
+async def _find(url: str, run_id: str | None, output_dir: str | None) -> list[Finding]:
+    """All findings; a store that is too damaged to be opened is a finding, too."""
     try:
-        return await find_drift(look.store, look.view, outputs, mode=mode, keys=keys)
-    finally:
-        outputs.close()
+        async with reading(url) as store:
+            checked = check_all(store, run_id, output_dir=output_dir)
+            async with aclosing(checked) as findings:
+                found = [finding async for finding in findings]
+            is_known = any(finding.run_id == run_id for finding in found if finding.is_damage)
+            if run_id is not None and not is_known and await store.read_run(run_id) is None:
+                raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
+            return found
+    except StoreDamagedError as error:
+        return [Finding(url, str(error), "--repair mends what can be read")]
+
+
+def _found_blocks(url: str, found: Sequence[Finding], limit: int | None) -> list[Block]:
+    damages = [finding for finding in found if finding.is_damage]
+    notes = [finding for finding in found if not finding.is_damage]
+    text = f"{url} was checked, every byte of it: all is as it was saved"
+    if damages:
+        text = f"{url} was checked, every byte of it: {plural(len(damages), 'damage')} found"
+    blocks: list[Block] = [text]
+    if damages:
+        columns = ("where", "what", "what can be done")
+        blocks.append(capped(columns, damages, _row, limit, "damages"))
+    if notes:
+        blocks.append("no damage, but worth knowing:")
+        blocks.append(capped(("where", "what", "what happens"), notes, _row, limit, "more"))
+    return blocks
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    return (finding.where, finding.what, finding.advice)
+
+
+def _report_blocks(report: RepairReport, limit: int | None) -> list[Block]:
+    blocks: list[Block] = ["nothing could be repaired"]
+    if report.done:
+        blocks = ["repaired:", capped(("where", "what"), report.done, _done, limit, "repairs")]
+    if report.not_done:
+        table = capped(("where", "why"), report.not_done, _done, limit, "others")
+        blocks += ["not repaired:", table]
+    if not report.left:
+        return [*blocks, "the store is sound now; start the program to go on"]
+    columns = ("where", "what", "what can be done")
+    left = plural(len(report.left), "damage")
+    return [*blocks, f"{left} left:", capped(columns, report.left, _row, limit, "damages")]
+
+
+def _done(part: Repaired) -> tuple[str, ...]:
+    return (part.where, f"{part.what} (a loss)" if part.is_loss else part.what)

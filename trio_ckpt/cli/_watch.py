@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 import attrs
+import click
 import trio
 
 from .._journal.record import Status
+from .._journal.run_status import RunStatus
 from .._journal.statistics import eta_s, rate_per_s, stuck_after_s
 from .._journal.store import Store
 from .._journal.summary import Summary, current_phase
 from .._runs.live_view import LiveView
 from .._util.text import amounts, duration, number, plural
-from ._look import RunStatus, left_of, look_at, owner_document, summary_document, word_of
-from ._overview import left_text, per_status, total_pairs
+from ._options import any_run_argument, store_argument
 from ._pending import (
     live_of,
     pending_document,
@@ -25,7 +27,19 @@ from ._pending import (
     stopping_document,
     stopping_texts,
 )
-from ._report import Pairs, console_for, to_json, to_lines, to_rich
+from ._render import (
+    Document,
+    Pairs,
+    console_for,
+    owner_document,
+    summary_document,
+    to_json,
+    to_lines,
+    to_rich,
+    word_of,
+)
+from ._select import read_status, reading
+from ._show import left_text, per_status, total_pairs
 
 TERMINAL_EVERY_S = 1.0
 LINES_EVERY_S = 10.0
@@ -36,16 +50,16 @@ class WatchedStatus:
     """One reading of the run, compared with the first one.
 
     Attributes:
-        look: How it stands.
+        run: How it stands.
         summary: What its streams add up to.
-        since_s: Seconds since the first look.
+        since_s: Seconds since the first reading.
         new: Batches confirmed since then.
         spent: What was spent since then, by name.
         rate: Batches per second since then; None before it is warm.
         live: What the owner is at; None: that cannot be seen.
     """
 
-    look: RunStatus
+    run: RunStatus
     summary: Summary
     since_s: float
     new: int
@@ -56,13 +70,38 @@ class WatchedStatus:
     @property
     def eta_s(self) -> float | None:
         """Seconds until nothing is left at that rate, except what failed or does not move."""
-        idle_s = time.time() - (self.look.last_activity() or 0.0)
+        idle_s = time.time() - (self.run.last_activity() or 0.0)
         if idle_s > stuck_after_s(1 / self.rate if self.rate else None):
             return None
-        parts = [self.look.parts[key] for key in self.look.keys]
+        parts = [self.run.parts[key] for key in self.run.keys]
         lefts = [part.left for part in parts if part.status is not Status.FAILED]
         ahead = None if None in lefts else sum(left or 0 for left in lefts)
         return eta_s(self.summary.left, ahead, self.rate)
+
+
+@click.command("watch")
+@store_argument
+@any_run_argument
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(min=0.1),
+    metavar="SECONDS",
+    help="How often to look; default: 1 on a terminal, 10 elsewhere.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on each line.")
+def watch_command(store: str, run_id: str | None, every_s: float | None, as_json: bool) -> int:
+    """Watch a run until its process releases it, or a job until all its items are done.
+
+    Exits as the program should then: 0 complete, 3 complete but for what was skipped, 75 with
+    work left.
+    """
+
+    async def main() -> int:
+        async with reading(store) as opened:
+            return await watch(opened, run_id, every_s=every_s, as_json=as_json, file=sys.stdout)
+
+    return trio.run(main)
 
 
 async def watch(
@@ -75,30 +114,30 @@ async def watch(
 
     Cancellation: a cancellation point between two readings.
     """
-    look = await look_at(store, run_id)
-    first, began = look.summary(), trio.current_time()
+    run = await read_status(store, run_id)
+    first, began = run.summary(), trio.current_time()
     is_live = file.isatty() and not as_json
     pause_s = every_s or (TERMINAL_EVERY_S if is_live else LINES_EVERY_S)
     with _drawer(as_json=as_json, is_live=is_live, file=file) as draw:
         while True:
-            draw(_compare(look, await live_of(look), first, trio.current_time() - began))
-            if look.is_over if look.is_job else look.owner is None:
-                return look.exit_code()
+            draw(_compare(run, await live_of(run), first, trio.current_time() - began))
+            if run.is_over if run.is_job else run.owner is None:
+                return run.exit_code()
             await trio.sleep(pause_s)
-            look = await look_at(store, look.run_id)
+            run = await read_status(store, run.run_id)
 
 
 def _compare(
-    look: RunStatus, live: LiveView | None, first: Summary, since_s: float
+    run: RunStatus, live: LiveView | None, first: Summary, since_s: float
 ) -> WatchedStatus:
-    summary = look.summary()
+    summary = run.summary()
     new = max(0, summary.confirmed - first.confirmed)  # less if batches were re-queued
     spent = {
         name: value - first.spent.get(name, 0)
         for name, value in summary.spent.items()
         if value != first.spent.get(name, 0)
     }
-    return WatchedStatus(look, summary, since_s, new, spent, rate_per_s(new, since_s), live)
+    return WatchedStatus(run, summary, since_s, new, spent, rate_per_s(new, since_s), live)
 
 
 @contextmanager
@@ -116,13 +155,13 @@ def _drawer(
             yield lambda seen: live.update(to_rich(Pairs(_pairs(seen))), refresh=True)
 
 
-def _document(seen: WatchedStatus) -> dict[str, Any]:
+def _document(seen: WatchedStatus) -> Document:
     return {
-        "run": seen.look.run_id,
-        "status": word_of(seen.look.status_of(seen.summary)),
-        "running": seen.look.owner is not None,
-        "owner": owner_document(seen.look.owner),
-        "phase": current_phase(seen.look.parts),
+        "run": seen.run.run_id,
+        "status": word_of(seen.run.status_of(seen.summary)),
+        "running": seen.run.owner is not None,
+        "owner": owner_document(seen.run.owner),
+        "phase": current_phase(seen.run.parts),
         "total": summary_document(seen.summary),
         "pending": pending_document(seen.live, time.time()),
         "stopping": stopping_document(seen.live),
@@ -133,7 +172,7 @@ def _document(seen: WatchedStatus) -> dict[str, Any]:
             "rate_per_s": seen.rate,
             "eta_s": seen.eta_s,
         },
-        "exit_code": seen.look.exit_code(),
+        "exit_code": seen.run.exit_code(),
     }
 
 
@@ -152,10 +191,10 @@ def _watched(seen: WatchedStatus) -> str:
 def _line(seen: WatchedStatus) -> str:
     summary = seen.summary
     texts = [
-        f"{seen.look.run_id} {_status(seen)}",
+        f"{seen.run.run_id} {_status(seen)}",
         f"streams: {per_status(summary.streams)}",
-        f"total: {plural(summary.confirmed, 'batch')}, {left_text(left_of(summary))} left, "
-        f"{summary.skipped:,} skipped, {summary.failing:,} failing",
+        f"total: {plural(summary.confirmed, 'batch')}, {left_text(summary)} left, "
+        f"{number(summary.skipped)} skipped, {number(summary.failing)} failing",
         *(f"stopping: {text}" for text in stopping_texts(seen.live, time.time())),
         *(f"pending: {text}" for text in _pending(seen)),
         f"watched: {_watched(seen)}",
@@ -165,7 +204,7 @@ def _line(seen: WatchedStatus) -> str:
 
 def _pairs(seen: WatchedStatus) -> list[tuple[str, str]]:
     return [
-        ("run", f"{seen.look.run_id} {_status(seen)}"),
+        ("run", f"{seen.run.run_id} {_status(seen)}"),
         ("streams", per_status(seen.summary.streams)),
         *total_pairs(seen.summary),
         *(("stopping", text) for text in stopping_texts(seen.live, time.time())),
@@ -179,9 +218,9 @@ def _pending(seen: WatchedStatus) -> list[str]:
 
 
 def _status(seen: WatchedStatus) -> str:
-    look = seen.look
-    phase = current_phase(look.parts)
-    text = look.status_of(seen.summary).value + (f", phase {phase}" if phase is not None else "")
-    if look.owner is None:
-        return f"{text}, no {'foreman' if look.is_job else 'process'} has it"
-    return f"{text}, process {look.owner.pid} on {look.owner.host}"
+    run = seen.run
+    phase = current_phase(run.parts)
+    text = run.status_of(seen.summary).value + (f", phase {phase}" if phase is not None else "")
+    if run.owner is None:
+        return f"{text}, no {'foreman' if run.is_job else 'process'} has it"
+    return f"{text}, process {run.owner.pid} on {run.owner.host}"

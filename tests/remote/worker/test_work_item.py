@@ -15,7 +15,7 @@ from tests.remote import misbehaving
 from tests.remote.misbehaving import RAISED, RETURNED
 from tests.remote.site import Site, open_site
 from trio_ckpt import remote
-from trio_ckpt.cli._tell import explain, tell_checkpoints
+from trio_ckpt.cli._explain import explain, show_checkpoints
 from trio_ckpt.remote import TaskFailedError, TaskStatus
 from trio_ckpt.remote._foreman.task_checkpoints import read_facts
 from trio_ckpt.remote._wire.names import task_id_of
@@ -202,7 +202,7 @@ async def test_a_state_that_cannot_be_saved_is_told_where_a_person_looks(
             assert running.status is TaskStatus.RUNNING
             assert running.problem.startswith(why)
             text = text_of(
-                await explain(site.store, job_id, stream=None, every=False, now=time.time())
+                await explain(site.store, job_id, stream=None, show_all=False, now=time.time())
             )
             assert f"item 0: {why}" in text
             assert await client.attach(job_id) == [1]
@@ -214,7 +214,7 @@ async def test_a_state_that_cannot_be_saved_is_told_where_a_person_looks(
     assert len(said) == 2
     done = await remote.read_task(site.store, task_id_of(job_id, 0))
     assert (done.status, done.problem) == (TaskStatus.COMPLETED, running.problem)
-    history = await tell_checkpoints(site.store, job_id, stream="items", limit=20)
+    history = await show_checkpoints(site.store, job_id, stream="items", limit=20)
     assert f"item 0: {why}" in text_of(history)
 
 

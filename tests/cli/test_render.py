@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import Terminal, complete, make_run
-from trio_ckpt.cli._report import (
+from trio_ckpt.cli._render import (
     Pairs,
     Table,
     capped,

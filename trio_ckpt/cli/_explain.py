@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import groupby
-from typing import Any
 
 from .._journal.history import SessionView, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
+from .._journal.run_status import RunStatus
 from .._journal.store import Store
 from .._journal.summary import is_over
 from .._maintenance.explain import Facts, Sentence, Trouble, explain_run
 from .._maintenance.losses import find_losses
 from .._util.plain import StreamKey
-from .._util.text import duration, iso_moment, moment, plural, quoted_name, stream_names
-from ._look import RunStatus, choose_stream, choose_streams, error_part, look_at, owner_document
-from ._overview import counts_text, error_text
+from .._util.text import duration, iso_moment, moment, number, plural, quoted_name, stream_names
+from ._options import (
+    all_option,
+    any_run_argument,
+    limit_option,
+    store_command,
+    stream_option,
+)
 from ._pending import live_of
-from ._report import Block, CommandAnswer, Table
+from ._render import Block, CommandAnswer, Document, Table, error_part, owner_document
+from ._select import choose_stream, choose_streams, read_status
+from ._show import counts_text, error_text
 
 MAX_LOOKED_AT = 20  # streams, for what went wrong in them
 
@@ -29,47 +37,49 @@ MAX_LOOKED_AT = 20  # streams, for what went wrong in them
 
 
 async def explain(
-    store: Store, run_id: str | None, *, stream: str | None, every: bool, now: float
+    store: Store,
+    run_id: str | None,
+    *,
+    stream: str | None,
+    show_all: bool,
+    now: float | None = None,
 ) -> CommandAnswer:
-    """What a start would do, and why, in words."""
-    look = await look_at(store, run_id)
-    keys = choose_streams(look.keys, stream)
+    """Say in words what a start would do, and why."""
+    now = time.time() if now is None else now
+    run = await read_status(store, run_id)
+    keys = choose_streams(run.keys, stream)
     chosen = set(keys)
-    live = await live_of(look)
+    live = await live_of(run)
     tokens = (
         [] if live is None else [t for t in live.tokens if stream is None or t.stream in chosen]
     )
     total = None if live is None else live.pending if stream is None else len(tokens)
     facts = Facts(
-        run_id=look.run_id,
-        generation=look.view.generation,
-        parts={k: p for k, p in look.parts.items() if stream is None or k in chosen},
-        sessions=await _sessions(look),
-        owner=look.owner,
+        run_id=run.run_id,
+        generation=run.view.generation,
+        parts={k: p for k, p in run.parts.items() if stream is None or k in chosen},
+        sessions=await _sessions(run),
+        owner=run.owner,
         now=now,
-        retry_command=shlex.join(["trio-ckpt", "retry", store.url, look.run_id]),
-        verify_command=shlex.join(["trio-ckpt", "verify", store.url, look.run_id]),
-        losses=await find_losses(store, look.view, look.facts.get("output_dir"), keys),
+        retry_command=shlex.join(["trio-ckpt", "retry", store.url, run.run_id]),
+        verify_command=shlex.join(["trio-ckpt", "verify", store.url, run.run_id]),
+        losses=await find_losses(store, run.view, run.facts.get("output_dir"), keys),
         pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
         pending_total=total,
-        troubles=await _troubles(look, keys),
-        names=stream_names(look.keys),
+        troubles=await _troubles(run, keys),
+        names=stream_names(run.keys),
     )
-    sentences = list(explain_run(facts, every=every))
+    sentences = list(explain_run(facts, every=show_all))
     document = {
         "store": store.url,
-        "run": look.run_id,
-        "owner": owner_document(look.owner),
-        "sentences": [
-            {
-                "about": sentence.about,
-                "text": sentence.text,
-                **_action(sentence.action, sentence.streams),
-            }
-            for sentence in sentences
-        ],
+        "run": run.run_id,
+        "owner": owner_document(run.owner),
+        "sentences": [_sentence_document(sentence) for sentence in sentences],
     }
     return CommandAnswer(lambda: document, lambda: _bulleted(sentences))
+
+
+explain_command = store_command("explain", explain, any_run_argument, stream_option, all_option)
 
 
 def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
@@ -81,33 +91,35 @@ def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
     return blocks
 
 
-def _action(action: Any, streams: tuple[StreamKey, ...]) -> dict[str, Any]:
-    if action is None:
-        return {}
-    return {"action": action.value, "streams": [list(key) for key in streams]}
+def _sentence_document(sentence: Sentence) -> Document:
+    document: Document = {"about": sentence.about, "text": sentence.text}
+    if sentence.action is None:
+        return document
+    streams = [list(key) for key in sentence.streams]
+    return {**document, "action": sentence.action.value, "streams": streams}
 
 
-async def _troubles(look: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
+async def _troubles(run: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
     """Recent troubles, the newest first; streams that are not over are read before others.
 
     Streams that are over are read, too, because a complete job may have left out something.
     """
-    begun = [key for key in keys if look.parts[key].sequence]
-    left = sorted(begun, key=lambda key: is_over(look.parts[key]))
+    begun = [key for key in keys if run.parts[key].sequence]
+    left = sorted(begun, key=lambda key: is_over(run.parts[key]))
     found = [
         Trouble(key, at, text)
         for key in left[:MAX_LOOKED_AT]
-        for at, text in await read_troubles(look.store, look.run_id, look.view.generation, key)
+        for at, text in await read_troubles(run.store, run.run_id, run.view.generation, key)
     ]
     return sorted(found, key=lambda one: one.at, reverse=True)
 
 
-async def _sessions(look: RunStatus) -> list[SessionView]:
+async def _sessions(run: RunStatus) -> list[SessionView]:
     return await read_sessions(
-        look.store,
-        look.run_id,
-        generation=look.view.generation,
-        is_running=look.owner is not None,
+        run.store,
+        run.run_id,
+        generation=run.view.generation,
+        is_running=run.owner is not None,
     )
 
 
@@ -116,25 +128,39 @@ async def _sessions(look: RunStatus) -> list[SessionView]:
 # ---------------------------------------------------------------------------------------
 
 
-async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> CommandAnswer:
+async def show_history(
+    store: Store, run_id: str | None, *, stream: str | None, limit: int
+) -> CommandAnswer:
+    """List the sessions of a run, or with --stream the checkpoints of a stream."""
+    if stream is None:
+        return await show_sessions(store, run_id, limit=limit)
+    return await show_checkpoints(store, run_id, stream=stream, limit=limit)
+
+
+history_command = store_command(
+    "history", show_history, any_run_argument, stream_option, limit_option
+)
+
+
+async def show_sessions(store: Store, run_id: str | None, *, limit: int) -> CommandAnswer:
     """The sessions of a run, the newest first."""
-    look = await look_at(store, run_id)
-    sessions = (await _sessions(look))[::-1]
+    run = await read_status(store, run_id)
+    sessions = (await _sessions(run))[::-1]
     document = {
         "store": store.url,
-        "run": look.run_id,
-        "generation": look.view.generation,
+        "run": run.run_id,
+        "generation": run.view.generation,
         "sessions": [_session_document(session) for session in sessions[:limit]],
         "more": max(0, len(sessions) - limit),
     }
     if not sessions:
-        blocks: list[Block] = [f"run {look.run_id!r} has had no session"]
+        blocks: list[Block] = [f"run {run.run_id!r} has had no session"]
         return CommandAnswer(lambda: document, lambda: blocks)
     columns = (">session", "=began", "=took", "how it ended", "process", "config", "what it did")
     rows = [_session_row(session) for session in sessions[:limit]]
     more = len(sessions) - limit
     note = f"and {plural(more, 'more session')}; --limit shows more" if more > 0 else ""
-    blocks = [f"run {look.run_id!r} in {store.url}", Table(columns, rows, note)]
+    blocks = [f"run {run.run_id!r} in {store.url}", Table(columns, rows, note)]
     blocks += [
         f"session {session.number}: config {field}: {was} -> {now}"
         for session in sessions[:limit]
@@ -143,7 +169,7 @@ async def tell_sessions(store: Store, run_id: str | None, *, limit: int) -> Comm
     return CommandAnswer(lambda: document, lambda: blocks)
 
 
-def _session_document(session: SessionView) -> dict[str, Any]:
+def _session_document(session: SessionView) -> Document:
     return {
         "number": session.number,
         "host": session.host,
@@ -162,7 +188,7 @@ def _session_document(session: SessionView) -> dict[str, Any]:
 def _session_row(session: SessionView) -> tuple[str, ...]:
     took = "" if session.ended is None else duration(session.ended - session.began)
     return (
-        f"{session.number:,}",
+        number(session.number),
         moment(session.began),
         took,
         session.how,
@@ -191,24 +217,24 @@ KINDS = {
 }
 
 
-async def tell_checkpoints(
+async def show_checkpoints(
     store: Store, run_id: str | None, *, stream: str, limit: int
 ) -> CommandAnswer:
     """The checkpoints of a stream, the newest first."""
-    look = await look_at(store, run_id)
-    key = choose_stream(look.keys, stream)
+    run = await read_status(store, run_id)
+    key = choose_stream(run.keys, stream)
     found: list[tuple[int, Record]] = []
-    generation = look.view.generation
-    records = iter_records(store, look.run_id, generation, key, limit=min(limit, 1_000))
+    generation = run.view.generation
+    records = iter_records(store, run.run_id, generation, key, limit=min(limit, 1_000))
     async with aclosing(records):
         async for entry in records:
             found.append(entry)
             if len(found) == limit:
                 break
-    more = max(0, look.parts[key].sequence - len(found))
+    more = max(0, run.parts[key].sequence - len(found))
     document = {
         "store": store.url,
-        "run": look.run_id,
+        "run": run.run_id,
         "generation": generation,
         "stream": list(key),
         "checkpoints": [_checkpoint_document(sequence, record) for sequence, record in found],
@@ -217,12 +243,12 @@ async def tell_checkpoints(
     columns = (">checkpoint", "=saved", "what", ">batch", ">attempts", ">records", "files", "why")
     rows = [_checkpoint_row(sequence, record) for sequence, record in found]
     note = f"and {plural(more, 'more checkpoint')}; --limit shows more" if more else ""
-    name = quoted_name(stream_names(look.keys)[key])
-    title = f"stream {name} of run {look.run_id!r} in {store.url}"
+    name = quoted_name(stream_names(run.keys)[key])
+    title = f"stream {name} of run {run.run_id!r} in {store.url}"
     return CommandAnswer(lambda: document, lambda: [title, Table(columns, rows, note)])
 
 
-def _checkpoint_document(sequence: int, record: Record) -> dict[str, Any]:
+def _checkpoint_document(sequence: int, record: Record) -> Document:
     return {
         "checkpoint": sequence,
         "at": iso_moment(record.at),
@@ -246,7 +272,7 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
     is_batch = record.kind in (RecordKind.BATCH, RecordKind.SKIP, RecordKind.ATTEMPT)
     files = [output.path for output in record.outputs[:1]]
     if len(record.outputs) > 1:
-        files.append(f"and {len(record.outputs) - 1:,} more")
+        files.append(f"and {number(len(record.outputs) - 1)} more")
     says = {
         RecordKind.REDO: "reason",
         RecordKind.NOTE: "reason",
@@ -256,12 +282,12 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
     why = record.metadata.get(says[record.kind], "") if record.kind in says else ""
     why = record.metadata.get(TROUBLE, why)
     return (
-        f"{sequence:,}",
+        number(sequence),
         moment(record.at),
         "adopted" if record.adopted else KINDS[record.kind],
-        "" if record.index is None else f"{record.index:,}",
-        f"{record.attempts:,}" if is_batch else "",
-        f"{record.records:,}" if record.kind is RecordKind.BATCH else "",
+        "" if record.index is None else number(record.index),
+        number(record.attempts) if is_batch else "",
+        number(record.records) if record.kind is RecordKind.BATCH else "",
         " ".join(files),
         error_text(record.error) if record.error is not None else str(why),
     )

@@ -11,13 +11,21 @@ import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
 import attrs
 
+from .._journal.record import ErrorInfo, Status
+from .._journal.store import Owner
+from .._journal.summary import Summary
+from .._util.exact_sum import Number
 from .._util.plain import MAX_DEPTH
-from .._util.text import display_width, printable, truncate
+from .._util.text import display_width, iso_moment, number, printable, truncate
 
+if TYPE_CHECKING:  # rich is imported where it is needed
+    from rich.console import Console, RenderableType
+
+MAX_ROWS = 20  # of a table, unless all are asked for
 GAP = "  "  # between columns
 INDENT = "    "  # of what is set below its row
 MAX_PADDED_CELLS = 60  # a longer cell is not cut, but does not push the other rows aside
@@ -25,6 +33,9 @@ MIN_CUT_CELLS = 8  # a column is not cut to less, or it would be unreadable
 MIN_COLUMNS_CELLS = 60  # on a terminal narrower than this names and texts are set as lines
 
 T = TypeVar("T")
+
+Document = Mapping[str, object]
+"""An answer for programs: what JSON can hold; other values become their `repr`."""
 
 
 @attrs.frozen
@@ -63,12 +74,12 @@ class CommandAnswer:
         exit_code: What the command exits with.
     """
 
-    document: Callable[[], dict[str, Any]]
+    document: Callable[[], Document]
     blocks: Callable[[], Sequence[Block]]
     exit_code: int = 0
 
 
-def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
+def to_json(document: Document, *, indent: int | None = 2) -> str:
     """The document as ASCII, so that no part of it can control a terminal."""
     try:
         text = json.dumps(document, indent=indent, allow_nan=False)
@@ -77,17 +88,17 @@ def to_json(document: dict[str, Any], *, indent: int | None = 2) -> str:
     return text.replace("\x7f", "\\u007f")
 
 
-def _sayable(value: Any, depth: int = 0) -> Any:
+def _sayable(value: object, depth: int = 0) -> object:
     """A value as JSON can hold it; any other value becomes its `repr`."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if depth > MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
-        pairs = cast("dict[Any, Any]", value)
+        pairs = cast("Mapping[object, object]", value)
         return {str(name): _sayable(item, depth + 1) for name, item in pairs.items()}
     if isinstance(value, (list, tuple)):
-        return [_sayable(item, depth + 1) for item in cast("Sequence[Any]", value)]
+        return [_sayable(item, depth + 1) for item in cast("Sequence[object]", value)]
     return value if isinstance(value, float) and math.isfinite(value) else repr(value)
 
 
@@ -101,8 +112,13 @@ def capped(
     """A table of at most `limit` things that says how many are left out."""
     shown = things if limit is None else things[:limit]
     more = len(things) - len(shown)
-    note = f"and {more:,} more {what}; --all shows them" if more else ""
+    note = f"and {number(more)} more {what}; --all shows them" if more else ""
     return Table(columns, [row(thing) for thing in shown], note)
+
+
+def row_limit(*, show_all: bool) -> int | None:
+    """How many rows a table has at most."""
+    return None if show_all else MAX_ROWS
 
 
 def to_lines(blocks: Iterable[Block]) -> list[str]:
@@ -177,10 +193,10 @@ def fitted_lines(table: Table, width: int) -> list[str] | None:
         goal = max(floors[widest], widths[widest] - over, max(others, default=0))
         widths[widest] = min(goal, widths[widest] - 1)
     lines: list[str] = []
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         shown = [truncate(row[at], widths[at]) for at in range(last)]
         lines.append(_row_line(table, shown, widths))
-        if number and row[last]:
+        if place and row[last]:
             text = f"{rows[0][last]}: {row[last]}"
             lines += textwrap.wrap(
                 text,
@@ -196,7 +212,7 @@ def _sum(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
-def show(blocks: Sequence[Block]) -> None:
+def print_blocks(blocks: Sequence[Block]) -> None:
     """Print blocks: plain lines, or for a terminal in its width and with a little colour."""
     file = sys.stdout
     if not file.isatty():
@@ -214,7 +230,7 @@ def show(blocks: Sequence[Block]) -> None:
             _print_lines(console, to_lines([block]))
 
 
-def _print_table(console: Any, table: Table) -> None:
+def _print_table(console: Console, table: Table) -> None:
     width = console.width
     lines = fitted_lines(table, width) if width >= MIN_COLUMNS_CELLS else None
     if lines is None:
@@ -224,19 +240,19 @@ def _print_table(console: Any, table: Table) -> None:
         _print_lines(console, lines[1:])
 
 
-def _print_lines(console: Any, lines: Iterable[str], style: str | None = None) -> None:
+def _print_lines(console: Console, lines: Iterable[str], style: str | None = None) -> None:
     for line in lines:  # those too long are broken by the terminal, and nothing is lost
         console.print(line, style=style, soft_wrap=True)
 
 
-def console_for(file: TextIO) -> Any:
+def console_for(file: TextIO) -> Console:
     """A rich console that takes text as it is; rich is imported here, where it is needed."""
     from rich.console import Console
 
     return Console(file=file, markup=False, highlight=False, emoji=False, soft_wrap=False)
 
 
-def to_rich(block: str | Pairs) -> Any:
+def to_rich(block: str | Pairs) -> RenderableType:
     """The object that rich prints for a text, or for pairs."""
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -251,3 +267,69 @@ def to_rich(block: str | Pairs) -> Any:
             for name, text in block.rows:
                 grid.add_row(Text(name), Text(printable(text)))
             return grid
+
+
+# ---------------------------------------------------------------------------------------
+# Parts of documents that more than one command needs
+# ---------------------------------------------------------------------------------------
+
+
+def left_of(summary: Summary) -> int | None:
+    """How many batches are left; unknown for a run without streams."""
+    return summary.left if any(summary.streams.values()) else None
+
+
+def mean_spent(summary: Summary) -> dict[str, Number]:
+    """What a confirmed batch has cost on average, by name; empty where that is not known."""
+    known = summary.confirmed - summary.adopted
+    return {name: value / known for name, value in summary.saved.items()} if known else {}
+
+
+def word_of(status: Status) -> str:
+    """A status, for programs: one word."""
+    return status.name.lower()
+
+
+def owner_document(owner: Owner | None) -> Document | None:
+    """The owner, for programs."""
+    if owner is None:
+        return None
+    since = owner.since.isoformat(timespec="seconds")
+    return {"host": owner.host, "pid": owner.pid, "since": since}
+
+
+def error_part(error: ErrorInfo | None) -> Document | None:
+    """A remembered error, for programs."""
+    if error is None:
+        return None
+    return {
+        "type": error.type,
+        "message": error.message,
+        "retryable": error.retryable,
+        "batch_index": error.batch_index,
+    }
+
+
+def summary_document(summary: Summary) -> Document:
+    """A summary, for programs."""
+    return {
+        "status": word_of(summary.status),
+        "streams": {word_of(status): count for status, count in summary.streams.items()},
+        "batches": {
+            "confirmed": summary.confirmed,
+            "skipped": summary.skipped,
+            "failing": summary.failing,
+            "left": left_of(summary),
+            "adopted": summary.adopted,
+        },
+        "records": summary.records,
+        "produced": dict(summary.totals),
+        "spent": dict(summary.spent),
+        "spent_on_confirmed": dict(summary.saved),
+        "mean_spent_per_confirmed_batch": mean_spent(summary),
+        "started_at": iso_moment(summary.started_at),
+        "updated_at": iso_moment(summary.updated_at),
+        "completed_at": iso_moment(summary.completed_at),
+        "failed_at": iso_moment(summary.failed_at),
+        "error": error_part(summary.error),
+    }

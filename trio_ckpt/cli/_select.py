@@ -1,4 +1,4 @@
-"""Reads of a run from outside: nothing here writes or needs a lock."""
+"""Which store, run and streams a command means; nothing here writes or needs a lock."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import difflib
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
+import click
 import trio
 
-from .._journal.record import ErrorInfo, Status
-from .._journal.run_status import RunStatus as RunStatus, read_run_status
-from .._journal.store import Owner, Store
-from .._journal.summary import Summary
+from .._journal.run_status import RunStatus, read_run_status
+from .._journal.store import Store
 from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey, decode_key
-from .._util.text import iso_moment, stream_name
-from ..stores import open_store
+from .._util.text import number, plural, stream_name
+from ..stores import open_store, read_mac_key
 from ._exits import EXIT_NOT_FOUND, EXIT_USAGE, CommandError
-from ._key import mac_key
 
 MAX_NAMED = 5  # runs and streams that a message names
+MAC_KEY_PLACE = "trio_ckpt.mac_key_file"  # in the meta data of click's context
+
+
+def mac_key() -> bytes | None:
+    """The key that the user named for the running command; None: no key was named.
+
+    Raises:
+        StoreError: the file holds none, or others may read it.
+        OSError: it cannot be read.
+    """
+    context = click.get_current_context(silent=True)
+    path: str | None = context.meta.get(MAC_KEY_PLACE) if context is not None else None
+    return None if path is None else read_mac_key(path)
 
 
 @asynccontextmanager
@@ -42,7 +52,7 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
             await store.aclose()
 
 
-async def look_at(store: Store, run_id: str | None) -> RunStatus:
+async def read_status(store: Store, run_id: str | None) -> RunStatus:
     """Read the status of a run; it may be left out where the store has only one.
 
     Raises:
@@ -50,10 +60,10 @@ async def look_at(store: Store, run_id: str | None) -> RunStatus:
     """
     if run_id is None:
         run_id = await _only_run(store)
-    look = await read_run_status(store, run_id)
-    if look is None:
+    status = await read_run_status(store, run_id)
+    if status is None:
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
-    return look
+    return status
 
 
 async def _only_run(store: Store) -> str:
@@ -77,7 +87,7 @@ async def no_such_run(store: Store, run_id: str) -> str:
 def _some(names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:MAX_NAMED])
     more = len(names) - MAX_NAMED
-    return f"{shown} and {more:,} more" if more > 0 else shown
+    return f"{shown} and {number(more)} more" if more > 0 else shown
 
 
 # ---------------------------------------------------------------------------------------
@@ -137,7 +147,7 @@ def choose_stream(keys: Sequence[StreamKey], name: str | None) -> StreamKey:
         raise CommandError("the run has no streams yet", EXIT_NOT_FOUND)
     names = _some([stream_name(key) for key in found])
     raise CommandError(
-        f"{len(found):,} streams are meant, name one with --stream: {names}", EXIT_USAGE
+        f"{plural(len(found), 'stream')} are meant, name one with --stream: {names}", EXIT_USAGE
     )
 
 
@@ -152,66 +162,3 @@ def _json_parts(name: str) -> StreamKey | None:
 
 def _quoted(key: StreamKey) -> str:
     return "'" + json.dumps(key).replace("'", "\\u0027") + "'"
-
-
-# ---------------------------------------------------------------------------------------
-# Documents that more than one command needs
-# ---------------------------------------------------------------------------------------
-
-
-def left_of(summary: Summary) -> int | None:
-    """How many batches are left; unknown for a run without streams."""
-    return summary.left if any(summary.streams.values()) else None
-
-
-def word_of(status: Status) -> str:
-    """A status, for programs: one word."""
-    return status.name.lower()
-
-
-def owner_document(owner: Owner | None) -> dict[str, Any] | None:
-    """The owner, for programs."""
-    if owner is None:
-        return None
-    since = owner.since.isoformat(timespec="seconds")
-    return {"host": owner.host, "pid": owner.pid, "since": since}
-
-
-def error_part(error: ErrorInfo | None) -> dict[str, Any] | None:
-    """A remembered error, for programs."""
-    if error is None:
-        return None
-    return {
-        "type": error.type,
-        "message": error.message,
-        "retryable": error.retryable,
-        "batch_index": error.batch_index,
-    }
-
-
-def summary_document(summary: Summary) -> dict[str, Any]:
-    """A summary, for programs."""
-    known = summary.confirmed - summary.adopted
-    return {
-        "status": word_of(summary.status),
-        "streams": {word_of(status): count for status, count in summary.streams.items()},
-        "batches": {
-            "confirmed": summary.confirmed,
-            "skipped": summary.skipped,
-            "failing": summary.failing,
-            "left": left_of(summary),
-            "adopted": summary.adopted,
-        },
-        "records": summary.records,
-        "produced": dict(summary.totals),
-        "spent": dict(summary.spent),
-        "spent_on_confirmed": dict(summary.saved),
-        "mean_spent_per_confirmed_batch": (
-            {name: value / known for name, value in summary.saved.items()} if known else {}
-        ),
-        "started_at": iso_moment(summary.started_at),
-        "updated_at": iso_moment(summary.updated_at),
-        "completed_at": iso_moment(summary.completed_at),
-        "failed_at": iso_moment(summary.failed_at),
-        "error": error_part(summary.error),
-    }

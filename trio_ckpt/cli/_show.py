@@ -1,0 +1,395 @@
+"""`ls` and `show`: the status of runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .._journal.history import KILLED, RUNNING, run_runtime_s
+from .._journal.progress import Progress
+from .._journal.record import ErrorInfo, Status
+from .._journal.run_status import RunStatus
+from .._journal.store import Store
+from .._journal.summary import Summary, current_phase, failing, groups_of, phase_statuses, status_of
+from .._runs.live_view import LiveView
+from .._util.errors import StoreError
+from .._util.plain import StreamKey
+from .._util.text import (
+    amounts,
+    duration,
+    iso_moment,
+    message_of,
+    moment,
+    number,
+    one_line,
+    plural,
+    stream_names,
+)
+from ._exits import EXIT_OK, EXIT_STORE, error_document
+from ._options import all_option, any_run_argument, store_command, stream_option
+from ._pending import (
+    left_out_pairs,
+    live_of,
+    pending_blocks,
+    pending_document,
+    stopping_document,
+    stopping_texts,
+)
+from ._render import (
+    Block,
+    CommandAnswer,
+    Document,
+    Pairs,
+    Table,
+    capped,
+    error_part,
+    left_of,
+    mean_spent,
+    owner_document,
+    row_limit,
+    summary_document,
+    word_of,
+)
+from ._select import choose_streams, read_status
+
+# ---------------------------------------------------------------------------------------
+# ls
+# ---------------------------------------------------------------------------------------
+
+
+async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
+    """List the runs of a store."""
+    now = time.time() if now is None else now
+    found = dict[str, RunStatus | StoreError]()
+    for line in await store.list_runs():
+        try:
+            found[line.run_id] = await read_status(store, line.run_id)
+        except StoreError as error:  # the others can be read
+            found[line.run_id] = error
+    runs = [run for run in found.values() if isinstance(run, RunStatus)]
+    errors = {run_id: one_line(str(e)) for run_id, e in found.items() if isinstance(e, StoreError)}
+
+    def document() -> Document:
+        documents = [
+            _run_document(run)
+            if isinstance(run, RunStatus)
+            else {"run": run_id, **error_document(run, errors[run_id], EXIT_STORE)}
+            for run_id, run in found.items()
+        ]
+        return {"store": store.url, "runs": documents}
+
+    def blocks() -> Sequence[Block]:
+        if not found:
+            return [f"{store.url} has no runs yet"]
+        table = [Table(_RUN_COLUMNS, [_run_row(run, now) for run in runs])] if runs else []
+        damaged = [f"run {run_id!r} cannot be read: {error}" for run_id, error in errors.items()]
+        return [f"store {store.url}", *table, *damaged]
+
+    return CommandAnswer(document, blocks, EXIT_STORE if errors else EXIT_OK)
+
+
+ls_command = store_command("ls", list_runs)
+
+_RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
+
+
+def _run_document(run: RunStatus) -> Document:
+    summary, facts = run.summary(), run.facts
+    parts = summary_document(summary)
+    session = {
+        "number": facts.get("session"),
+        "host": facts.get("host"),
+        "pid": facts.get("pid"),
+        "began": iso_moment(facts.get("began")),
+        "ended": iso_moment(facts.get("at")),
+        "how": last_how(run),
+    }
+    return {
+        "run": run.run_id,
+        "status": word_of(run.status_of(summary)),
+        "generation": run.view.generation,
+        "running": run.owner is not None,
+        "owner": owner_document(run.owner),
+        "streams": parts["streams"],
+        "batches": parts["batches"],
+        "last_activity": iso_moment(run.last_activity()),
+        "session": session if facts else None,
+        "exit_code": run.exit_code(),
+    }
+
+
+def last_how(run: RunStatus) -> str:
+    """How the last session ended, in words."""
+    how: str = run.facts.get("ended", KILLED)
+    return how if run.owner is None else RUNNING
+
+
+def _run_row(run: RunStatus, now: float) -> tuple[str, ...]:
+    summary, saved = run.summary(), run.last_activity()
+    session = f"{run.facts['session']} {last_how(run)}" if run.facts else "none"
+    if run.owner is not None:
+        session = f"is running: process {run.owner.pid} on {run.owner.host}"
+    return (
+        run.run_id,
+        run.status_of(summary).value,
+        per_status(summary.streams),
+        *_batch_cells(summary),
+        "never" if saved is None else f"{duration(now - saved)} ago",
+        session,
+    )
+
+
+def _batch_cells(summary: Summary) -> tuple[str, str, str]:
+    return number(summary.confirmed), left_text(summary), number(summary.skipped)
+
+
+def per_status(streams: Mapping[Status, int]) -> str:
+    """``3 complete, 1 failed``: the statuses that occur."""
+    texts = [f"{number(count)} {status.value}" for status, count in streams.items() if count]
+    return ", ".join(texts) or "none"
+
+
+def left_text(summary: Summary) -> str:
+    """How many batches are left, as far as is known."""
+    left = left_of(summary)
+    return "unknown" if left is None else number(left)
+
+
+# ---------------------------------------------------------------------------------------
+# show
+# ---------------------------------------------------------------------------------------
+
+
+async def show_run(
+    store: Store, run_id: str | None, *, stream: str | None, show_all: bool
+) -> CommandAnswer:
+    """Show where a run stands: totals, phases, groups, streams."""
+    run = await read_status(store, run_id)
+    live, now = await live_of(run), time.time()
+    keys = choose_streams(run.keys, stream)
+    only = None if stream is None else keys
+    limit = row_limit(show_all=show_all)
+    return CommandAnswer(
+        lambda: {
+            **_show_document(run, keys, only),
+            "pending": pending_document(live, now),
+            "stopping": stopping_document(live),
+        },
+        lambda: [
+            *_show_blocks(run, keys, live, limit),
+            *pending_blocks(live, stream_names(run.keys), only, now, limit),
+        ],
+    )
+
+
+show_command = store_command("show", show_run, any_run_argument, stream_option, all_option)
+
+
+def _show_document(
+    run: RunStatus, keys: Sequence[StreamKey], only: Sequence[StreamKey] | None
+) -> Document:
+    return {
+        "store": run.store.url,
+        **_run_document(run),
+        "only": None if only is None else [list(key) for key in only],
+        "phase": current_phase(run.parts),
+        "phases": {name: word_of(s) for name, s in phase_statuses(run.parts).items()},
+        "runtime_s": run_runtime_s(run.view),
+        "total": summary_document(run.summary(keys)),
+        "last_session": run.facts.get("counts"),
+        "config_digest": run.facts.get("config_digest"),
+        "output_dir": run.facts.get("output_dir"),
+        "groups": [
+            {"group": list(key), **summary_document(run.summary(members, key))}
+            for key, members in _groups(run, keys).items()
+        ],
+        "streams": [_stream_document(run, key) for key in keys],
+    }
+
+
+def _show_blocks(
+    run: RunStatus, keys: Sequence[StreamKey], live: LiveView | None, limit: int | None
+) -> Sequence[Block]:
+    stopping = [("stopping", text) for text in stopping_texts(live, time.time())]
+    names = stream_names(run.keys)
+    title, status, *more = _run_pairs(run, keys, names)
+    blocks: list[Block] = [Pairs([title, status, *stopping, *more, *left_out_pairs(live, names)])]
+    groups = _groups(run, keys)
+    if any(len(key) > 1 for key in keys) and len(groups) > 1:
+        group_names = stream_names(_groups(run, run.keys))
+        summaries = {group_names[key]: run.summary(members, key) for key, members in groups.items()}
+        blocks.append(capped(_GROUP_COLUMNS, list(summaries.items()), _group_row, limit, "groups"))
+    if keys:
+        order = keys
+        if limit is not None:
+            order = sorted(keys, key=lambda key: _URGENCY.index(_status_of(run, key)))
+        row = partial(_stream_row, run, names)
+        blocks.append(capped(_STREAM_COLUMNS, order, row, limit, "streams"))
+    if len(keys) == 1:
+        blocks.append(_one_stream(run.parts[keys[0]]))
+    return blocks
+
+
+def _groups(
+    run: RunStatus, keys: Sequence[StreamKey]
+) -> dict[StreamKey, dict[StreamKey, Progress]]:
+    return groups_of({key: run.parts[key] for key in keys})
+
+
+_GROUP_COLUMNS = ("group", "status", "streams", ">done", ">left", ">skipped", ">records", "spent")
+_STREAM_COLUMNS = ("stream", "status", ">done", ">left", ">skipped", ">records", "spent", "error")
+
+_URGENCY = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING, Status.COMPLETE)
+"""The order of streams in a table that is cut."""
+
+
+def _status_of(run: RunStatus, key: StreamKey) -> Status:
+    return status_of(run.parts[key], is_open=key in run.open_streams)
+
+
+def _run_pairs(
+    run: RunStatus, keys: Sequence[StreamKey], names: Mapping[StreamKey, str]
+) -> list[tuple[str, str]]:
+    summary, is_whole = run.summary(keys), len(keys) == len(run.keys)
+    pairs = [("run", f"{run.run_id} in {run.store.url}")]
+    pairs.append(("status", f"{run.status_of(summary).value}; {_session_text(run)}"))
+    sessions = run.facts.get("session", 0)
+    if sessions and is_whole:
+        runtime = duration(run_runtime_s(run.view))
+        pairs.append(("runtime", f"{runtime} in {plural(sessions, 'session')}, without downtime"))
+    phases = phase_statuses(run.parts)
+    if phases:
+        texts = [f"{name} {status.value}" for name, status in phases.items()]
+        pairs.append(("phases", ", ".join(texts)))
+    if run.view.generation:
+        text = f"{number(run.view.generation)}: begun afresh, what was before is in the archive"
+        pairs.append(("generation", text))
+    pairs.append(("streams", per_status(summary.streams)))
+    pairs += total_pairs(summary)
+    if is_whole:
+        pairs.append(("last session", _last_session(run)))
+    if summary.error is not None:
+        last = max(keys, key=lambda key: run.parts[key].failed_at or 0.0)
+        pairs.append(("last error", f"{names[last]}: {error_text(summary.error)}"))
+    return pairs
+
+
+def _session_text(run: RunStatus) -> str:
+    if run.owner is not None:
+        since = moment(run.owner.since.timestamp())
+        session = f"session {run.facts.get('session', 1)} is running since {since}"
+        return f"{session}: process {run.owner.pid} on {run.owner.host}"
+    if not run.facts:
+        return "it has had no session"
+    return f"session {run.facts['session']} {last_how(run)}"
+
+
+def total_pairs(summary: Summary) -> list[tuple[str, str]]:
+    """The work of all sessions together, produced and spent apart."""
+    done = f"{plural(summary.confirmed, 'batch')} confirmed, {number(summary.skipped)} skipped, "
+    done += f"{number(summary.failing)} failing, {left_text(summary)} left"
+    pairs = [("total", done)]
+    without = ""
+    if summary.adopted:
+        without = f" (without those of {plural(summary.adopted, 'adopted batch')})"
+    produced = amounts({"records": summary.records, **summary.totals})
+    pairs.append(("total produced", f"{produced}{without}"))
+    if summary.spent:
+        pairs.append(("total spent", amounts(summary.spent)))
+        saved = f"{amounts(summary.saved) or 'nothing'} (what resuming saves)"
+        pairs.append(("spent on confirmed batches", f"{saved}{without}"))
+        if mean := mean_spent(summary):
+            pairs.append(("mean per confirmed batch", amounts(mean)))
+    return pairs
+
+
+def _last_session(run: RunStatus) -> str:
+    if run.owner is not None:
+        return "is running: its share is in the total, and told apart when it ends"
+    if counts := run.facts.get("counts"):
+        return counts_text(counts)
+    return "left no counts; its share is in the total" if run.facts else "none"
+
+
+def counts_text(counts: Mapping[str, Any]) -> str:
+    """The work of one session, in words."""
+    text = f"{plural(counts.get('batches', 0), 'batch')} confirmed, "
+    text += f"{number(counts.get('skipped', 0))} skipped"
+    produced = amounts({"records": counts.get("records", 0), **counts.get("totals", {})})
+    spent = amounts(counts.get("spent", {}))
+    return f"{text}; produced {produced}" + (f"; spent {spent}" if spent else "")
+
+
+def error_text(error: ErrorInfo) -> str:
+    """A recorded error, and whether it may be tried again."""
+    where = f" (batch {number(error.batch_index)})" if error.batch_index is not None else ""
+    then = "may be tried again" if error.retryable else "for good"
+    return f"{error.type}: {message_of(error.message)}{where}; {then}"
+
+
+def _group_row(group: tuple[str, Summary]) -> tuple[str, ...]:
+    name, summary = group
+    status, records = summary.status.value, number(summary.records)
+    streams = per_status(summary.streams)
+    return name, status, streams, *_batch_cells(summary), records, amounts(summary.spent)
+
+
+def _stream_row(run: RunStatus, names: Mapping[StreamKey, str], key: StreamKey) -> tuple[str, ...]:
+    summary, error = run.summary([key], key), _error_of(run.parts[key])
+    return (
+        names[key],
+        summary.status.value,
+        *_batch_cells(summary),
+        number(summary.records),
+        amounts(summary.spent),
+        "" if error is None else error_text(error),
+    )
+
+
+def _error_of(progress: Progress) -> ErrorInfo | None:
+    """The last error: the stream's own, or that of a batch that may run again."""
+    if progress.error is not None:
+        return progress.error
+    if not failing(progress):
+        return None
+    index, failure = max(progress.failures.items())
+    if failure.error is None:
+        return None
+    return ErrorInfo(failure.error.type, failure.error.message, True, index)
+
+
+def _stream_document(run: RunStatus, key: StreamKey) -> Document:
+    progress = run.parts[key]
+    return {
+        "stream": list(key),
+        **summary_document(run.summary([key], key)),
+        "confirmed": _intervals(progress.confirmed.intervals()),
+        "skipped": _intervals(progress.skipped.intervals()),
+        "first_index": progress.first_index,
+        "last_index": progress.last_index,
+        "expected": progress.expected,
+        "next": progress.first_left(progress.first_index),
+        "listed": progress.position is not None,
+        "runtime_s": progress.runtime_s,
+        "metadata": progress.metadata,
+        "failures": {
+            str(index): {"attempts": failure.attempts, "error": error_part(failure.error)}
+            for index, failure in sorted({**progress.failures, **progress.skips}.items())
+        },
+        "checkpoints": progress.sequence,
+    }
+
+
+def _intervals(intervals: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """First and last index of each: both are in it."""
+    return [[start, stop - 1] for start, stop in intervals]
+
+
+def _one_stream(progress: Progress) -> Block:
+    pairs = [("runtime of the stream", f"{duration(progress.runtime_s)}, without downtime")]
+    if progress.metadata:
+        texts = [f"{name} {value}" for name, value in progress.metadata.items()]
+        pairs.append(("metadata", ", ".join(texts)))
+    return Pairs(pairs)
