@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tests.proof import read_rows  # noqa: E402  # the path comes first
-from trio_ckpt._commit.exits import Exit  # noqa: E402  # the path comes first
-from trio_ckpt._commit.gate import GATE  # noqa: E402  # the path comes first
+from trio_ckpt._commit.exits import GATE, Exit  # noqa: E402  # the path comes first
 from trio_ckpt._tokens.token import TRANSITIONS, TokenState  # noqa: E402
 
 EXPLANATION = ROOT / "docs" / "explanation"

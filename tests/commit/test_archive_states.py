@@ -172,14 +172,14 @@ async def test_the_loop_does_not_wait_for_the_archive(
 ) -> None:
     """The run does, when it ends."""
     may_go_on, archived = trio.Event(), list[str]()
-    real = trio_ckpt._commit.open_stream.archive_chains  # type: ignore[attr-defined]  # what is put in place of
+    real = trio_ckpt._commit.archive_states.archive_chains  # type: ignore[attr-defined]  # what is put in place of
 
     async def slow(*args: Any) -> Any:
         await may_go_on.wait()
         archived.append(str(args[-1]))
         return await real(*args)
 
-    monkeypatch.setattr("trio_ckpt._commit.open_stream.archive_chains", slow)
+    monkeypatch.setattr("trio_ckpt._commit.archive_states.archive_chains", slow)
     store = MemoryStore()
     async with begin(store) as run:
         retention = Retention(last=1, archive=tmp_path / "attic")

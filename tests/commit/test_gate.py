@@ -32,8 +32,8 @@ from trio_ckpt import (
     TokenState,
 )
 from trio_ckpt._commit.batch import AttemptState, Batch
-from trio_ckpt._commit.exits import Exit, exit_of
-from trio_ckpt._commit.gate import GATE, GateAction, Passed
+from trio_ckpt._commit.exits import GATE, Exit, GateAction, exit_of
+from trio_ckpt._commit.gate import Passed
 from trio_ckpt._commit.retry import Again
 from trio_ckpt._commit.stream_outputs import StreamFiles
 from trio_ckpt._journal.record import Record, RecordKind, decode_record

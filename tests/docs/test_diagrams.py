@@ -8,8 +8,7 @@ import pytest
 
 from docs import diagrams
 from tests.proof import read_rows
-from trio_ckpt._commit.exits import Exit
-from trio_ckpt._commit.gate import GATE
+from trio_ckpt._commit.exits import GATE, Exit
 from trio_ckpt._tokens.token import TRANSITIONS
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from typing import Any
 
 import trio
 
@@ -23,12 +24,14 @@ from .._journal.history import iter_records
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, Store
-from .._util.errors import StoreDamagedError, describe_batch
+from .._util.errors import StoreDamagedError, StoreError, TrioCkptError, describe_batch
 from .._util.log import at, get_logger
 from ..state import decode_frame
 from ..state._chain import blobs_of
 from ..stores import open_store
 from .group_commit import GroupCommitter, open_committer
+from .open_stream import OpenStream
+from .state_manager import StateManager
 from .stream_log import StreamLog
 
 log = get_logger(__name__)
@@ -146,3 +149,70 @@ async def _copy(
         state=record.state,
     )
     await committer.save(archive_log, note, blobs)
+
+
+async def prune_states(open_stream: OpenStream, *, is_complete: bool = False) -> None:
+    """Drop arrays of states that are not needed any more, best effort.
+
+    Where they are archived first, that runs beside the loop.
+
+    Cancellation: none.
+    """
+    state_manager = open_stream.state_manager
+    if state_manager is None or not (state_manager.needs_pruning or is_complete):
+        return
+    pinned = {pin.lineage for pin in open_stream.stream_log.progress.pins.values()}
+    dropped = state_manager.take_dropped(pinned, is_complete=is_complete)
+    if not dropped or open_stream.committer.poison is not None:
+        return
+    archive = state_manager.versions.retention.archive
+    if archive is None:
+        sequences = [sequence for part in dropped.values() for sequence in part]
+        await _drop(open_stream, state_manager, sequences)
+    else:
+        open_stream.nursery.start_soon(_archive, open_stream, state_manager, dropped, archive)
+
+
+async def _archive(
+    open_stream: OpenStream,
+    state_manager: StateManager[Any],
+    dropped: dict[bytes, list[int]],
+    archive: str,
+) -> None:
+    with trio.CancelScope(shield=True):
+        async with state_manager.tools.archiving:
+            try:
+                moved = await archive_chains(
+                    state_manager.store,
+                    open_stream.committer.run_key,
+                    open_stream.stream_log,
+                    dropped,
+                    archive,
+                )
+            except TrioCkptError as error:
+                log.warning(
+                    "old states of %s are not archived and stay in the store: %s",
+                    open_stream.where(),
+                    error,
+                    extra=open_stream.place(),
+                )
+                return
+            if moved and open_stream.committer.poison is None:
+                await _drop(open_stream, state_manager, moved)
+
+
+async def _drop(
+    open_stream: OpenStream, state_manager: StateManager[Any], sequences: list[int]
+) -> None:
+    with trio.CancelScope(shield=True):
+        try:
+            await state_manager.store.drop_blobs(
+                open_stream.committer.run_key, open_stream.stream_log.text, sequences
+            )
+        except StoreError as error:
+            log.warning(
+                "old states of %s are not deleted and stay in the store: %s",
+                open_stream.where(),
+                error,
+                extra=open_stream.place(),
+            )

@@ -1,15 +1,18 @@
-"""The exits of a batch, and which of them an exception takes."""
+"""The law of the exits: how a batch can be left, and what the gate does then.
+
+`GATE` is the whole law as a table, a row for each state of an attempt, a column for each exit; a
+test has each of its cells.  `trio_ckpt._commit.gate` carries it out.
+"""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Any
 
 import trio
 
 from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, leaves_of
-from .batch import AttemptState, Batch, staged_of
+from .batch import AnyBatch, AttemptState, staged_of
 
 
 class Exit(enum.Enum):
@@ -24,6 +27,61 @@ class Exit(enum.Enum):
     __hash__ = object.__hash__
 
 
+class GateAction(enum.Enum):
+    """What the gate does."""
+
+    PASS = "nothing"  # noqa: S105  # no password
+    REFUSE = "TokenNeverSettledError; the token stays PENDING"
+    FORGOTTEN = "fail with TokenNeverSettledError, save, raise it"
+    FAIL = "fail with the exception, save"
+    CANCEL = "BatchCancelledError for waiters; no record"
+    SAVE = "check, capture, save, confirm"
+    REJECT = "FAILED, runs again; no record"
+    SAVE_OR_REJECT = "save, shielded; with state: reject"
+    WAIT = "wait for its outcome"
+    DECIDE = "save; the retry table: again, or raise BatchFailedError"
+    GIVE_UP = "save, raise BatchFailedError"
+    RECORD = "save"
+    END = "save; the loop ends"
+    FORGET = "WITHDRAWN; no record"
+    ILLEGAL = "RuntimeError"
+
+
+GATE: dict[AttemptState, dict[Exit, GateAction]] = {
+    AttemptState.OVER: dict.fromkeys(Exit, GateAction.PASS),
+    AttemptState.OPEN: {
+        Exit.NEXT: GateAction.FORGOTTEN,
+        Exit.CONFIRM: GateAction.REFUSE,
+        Exit.EXIT: GateAction.FORGOTTEN,
+        Exit.ERROR: GateAction.FAIL,
+        Exit.CANCEL: GateAction.CANCEL,
+    },
+    AttemptState.COMPLETED: {
+        Exit.NEXT: GateAction.SAVE,
+        Exit.CONFIRM: GateAction.SAVE,
+        Exit.EXIT: GateAction.SAVE,
+        Exit.ERROR: GateAction.REJECT,
+        Exit.CANCEL: GateAction.SAVE_OR_REJECT,
+    },
+    AttemptState.SUBMITTED: dict.fromkeys(Exit, GateAction.WAIT),
+    AttemptState.FAILED: {
+        Exit.NEXT: GateAction.DECIDE,
+        Exit.CONFIRM: GateAction.GIVE_UP,
+        Exit.EXIT: GateAction.GIVE_UP,
+        Exit.ERROR: GateAction.RECORD,
+        Exit.CANCEL: GateAction.RECORD,
+    },
+    AttemptState.SKIPPED: dict.fromkeys(Exit, GateAction.RECORD),
+    AttemptState.WITHDRAWN: {
+        Exit.NEXT: GateAction.END,
+        Exit.CONFIRM: GateAction.ILLEGAL,
+        Exit.EXIT: GateAction.END,
+        Exit.ERROR: GateAction.FORGET,
+        Exit.CANCEL: GateAction.FORGET,
+    },
+}
+
+
 def exit_of(error: BaseException) -> Exit:
     """The exit that an exception takes: ERROR for the batch's own, CANCEL for one from outside.
 
@@ -34,7 +92,7 @@ def exit_of(error: BaseException) -> Exit:
     return Exit.CANCEL if is_outside else Exit.ERROR
 
 
-def is_ended_from_outside(batch: Batch[Any]) -> bool:
+def is_ended_from_outside(batch: AnyBatch) -> bool:
     """Whether a batch was failed or skipped because of a stop or a cancellation.
 
     ``except Exception as error: batch.fail(error)`` also catches the RunStoppedError of a call

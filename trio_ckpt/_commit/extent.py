@@ -65,7 +65,7 @@ class Extent:
         """
         if items is not None:
             return items
-        if self.expected is None or (self.is_open_ended and progress.last_index is not None):
+        if self.expected is None or self.has_ended(progress):
             return progress.total
         return self.expected
 
@@ -112,12 +112,6 @@ class Extent:
             raise ValueError("the end of the stream is not known: give total= or end=")
         return min(stops)
 
-    def new_expected(self, progress: Progress, items: int | None) -> int | None:
-        """How many batches there are; None: the records have it, or it is unknown."""
-        expected = self.expected if items is None else items
-        has_ended = self.is_open_ended and progress.last_index is not None
-        return None if has_ended or expected == progress.expected else expected
-
-    def new_estimate(self, progress: Progress) -> int | None:
-        """The estimate of how many there are; None: the records have it."""
-        return None if self.estimate == progress.estimate else self.estimate
+    def has_ended(self, progress: Progress) -> bool:
+        """Whether the end was open, and the records have the last batch."""
+        return self.is_open_ended and progress.last_index is not None

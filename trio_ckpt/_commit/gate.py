@@ -1,21 +1,46 @@
-"""The gate: the one function that every exit of a batch passes.
+"""The gate: every batch is handed out by it, and every exit of a batch passes it.
 
 Theory of operation
 ===================
 
-A batch is left in one of five ways: the loop asks for the next one, `confirm` is
-called, its block ends, an exception leaves, or it is cancelled.  What happens then depends
-on the state of the attempt: the table `GATE` defines it, and `Gate.pass_gate` executes it.
-It saves first and moves the token last:
+A batch is left in one of five ways: the loop asks for the next one, `confirm` is called, its
+block ends, an exception leaves, or it is cancelled.  What happens then depends on the state of
+the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.  A failed attempt is
+saved, and the retry table decides whether the batch runs again.  Where an exception is leaving
+already, an error while saving is logged instead of raised: it must not replace the exception that
+leaves.
 
-    check outputs -> capture state -> submit -> (the group committer) -> token CONFIRMED
+Whatever the table says, there is one way for an attempt to become durable, and one function that
+goes it: `Gate._save`.  A confirmed batch, a failed attempt, a skip and a withdrawal differ in what
+they have to say.  The steps, and their order, are the same:
 
-A completed batch whose checks fail is a failed attempt.  A failed attempt is saved, and
-the retry table decides whether the batch runs again.  What an attempt did to the state
-in memory is undone unless it is confirmed.
+    check -> capture -> encode -> submit -> durable -> advance -> wake
 
-Where an exception is leaving already, an error while saving is logged instead of raised:
-it must not replace the exception that leaves.
+**Check** comes first, because a record is believed: a resume takes its outputs for written and
+valid.  What fails here is the attempt, not the save.  Nothing is submitted yet, so the attempt
+can still become a failed one, and its row in the table is that of FAILED.
+
+**Capture** copies the state, so the record has it as it was when the attempt ended, whatever
+changes it later.  The record of an attempt that is not confirmed has no state.  It only waits for
+a snapshot of the attempt that is being saved: in the records a snapshot comes before the end of
+its attempt.
+
+**Encode** and **submit** happen without a schedule point between, because the bytes are sealed
+for the next sequence number of the stream.  From here on nothing is abandoned: a cancelled loop
+waits, since nobody could tell it afterwards whether its batch was saved.
+
+**Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
+and fsynced, the record in the store, progress moved.
+
+**Advance** and **wake** happen in the function `on_outcome`, which the committer calls in its own
+task, record by record in the order of their sequence numbers.  This ensures that a frontier
+numbers new items in the order in which a resume will read them; the tasks of the loops wake in
+any order.  No other task runs between progress and the token.  This ensures that we don't cheat:
+who sees a token CONFIRMED sees progress that includes its batch, and both are on the disk.
+
+What an attempt did to the state in memory is undone unless it is confirmed: `on_outcome` marks the
+state dirty, and the loop restores it before the next batch.  An attempt that could not be saved
+leaves no record, its token is rejected, and its batch runs again.
 """
 
 from __future__ import annotations
@@ -24,15 +49,12 @@ import enum
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import attrs
 import trio
 
 from .._journal.record import (
-    CheckpointResult,
     Record,
     RecordKind,
     SinkLines,
@@ -41,16 +63,7 @@ from .._journal.record import (
 )
 from .._journal.store import AttemptEnd
 from .._tokens.registry import AnyToken
-from .._tokens.token import (
-    CANCELLED,
-    WITHDRAWN,
-    Failure,
-    TokenEvent,
-    TokenState,
-    failure_of,
-    may,
-    move,
-)
+from .._tokens.token import CANCELLED, WITHDRAWN, Failure, TokenState, failure_of
 from .._util.arguments import whole_number
 from .._util.errors import (
     BatchFailedError,
@@ -69,15 +82,26 @@ from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile, lines_digest
+from .archive_states import prune_states
 from .awaits import NeverAwaitedError
 from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
-from .exits import Exit, is_ended_from_outside
+from .exits import GATE, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .pending_commit import PendingCommit
 from .retry import Again, GiveUp, Then
 from .stored_state import EncodedState
 
 log = get_logger(__name__)
+
+_LEAVING = (Exit.ERROR, Exit.CANCEL)
+_REFUSALS = (OutputError, NotEncodableError, NeverAwaitedError, MemoryError)  # of the checks
+
+
+class Passed(enum.Enum):
+    """What the loop may do after the gate; where the batch runs again it gets an `Again`."""
+
+    GO_ON = "go on"
+    ENDED = "the loop ends"
 
 
 def _ignore(_token: AnyToken) -> None:
@@ -88,70 +112,6 @@ watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlev
     "trio_ckpt handed out", _ignore
 )
 """Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
-
-
-class GateAction(enum.Enum):
-    """What the gate does."""
-
-    PASS = "nothing"  # noqa: S105  # no password
-    REFUSE = "TokenNeverSettledError; the token stays PENDING"
-    FORGOTTEN = "fail with TokenNeverSettledError, save, raise it"
-    FAIL = "fail with the exception, save"
-    CANCEL = "BatchCancelledError for waiters; no record"
-    SAVE = "check, capture, save, confirm"
-    REJECT = "FAILED, runs again; no record"
-    SAVE_OR_REJECT = "save, shielded; with state: reject"
-    WAIT = "wait for its outcome"
-    DECIDE = "save; the retry table: again, or raise BatchFailedError"
-    GIVE_UP = "save, raise BatchFailedError"
-    RECORD = "save"
-    END = "save; the loop ends"
-    FORGET = "WITHDRAWN; no record"
-    ILLEGAL = "RuntimeError"
-
-
-GATE: dict[AttemptState, dict[Exit, GateAction]] = {
-    AttemptState.OVER: dict.fromkeys(Exit, GateAction.PASS),
-    AttemptState.OPEN: {
-        Exit.NEXT: GateAction.FORGOTTEN,
-        Exit.CONFIRM: GateAction.REFUSE,
-        Exit.EXIT: GateAction.FORGOTTEN,
-        Exit.ERROR: GateAction.FAIL,
-        Exit.CANCEL: GateAction.CANCEL,
-    },
-    AttemptState.COMPLETED: {
-        Exit.NEXT: GateAction.SAVE,
-        Exit.CONFIRM: GateAction.SAVE,
-        Exit.EXIT: GateAction.SAVE,
-        Exit.ERROR: GateAction.REJECT,
-        Exit.CANCEL: GateAction.SAVE_OR_REJECT,
-    },
-    AttemptState.SUBMITTED: dict.fromkeys(Exit, GateAction.WAIT),
-    AttemptState.FAILED: {
-        Exit.NEXT: GateAction.DECIDE,
-        Exit.CONFIRM: GateAction.GIVE_UP,
-        Exit.EXIT: GateAction.GIVE_UP,
-        Exit.ERROR: GateAction.RECORD,
-        Exit.CANCEL: GateAction.RECORD,
-    },
-    AttemptState.SKIPPED: dict.fromkeys(Exit, GateAction.RECORD),
-    AttemptState.WITHDRAWN: {
-        Exit.NEXT: GateAction.END,
-        Exit.CONFIRM: GateAction.ILLEGAL,
-        Exit.EXIT: GateAction.END,
-        Exit.ERROR: GateAction.FORGET,
-        Exit.CANCEL: GateAction.FORGET,
-    },
-}
-
-_LEAVING = (Exit.ERROR, Exit.CANCEL)
-
-
-class Passed(enum.Enum):
-    """What the loop may do after the gate; where the batch runs again it gets an `Again`."""
-
-    GO_ON = "go on"
-    ENDED = "the loop ends"
 
 
 @uninterrupted
@@ -215,17 +175,24 @@ class Gate:
         try:
             return await self._pass(batch, way, error)
         finally:
-            if self.open_stream.committer.observers and batch.state is AttemptState.OVER:
-                self.open_stream.committer.observers.left(self.open_stream.attempt_of(batch))
+            stream = self.open_stream
+            if stream.committer.observers and batch.state is AttemptState.OVER:
+                stream.committer.observers.left(stream.attempt_of(batch))
+
+    async def confirm(self, batch: AnyBatch) -> None:
+        """Pass the gate now, before the batch is left.
+
+        Cancellation: none once something is being saved.
+        """
+        await self.pass_gate(batch, Exit.CONFIRM)
 
     async def _pass(
         self, batch: AnyBatch, way: Exit, error: BaseException | None
     ) -> Passed | Again:
+        stream = self.open_stream
         if batch.state is AttemptState.SUBMITTED:
             await self._wait_submitted(batch, way)
-        if (way is Exit.CANCEL or self.open_stream.stop.is_parking) and is_ended_from_outside(
-            batch
-        ):
+        if (way is Exit.CANCEL or stream.stop.is_parking) and is_ended_from_outside(batch):
             batch.state = AttemptState.OPEN
             await self._pass(batch, Exit.CANCEL, None)
         action = GATE[batch.state][way]
@@ -244,337 +211,251 @@ class Gate:
         except (TokenNeverSettledError, BatchFailedError, StreamFailedError):
             raise
         except Exception as problem:
-            batch.problem = problem
-            self.open_stream.drop(batch, failure_of(problem))
+            self._give_up_save(batch, problem)
             if way not in _LEAVING:
                 raise
             log.error(
                 "while an exception left %s, saving failed: %s",
-                self.open_stream.where(batch.index),
+                stream.where(batch.index),
                 one_line(text_of(problem)),
-                extra=self.open_stream.place(batch.index),
+                extra=stream.place(batch.index),
             )
             return Passed.GO_ON
         except BaseException:  # KeyboardInterrupt, say, before anything was submitted
-            if self.open_stream.open.get(batch.index) is batch:
-                self.open_stream.drop(
-                    batch, CANCELLED
-                )  # else a task that waits for it waits for ever
+            if stream.open.get(batch.index) is batch:
+                stream.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
             raise
-
-    def _check_confirmed(self, batch: AnyBatch) -> None:
-        """Raise if an attempt that is over did not end in a saved batch."""
-        if (
-            batch.token.state is TokenState.CONFIRMED
-            or self.open_stream.stream_log.progress.is_done(batch.index)
-        ):
-            return
-        failure = self.open_stream.failed.get(batch.index, Failure("this attempt is over"))
-        raise batch.problem or BatchFailedError(
-            failure.reason,
-            run_id=self.open_stream.run_id,
-            stream=self.open_stream.stream_log.key,
-            batch_index=batch.index,
-        ) from failure.cause
 
     async def _act(
         self, action: GateAction, batch: AnyBatch, way: Exit, error: BaseException | None
     ) -> Passed | Again:
+        stream, settled_with = self.open_stream, staged_of(batch).error
+        if action is GateAction.SAVE_OR_REJECT:  # the body may have been changing the state
+            action = GateAction.SAVE if stream.state_manager is None else GateAction.CANCEL
         match action:
             case GateAction.SAVE:
-                return await self._save_batch(batch, way)
-            case GateAction.SAVE_OR_REJECT if self.open_stream.state_manager is None:
-                return await self._save_batch(batch, way)
+                if not await self._save(batch, AttemptEnd.CONFIRMED):
+                    return await self._act(GATE[batch.state][way], batch, way, error)
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
             case GateAction.RECORD if batch.state is AttemptState.SKIPPED:
-                await self._save_skip(batch, staged_of(batch).error)
+                await self._save(batch, AttemptEnd.SKIPPED, settled_with or "it was skipped")
             case GateAction.RECORD:
-                await self._save_attempt(batch, staged_of(batch).error, is_final=True)
+                await self._save(batch, AttemptEnd.FAILED, settled_with or "it failed")
             case GateAction.FAIL:
-                await self._save_attempt(batch, error, is_final=True)
+                await self._save(batch, AttemptEnd.FAILED, error or "it failed")
             case GateAction.FORGOTTEN:
                 forgotten = self._forgotten(batch)
-                await self._save_attempt(batch, forgotten, is_final=True)
+                await self._save(batch, AttemptEnd.FAILED, forgotten)
                 raise forgotten
-            case GateAction.CANCEL | GateAction.SAVE_OR_REJECT:
-                self.open_stream.drop(batch, CANCELLED)
-                await self._keep_spent(batch)
-            case GateAction.REJECT:
-                self.open_stream.drop(batch, failure_of(error) if error is not None else CANCELLED)
-                await self._keep_spent(batch)
             case GateAction.END:
-                await self._save_end(batch)
+                await self._save(batch, AttemptEnd.WITHDRAWN)
                 return Passed.ENDED
+            case GateAction.CANCEL:
+                await self._forget(batch, CANCELLED)
+            case GateAction.REJECT:
+                await self._forget(batch, CANCELLED if error is None else failure_of(error))
             case GateAction.FORGET:
-                self.open_stream.drop(batch, WITHDRAWN)
-                await self._keep_spent(batch)
+                await self._forget(batch, WITHDRAWN)
             case _:
                 raise RuntimeError(f"the gate cannot {action.value}")
         return Passed.GO_ON
 
-    async def confirm(self, batch: AnyBatch) -> None:
-        """Pass the gate now, before the batch is left.
-
-        Cancellation: none once something is being saved.
-        """
-        await self.pass_gate(batch, Exit.CONFIRM)
-
-    def _forgotten(self, batch: AnyBatch) -> TokenNeverSettledError:
-        return TokenNeverSettledError(
-            f"{self.open_stream.where(batch.index)} was left without complete(), fail(), skip() "
-            "or withdraw()",
-            run_id=self.open_stream.run_id,
-            stream=self.open_stream.stream_log.key,
-            batch_index=batch.index,
-        )
-
-    # -- saving -----------------------------------------------------------------------------
-
-    async def _save_batch(self, batch: AnyBatch, way: Exit) -> Passed | Again:
-        staged = staged_of(batch)
-        batch.state = AttemptState.SUBMITTED
-        try:
-            check_awaited(batch, is_left=True)
-            if staged.adopted:
-                await self.open_stream.files.adopt(staged.adopted, batch.index, staged.outputs)
-                staged.adopted.clear()
-            if (validator := self.open_stream.policy.validator) is not None:
-                await self.open_stream.files.check(staged.outputs, validator)
-            lines = await self.open_stream.files.open_sinks(staged.lines) if staged.lines else ()
-            adds = (
-                self.open_stream.encode_adds(batch)
-                if self.open_stream.frontier is not None
-                else b""
-            )
-            saved = (
-                None
-                if self.open_stream.state_manager is None
-                else await self.open_stream.state_manager.save()
-            )
-            record = Record(
-                at=time.time(),
-                index=batch.index,
-                item=batch.digest,
-                attempts=batch.attempt,
-                records=staged.records,
-                outputs=tuple(staged.outputs.values()),
-                lines=tuple(SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines),
-                totals=staged.totals,
-                spent=staged.spent,
-                cursor=staged.cursor,
-                metadata=staged.metadata,
-                state=b"" if saved is None else saved.payload,
-                adds=adds,
-                last_index=batch.index if staged.is_last else None,
-                expected=self.open_stream.new_expected(),
-                estimate=self.open_stream.new_estimate(),
-                opened=self.open_stream.new_opening(),
-                phase=self.open_stream.new_phase(),
-            )
-            payload = encode_record(record)
-        except (OutputError, NotEncodableError, NeverAwaitedError, MemoryError) as problem:
-            batch.state = AttemptState.FAILED  # a failed check is a failed attempt
-            staged_of(batch).error = problem
-            return await self._act(GATE[batch.state][way], batch, way, problem)
-        blobs = () if saved is None else saved.kept.blobs
-        await self._save(batch, record, payload, lines, partial(self._confirmed, saved), blobs)
-        if self.open_stream.state_manager is not None:
-            await self.open_stream.prune_state()
-        return Passed.GO_ON
-
-    def _confirmed(self, saved: EncodedState | None, batch: AnyBatch, record: Record) -> None:
-        if self.open_stream.frontier is not None:
-            self.open_stream.frontier.number(staged_of(batch).adds)
-            self.open_stream.frontier.finish(batch.index - self.open_stream.first_index)
-            if self.open_stream.listener is not None and self.open_stream.frontier.is_ready:
-                self.open_stream.listener.frontier_grew()
-        elif self.open_stream.state_manager is not None:
-            sequence = (
-                self.open_stream.stream_log.progress.sequence
-            )  # that of this record: it was just applied
-            self.open_stream.state_manager.mark_durable(
-                saved, sequence, record.at, is_confirmed=True
-            )
-        self.open_stream.files.release(batch.index, {output.path for output in record.outputs})
-        result = CheckpointResult(
-            record.outputs,
-            record.metadata,
-            record.records,
-            datetime.fromtimestamp(record.at, UTC),
-        )
-        self.open_stream.stream_log.confirmed += 1
-        self.open_stream.close_attempt(batch, AttemptEnd.CONFIRMED)
-        # It may not where the coordinator was closed during the save.
-        if may(batch.token, TokenEvent.CONFIRM):
-            move(batch.token, TokenEvent.CONFIRM, result)
-
     async def _decide(self, batch: AnyBatch, *, may_retry: bool) -> Passed | Again:
         """Save a failed attempt, and decide what happens to the batch."""
-        error = staged_of(batch).error or "it failed"
+        stream, staged = self.open_stream, staged_of(batch)
+        error = staged.error or "it failed"
         verdict: Again | GiveUp = GiveUp(Then.FAIL)
-        if may_retry and not staged_of(batch).is_final:
+        if may_retry and not staged.is_final:
             problem = error if isinstance(error, BaseException) else Exception(error)
             try:
-                verdict = self.open_stream.policy.retry.decide(problem, batch.attempt)
+                verdict = stream.policy.retry.decide(problem, batch.attempt)
             except BaseException:  # raised by a rule; it must not replace the batch's own error
                 log.exception(
                     "the retry table failed for %s",
                     class_name(problem),
-                    extra=self.open_stream.place(batch.index),
+                    extra=stream.place(batch.index),
                 )
         if isinstance(verdict, Again):
-            await self._save_attempt(batch, error, is_final=False)
-            self.open_stream.stream_log.retries += 1
+            await self._save(batch, AttemptEnd.RETRIED, error)
             if verdict.pauses:
-                self.open_stream.pause_for(
-                    verdict.after_s, f"asked to wait: {failure_of(error).reason}"
-                )
+                stream.pause_for(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
             return verdict
         if verdict.then is Then.SKIP:
-            await self._save_skip(batch, error)
+            await self._save(batch, AttemptEnd.SKIPPED, error)
             return Passed.GO_ON
-        await self._save_attempt(batch, error, is_final=True, retryable=verdict.retryable)
+        await self._save(batch, AttemptEnd.FAILED, error, retryable=verdict.retryable)
         failure = failure_of(error)
         if verdict.then is Then.FAIL_STREAM:  # also if the caller catches the error raised below
-            self.open_stream.failure = describe_error(
-                error, retryable=verdict.retryable, batch_index=batch.index
+            stream.set_failure(
+                describe_error(error, retryable=verdict.retryable, batch_index=batch.index)
             )
         kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
         raise kind(
             failure.reason,
-            run_id=self.open_stream.run_id,
-            stream=self.open_stream.stream_log.key,
+            run_id=stream.run_id,
+            stream=stream.stream_log.key,
             batch_index=batch.index,
             retryable=verdict.retryable,
         ) from failure.cause
 
-    async def _save_attempt(
-        self,
-        batch: AnyBatch,
-        error: BaseException | str | None,
-        *,
-        is_final: bool,
-        retryable: bool = True,
-    ) -> None:
-        error = error or "it failed"
-
-        def on_durable(batch: AnyBatch, _record: Record) -> None:
-            end = AttemptEnd.FAILED if is_final else AttemptEnd.RETRIED
-            self.open_stream.close_attempt(batch, end, error)
-            self.open_stream.mark_state_dirty()
-            if is_final:
-                self.open_stream.files.release(batch.index)
-                self.open_stream.fail_token(batch.token, failure_of(error))
-            elif may(batch.token, TokenEvent.RETRY):
-                move(batch.token, TokenEvent.RETRY)
-            else:  # the token stays PENDING, but monitors count attempts
-                self.open_stream.coordinator.registry.touch()
-
-        await self._wait_for_snapshot()
-        record = self._record(RecordKind.ATTEMPT, batch, error, retryable=retryable)
-        await self._save(batch, record, encode_record(record), (), on_durable)
-        await self.open_stream.restore_state()
-
-    async def _save_skip(self, batch: AnyBatch, error: BaseException | str | None) -> None:
-        error = error or "it was skipped"
-
-        def on_durable(batch: AnyBatch, _record: Record) -> None:
-            self.open_stream.close_attempt(batch, AttemptEnd.SKIPPED, error)
-            self.open_stream.mark_state_dirty()
-            self.open_stream.files.release(batch.index)
-            self.open_stream.stream_log.skipped += 1
-            self.open_stream.fail_token(
-                batch.token, failure_of(error), is_kept=False
-            )  # progress has it
-
-        await self._wait_for_snapshot()
-        record = self._record(RecordKind.SKIP, batch, error)
-        await self._save(batch, record, encode_record(record), (), on_durable)
-        await self.open_stream.restore_state()
-
-    async def _wait_for_snapshot(self) -> None:
-        """Wait for a snapshot of the attempt: it must precede the record that ends the attempt."""
-        if self.open_stream.state_manager is not None:
-            await self.open_stream.state_manager.wait_saved()
-
-    async def _save_end(self, batch: AnyBatch) -> None:
-        def on_durable(batch: AnyBatch, _record: Record) -> None:
-            self.open_stream.close_attempt(batch, AttemptEnd.WITHDRAWN)
-            self.open_stream.mark_state_dirty()
-            self.open_stream.files.release(batch.index)
-            move(batch.token, TokenEvent.WITHDRAW, WITHDRAWN)
-
-        record = Record(
-            kind=RecordKind.SAVE,
-            at=time.time(),
-            spent=staged_of(batch).spent,
-            last_index=batch.index - 1,
-            opened=self.open_stream.new_opening(),
-            phase=self.open_stream.new_phase(),
-        )
-        await self._save(batch, record, encode_record(record), (), on_durable)
-        await self.open_stream.restore_state()
-
-    def _record(
-        self,
-        kind: RecordKind,
-        batch: AnyBatch,
-        error: BaseException | str,
-        *,
-        retryable: bool = True,
-    ) -> Record:
-        return Record(
-            kind=kind,
-            at=time.time(),
-            index=batch.index,
-            item=batch.digest,
-            attempts=batch.attempt,
-            spent=staged_of(batch).spent,
-            error=describe_error(error, retryable=retryable, batch_index=batch.index),
-            metadata=_details_of(error),
-            opened=self.open_stream.new_opening(),
-            phase=self.open_stream.new_phase(),
-        )
+    # -- the one way to the store ---------------------------------------------------------------
 
     async def _save(
         self,
         batch: AnyBatch,
-        record: Record,
-        payload: bytes,
-        lines: tuple[tuple[AppendFile, bytes], ...],
-        on_durable: Callable[[AnyBatch, Record], None],
-        blobs: tuple[str, ...] = (),
-    ) -> None:
-        """Submit a record of a batch, and wait for the outcome."""
+        end: AttemptEnd,
+        error: BaseException | str | None = None,
+        *,
+        retryable: bool = True,
+    ) -> bool:
+        """Save how an attempt ended; the order of the steps is argued for at the top of the file.
 
-        def settle(error: Exception | None) -> None:
-            try:
-                if error is not None:
-                    raise error
-                on_durable(batch, record)
-            except BaseException as problem:
-                if isinstance(problem, Exception):
-                    batch.problem = problem
-                self.open_stream.drop(batch, failure_of(problem))
-                if problem is not error:  # e.g. a user's key function: the run ends with it
-                    raise
+        Args:
+            batch: The attempt.
+            end: How it ended.
+            error: What went wrong; None: nothing did, or nobody said what.
+            retryable: Whether a plain resume may try the batch again.
 
+        Returns:
+            False: the batch did not pass its checks.  Nothing is saved, and the attempt is FAILED.
+
+        Raises:
+            Exception: the reason why it was not saved.
+
+        Durability: when this returns True the record is durable.
+        Cancellation: none once it is submitted.
+        """
+        stream, staged, is_done = self.open_stream, staged_of(batch), end is AttemptEnd.CONFIRMED
+        committer, stream_log, states = stream.committer, stream.stream_log, stream.state_manager
+        state: EncodedState | None = None
+        lines: tuple[tuple[AppendFile, bytes], ...] = ()
         batch.state = AttemptState.SUBMITTED
-        if self.open_stream.committer.observers:
-            self.open_stream.committer.observers.settled(self.open_stream.attempt_of(batch))
-        checkpoint = await self.open_stream.committer.encode(
-            self.open_stream.stream_log, payload, blobs
-        )
-        pending = PendingCommit(self.open_stream.stream_log, record, checkpoint, lines, settle)
-        self.open_stream.committer.submit(pending)
-        await pending.wait()
+        try:
+            if is_done:  # check
+                check_awaited(batch, is_left=True)
+                if staged.adopted:
+                    await stream.files.adopt(staged.adopted, batch.index, staged.outputs)
+                    staged.adopted.clear()
+                if (validator := stream.policy.validator) is not None:
+                    await stream.files.check(staged.outputs, validator)
+                if staged.lines:
+                    lines = await stream.files.open_sinks(staged.lines)
+            if states is not None:  # capture
+                if is_done:
+                    state = await states.save()
+                else:
+                    await states.wait_saved()
+            record = stream.introduce(  # encode
+                self._batch_record(batch, state, lines)
+                if is_done
+                else self._record_of_end(batch, end, error, retryable=retryable)
+            )
+            payload = encode_record(record)
+        except _REFUSALS as problem:
+            if not is_done:
+                raise
+            batch.state, staged.error = AttemptState.FAILED, problem
+            return False
 
-    async def _keep_spent(self, batch: AnyBatch) -> None:
-        """Save the costs of an attempt that leaves no record of its own."""
-        if staged_of(batch).spent and self.open_stream.committer.poison is None:
-            record = Record(kind=RecordKind.SAVE, at=time.time(), spent=staged_of(batch).spent)
-            await self.open_stream.save_plain(record)
+        def on_outcome(problem: Exception | None) -> None:
+            """Called once by the committer: the record is durable and in progress, or it failed.
+
+            It is called in the order of the records, and no other task runs before it returns.
+            """
+            if problem is not None:
+                self._give_up_save(batch, problem)
+                return
+            try:
+                if is_done:  # advance
+                    stream.mark_durable(batch, state, checkpoint.sequence, record.at)
+                if end is not AttemptEnd.RETRIED:
+                    stream.files.release(batch.index, {output.path for output in record.outputs})
+                stream_log.count(end)
+                stream.close_attempt(batch, end, error)  # wake
+                if not is_done:
+                    stream.mark_state_dirty()
+                stream.end_token(batch.token, end, error, record)
+            except BaseException as bug:  # e.g. of a user's key function: the run ends with it
+                self._give_up_save(batch, bug)
+                raise
+
+        if committer.observers:
+            committer.observers.settled(stream.attempt_of(batch))
+        blobs = () if state is None else state.kept.blobs
+        checkpoint = await committer.encode(stream_log, payload, blobs)
+        pending = PendingCommit(stream_log, record, checkpoint, lines, on_outcome)
+        committer.submit(pending)  # submit
+        await pending.wait()  # durable
+        if not is_done:
+            await stream.restore_state()
+        elif states is not None:
+            await prune_states(stream)
+        return True
+
+    def _batch_record(
+        self,
+        batch: AnyBatch,
+        state: EncodedState | None,
+        lines: tuple[tuple[AppendFile, bytes], ...],
+    ) -> Record:
+        staged = staged_of(batch)
+        return Record(
+            at=time.time(),
+            index=batch.index,
+            item=batch.digest,
+            attempts=batch.attempt,
+            records=staged.records,
+            outputs=tuple(staged.outputs.values()),
+            lines=tuple(SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines),
+            totals=staged.totals,
+            spent=staged.spent,
+            cursor=staged.cursor,
+            metadata=staged.metadata,
+            state=b"" if state is None else state.payload,
+            adds=self.open_stream.encode_adds(staged.adds),
+            last_index=batch.index if staged.is_last else None,
+        )
+
+    def _record_of_end(
+        self,
+        batch: AnyBatch,
+        end: AttemptEnd,
+        error: BaseException | str | None,
+        *,
+        retryable: bool,
+    ) -> Record:
+        """The record of an attempt that is not confirmed; without an error it was withdrawn."""
+        spent = staged_of(batch).spent
+        if error is None:
+            return Record(
+                kind=RecordKind.SAVE, at=time.time(), spent=spent, last_index=batch.index - 1
+            )
+        return Record(
+            kind=RecordKind.SKIP if end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
+            at=time.time(),
+            index=batch.index,
+            item=batch.digest,
+            attempts=batch.attempt,
+            spent=spent,
+            error=describe_error(error, retryable=retryable, batch_index=batch.index),
+            metadata=_details_of(error),
+        )
+
+    # -- without a record -----------------------------------------------------------------------
+
+    def _give_up_save(self, batch: AnyBatch, problem: BaseException) -> None:
+        """End an attempt that could not be saved, so that the batch runs again."""
+        if isinstance(problem, Exception):
+            batch.problem = problem
+        self.open_stream.drop(batch, failure_of(problem))
+
+    async def _forget(self, batch: AnyBatch, failure: Failure) -> None:
+        """End an attempt that leaves no record but of what it has cost."""
+        stream, spent = self.open_stream, staged_of(batch).spent
+        stream.drop(batch, failure)
+        if spent and stream.committer.poison is None:
+            await stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time(), spent=spent))
 
     async def _wait_submitted(self, batch: AnyBatch, way: Exit) -> None:
         """Wait for the outcome of a batch with which another task passes the gate."""
@@ -583,6 +464,31 @@ class Gate:
                 await self.open_stream.awaited.setdefault(batch.index, trio.Event()).wait()
         if batch.problem is not None and way not in _LEAVING:
             raise batch.problem
+
+    def _check_confirmed(self, batch: AnyBatch) -> None:
+        """Raise if an attempt that is over did not end in a saved batch."""
+        stream = self.open_stream
+        if batch.token.state is TokenState.CONFIRMED or stream.stream_log.progress.is_done(
+            batch.index
+        ):
+            return
+        failure = stream.failed.get(batch.index, Failure("this attempt is over"))
+        raise batch.problem or BatchFailedError(
+            failure.reason,
+            run_id=stream.run_id,
+            stream=stream.stream_log.key,
+            batch_index=batch.index,
+        ) from failure.cause
+
+    def _forgotten(self, batch: AnyBatch) -> TokenNeverSettledError:
+        stream = self.open_stream
+        return TokenNeverSettledError(
+            f"{stream.where(batch.index)} was left without complete(), fail(), skip() or "
+            "withdraw()",
+            run_id=stream.run_id,
+            stream=stream.stream_log.key,
+            batch_index=batch.index,
+        )
 
 
 def _details_of(error: BaseException | str) -> dict[str, Any]:

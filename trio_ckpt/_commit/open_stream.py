@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import attrs
@@ -20,12 +21,19 @@ from .._journal.statistics import Waiting, stuck_after_s
 from .._journal.store import Attempt, AttemptEnd
 from .._tokens.coordinator import CheckpointCoordinator
 from .._tokens.registry import AnyToken
-from .._tokens.token import CANCELLED, WITHDRAWN, Failure, TokenEvent, TokenState, failure_of, move
+from .._tokens.token import (
+    CANCELLED,
+    WITHDRAWN,
+    Failure,
+    TokenEvent,
+    TokenState,
+    failure_of,
+    may,
+    move,
+)
 from .._util.arguments import several, whole_number
 from .._util.errors import (
     BatchFailedError,
-    StoreError,
-    TrioCkptError,
     describe_batch,
     leaves_of,
 )
@@ -34,13 +42,13 @@ from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
 from ..state import FrontierItems, keyed_items
-from .archive_states import archive_chains
 from .batch import AnyBatch, AttemptState, staged_of
 from .extent import Extent
 from .group_commit import GroupCommitter
 from .retry import RetryTable
 from .shutdown import Stop
 from .state_manager import StateManager
+from .stored_state import EncodedState
 from .stream_log import StreamLog
 from .stream_outputs import AnyPath, StreamFiles
 
@@ -275,38 +283,27 @@ class OpenStream:
 
     # -- what goes into a record ----------------------------------------------------------
 
-    def new_opening(self) -> Opened | None:
-        """What the next record says of the opening; None: the records have it already."""
-        if self.stream_log.progress.opened_at == self.opened_at:
-            return None
-        return Opened(self.opened_at, self.first_index)
-
-    def new_phase(self) -> str | None:
-        """The phase of the run that the stream was opened in; None: the records have it."""
-        return None if self.phase == self.stream_log.progress.phase else self.phase
-
-    def new_expected(self) -> int | None:
-        """How many batches there are; None: the records have it, or it is unknown."""
-        return self.extent.new_expected(self.stream_log.progress, self._items)
-
-    def new_estimate(self) -> int | None:
-        """The estimate of how many batches an open end has; None: the records have it."""
-        return self.extent.new_estimate(self.stream_log.progress)
-
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `GroupCommitter.save`."""
         return await self.committer.save(self.stream_log, self.introduce(record), blobs)
 
     def introduce(self, record: Record) -> Record:
         """Add to a record what the records do not have yet about the stream as a whole."""
-        news = {
-            "opened": self.new_opening(),
-            "phase": self.new_phase(),
-            "expected": self.new_expected(),
-            "estimate": self.new_estimate(),
-        }
-        said = {name: value for name, value in news.items() if value is not None}
-        return msgspec.structs.replace(record, **said) if said else record
+        progress, extent, news = self.stream_log.progress, self.extent, dict[str, object]()
+        if progress.opened_at != self.opened_at:
+            news["opened"] = Opened(self.opened_at, self.first_index)
+        if self.phase is not None and self.phase != progress.phase:
+            news["phase"] = self.phase
+        expected = extent.expected if self.frontier is None else len(self.frontier)
+        if (
+            expected is not None
+            and expected != progress.expected
+            and not extent.has_ended(progress)
+        ):
+            news["expected"] = expected
+        if extent.estimate is not None and extent.estimate != progress.estimate:
+            news["estimate"] = extent.estimate
+        return msgspec.structs.replace(record, **news) if news else record
 
     async def save_finish(self, record: Record) -> None:
         """Save that the stream is complete, after its append files are cut to confirmed bytes.
@@ -317,9 +314,29 @@ class OpenStream:
             await self.files.cut_tails()
         await self.save_plain(record)
 
-    def encode_adds(self, batch: AnyBatch) -> bytes:
+    def encode_adds(self, adds: Mapping[str, Any]) -> bytes:
+        """Encode the items that a batch has staged for the frontier and that are new."""
         frontier = self.frontier
-        return b"" if frontier is None else frontier.encode(frontier.news(staged_of(batch).adds))
+        return b"" if frontier is None else frontier.encode(frontier.news(adds))
+
+    def mark_durable(
+        self, batch: AnyBatch, state: EncodedState | None, sequence: int, at: float
+    ) -> None:
+        """Let the frontier, or the state manager, follow a batch that is confirmed.
+
+        Args:
+            batch: The batch.
+            state: The state in its record; None: there is none, or it has not changed.
+            sequence: The sequence number of its record.
+            at: When the record was made; Unix time, s.
+        """
+        if self.frontier is not None:
+            self.frontier.number(staged_of(batch).adds)
+            self.frontier.finish(batch.index - self.first_index)
+            if self.listener is not None and self.frontier.is_ready:
+                self.listener.frontier_grew()
+        elif self.state_manager is not None:
+            self.state_manager.mark_durable(state, sequence, at, is_confirmed=True)
 
     def mark_state_dirty(self) -> None:
         """Mark the in-memory state dirty: a failed attempt may have mutated it."""
@@ -333,65 +350,6 @@ class OpenStream:
         """
         if self.state_manager is not None and self.state_manager.is_dirty:
             await self.state_manager.restore()
-
-    async def prune_state(self, *, is_complete: bool = False) -> None:
-        """Drop arrays of states that are not needed any more, best effort.
-
-        Where they are archived first, that runs beside the loop.
-
-        Cancellation: none.
-        """
-        state_manager = self.state_manager
-        if state_manager is None or not (state_manager.needs_pruning or is_complete):
-            return
-        pinned = {pin.lineage for pin in self.stream_log.progress.pins.values()}
-        dropped = state_manager.take_dropped(pinned, is_complete=is_complete)
-        if not dropped or self.committer.poison is not None:
-            return
-        archive = state_manager.versions.retention.archive
-        if archive is None:
-            sequences = [sequence for part in dropped.values() for sequence in part]
-            await self._drop_states(state_manager, sequences)
-        else:
-            self.nursery.start_soon(self._archive, state_manager, dropped, archive)
-
-    async def _archive(
-        self, state_manager: StateManager[Any], dropped: dict[bytes, list[int]], archive: str
-    ) -> None:
-        with trio.CancelScope(shield=True):
-            async with state_manager.tools.archiving:
-                try:
-                    moved = await archive_chains(
-                        state_manager.store,
-                        self.committer.run_key,
-                        self.stream_log,
-                        dropped,
-                        archive,
-                    )
-                except TrioCkptError as error:
-                    log.warning(
-                        "old states of %s are not archived and stay in the store: %s",
-                        self.where(),
-                        error,
-                        extra=self.place(),
-                    )
-                    return
-                if moved and self.committer.poison is None:
-                    await self._drop_states(state_manager, moved)
-
-    async def _drop_states(self, state_manager: StateManager[Any], sequences: list[int]) -> None:
-        with trio.CancelScope(shield=True):
-            try:
-                await state_manager.store.drop_blobs(
-                    self.committer.run_key, self.stream_log.text, sequences
-                )
-            except StoreError as error:
-                log.warning(
-                    "old states of %s are not deleted and stay in the store: %s",
-                    self.where(),
-                    error,
-                    extra=self.place(),
-                )
 
     # -- the ends of tokens -------------------------------------------------------------------
 
@@ -422,6 +380,32 @@ class OpenStream:
         self.close_attempt(batch, _end_of(failure), failure.reason)
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
+
+    def end_token(
+        self, token: AnyToken, end: AttemptEnd, error: BaseException | str | None, record: Record
+    ) -> None:
+        """Move the token of an attempt whose record is durable, which wakes who waits for it.
+
+        Args:
+            token: The token.
+            end: How the attempt ended.
+            error: What went wrong; None: it is confirmed or withdrawn.
+            record: Its record.
+        """
+        if end is AttemptEnd.CONFIRMED:
+            # It may not where the coordinator was closed during the save.
+            if may(token, TokenEvent.CONFIRM):
+                at = datetime.fromtimestamp(record.at, UTC)
+                result = CheckpointResult(record.outputs, record.metadata, record.records, at)
+                move(token, TokenEvent.CONFIRM, result)
+        elif end is AttemptEnd.RETRIED:
+            if may(token, TokenEvent.RETRY):
+                move(token, TokenEvent.RETRY)
+            else:  # the token stays PENDING, but monitors count attempts
+                self.coordinator.registry.touch()
+        else:
+            failure = WITHDRAWN if error is None else failure_of(error)
+            self.fail_token(token, failure, is_kept=end is AttemptEnd.FAILED)
 
     def fail_token(self, token: AnyToken, failure: Failure, *, is_kept: bool = True) -> None:
         if token.is_pending:

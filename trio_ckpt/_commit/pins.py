@@ -11,6 +11,7 @@ import time
 
 from .._journal.record import Record, RecordKind
 from .._util.plain import check_label
+from .archive_states import prune_states
 from .open_stream import OpenStream
 
 MAX_PINS = 1_000  # per stream: each fold of the stream contains all of them
@@ -39,7 +40,7 @@ async def pin_state(open_stream: OpenStream, label: str) -> None:
     await open_stream.save_plain(record)
     if has_moved:
         open_stream.state_manager.prune_soon()
-        await open_stream.prune_state()
+        await prune_states(open_stream)
 
 
 async def unpin_state(open_stream: OpenStream, label: str) -> None:
@@ -56,4 +57,4 @@ async def unpin_state(open_stream: OpenStream, label: str) -> None:
     )
     if open_stream.state_manager is not None:
         open_stream.state_manager.prune_soon()
-    await open_stream.prune_state()
+    await prune_states(open_stream)

@@ -20,6 +20,7 @@ from .._util.log import get_logger
 from .._util.plain import as_metadata, check_point_label
 from .._util.text import printable
 from .._util.uninterrupted import uninterrupted
+from .archive_states import prune_states
 from .awaits import Calls, awaits_noted
 from .batch import Batch
 from .open_stream import OpenStream
@@ -198,7 +199,7 @@ class Snapshots:
                     )
                     sequence = await self._open_stream.save_plain(record, saved.kept.blobs)
                     self._state_manager.mark_durable(saved, sequence, record.at, is_confirmed=False)
-                    await self._open_stream.prune_state()
+                    await prune_states(self._open_stream)
                 self.saved += 1
         except Exception as error:
             self._leave_out(error)  # earlier ones stay valid

@@ -10,7 +10,7 @@ import trio
 from .._journal.folds import encode_progress
 from .._journal.progress import MAX_SUM, Progress
 from .._journal.record import Seal
-from .._journal.store import Fold
+from .._journal.store import AttemptEnd, Fold
 from .._util.errors import NotEncodableError
 from .._util.exact_sum import ExactSum, add_sums
 from .._util.index_set import IndexSet
@@ -117,6 +117,15 @@ class StreamLog:
         is_saved = self.submitted == self.progress.sequence
         if self._tools is not None and is_saved and self._tools.is_idle:
             self._tools = None
+
+    def count(self, end: AttemptEnd) -> None:
+        """Count an attempt of this session by its end."""
+        if end is AttemptEnd.CONFIRMED:
+            self.confirmed += 1
+        elif end is AttemptEnd.SKIPPED:
+            self.skipped += 1
+        elif end is AttemptEnd.RETRIED:
+            self.retries += 1
 
     def expect(self, records: int) -> None:
         """Count the records of a batch that is about to be saved.

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 import trio
 
+from .._commit.archive_states import prune_states
 from .._commit.awaits import Calls
 from .._commit.batch import AttemptState, Batch
 from .._commit.exits import Exit
@@ -305,7 +306,7 @@ class LoopCursor:
             return
         if progress.status is not Status.COMPLETE:
             await self.open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
-        await self.open_stream.prune_state(is_complete=True)  # a killed session may not have
+        await prune_states(self.open_stream, is_complete=True)  # a killed session may not have
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
         """Save that the stream is complete, if all batches of a source are done.

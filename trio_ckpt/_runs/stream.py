@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar, cast, overload
 import trio
 
 from .._commit.adopt import PathOf, rescan
+from .._commit.archive_states import prune_states
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
 from .._commit.exits import Exit, exit_of
@@ -319,7 +320,7 @@ class Stream(Generic[S]):
         await self._open_stream.save_finish(
             Record(kind=RecordKind.FINISH, at=time.time(), metadata=plain, last_index=last)
         )
-        await self._open_stream.prune_state(is_complete=True)
+        await prune_states(self._open_stream, is_complete=True)
 
     async def save(self, *, cursor: Any = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.

@@ -302,15 +302,10 @@ async def _save(stream: Stream[None], stream_log: StreamLog, submission: JobSubm
     job is accepted.
     """
     open_stream, now = stream.open_stream, time.time()
-    total = Record(
-        kind=RecordKind.SAVE,
-        at=now,
-        opened=open_stream.new_opening(),
-        expected=len(submission.items),
-    )
+    total = Record(kind=RecordKind.SAVE, at=now, expected=len(submission.items))
     await open_stream.committer.save_all(
         [
-            (open_stream.stream_log, total),
+            (open_stream.stream_log, open_stream.introduce(total)),
             *((stream_log, record) for record in job_records(submission, now)),
         ]
     )
