@@ -143,7 +143,7 @@ async def test_a_snapshot_that_is_left_out_is_told_where_a_person_looks(
                     text = text_of(await explain(store, "r", stream=None, show_all=False, now=0.0))
                     assert f": a snapshot is left out: {why}" in text
                     assert "Work went on." in text
-                    lines = list(failure_lines(await StoreSource(store).stand("r")))
+                    lines = list(failure_lines(await StoreSource(store).snapshot("r")))
                     assert [(one.outcome, one.attempts) for one in lines] == [
                         ("snapshot left out", 5)
                     ]

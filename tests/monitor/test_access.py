@@ -58,8 +58,8 @@ def code(verdict: AccessRole | AccessDenied) -> str:
 
 
 def test_each_secret_gives_its_role() -> None:
-    assert ACCESS.judge(scope()) is AccessRole.VIEWER
-    assert ACCESS.judge(scope(authorization=f"Bearer {ACTION_SECRET}")) is AccessRole.ACTOR
+    assert ACCESS.authorize(scope()) is AccessRole.VIEWER
+    assert ACCESS.authorize(scope(authorization=f"Bearer {ACTION_SECRET}")) is AccessRole.ACTOR
 
 
 @pytest.mark.parametrize(
@@ -78,24 +78,24 @@ def test_each_secret_gives_its_role() -> None:
     ],
 )
 def test_anything_but_the_secret_is_refused(given: str) -> None:
-    assert code(ACCESS.judge(scope(authorization=given))) == "secret_needed"
+    assert code(ACCESS.authorize(scope(authorization=given))) == "secret_needed"
 
 
 def test_two_headers_of_one_kind_are_none() -> None:
     twice = scope()
     twice["headers"].append((b"authorization", f"Bearer {SECRET}".encode()))
-    assert code(ACCESS.judge(twice)) == "secret_needed"
+    assert code(ACCESS.authorize(twice)) == "secret_needed"
     hosts = scope()
     hosts["headers"].append((b"host", b"127.0.0.1:8000"))
-    assert code(ACCESS.judge(hosts)) == "wrong_host"
+    assert code(ACCESS.authorize(hosts)) == "wrong_host"
 
 
 def test_without_actions_their_secret_is_no_secret() -> None:
     access = Access.of(SECRET, None, ACCESS.hosts)
     assert not access.has_actions
-    assert code(access.judge(scope(authorization=f"Bearer {ACTION_SECRET}"))) == "secret_needed"
+    assert code(access.authorize(scope(authorization=f"Bearer {ACTION_SECRET}"))) == "secret_needed"
     zeros = "Bearer " + "\0" * 32
-    assert code(access.judge(scope(authorization=zeros))) == "secret_needed"
+    assert code(access.authorize(scope(authorization=zeros))) == "secret_needed"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_without_actions_their_secret_is_no_secret() -> None:
     ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "LOCALHOST:8000", "ckpt.example"],
 )
 def test_our_own_names_are_known(host: str) -> None:
-    assert ACCESS.judge(scope(host=host)) is AccessRole.VIEWER
+    assert ACCESS.authorize(scope(host=host)) is AccessRole.VIEWER
 
 
 @pytest.mark.parametrize(
@@ -113,12 +113,12 @@ def test_our_own_names_are_known(host: str) -> None:
 def test_a_name_that_is_not_ours_is_refused_whatever_else_is_right(host: str) -> None:
     """DNS rebinding: an attacker points a name of theirs at this machine."""
     for path in ("/api/runs", "/", "/metrics"):
-        assert code(ACCESS.judge(scope(path=path, host=host))) == "wrong_host"
+        assert code(ACCESS.authorize(scope(path=path, host=host))) == "wrong_host"
 
 
 @pytest.mark.parametrize("origin", ["http://127.0.0.1:8000", "https://ckpt.example"])
 def test_our_own_origin_is_known(origin: str) -> None:
-    assert ACCESS.judge(scope(origin=origin)) is AccessRole.VIEWER
+    assert ACCESS.authorize(scope(origin=origin)) is AccessRole.VIEWER
 
 
 @pytest.mark.parametrize(
@@ -127,34 +127,36 @@ def test_our_own_origin_is_known(origin: str) -> None:
 )
 def test_a_foreign_origin_is_refused_though_it_has_the_secret(origin: str) -> None:
     for method in ("GET", "POST"):
-        assert code(ACCESS.judge(scope(method, origin=origin))) == "foreign_origin"
+        assert code(ACCESS.authorize(scope(method, origin=origin))) == "foreign_origin"
 
 
 def test_requests_of_a_foreign_page_are_refused_but_a_link_is_not() -> None:
     for site in ("cross-site", "same-site"):
-        assert code(ACCESS.judge(scope(sec_fetch_site=site))) == "foreign_origin"
+        assert code(ACCESS.authorize(scope(sec_fetch_site=site))) == "foreign_origin"
     link = scope(path="/", sec_fetch_site="cross-site", sec_fetch_mode="navigate")
-    assert ACCESS.judge(link) is AccessRole.PUBLIC
-    assert ACCESS.judge(scope(sec_fetch_site="same-origin")) is AccessRole.VIEWER
-    assert ACCESS.judge(scope(sec_fetch_site="none")) is AccessRole.VIEWER
+    assert ACCESS.authorize(link) is AccessRole.PUBLIC
+    assert ACCESS.authorize(scope(sec_fetch_site="same-origin")) is AccessRole.VIEWER
+    assert ACCESS.authorize(scope(sec_fetch_site="none")) is AccessRole.VIEWER
 
 
 def test_only_the_files_of_the_page_itself_need_no_secret() -> None:
     for path in OPEN_PATHS:
-        assert ACCESS.judge(scope(path=path, authorization="")) is AccessRole.PUBLIC
-        assert code(ACCESS.judge(scope("POST", path, authorization=""))) == "secret_needed"
+        assert ACCESS.authorize(scope(path=path, authorization="")) is AccessRole.PUBLIC
+        assert code(ACCESS.authorize(scope("POST", path, authorization=""))) == "secret_needed"
     for endpoint in ENDPOINTS:
-        assert code(ACCESS.judge(scope(path=endpoint.path, authorization=""))) == "secret_needed"
+        assert (
+            code(ACCESS.authorize(scope(path=endpoint.path, authorization=""))) == "secret_needed"
+        )
 
 
 def test_form_comes_first() -> None:
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "X" * 100):
-        assert code(ACCESS.judge(scope(method))) == "wrong_method"
-    assert code(ACCESS.judge(scope(content_length="1"))) == "body_not_taken"
-    assert code(ACCESS.judge(scope(transfer_encoding="chunked"))) == "body_not_taken"
-    assert ACCESS.judge(scope(content_length="0")) is AccessRole.VIEWER
-    assert code(ACCESS.judge(scope(path="/" + "x" * MAX_TARGET_BYTES))) == "too_long"
-    assert code(ACCESS.judge({**scope(), "http_version": "2"})) == "wrong_version"
+        assert code(ACCESS.authorize(scope(method))) == "wrong_method"
+    assert code(ACCESS.authorize(scope(content_length="1"))) == "body_not_taken"
+    assert code(ACCESS.authorize(scope(transfer_encoding="chunked"))) == "body_not_taken"
+    assert ACCESS.authorize(scope(content_length="0")) is AccessRole.VIEWER
+    assert code(ACCESS.authorize(scope(path="/" + "x" * MAX_TARGET_BYTES))) == "too_long"
+    assert code(ACCESS.authorize({**scope(), "http_version": "2"})) == "wrong_version"
 
 
 def test_browsers_leave_the_default_port_out() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 import trio
 
@@ -25,9 +26,12 @@ from trio_ckpt import (
     Status,
     monitor,
 )
+from trio_ckpt._journal.record import ErrorInfo
 from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
 from trio_ckpt._runs.live_view import LiveToken, LiveView, LiveWaiting
+from trio_ckpt.monitor._answers import Done, ErrorLine, FailureLine, make_answer
+from trio_ckpt.monitor._api import MAX_LISTED_RUNS
 from trio_ckpt.monitor._views import (
     RunSnapshot,
     percent,
@@ -35,7 +39,6 @@ from trio_ckpt.monitor._views import (
     stuck_after,
     token_lines,
 )
-from trio_ckpt.monitor._window import MAX_LISTED_RUNS
 from trio_ckpt.stores import MemoryStore, open_store
 
 
@@ -386,7 +389,7 @@ def test_percent_is_of_what_is_known(done: int, left: int | None, expected: floa
     assert percent(done, left, Status.FAILED) == expected
 
 
-async def a_standing(**fields: Any) -> RunSnapshot:
+async def a_snapshot(**fields: Any) -> RunSnapshot:
     store = MemoryStore()
     async with begin(store) as run:
         await collect(run, "s")
@@ -407,13 +410,13 @@ async def a_standing(**fields: Any) -> RunSnapshot:
 
 
 async def test_what_is_stuck_follows_from_what_is_usual() -> None:
-    assert stuck_after(await a_standing()) == STUCK_AFTER_S
-    assert stuck_after(await a_standing(rate_per_s=0.1)) == 200.0  # 2 in flight at 0.1/s: 20 s
-    assert stuck_after(await a_standing(rate_per_s=1_000.0)) == MIN_STUCK_AFTER_S
-    assert stuck_after(await a_standing(stuck_after_s=5.0)) == 5.0
-    standing = await a_standing()
-    assert [token.stuck for token in token_lines(standing, 10)] == [True, False]
-    line = run_line(standing)
+    assert stuck_after(await a_snapshot()) == STUCK_AFTER_S
+    assert stuck_after(await a_snapshot(rate_per_s=0.1)) == 200.0  # 2 in flight at 0.1/s: 20 s
+    assert stuck_after(await a_snapshot(rate_per_s=1_000.0)) == MIN_STUCK_AFTER_S
+    assert stuck_after(await a_snapshot(stuck_after_s=5.0)) == 5.0
+    snapshot = await a_snapshot()
+    assert [token.stuck for token in token_lines(snapshot, 10)] == [True, False]
+    line = run_line(snapshot)
     assert line.stuck == 1
     assert line.waiting[0].reason == "slow down"
 
@@ -462,3 +465,18 @@ async def test_the_tokens_of_a_coordinator_are_shown_by_run() -> None:
 async def test_what_is_neither_run_nor_store_nor_coordinator_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match="an open run, an open store or a coordinator"):
         await monitor.serve(thing, port=0)
+
+
+def test_an_answer_is_made_of_what_fits_its_fields() -> None:
+    error = ErrorInfo("ValueError", "bad", batch_index=3)
+    line = make_answer(FailureLine, error, **LINE, error=error)
+    assert line.error == ErrorLine(type="ValueError", message="bad", retryable=True, batch_index=3)
+    assert make_answer(Done, done="pruned", count=2) == Done(done="pruned", count=2)
+    for wrong in ({"name": 5}, {"outcome": "lost"}, {"attempts": "2"}, {"error": "bad"}):
+        with pytest.raises(msgspec.ValidationError):
+            make_answer(FailureLine, error, **{**LINE, "error": None, **wrong})
+    with pytest.raises(AttributeError):
+        make_answer(FailureLine, error, **LINE)  # it has no attribute `error`, and none is given
+
+
+LINE: dict[str, Any] = {"stream": ("a", "b"), "name": "a/b", "outcome": "failed", "attempts": None}

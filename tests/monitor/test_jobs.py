@@ -185,7 +185,7 @@ async def test_items_are_runs_of_the_store_but_not_of_the_list(
         source = StoreSource(site.store)
         assert await source.list_ids() == ["job-t"]
         with pytest.raises(UnknownRunError):
-            await source.stand("job-t.000000")
+            await source.snapshot("job-t.000000")
 
 
 def test_every_status_of_the_seed_has_a_word() -> None:

@@ -17,8 +17,8 @@ from tests.opening import begin
 from trio_ckpt import RetryRule, RetryTable
 from trio_ckpt.abc import Attempt
 from trio_ckpt.monitor import Metrics
+from trio_ckpt.monitor._api import MAX_SAMPLES, SAMPLE_EVERY_S, Throughput
 from trio_ckpt.monitor._metrics import PendingGauge
-from trio_ckpt.monitor._pace import MAX_SAMPLES, SAMPLE_EVERY_S, Pace
 
 NAMES = {
     "ckpt_pending_tokens",
@@ -118,15 +118,15 @@ def test_the_page_of_the_reference_lists_every_metric() -> None:
     assert listed == families == NAMES
 
 
-def test_pace_is_the_rate_between_samples() -> None:
-    pace = Pace()
+def test_throughput_is_the_rate_between_samples() -> None:
+    throughput = Throughput()
     for at, confirmed in ((0.0, 0), (1.0, 5), (5.0, 10), (10.0, 40), (20.0, 20)):
-        pace.sample(at, confirmed)
-    assert [(point.at, point.per_s) for point in pace.points()] == [
+        throughput.sample(at, confirmed)
+    assert [(point.at, point.per_s) for point in throughput.points()] == [
         (5.0, 2.0),
         (10.0, 6.0),
-        (20.0, 0.0),  # batches were re-queued: that is not a negative pace
+        (20.0, 0.0),  # batches were re-queued: that is not a negative rate
     ]
     for step in range(2 * MAX_SAMPLES):
-        pace.sample(100 + step * SAMPLE_EVERY_S, step)
-    assert len(pace.points()) == MAX_SAMPLES - 1
+        throughput.sample(100 + step * SAMPLE_EVERY_S, step)
+    assert len(throughput.points()) == MAX_SAMPLES - 1

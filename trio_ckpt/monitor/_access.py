@@ -125,7 +125,7 @@ class Access:
         """Whether there is a secret that allows actions."""
         return self._actor is not None
 
-    def judge(self, scope: Mapping[str, Any]) -> AccessRole | AccessDenied:
+    def authorize(self, scope: Mapping[str, Any]) -> AccessRole | AccessDenied:
         """The role of a request, or why it is refused."""
         headers = _headers(scope)
         refused = (

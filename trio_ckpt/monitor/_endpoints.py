@@ -8,9 +8,7 @@ from typing import Any, Literal
 import attrs
 
 from .._util.plain import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
-from ._jobs import JobAnswer, StorageInfo, TaskAnswer
-from ._parameters import MAX_OFFSET, Parameter
-from ._records import (
+from ._answers import (
     ApiRecord,
     Done,
     FailureList,
@@ -22,7 +20,9 @@ from ._records import (
     StreamPage,
     TokenList,
 )
-from ._window import MonitorApi
+from ._api import MonitorApi
+from ._jobs import JobAnswer, StorageInfo, TaskAnswer
+from ._parameters import MAX_OFFSET, Parameter
 
 JSON = "application/json"
 
@@ -87,12 +87,12 @@ NOT_FOUND = {404: "There is no such run."}
 LOCKED = {404: "There is no such run.", 409: "A process has the run, or it is not for now."}
 
 
-def _runs(window: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
-    return window.runs(after=values["after"], limit=values["limit"], search=values["search"])
+def _runs(api: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
+    return api.runs(after=values["after"], limit=values["limit"], search=values["search"])
 
 
-def _history(window: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
-    return window.history(
+def _history(api: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
+    return api.history(
         values["run"], stream=values["stream"], cursor=values["cursor"], limit=values["limit"]
     )
 
@@ -104,7 +104,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/jobs/{job_id}",
         "A job and its work items",
         JobAnswer,
-        lambda window, values: window.jobs.job(
+        lambda api, values: api.jobs.job(
             values["job_id"], after=values["after"], limit=values["limit"]
         ),
         (
@@ -118,7 +118,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/jobs/{job_id}/cancel",
         "Cancel a job",
         Done,
-        lambda window, values: window.jobs.cancel(values["job_id"]),
+        lambda api, values: api.jobs.cancel(values["job_id"]),
         (JOB,),
         method="POST",
         status=202,
@@ -128,7 +128,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/tasks/{task_id}",
         "A work item and its checkpoints",
         TaskAnswer,
-        lambda window, values: window.jobs.task(values["task_id"]),
+        lambda api, values: api.jobs.task(values["task_id"]),
         (TASK,),
         refusals={404: "There is no such work item."},
     ),
@@ -136,7 +136,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/storage-info/{task_id}",
         "Where the checkpoints of a work item are",
         StorageInfo,
-        lambda window, values: window.jobs.storage_info(values["task_id"]),
+        lambda api, values: api.jobs.storage_info(values["task_id"]),
         (TASK,),
         refusals={404: "There is no such work item."},
     ),
@@ -144,7 +144,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/tasks/{task_id}/force-checkpoint",
         "Have a running work item saved now",
         Done,
-        lambda window, values: window.jobs.force_checkpoint(values["task_id"]),
+        lambda api, values: api.jobs.force_checkpoint(values["task_id"]),
         (TASK,),
         method="POST",
         status=202,
@@ -154,7 +154,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/tasks/{task_id}/release",
         "Have a running work item saved and handed back, so that it goes on elsewhere",
         Done,
-        lambda window, values: window.jobs.release(values["task_id"]),
+        lambda api, values: api.jobs.release(values["task_id"]),
         (TASK,),
         method="POST",
         status=202,
@@ -164,7 +164,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/checkpoints/tasks/{task_id}/cleanup",
         "Free the checkpoints of a work item that is over",
         Done,
-        lambda window, values: window.jobs.cleanup(values["task_id"]),
+        lambda api, values: api.jobs.cleanup(values["task_id"]),
         (TASK,),
         method="POST",
         refusals={404: "There is no such work item.", 409: "It is not over."},
@@ -190,7 +190,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}",
         "A run with what the page shows of it",
         RunDetail,
-        lambda window, values: window.run(values["run"]),
+        lambda api, values: api.run(values["run"]),
         (RUN,),
         refusals=NOT_FOUND,
     ),
@@ -198,7 +198,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/statistics",
         "The numbers of a run at this moment",
         Statistics,
-        lambda window, values: window.statistics(values["run"]),
+        lambda api, values: api.statistics(values["run"]),
         (RUN,),
         refusals=NOT_FOUND,
     ),
@@ -206,7 +206,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/streams",
         "The streams, those first that need attention",
         StreamPage,
-        lambda window, values: window.streams(
+        lambda api, values: api.streams(
             values["run"],
             after=values["after"],
             limit=values["limit"],
@@ -224,7 +224,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/pending",
         "The pending tokens, oldest first",
         TokenList,
-        lambda window, values: window.pending(values["run"], limit=values["limit"]),
+        lambda api, values: api.pending(values["run"], limit=values["limit"]),
         (RUN, LIMIT),
         refusals=NOT_FOUND,
     ),
@@ -232,7 +232,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/failures",
         "What went wrong, the worst first",
         FailureList,
-        lambda window, values: window.failures(values["run"], limit=values["limit"]),
+        lambda api, values: api.failures(values["run"], limit=values["limit"]),
         (RUN, LIMIT),
         refusals=NOT_FOUND,
     ),
@@ -261,7 +261,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/sessions",
         "The sessions of a run, the newest first",
         SessionList,
-        lambda window, values: window.sessions(values["run"], limit=values["limit"]),
+        lambda api, values: api.sessions(values["run"], limit=values["limit"]),
         (RUN, LIMIT),
         refusals=NOT_FOUND,
     ),
@@ -269,7 +269,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/stop",
         "Stop a run in good order (only in the monitor of its own process)",
         Done,
-        lambda window, values: window.stop(values["run"]),
+        lambda api, values: api.stop(values["run"]),
         (RUN,),
         method="POST",
         status=202,
@@ -279,7 +279,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/retry",
         "Re-queue what was skipped or has failed",
         Done,
-        lambda window, values: window.retry(values["run"]),
+        lambda api, values: api.retry(values["run"]),
         (RUN,),
         method="POST",
         refusals=LOCKED,
@@ -288,7 +288,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         "/api/runs/{run}/prune",
         "Remove archived generations of a run",
         Done,
-        lambda window, values: window.prune(values["run"], keep=values["keep"]),
+        lambda api, values: api.prune(values["run"], keep=values["keep"]),
         (
             RUN,
             Parameter(

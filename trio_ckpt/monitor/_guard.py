@@ -10,12 +10,11 @@ import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-import msgspec
 import trio
 
 from .._util.log import get_logger
 from ._access import Access, AccessDenied, AccessRole
-from ._records import Problem, Refusal
+from ._answers import Problem, Refusal, encode_answer
 
 log = get_logger(__name__)
 
@@ -57,11 +56,11 @@ def guarded(app: App, access: Access) -> App:
         if scope["type"] != "http":
             return
         reply = _Reply(send)
-        verdict = access.judge(scope)
-        if isinstance(verdict, AccessDenied):
-            await reply.refuse(verdict)
+        decision = access.authorize(scope)
+        if isinstance(decision, AccessDenied):
+            await reply.refuse(decision)
             return
-        scope["state"] = {"role": verdict}
+        scope["state"] = {"role": decision}
         await _answer(app, scope, receive, reply)
 
     return guard
@@ -120,7 +119,7 @@ class _Reply:
 
 def refusal_body(refused: AccessDenied) -> bytes:
     """What a refusal says."""
-    return msgspec.json.encode(Refusal(error=Problem(code=refused.code, message=refused.message)))
+    return encode_answer(Refusal(error=Problem(code=refused.code, message=refused.message)))
 
 
 def role_of(scope: Scope) -> AccessRole:

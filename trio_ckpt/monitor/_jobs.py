@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import attrs
 
 from .._journal.store import Store
-from ..remote import JobView, LiveTask, TaskView, UnknownJobError
+from ..remote import Foreman, JobView, LiveTask, TaskView, UnknownJobError
 from ..remote._foreman.dispatch import prune_task
 from ..remote._foreman.job_reader import JobReader
 from ..remote._foreman.job_views import OVER
 from ..remote._foreman.live import Action, ask_foreman_of
 from ..remote._wire.names import split_task_id
-from ._records import ApiRecord, Done, ErrorLine
-from ._views import error_line, iso, iso_now
+from ._answers import ApiRecord, Done, ErrorLine, Moment, make_answer
 
 TaskWord = Literal["pending", "assigned", "running", "completed", "failed", "cancelled"]
 
@@ -24,25 +23,6 @@ ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # what a foreman answers with
 
 class NotPossibleError(Exception):
     """An action does not fit the current status; the message says why."""
-
-
-class TaskControl(Protocol):
-    """What a foreman in this process lets the monitor do."""
-
-    @property
-    def live(self) -> Mapping[str, LiveTask]:
-        """The foreman's own knowledge of the items that workers have."""
-        ...
-
-    def cancel(self, job_id: str) -> None:
-        """End a job, and its functions; nothing happens if it is over."""
-        ...
-
-    async def control(
-        self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
-    ) -> tuple[int, str]:
-        """Control a work item; returns an HTTP status and the reason."""
-        ...
 
 
 class JobTask(ApiRecord, frozen=True):
@@ -58,7 +38,7 @@ class JobTask(ApiRecord, frozen=True):
     status: TaskWord
     progress_percent: float
     checkpoint_count: int | None
-    last_checkpoint_at: str | None
+    last_checkpoint_at: Moment | None
     base_checkpoint_size: int
     worker: str | None
     error: ErrorLine | None
@@ -84,8 +64,8 @@ class JobAnswer(ApiRecord, frozen=True):
     average_progress_percent: float
     total_checkpoints_taken: int
     checkpoint_interval_s: float | None
-    started_at: str | None
-    ended_at: str | None
+    started_at: Moment | None
+    ended_at: Moment | None
     error: ErrorLine | None
     waits: str | None
     tasks: list[JobTask]
@@ -98,28 +78,19 @@ class DeltaLine(ApiRecord, frozen=True):
     sequence: int
     size: int
     digest: str
-    created_at: str
+    created_at: Moment
 
 
-class TaskAnswer(ApiRecord, frozen=True):
+class TaskAnswer(JobTask, frozen=True):
     """A work item, with its checkpoints."""
 
-    task_id: str
     job_id: str
     index: int
-    status: TaskWord
     attempts: int
-    progress_percent: float
-    checkpoint_count: int
-    last_checkpoint_at: str | None
     base_checkpoint_data: str | None
-    base_checkpoint_size: int
     delta_checkpoints: list[DeltaLine]
     checkpoint_storage_path: str | None
-    worker: str | None
-    error: ErrorLine | None
-    problem: str | None
-    completed_at: str | None
+    completed_at: Moment | None
 
 
 class StorageInfo(ApiRecord, frozen=True):
@@ -154,7 +125,7 @@ class Jobs:
     """
 
     store: Store
-    control: TaskControl | None = None
+    control: Foreman | None = None
     _reader: JobReader = attrs.field(
         default=attrs.Factory(lambda jobs: JobReader(jobs.store), takes_self=True), init=False
     )
@@ -170,7 +141,8 @@ class Jobs:
 
     async def task(self, task_id: str) -> TaskAnswer:
         """A work item."""
-        return task_answer(await self._reader.task(task_id, self._live))
+        view = await self._reader.task(task_id, self._live)
+        return make_answer(TaskAnswer, view, **_task_fields(view))
 
     async def storage_info(self, task_id: str) -> StorageInfo:
         """Where the checkpoints of an item are."""
@@ -247,20 +219,11 @@ class Jobs:
 
 def job_answer(view: JobView, stop: int) -> JobAnswer:
     """A job, for programs; `stop` is where the next page of its items begins."""
-    return JobAnswer(
-        job_id=view.job_id,
+    return make_answer(
+        JobAnswer,
+        view,
         job_status=view.status.value,
-        function=view.function,
-        total_tasks=view.total_tasks,
-        completed_tasks=view.completed_tasks,
-        failed_tasks=view.failed_tasks,
-        tasks_with_checkpoints=view.tasks_with_checkpoints,
         average_progress_percent=round(view.average_progress_percent, 2),
-        total_checkpoints_taken=view.total_checkpoints_taken,
-        checkpoint_interval_s=view.checkpoint_interval_s,
-        started_at=iso(view.started_at),
-        ended_at=iso(view.ended_at),
-        error=error_line(view.error),
         waits=view.waits or None,
         tasks=[_job_task(task) for task in view.tasks],
         next=stop if view.total_tasks > stop else None,
@@ -268,63 +231,32 @@ def job_answer(view: JobView, stop: int) -> JobAnswer:
 
 
 def _job_task(view: TaskView) -> JobTask:
-    return JobTask(
-        task_id=view.task_id,
-        status=view.status.value,
-        progress_percent=round(view.progress_percent, 2),
-        checkpoint_count=view.checkpoint_count if view.is_detailed else None,
-        last_checkpoint_at=iso(view.last_checkpoint_at),
-        base_checkpoint_size=view.base_checkpoint_size,
-        worker=view.worker,
-        error=error_line(view.error),
-        problem=view.problem or None,
-    )
+    fields = _task_fields(view)
+    if not view.is_detailed:
+        fields["checkpoint_count"] = None
+    return make_answer(JobTask, view, **fields)
 
 
-def task_answer(view: TaskView) -> TaskAnswer:
-    """A work item, for programs."""
-    return TaskAnswer(
-        task_id=view.task_id,
-        job_id=view.job_id,
-        index=view.index,
-        status=view.status.value,
-        attempts=view.attempts,
-        progress_percent=round(view.progress_percent, 2),
-        checkpoint_count=view.checkpoint_count,
-        last_checkpoint_at=iso(view.last_checkpoint_at),
-        base_checkpoint_data=view.base_checkpoint_data,
-        base_checkpoint_size=view.base_checkpoint_size,
-        delta_checkpoints=[
-            DeltaLine(
-                sequence=delta.sequence,
-                size=delta.size,
-                digest=delta.digest,
-                created_at=iso_now(delta.created_at),
-            )
-            for delta in view.delta_checkpoints
-        ],
-        checkpoint_storage_path=view.checkpoint_storage_path,
-        worker=view.worker,
-        error=error_line(view.error),
-        problem=view.problem or None,
-        completed_at=iso(view.completed_at),
-    )
+def _task_fields(view: TaskView) -> dict[str, Any]:
+    """The fields of a work item that read differently in an answer."""
+    return {
+        "status": view.status.value,
+        "progress_percent": round(view.progress_percent, 2),
+        "problem": view.problem or None,
+    }
 
 
 def storage_info(view: TaskView) -> StorageInfo:
     """Where the checkpoints of an item are, for programs."""
-    kinds: dict[tuple[bool, bool], Literal["none", "inline", "file", "hybrid"]] = {
+    kinds = {
         (False, False): "none",
         (True, False): "inline",
         (False, True): "file",
         (True, True): "hybrid",
     }
-    return StorageInfo(
-        task_id=view.task_id,
+    return make_answer(
+        StorageInfo,
+        view,
         kind=kinds[view.inline_bytes > 0, view.file_bytes > 0],
-        inline_bytes=view.inline_bytes,
-        file_bytes=view.file_bytes,
         path=view.checkpoint_storage_path,
-        chain_length=view.chain_length,
-        checkpoint_count=view.checkpoint_count,
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from ._answers import ApiRecord, Refusal
 from ._endpoints import ENDPOINTS, JSON, Endpoint
-from ._records import ApiRecord, Refusal
 
 COMMON = {
     400: "A parameter is not what it should be; it says which.",
@@ -28,7 +28,9 @@ def document() -> dict[str, Any]:
     records: list[type[ApiRecord]] = [Refusal]
     records += [e.answer for e in ENDPOINTS if e.answer is not None]
     _, components = msgspec.json.schema_components(
-        dict.fromkeys(records), ref_template="#/components/schemas/{name}"
+        dict.fromkeys(records),
+        schema_hook=lambda _moment: {"type": "string"},
+        ref_template="#/components/schemas/{name}",
     )
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in ENDPOINTS:

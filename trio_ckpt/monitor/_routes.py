@@ -24,6 +24,8 @@ from .._util.errors import (
 from .._util.text import one_line
 from ..remote import UnknownJobError
 from ._access import AccessDenied, AccessRole
+from ._answers import encode_answer
+from ._api import MonitorApi
 from ._endpoints import ENDPOINTS, Endpoint
 from ._events import MAX_VIEWERS, EventStream
 from ._guard import App, Receive, Scope, Send, refusal_body, role_of
@@ -31,7 +33,6 @@ from ._jobs import NotPossibleError
 from ._metrics import CONTENT_TYPE as METRICS_TYPE
 from ._openapi import document
 from ._parameters import BadRequestError, Parameter
-from ._window import MonitorApi
 
 STATIC = Path(__file__).parent / "static"
 JSON = "application/json"
@@ -46,18 +47,18 @@ FILES: Mapping[str, tuple[str, str]] = {
 """The page: path -> file and media type.  It is read once, when the server begins."""
 
 
-def make_app(window: MonitorApi) -> App:
+def make_app(api: MonitorApi) -> App:
     """The application behind the guard."""
     routes = [Route(path, _file(*entry), methods=["GET"]) for path, entry in FILES.items()]
     routes += [
-        Route(endpoint.path, _answering(window, endpoint), methods=[endpoint.method])
+        Route(endpoint.path, _answering(api, endpoint), methods=[endpoint.method])
         for endpoint in ENDPOINTS
         if endpoint.handle is not None
     ]
     routes += [
-        Route("/metrics", _metrics(window), methods=["GET"]),
+        Route("/metrics", _metrics(api), methods=["GET"]),
         Route("/openapi.json", _fixed(msgspec.json.encode(document()), JSON), methods=["GET"]),
-        Route("/api/events", _events(window), methods=["GET"]),
+        Route("/api/events", _events(api), methods=["GET"]),
     ]
     router = Router(routes, redirect_slashes=False)
 
@@ -154,31 +155,31 @@ def _read_query(request: Request, names: set[str]) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------
 
 
-def _answering(window: MonitorApi, endpoint: Endpoint) -> Any:
+def _answering(api: MonitorApi, endpoint: Endpoint) -> Any:
     async def answer(request: Request) -> Response:
         if endpoint.method == "POST" and role_of(request.scope) is not AccessRole.ACTOR:
-            return _refusal(_why_no_action(window))
+            return _refusal(_why_no_action(api))
         try:
             values = read_values(request, endpoint.parameters)
-            record = await endpoint.handle(window, values)  # type: ignore[misc]  # never None here
+            record = await endpoint.handle(api, values)  # type: ignore[misc]  # never None here
         except Exception as error:
             return _refusal(refusal_of(error))
-        return Response(msgspec.json.encode(record), endpoint.status, media_type=JSON)
+        return Response(encode_answer(record), endpoint.status, media_type=JSON)
 
     return answer
 
 
-def _why_no_action(window: MonitorApi) -> AccessDenied:
-    if not window.has_actions:
+def _why_no_action(api: MonitorApi) -> AccessDenied:
+    if not api.has_actions:
         return AccessDenied(403, "read_only", "this server takes no actions: see allow_actions=")
     return AccessDenied(403, "action_secret_needed", "the secret of viewers allows no actions")
 
 
-def _metrics(window: MonitorApi) -> Any:
+def _metrics(api: MonitorApi) -> Any:
     async def answer(request: Request) -> Response:
         try:
             read_values(request, ())
-            text = await window.metrics_text()
+            text = await api.metrics_text()
         except Exception as error:
             return _refusal(refusal_of(error))
         return Response(text, headers={"content-type": METRICS_TYPE})
@@ -186,19 +187,19 @@ def _metrics(window: MonitorApi) -> Any:
     return answer
 
 
-def _events(window: MonitorApi) -> Any:
+def _events(api: MonitorApi) -> Any:
     parameters = next(e.parameters for e in ENDPOINTS if e.path == "/api/events")
 
     async def answer(request: Request) -> Any:
-        if window.broadcast.viewers >= MAX_VIEWERS:
+        if api.broadcast.viewers >= MAX_VIEWERS:
             return _refusal(AccessDenied(503, "too_many", f"{MAX_VIEWERS} are watching already"))
         try:
             run_id = read_values(request, parameters)["run"]
             if run_id is not None:
-                await window.source.stand(run_id)
+                await api.source.snapshot(run_id)
         except Exception as error:
             return _refusal(refusal_of(error))
-        return EventStream(window.broadcast, run_id)
+        return EventStream(api.broadcast, run_id)
 
     return answer
 

@@ -17,13 +17,14 @@ from .._util.forks import unshare
 from .._util.hosts import is_loopback
 from .._util.log import get_logger
 from .._util.portal import check_trio
+from ..remote import Foreman
 from ._access import Access, allowed_hosts, check_secret, new_secret
+from ._api import MonitorApi
 from ._guard import guarded
-from ._jobs import Jobs, TaskControl
+from ._jobs import Jobs
 from ._routes import make_app
 from ._server import serve_connections
 from ._sources import CoordinatorSource, RunSource, StoreSource, WatchedSource
-from ._window import MonitorApi
 
 log = get_logger(__name__)
 
@@ -61,7 +62,7 @@ async def serve(
     ssl_context: ssl.SSLContext | None = None,
     allow_plain: bool = False,
     stuck_after_s: float | None = None,
-    foreman: TaskControl | None = None,
+    foreman: Foreman | None = None,
     task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Show a run, all runs of a store, or a coordinator's tokens to browsers; until cancelled.
@@ -121,8 +122,8 @@ async def serve(
         wanted = "an open run, an open store or a coordinator"
         store = instance("run_or_store", run_or_store, Store, wanted)
         source = StoreSource(store, stuck_after_s)
-    window = MonitorApi(source, Jobs(source.store, foreman), has_actions=allow_actions)
-    app = make_app(window)
+    api = MonitorApi(source, Jobs(source.store, foreman), has_actions=allow_actions)
+    app = make_app(api)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     with ExitStack() as stack:
         for listener in listeners:
@@ -132,10 +133,10 @@ async def serve(
         access = Access.of(viewer_secret, actor_secret, allowed_hosts(host, bound, hosts))
         serving = _serving(host, bound, viewer_secret, actor_secret, is_tls=ssl_context is not None)
         if isinstance(run_or_store, Run):
-            stack.enter_context(run_or_store.observing(window.metrics))
+            stack.enter_context(run_or_store.observing(api.metrics))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(window.broadcast.run)
-            nursery.start_soon(window.sample_pace)
+            nursery.start_soon(api.broadcast.run)
+            nursery.start_soon(api.sample_throughput)
             if secret is None:
                 log.info("the monitor is at %s", serving.page_url)
             task_status.started(serving)

@@ -106,30 +106,32 @@ async def serve_connections(
     """
     config = hypercorn_config()
     wrapped = ASGIWrapper(cast("Any", app))
-    wires: set[ClientConnection] = set()
+    connections: set[ClientConnection] = set()
 
     async def handle(stream: trio.SocketStream) -> None:
-        if len(wires) >= MAX_CONNECTIONS:
-            log.warning("a connection is refused: there are %d", len(wires))
+        if len(connections) >= MAX_CONNECTIONS:
+            log.warning("a connection is refused: there are %d", len(connections))
             await trio.aclose_forcefully(stream)
             return
         unshare(stream.socket)
-        wire = ClientConnection(stream)
-        wires.add(wire)
-        secured: Any = wire
+        connection = ClientConnection(stream)
+        connections.add(connection)
+        secured: Any = connection
         if ssl_context is not None:
-            secured = trio.SSLStream(wire, ssl_context, server_side=True, https_compatible=True)
+            secured = trio.SSLStream(
+                connection, ssl_context, server_side=True, https_compatible=True
+            )
         try:
-            await TCPServer(wrapped, config, wire.context, ConnectionState({}), secured)
+            await TCPServer(wrapped, config, connection.context, ConnectionState({}), secured)
         except* Exception as errors:  # of one client: the others are not affected
             log.debug("a connection ended badly: %r", errors.exceptions)
         finally:
-            wires.discard(wire)
-            await trio.aclose_forcefully(wire)
+            connections.discard(connection)
+            await trio.aclose_forcefully(connection)
 
     async with trio.open_nursery() as nursery:
         try:
             await trio.serve_listeners(handle, listeners, handler_nursery=nursery)
         finally:
-            for wire in wires:
-                wire.cut()
+            for connection in connections:
+                connection.cut()

@@ -23,7 +23,7 @@ from .._util.errors import UnknownRunError
 from ..remote import UnknownJobError
 from ..remote._wire.names import JOB_PREFIX, split_task_id
 from ..stores import MemoryStore
-from ._records import Seen
+from ._answers import Seen
 from ._views import RunSnapshot
 
 FRESH_S = 0.5  # the list of runs is read again after that
@@ -50,7 +50,7 @@ class WatchedSource(ABC):
         """
 
     @abstractmethod
-    async def stand(self, run_id: str) -> RunSnapshot:
+    async def snapshot(self, run_id: str) -> RunSnapshot:
         """A snapshot of a run.
 
         Raises:
@@ -83,8 +83,8 @@ class RunSource(WatchedSource):
         await trio.lowlevel.checkpoint()
         return [self.run.run_id]
 
-    async def stand(self, run_id: str) -> RunSnapshot:
-        """See `WatchedSource.stand`."""
+    async def snapshot(self, run_id: str) -> RunSnapshot:
+        """See `WatchedSource.snapshot`."""
         await trio.lowlevel.checkpoint()
         run = self.run
         if run_id != run.run_id:
@@ -92,8 +92,10 @@ class RunSource(WatchedSource):
         view = run.peek()
         facts = run_facts(view)
         owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
-        look = attrs.evolve(run_status_from(run.store, view, owner), open_streams=run.open_streams)
-        return RunSnapshot(look, live_view(run), "inside", time.time(), self.stuck_after_s)
+        status = attrs.evolve(
+            run_status_from(run.store, view, owner), open_streams=run.open_streams
+        )
+        return RunSnapshot(status, live_view(run), "inside", time.time(), self.stuck_after_s)
 
     async def wait_changed(self) -> None:
         """See `WatchedSource.wait_changed`."""
@@ -124,13 +126,13 @@ class CoordinatorSource(WatchedSource):
             self._seen.popitem(last=False)
         return sorted(self._seen)
 
-    async def stand(self, run_id: str) -> RunSnapshot:
-        """See `WatchedSource.stand`."""
+    async def snapshot(self, run_id: str) -> RunSnapshot:
+        """See `WatchedSource.snapshot`."""
         if run_id not in await self.list_ids():
             raise UnknownRunError(f"no token of run {run_id!r} is pending", run_id=run_id)
         now = time.time()
         owner = Owner(socket.gethostname(), os.getpid(), datetime.fromtimestamp(self._began, UTC))
-        look = run_status_from(self.store, RunView(run_id, 0, 0, {}), owner)
+        status = run_status_from(self.store, RunView(run_id, 0, 0, {}), owner)
         tokens = self.coordinator.get_pending_checkpoints(run_id)
         live = LiveView(
             at=now,
@@ -143,7 +145,7 @@ class CoordinatorSource(WatchedSource):
             eta_s=None,
             waiting=(),
         )
-        return RunSnapshot(look, live, "inside", now, self.stuck_after_s)
+        return RunSnapshot(status, live, "inside", now, self.stuck_after_s)
 
     async def wait_changed(self) -> None:
         """See `WatchedSource.wait_changed`."""
@@ -171,8 +173,8 @@ class StoreSource(WatchedSource):
             await trio.lowlevel.checkpoint()
         return sorted(run_id for run_id in self._known if not is_task_id(run_id))
 
-    async def stand(self, run_id: str) -> RunSnapshot:
-        """See `WatchedSource.stand`."""
+    async def snapshot(self, run_id: str) -> RunSnapshot:
+        """See `WatchedSource.snapshot`."""
         await self.list_ids()
         if run_id not in self._known or is_task_id(run_id):
             raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
@@ -180,8 +182,8 @@ class StoreSource(WatchedSource):
         view = await self._view(run_id)
         live = await read_live(self.store, run_id, view.owner)
         seen: Seen = "published" if live is not None and owner is not None else "stored"
-        look = run_status_from(self.store, view, owner)
-        return RunSnapshot(look, live, seen, time.time(), self.stuck_after_s)
+        status = run_status_from(self.store, view, owner)
+        return RunSnapshot(status, live, seen, time.time(), self.stuck_after_s)
 
     async def _view(self, run_id: str) -> RunView:
         """The run's progress; read again only if a record or an owner has come."""

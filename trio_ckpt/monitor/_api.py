@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import attrs
-import msgspec
 import trio
 
 from .._journal.history import read_history_page, read_sessions
@@ -15,11 +16,7 @@ from .._runs.live_view import LiveView
 from .._util.errors import StoreError, UnknownRunError, UnknownStreamError
 from .._util.plain import StreamKey
 from .._util.text import one_line, stream_names
-from ._events import Broadcast, event
-from ._jobs import Jobs, NotPossibleError
-from ._metrics import Metrics, PendingGauge
-from ._pace import SAMPLE_EVERY_S, Pace
-from ._records import (
+from ._answers import (
     Done,
     FailureList,
     HistoryAnswer,
@@ -29,16 +26,21 @@ from ._records import (
     SessionList,
     Statistics,
     StreamPage,
+    ThroughputPoint,
     TokenList,
     UnreadableRun,
+    encode_answer,
+    moment,
 )
+from ._events import Broadcast, event
+from ._jobs import Jobs, NotPossibleError
+from ._metrics import Metrics, PendingGauge
 from ._sources import CoordinatorSource, RunSource, WatchedSource
 from ._views import (
     RunSnapshot,
     by_urgency,
     checkpoint_lines,
     failure_lines,
-    iso_now,
     run_detail,
     run_line,
     session_line,
@@ -49,7 +51,34 @@ from ._views import (
 
 MAX_LISTED_RUNS = 100  # that the page shows; the others are a page away
 MAX_GAUGED_RUNS = 1_000  # of a store, in the metrics
-RETRY_REASON = "asked for in the monitor"
+SAMPLE_EVERY_S = 5.0
+MAX_SAMPLES = 361  # of the throughput: half an hour
+
+
+@attrs.define(eq=False)
+class Throughput:
+    """How many batches one run has confirmed at recent moments."""
+
+    _samples: deque[tuple[float, int]] = attrs.field(
+        factory=lambda: deque[tuple[float, int]](maxlen=MAX_SAMPLES), init=False
+    )
+
+    def sample(self, at: float, confirmed: int) -> None:
+        """Take a sample, if it is time.
+
+        Args:
+            at: Unix time, s.
+            confirmed: Batches confirmed by then.
+        """
+        if not self._samples or at - self._samples[-1][0] >= SAMPLE_EVERY_S:
+            self._samples.append((at, confirmed))
+
+    def points(self) -> list[ThroughputPoint]:
+        """Batches per second before each sample; re-queued batches count as none."""
+        return [
+            ThroughputPoint(at=at, per_s=round(max(0, now - was) / (at - before), 4))
+            for (before, was), (at, now) in itertools.pairwise(self._samples)
+        ]
 
 
 @attrs.define(eq=False)
@@ -70,33 +99,33 @@ class MonitorApi:
     metrics: Metrics = attrs.field(factory=Metrics, init=False)
     broadcast: Broadcast = attrs.field(
         default=attrs.Factory(
-            lambda window: Broadcast(window.picture, window.source.wait_changed), takes_self=True
+            lambda api: Broadcast(api.picture, api.source.wait_changed), takes_self=True
         ),
         init=False,
     )
-    _paces: dict[str, Pace] = attrs.field(factory=dict[str, Pace], init=False)
+    _throughputs: dict[str, Throughput] = attrs.field(factory=dict[str, Throughput], init=False)
 
     # -- pictures -----------------------------------------------------------------------------
 
     async def picture(self, run_id: str | None) -> bytes:
         """The picture that all viewers of the list, or of one run, receive."""
         runs = await self.runs()
-        picture = event("runs", msgspec.json.encode(runs))
+        picture = event("runs", encode_answer(runs))
         if run_id is not None:
-            picture += event("run", msgspec.json.encode(await self.run(run_id)))
+            picture += event("run", encode_answer(await self.run(run_id)))
         return picture
 
-    async def sample_pace(self) -> None:
-        """Take samples of the pace of a run that is seen from inside, until cancelled."""
+    async def sample_throughput(self) -> None:
+        """Take samples of the throughput of a run that is seen from inside, until cancelled."""
         if not isinstance(self.source, RunSource):
             return  # of a run in a store a sample is taken at each request
         run_id = self.source.run.run_id
         while True:
-            self._pace(run_id).sample(time.time(), self.metrics.confirmed.get(run_id, 0))
+            self._throughput(run_id).sample(time.time(), self.metrics.confirmed.get(run_id, 0))
             await trio.sleep(SAMPLE_EVERY_S)
 
-    def _pace(self, run_id: str) -> Pace:
-        return self._paces.setdefault(run_id, Pace())
+    def _throughput(self, run_id: str) -> Throughput:
+        return self._throughputs.setdefault(run_id, Throughput())
 
     # -- runs ---------------------------------------------------------------------------------
 
@@ -109,13 +138,13 @@ class MonitorApi:
         lines, unreadable = list[RunLine](), list[UnreadableRun]()
         for run_id in later[:limit]:
             try:
-                lines.append(run_line(await self.source.stand(run_id)))
+                lines.append(run_line(await self.source.snapshot(run_id)))
             except UnknownRunError:
                 continue  # it was pruned since
             except StoreError as error:  # the others can be read
                 unreadable.append(UnreadableRun(run=run_id, message=one_line(str(error))))
         return RunList(
-            at=iso_now(time.time()),
+            at=moment(time.time()),
             store=self.source.store.url,
             runs=lines,
             unreadable=unreadable,
@@ -126,43 +155,43 @@ class MonitorApi:
 
     async def run(self, run_id: str) -> RunDetail:
         """One run."""
-        standing = await self.source.stand(run_id)
-        pace = self._pace(run_id)
-        if standing.seen != "inside":
-            confirmed = sum(len(p.confirmed) for p in standing.look.parts.values())
-            pace.sample(standing.at, confirmed)
-        return run_detail(standing, pace.points())
+        snapshot = await self.source.snapshot(run_id)
+        throughput = self._throughput(run_id)
+        if snapshot.seen != "inside":
+            confirmed = sum(len(p.confirmed) for p in snapshot.run.parts.values())
+            throughput.sample(snapshot.at, confirmed)
+        return run_detail(snapshot, throughput.points())
 
     async def statistics(self, run_id: str) -> Statistics:
         """The numbers of a run."""
-        return statistics(await self.source.stand(run_id))
+        return statistics(await self.source.snapshot(run_id))
 
     async def streams(self, run_id: str, *, after: int, limit: int, search: str = "") -> StreamPage:
         """A page of the streams."""
-        look = (await self.source.stand(run_id)).look
-        names = stream_names(look.keys)
-        keys = [key for key in by_urgency(look) if _has(names[key], search)]
+        run = (await self.source.snapshot(run_id)).run
+        names = stream_names(run.keys)
+        keys = [key for key in by_urgency(run) if _has(names[key], search)]
         page = keys[after : after + limit]
         return StreamPage(
             run=run_id,
-            streams=[stream_line(look, key, names[key]) for key in page],
+            streams=[stream_line(run, key, names[key]) for key in page],
             total=len(keys),
             next=after + limit if len(keys) > after + limit else None,
         )
 
     async def pending(self, run_id: str, *, limit: int) -> TokenList:
         """The pending tokens."""
-        standing = await self.source.stand(run_id)
+        snapshot = await self.source.snapshot(run_id)
         return TokenList(
             run=run_id,
-            seen=standing.seen,
-            tokens=token_lines(standing, limit),
-            total=standing.live.pending if standing.live is not None else 0,
+            seen=snapshot.seen,
+            tokens=token_lines(snapshot, limit),
+            total=snapshot.live.pending if snapshot.live is not None else 0,
         )
 
     async def failures(self, run_id: str, *, limit: int) -> FailureList:
         """What went wrong."""
-        lines = list(failure_lines(await self.source.stand(run_id)))
+        lines = list(failure_lines(await self.source.snapshot(run_id)))
         return FailureList(run=run_id, failures=lines[:limit], total=len(lines))
 
     async def history(
@@ -173,8 +202,8 @@ class MonitorApi:
         Raises:
             UnknownStreamError: there is no such stream.
         """
-        look = (await self.source.stand(run_id)).look
-        if stream not in look.parts:
+        run = (await self.source.snapshot(run_id)).run
+        if stream not in run.parts:
             raise UnknownStreamError(
                 f"run {run_id!r} has no stream {stream!r}", run_id=run_id, stream=stream
             )
@@ -190,8 +219,8 @@ class MonitorApi:
 
     async def sessions(self, run_id: str, *, limit: int) -> SessionList:
         """The sessions, newest first."""
-        look = (await self.source.stand(run_id)).look
-        sessions = await read_sessions(self.source.store, run_id, is_running=look.owner is not None)
+        run = (await self.source.snapshot(run_id)).run
+        sessions = await read_sessions(self.source.store, run_id, is_running=run.owner is not None)
         newest = sessions[::-1][:limit]
         return SessionList(
             run=run_id, sessions=[session_line(one) for one in newest], total=len(sessions)
@@ -211,11 +240,11 @@ class MonitorApi:
         gauges: list[PendingGauge] = []
         for run_id in (await self.source.list_ids())[:MAX_GAUGED_RUNS]:
             try:
-                standing = await self.source.stand(run_id)
+                snapshot = await self.source.snapshot(run_id)
             except (UnknownRunError, StoreError):
                 continue
-            if standing.live is not None and not standing.is_stale:
-                gauges.append(_gauge(run_id, standing, standing.live))
+            if snapshot.live is not None and not snapshot.is_stale:
+                gauges.append(_gauge(run_id, snapshot, snapshot.live))
         return gauges
 
     # -- actions ------------------------------------------------------------------------------
@@ -232,7 +261,7 @@ class MonitorApi:
                 "only the monitor of the run's own process can stop it; "
                 "elsewhere send the process SIGTERM"
             )
-        await source.stand(run_id)
+        await source.snapshot(run_id)
         source.run.request_stop()
         return Done(done="the run stops when its open batches are saved", count=1)
 
@@ -263,7 +292,7 @@ class MonitorApi:
             raise NotPossibleError("the run is open in this very process: that is for later")
         if isinstance(self.source, CoordinatorSource):
             raise NotPossibleError("these are tokens of a coordinator: they have no records")
-        await self.source.stand(run_id)
+        await self.source.snapshot(run_id)
 
 
 def _has(name: str, search: str) -> bool:
@@ -271,6 +300,6 @@ def _has(name: str, search: str) -> bool:
     return search.casefold() in name.casefold()
 
 
-def _gauge(run_id: str, standing: RunSnapshot, live: LiveView) -> PendingGauge:
-    oldest_s = max(0.0, standing.at - live.tokens[0].created_at) if live.tokens else 0.0
+def _gauge(run_id: str, snapshot: RunSnapshot, live: LiveView) -> PendingGauge:
+    oldest_s = max(0.0, snapshot.at - live.tokens[0].created_at) if live.tokens else 0.0
     return PendingGauge(run_id, live.pending, oldest_s)

@@ -1,4 +1,4 @@
-"""The answers of the monitor, as records.
+"""The answers of the monitor, as records, and the one function that makes them.
 
 One definition is the encoder and the schema in the OpenAPI document.  Moments are ISO 8601
 in UTC; spans are seconds; the parts of a stream's key are an array, its name is a text.
@@ -6,7 +6,8 @@ in UTC; spans are seconds; the parts of a stream's key are an array, its name is
 
 from __future__ import annotations
 
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -17,8 +18,51 @@ StatusWord = Literal["pending", "in_progress", "complete", "failed", "interrupte
 Seen = Literal["inside", "published", "stored"]
 
 
+class Moment(str):
+    """A moment as ISO 8601 text in UTC, to the millisecond: viewers compute ages from it."""
+
+    __slots__ = ()
+
+
 class ApiRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The base of all answers: every field is always present."""
+
+
+A = TypeVar("A", bound=ApiRecord)
+
+
+def make_answer(kind: type[A], source: object = None, /, **fields: object) -> A:
+    """Make an answer: a field that is not given has the value of that attribute of `source`.
+
+    msgspec checks each value against the type of its field, at any depth, and turns Unix times,
+    errors and outputs into what the answer has of them.
+
+    Raises:
+        AttributeError: a field is neither given nor an attribute of `source`.
+        msgspec.ValidationError: a value is not of the type of its field.
+    """
+    values = {
+        name: fields[name] if name in fields else getattr(source, name)
+        for name in kind.__struct_fields__
+    }
+    return msgspec.convert(
+        values, kind, from_attributes=True, dec_hook=lambda _kind, value: moment(value)
+    )
+
+
+def moment(at: float | datetime) -> Moment:
+    """Return a moment in its JSON form.
+
+    Args:
+        at: Unix time, s; or a moment with a time zone.
+    """
+    when = at if isinstance(at, datetime) else datetime.fromtimestamp(at, UTC)
+    return Moment(when.astimezone(UTC).isoformat(timespec="milliseconds"))
+
+
+def encode_answer(answer: ApiRecord) -> bytes:
+    """Return an answer as JSON, on one line."""
+    return msgspec.json.encode(answer, enc_hook=str)  # of a `Moment`, its text
 
 
 class Problem(ApiRecord, frozen=True):
@@ -53,7 +97,7 @@ class OwnerLine(ApiRecord, frozen=True):
 
     host: str
     pid: int
-    since: str
+    since: Moment
 
 
 class BatchCounts(ApiRecord, frozen=True):
@@ -72,8 +116,8 @@ class SessionLine(ApiRecord, frozen=True):
     number: int
     host: str
     pid: int
-    began: str
-    ended: str | None
+    began: Moment
+    ended: Moment | None
     how: str
     seconds: float | None
     confirmed: int | None
@@ -81,12 +125,39 @@ class SessionLine(ApiRecord, frozen=True):
     retries: int | None
 
 
-class RunLine(ApiRecord, frozen=True):
+class WorkLine(ApiRecord, frozen=True):
+    """What a run and a stream have in common.
+
+    Attributes:
+        status: The status of the streams; in_progress while a process has them.
+        batches: Of all sessions.
+        progress_percent: Of all batches, where it is known how many there are.
+        records: Produced.
+        produced: By name.
+        spent: On all attempts, by name.
+        runtime_s: In all sessions, downtime left out.
+        started_at, updated_at, completed_at: Moments; null: not yet.
+        error: Of the stream that failed last.
+    """
+
+    status: StatusWord
+    batches: BatchCounts
+    progress_percent: float | None
+    records: int
+    produced: Amounts
+    spent: Amounts
+    runtime_s: float
+    started_at: Moment | None
+    updated_at: Moment | None
+    completed_at: Moment | None
+    error: ErrorLine | None
+
+
+class RunLine(WorkLine, frozen=True):
     """A run at one moment.
 
     Attributes:
         run: Its id.
-        status: Derived from its streams; in_progress while a process has it.
         seen: From inside the run's process, by what its owner has published, or by its records.
         running: Whether a process has it.
         owner: Which.
@@ -94,8 +165,6 @@ class RunLine(ApiRecord, frozen=True):
         session: Its newest session.
         phase: The newest phase that is not complete.
         streams: How many there are of each status.
-        batches: Of all sessions.
-        progress_percent: Of all batches, where it is known how many there are.
         rate_per_s: Batches per second of this session; null before it is warm.
         eta_s: Seconds until nothing is left at that rate.
         pending: Tokens that are pending now; null where that cannot be seen.
@@ -104,18 +173,11 @@ class RunLine(ApiRecord, frozen=True):
         stuck_after_s: What is taken for stuck, see `stuck_after`.
         waiting: Streams that wait, and for what.
         stopping: The stop that is under way; null: there is none, or it cannot be seen.
-        records: Produced.
-        produced: By name.
-        spent: On all attempts, by name.
         spent_on_confirmed: What resuming saves.
-        runtime_s: In all sessions, downtime left out.
-        started_at, updated_at, completed_at: Moments; null: not yet.
-        error: Of the stream that failed last.
         exit_code: What the program should exit with as it stands.
     """
 
     run: str
-    status: StatusWord
     seen: Seen
     running: bool
     owner: OwnerLine | None
@@ -123,35 +185,35 @@ class RunLine(ApiRecord, frozen=True):
     session: SessionLine | None
     phase: str | None
     streams: dict[str, int]
-    batches: BatchCounts
-    progress_percent: float | None
     rate_per_s: float | None
     eta_s: float | None
     pending: int | None
-    oldest_pending_at: str | None
+    oldest_pending_at: Moment | None
     stuck: int
     stuck_after_s: float
     waiting: list[WaitingLine]
     stopping: StoppingLine | None
-    records: int
-    produced: Amounts
-    spent: Amounts
     spent_on_confirmed: Amounts
-    runtime_s: float
-    started_at: str | None
-    updated_at: str | None
-    completed_at: str | None
-    error: ErrorLine | None
     exit_code: int
 
 
-class WaitingLine(ApiRecord, frozen=True):
-    """A stream that waits before it begins another batch."""
+class StreamName(ApiRecord, frozen=True):
+    """The stream that a line is about.
+
+    Attributes:
+        stream: The parts of its key.
+        name: The same as a text.
+    """
 
     stream: list[str]
     name: str
+
+
+class WaitingLine(StreamName, frozen=True):
+    """A stream that waits before it begins another batch."""
+
     reason: str
-    until: str
+    until: Moment
 
 
 class StoppingLine(ApiRecord, frozen=True):
@@ -165,7 +227,7 @@ class StoppingLine(ApiRecord, frozen=True):
 
     open: int
     batches: list[str]
-    until: str | None
+    until: Moment | None
 
 
 class UnreadableRun(ApiRecord, frozen=True):
@@ -188,7 +250,7 @@ class RunList(ApiRecord, frozen=True):
         actions: Whether the server takes actions.
     """
 
-    at: str
+    at: Moment
     store: str
     runs: list[RunLine]
     unreadable: list[UnreadableRun]
@@ -197,23 +259,12 @@ class RunList(ApiRecord, frozen=True):
     actions: bool
 
 
-class StreamLine(ApiRecord, frozen=True):
+class StreamLine(WorkLine, frozen=True):
     """A stream at one moment."""
 
     stream: list[str]
     name: str
-    status: StatusWord
-    batches: BatchCounts
-    progress_percent: float | None
-    records: int
-    produced: Amounts
-    spent: Amounts
     checkpoints: int
-    runtime_s: float
-    started_at: str | None
-    updated_at: str | None
-    completed_at: str | None
-    error: ErrorLine | None
 
 
 class StreamPage(ApiRecord, frozen=True):
@@ -225,12 +276,10 @@ class StreamPage(ApiRecord, frozen=True):
     next: int | None
 
 
-class TokenLine(ApiRecord, frozen=True):
+class TokenLine(StreamName, frozen=True):
     """A pending token.
 
     Attributes:
-        stream: The key of its stream.
-        name: The same as a text.
         batch_index: Its batch.
         state: ``completed`` is on its way to the store.
         created_at: When its batch was handed out first.
@@ -239,11 +288,9 @@ class TokenLine(ApiRecord, frozen=True):
         stale: The process that had it is gone: it was pending then.
     """
 
-    stream: list[str]
-    name: str
     batch_index: int
     state: str
-    created_at: str
+    created_at: Moment
     age_s: float
     stuck: bool
     stale: bool
@@ -261,12 +308,10 @@ class TokenList(ApiRecord, frozen=True):
 Outcome = Literal["may run again", "skipped", "failed", "snapshot left out"]
 
 
-class FailureLine(ApiRecord, frozen=True):
+class FailureLine(StreamName, frozen=True):
     """A batch that failed or was given up, a stream that failed, or one whose snapshots do.
 
     Attributes:
-        stream: The key of the stream.
-        name: The same as a text.
         batch_index: The batch; null: the stream as a whole.
         outcome: ``may run again``, ``skipped``, or ``failed``: for good, alone or with its stream;
             ``snapshot left out``: the newest state inside a batch could not be saved, and the
@@ -275,8 +320,6 @@ class FailureLine(ApiRecord, frozen=True):
         error: The reason.
     """
 
-    stream: list[str]
-    name: str
     batch_index: int | None
     outcome: Outcome
     attempts: int | None
@@ -304,7 +347,7 @@ class CheckpointLine(ApiRecord, frozen=True):
 
     sequence: int
     kind: str
-    at: str
+    at: Moment
     batch_index: int | None
     attempts: int
     records: int
@@ -340,7 +383,7 @@ class SessionList(ApiRecord, frozen=True):
     total: int
 
 
-class PacePoint(ApiRecord, frozen=True):
+class ThroughputPoint(ApiRecord, frozen=True):
     """Batches confirmed per second over the time before a moment (Unix time, s)."""
 
     at: float
@@ -365,7 +408,7 @@ class RunDetail(ApiRecord, frozen=True):
     its own.
     """
 
-    at: str
+    at: Moment
     run: RunLine
     phases: dict[str, StatusWord]
     groups: list[GroupLine]
@@ -376,13 +419,13 @@ class RunDetail(ApiRecord, frozen=True):
     pending_total: int
     failures: list[FailureLine]
     failures_total: int
-    pace: list[PacePoint]
+    pace: list[ThroughputPoint]
 
 
 class Statistics(ApiRecord, frozen=True):
     """The numbers of a run at this moment; what only its own process knows is null elsewhere."""
 
-    at: str
+    at: Moment
     run: str
     seen: Seen
     batches: BatchCounts
