@@ -137,7 +137,7 @@ async def test_a_cancelled_block_raises_its_own_exception(
     assert around.cancelled_caught is (error is None)
 
 
-async def test_a_block_that_ends_while_its_tasks_are_cancelled_says_so() -> None:
+async def test_a_block_whose_tasks_are_cancelled_passes_that_on() -> None:
     with trio.CancelScope() as around:
         async with open_service_nursery() as nursery:
             nursery.start_soon(trio.sleep_forever)
