@@ -19,7 +19,7 @@ import trio
 
 import trio_ckpt
 from trio_ckpt.testing import World
-from trio_ckpt.testing._points import CrashTrigger
+from trio_ckpt.testing._crash_points import CrashTrigger
 from trio_ckpt.testing._session import HangsError, run_session
 from trio_ckpt.testing._world import SimulatedHost
 
@@ -127,7 +127,7 @@ def count_lines(program: Program, *, only: CodeType | None = None, again: bool =
     return tracer.passed
 
 
-def _session(program: Program, machine: SimulatedHost, tracer: Tracer) -> BaseException | None:
+def _session(program: Program, host: SimulatedHost, tracer: Tracer) -> BaseException | None:
     """Run the program once; returns what left it."""
     left: list[BaseException] = []
 
@@ -141,9 +141,9 @@ def _session(program: Program, machine: SimulatedHost, tracer: Tracer) -> BaseEx
             left.append(error)
 
     try:
-        end = run_session(traced, machine, 0, None)
+        end = run_session(traced, host, 0, None)
     except KeyboardInterrupt as error:  # trio had none to give it to
-        machine.end_session()
+        host.end_session()
         return error
     if isinstance(end.error, HangsError) or not left:
         return end.error
@@ -160,8 +160,8 @@ def interrupt_at(
     again: bool = False,
 ) -> Ended:
     """Interrupt a run of the program at one line, start it again, and look."""
-    machine, tracer = SimulatedHost(), Tracer(at, act, only, again)
-    error = _session(program, machine, tracer)
+    host, tracer = SimulatedHost(), Tracer(at, act, only, again)
+    error = _session(program, host, tracer)
 
     def ended(problem: str) -> Ended:
         return Ended(tracer.where, problem, error)
@@ -169,15 +169,15 @@ def interrupt_at(
     if isinstance(error, HangsError):
         return ended("it hangs")
     try:
-        machine.check()
+        host.check()
     except AssertionError as broken:
         return ended(f"then: {broken}")
-    again = _session(program, machine, Tracer())
+    again = _session(program, host, Tracer())
     if again is not None:
         return ended(f"the next start: {again!r}")
     try:
-        machine.check()
-        check(World(machine, CrashTrigger(), 0))
+        host.check()
+        check(World(host, CrashTrigger(), 0))
     except AssertionError as broken:
         return ended(f"in the end: {broken}")
     return ended("")

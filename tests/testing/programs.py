@@ -122,4 +122,4 @@ def every_page_has_its_file(world: World) -> None:
 
 
 def nothing_to_check(world: World) -> None:
-    """Only the laws."""
+    """Only the invariants."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from ._crash_points import (
+    Crashed as Crashed,
+    CrashFoundError as CrashFoundError,
+    LawBrokenError as LawBrokenError,
+)
 from ._explore import Exploration as Exploration, explore_crashes as explore_crashes
 from ._faulty import (
     CommitThenError as CommitThenError,
@@ -11,11 +16,6 @@ from ._faulty import (
     FaultyStore as FaultyStore,
     Hang as Hang,
     Reject as Reject,
-)
-from ._points import (
-    Crashed as Crashed,
-    CrashFoundError as CrashFoundError,
-    LawBrokenError as LawBrokenError,
 )
 from ._scheduler import make_clock as make_clock, seeded_scheduler as seeded_scheduler
 from ._stores import check_store as check_store

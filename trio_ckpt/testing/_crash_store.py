@@ -22,7 +22,7 @@ from .._journal.store import (
 )
 from ..stores import MemoryStore
 from ..stores._local.blobs import views_of
-from ._points import CrashTrigger
+from ._crash_points import CrashTrigger
 
 Saved = Callable[[RunKey, str, int, bytes], None]  # run, stream, sequence, payload
 
@@ -35,12 +35,12 @@ class CrashStore(Store):
     whole group has saved a part of it, which the contract allows.  Reading has one point.
     """
 
-    def __init__(self, store: MemoryStore, fuse: CrashTrigger, saved: Saved, seed: int) -> None:
+    def __init__(self, store: MemoryStore, trigger: CrashTrigger, saved: Saved, seed: int) -> None:
         self.url = store.url
         self.durability = store.durability
         self.inline_limit_bytes = store.inline_limit_bytes
         self.handle = store
-        self._fuse = fuse
+        self._trigger = trigger
         self._saved = saved
         self._chance = random.Random(seed)  # noqa: S311  # repeatable random numbers
         self._blobs: dict[str, bytes] = {}  # put in this session: a record may be one of them
@@ -64,7 +64,7 @@ class CrashStore(Store):
         what = f"save of {_describe(group, folds)}"
         self._reach("before", what)
         if len(group) > 1:
-            if self._fuse.is_next("store"):
+            if self._trigger.is_next("store"):
                 part = self._part(group)
                 outcomes = await self.handle.save(run, part)
                 self._note(run, part, outcomes)
@@ -89,7 +89,7 @@ class CrashStore(Store):
     def _note(
         self, run: RunKey, group: Sequence[Checkpoint], outcomes: Sequence[Exception | None]
     ) -> None:
-        self._fuse.check_alive()  # the machine may have died during the call
+        self._trigger.check_alive()  # the host may have died during the call
         for checkpoint, outcome in zip(group, outcomes, strict=True):
             if outcome is None:
                 blob = checkpoint.blob
@@ -162,12 +162,12 @@ class CrashStore(Store):
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _reach(self, verb: str, name: str) -> None:
-        self._fuse.reach("store", verb, name)
+        self._trigger.reach("store", verb, name)
 
     async def _answer(self) -> None:
         """Let other tasks run between the effect and the answer; a dead program gets no answer."""
         await trio.lowlevel.cancel_shielded_checkpoint()
-        self._fuse.check_alive()
+        self._trigger.check_alive()
 
 
 def _describe(group: Sequence[Checkpoint], folds: Sequence[Fold]) -> str:

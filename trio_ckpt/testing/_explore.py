@@ -13,16 +13,16 @@ from typing import cast
 import attrs
 import trio
 
-from ._points import (
-    KINDS,
-    MANNERS,
+from ._crash_points import (
+    CRASH_KINDS,
+    POINT_KINDS,
     CrashFoundError,
+    CrashKind,
     CrashTrigger,
-    Kind,
     LawBrokenError,
-    Manner,
     Plan,
     Point,
+    PointKind,
     read_plan,
     write_plan,
 )
@@ -45,7 +45,7 @@ class Exploration:
 
     Attributes:
         points: The number of points of each kind in a session without a crash.
-        crashes: The number of sessions that were crashed or cancelled, by manner.
+        crashes: The number of sessions that were crashed or cancelled, by kind.
         sessions: The number of all sessions.
         schedules: The number of plans with several crashes.
         not_reached: Crashes that were planned at points that a session did not reach.
@@ -55,8 +55,8 @@ class Exploration:
         seed: The seed of everything random.
     """
 
-    points: dict[Kind, int]
-    crashes: dict[Manner, int]
+    points: dict[PointKind, int]
+    crashes: dict[CrashKind, int]
     sessions: int
     schedules: int
     not_reached: int
@@ -70,11 +70,11 @@ class Exploration:
         return sum(self.crashes.values())
 
     def __str__(self) -> str:
-        manners = ", ".join(f"{times:,} {manner}" for manner, times in self.crashes.items())
+        crashes = ", ".join(f"{times:,} {crash}" for crash, times in self.crashes.items())
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.points.items())
         left = ", ".join(f"{number:,} of {name}" for name, number in self.left_out.items())
         return (
-            f"{self.crash_points:,} crashes ({manners}) at {kinds} points and in "
+            f"{self.crash_points:,} crashes ({crashes}) at {kinds} points and in "
             f"{self.schedules:,} random schedules, {self.sessions:,} sessions, "
             f"{self.duration_s:.1f} s, seed {self.seed}"
             + (f"; LEFT OUT: {left}" if left else "; nothing left out")
@@ -87,7 +87,7 @@ def explore_crashes(
     *,
     always: Callable[[World], None] | None = None,
     seed: int = 0,
-    points: Collection[Kind] = KINDS,
+    points: Collection[PointKind] = POINT_KINDS,
     schedules: int = DEFAULT_SCHEDULES,
     time_limit_s: float = DEFAULT_TIME_LIMIT_S,
     crashes: int | None = None,
@@ -128,9 +128,11 @@ def explore_crashes(
         Exception: what the program or `check` raises without any crash.
         ValueError: `replay` is not a plan, or has a crash that the program does not reach.
     """
-    unknown = sorted(set(points) - set(KINDS))
+    unknown = sorted(set(points) - set(POINT_KINDS))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is not a kind of point; there are {', '.join(KINDS)}")
+        raise ValueError(
+            f"{unknown[0]!r} is not a kind of point; there are {', '.join(POINT_KINDS)}"
+        )
     explorer = _Explorer(program, check, always, seed, how_to_replay)
     with quiet_log() as explorer.said:
         if replay is not None:
@@ -154,8 +156,8 @@ def explore_crashes(
 class _Plans:
     """The plans, in order: each point alone, then several together."""
 
-    counts: Counter[Kind]
-    points: Collection[Kind]
+    counts: Counter[PointKind]
+    points: Collection[PointKind]
     seed: int
     schedules: int
     limit: int | None
@@ -163,7 +165,7 @@ class _Plans:
 
     @property
     def _single(self) -> int:
-        return sum(self.counts[kind] * len(MANNERS[kind]) for kind in self.points)
+        return sum(self.counts[kind] * len(CRASH_KINDS[kind]) for kind in self.points)
 
     @property
     def total(self) -> int:
@@ -191,20 +193,20 @@ class _Plans:
                 self.left_out[_name(plan)] += 1
 
     def _every(self) -> Iterator[Plan]:
-        for kind in KINDS:
+        for kind in POINT_KINDS:
             if kind in self.points:
                 for number in range(1, self.counts[kind] + 1):
-                    for manner in MANNERS[kind]:
-                        yield (Point(kind, number, manner, self.seed),)
+                    for crash in CRASH_KINDS[kind]:
+                        yield (Point(kind, number, crash, self.seed),)
         chance = random.Random(self.seed)  # noqa: S311  # repeatable random numbers
-        kinds: list[Kind] = [k for k in KINDS if k in self.points and self.counts[k]]
+        kinds: list[PointKind] = [k for k in POINT_KINDS if k in self.points and self.counts[k]]
         for _ in range(self.schedules if kinds else 0):
             times = chance.randint(2, MOST_CRASHES)
             yield tuple(self._random_point(chance, chance.choice(kinds)) for _ in range(times))
 
-    def _random_point(self, chance: random.Random, kind: Kind) -> Point:
+    def _random_point(self, chance: random.Random, kind: PointKind) -> Point:
         number = chance.randint(1, self.counts[kind])
-        return Point(kind, number, chance.choice(MANNERS[kind]), chance.randrange(MAX_SEED))
+        return Point(kind, number, chance.choice(CRASH_KINDS[kind]), chance.randrange(MAX_SEED))
 
 
 def _name(plan: Plan) -> str:
@@ -221,12 +223,12 @@ class _Explorer:
     seed: int
     how_to_replay: str
     said: list[str] = attrs.field(factory=list[str], init=False)
-    counts: Counter[Kind] = attrs.field(factory=Counter["Kind"], init=False)
-    crashed: Counter[Manner] = attrs.field(factory=Counter["Manner"], init=False)
+    counts: Counter[PointKind] = attrs.field(factory=Counter["PointKind"], init=False)
+    crashed: Counter[CrashKind] = attrs.field(factory=Counter["CrashKind"], init=False)
     sessions: int = attrs.field(default=0, init=False)
     schedules: int = attrs.field(default=0, init=False)
     not_reached: int = attrs.field(default=0, init=False)
-    points: Collection[Kind] = attrs.field(default=(), init=False)
+    points: Collection[PointKind] = attrs.field(default=(), init=False)
     missed: Counter[str] = attrs.field(factory=Counter[str], init=False)
     began: float = attrs.field(factory=time.perf_counter, init=False)
 
@@ -261,19 +263,19 @@ class _Explorer:
             self.not_reached += len(plan) - place
             self.missed[f"{_name(plan)} that no start came to"] += 1
 
-    def _met(self, plan: Plan, place: int, counts: Counter[Kind]) -> Plan | None:
+    def _met(self, plan: Plan, place: int, counts: Counter[PointKind]) -> Plan | None:
         """Replace a crash by one that this start reaches; None: there is none.
 
         A start after a crash has fewer points than the first start, from which plans are drawn.
         """
         point = plan[place]
-        kinds: list[Kind] = [k for k in KINDS if k in self.points and counts[k]]
+        kinds: list[PointKind] = [k for k in POINT_KINDS if k in self.points and counts[k]]
         if len(plan) == 1 or not kinds:
             return None
         kind = point.kind if point.kind in kinds else kinds[0]
-        manner = point.manner if point.manner in MANNERS[kind] else "kill"
+        crash = point.crash if point.crash in CRASH_KINDS[kind] else "kill"
         number = (point.number - 1) % counts[kind] + 1
-        met = Point(kind, number, manner, point.seed)
+        met = Point(kind, number, crash, point.seed)
         return None if met == point else (*plan[:place], met, *plan[place + 1 :])
 
     def replay(self, plan: Plan) -> None:
@@ -289,50 +291,50 @@ class _Explorer:
                 "another one than the plan was found for"
             )
 
-    def _play(self, plan: Plan, story: list[str]) -> tuple[int, Counter[Kind]] | None:
+    def _play(self, plan: Plan, story: list[str]) -> tuple[int, Counter[PointKind]] | None:
         """Play a plan; return the crash that was not reached, and what was reached instead."""
         missed = None
-        machine = SimulatedHost()
+        host = SimulatedHost()
         for place, point in enumerate(plan):
-            end = self._session(machine, point.seed, point, story)
-            if end.fuse.where is None:
-                missed = (place, end.fuse.counts)
+            end = self._session(host, point.seed, point, story)
+            if end.trigger.where is None:
+                missed = (place, end.trigger.counts)
                 break
-            self.crashed[point.manner] += 1
+            self.crashed[point.crash] += 1
             if end.is_done and place == len(plan) - 1:
                 break
         else:
             story.append("started again, without a crash" if plan else "without a crash")
-            end = self._session(machine, plan[-1].seed if plan else self.seed, None, story)
+            end = self._session(host, plan[-1].seed if plan else self.seed, None, story)
             if not plan:
-                self.counts = end.fuse.counts
-        self._finish(machine)
+                self.counts = end.trigger.counts
+        self._finish(host)
         return missed
 
     def _session(
-        self, machine: SimulatedHost, seed: int, point: Point | None, story: list[str]
+        self, host: SimulatedHost, seed: int, point: Point | None, story: list[str]
     ) -> End:
         self.sessions += 1
-        end = run_session(self.program, machine, seed, point)
-        if point is not None and end.fuse.where is not None:
+        end = run_session(self.program, host, seed, point)
+        if point is not None and end.trigger.where is not None:
             story.append(f"{point}: {_say(point, end)}")
             self.said.clear()  # messages of a dying program do not help
         if end.error is not None:
             raise end.error
-        machine.check()
+        host.check()
         if self.always is not None:
-            self.always(self._look(machine))
+            self.always(self._look(host))
         return end
 
-    def _finish(self, machine: SimulatedHost) -> None:
-        world = self._look(machine)
+    def _finish(self, host: SimulatedHost) -> None:
+        world = self._look(host)
         if inspect.iscoroutinefunction(self.check):
             trio.run(cast("Callable[[World], Awaitable[None]]", self.check), world)
         elif inspect.isawaitable(answer := self.check(world)):
             trio.run(partial(_await, answer))
 
-    def _look(self, machine: SimulatedHost) -> World:
-        return World(machine, CrashTrigger(), self.seed)
+    def _look(self, host: SimulatedHost) -> World:
+        return World(host, CrashTrigger(), self.seed)
 
     def _fails_again(self, plan: Plan) -> bool:
         try:
@@ -385,5 +387,5 @@ async def _await(answer: Awaitable[None]) -> None:
 
 def _say(point: Point, end: End) -> str:
     """Describe what happened at a point."""
-    manner = {"kill": "killed", "power": "lost power", "cancel": ""}[point.manner]
-    return f"{manner} {end.fuse.where}".strip()
+    crash = {"kill": "killed", "power": "lost power", "cancel": ""}[point.crash]
+    return f"{crash} {end.trigger.where}".strip()

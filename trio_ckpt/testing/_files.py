@@ -72,7 +72,7 @@ class MemoryFiles(System):
 
     Attributes:
         root: Where absolute paths begin.
-        check_alive: Called before every call; it raises where the machine is off.
+        check_alive: Called before every call; it raises where the host is down.
         reach: Called with a verb and a name before every change, twice for a write: before
             it, and half way through.
         lock_all: Held by every call.

@@ -14,7 +14,7 @@ from .._commit.gate import watch_handed_out
 from .._commit.shutdown import take_signals
 from .._util.errors import RunStoppedError
 from .._util.threads import runs_inline
-from ._points import CrashTrigger, Point
+from ._crash_points import CrashTrigger, Point
 from ._scheduler import ThreadTurns, ThreadWatch, make_watched_clock, seeded_scheduler
 from ._world import SimulatedHost, World
 
@@ -37,12 +37,12 @@ class End:
     """How a session ended.
 
     Attributes:
-        fuse: The points that were passed, and where the program died.
+        trigger: The points that were passed, and where the program died.
         is_done: Whether the program has ended by itself.
         error: The exception that left the program, if it is a fault of the program.
     """
 
-    fuse: CrashTrigger
+    trigger: CrashTrigger
     is_done: bool
     error: BaseException | None = None
 
@@ -51,7 +51,7 @@ class End:
 class _Meter(trio.abc.Instrument):
     """Counts steps of tasks as points, and detects a session that does not end."""
 
-    fuse: CrashTrigger
+    trigger: CrashTrigger
     clock: Any  # a MockClock; its last resort is not public
     watch: ThreadWatch
     scope: trio.CancelScope | None = None
@@ -78,20 +78,20 @@ class _Meter(trio.abc.Instrument):
         self.steps += 1
         if self._is_overdue():
             self.give_up()
-        fuse = self.fuse
-        if fuse.is_blown or self.is_cancelled:
+        trigger = self.trigger
+        if trigger.has_fired or self.is_cancelled:
             return
-        if fuse.is_next("cancellation") and fuse.point is not None:
+        if trigger.is_next("cancellation") and trigger.point is not None:
             where = f"at a step of task {task.name}"
-            if fuse.point.manner == "cancel":
-                fuse.where, self.is_cancelled = f"cancelled {where}", True
+            if trigger.point.crash == "cancel":
+                trigger.where, self.is_cancelled = f"cancelled {where}", True
             else:
-                fuse.blow(where)
+                trigger.fire(where)
             self.scope.cancel()
-        fuse.counts["cancellation"] += 1
+        trigger.counts["cancellation"] += 1
 
     def _is_overdue(self) -> bool:
-        if not (self.fuse.is_blown or self.is_cancelled or self.gave_up):
+        if not (self.trigger.has_fired or self.is_cancelled or self.gave_up):
             return self.steps >= MAX_STEPS
         if self.told_at is None:
             self.told_at = (self.steps, time.perf_counter())
@@ -118,7 +118,9 @@ class _Meter(trio.abc.Instrument):
         if self.gave_up == 2:
             take_shields_away()
         elif self.gave_up > 2:  # the coroutines stay as they are, and Python will complain
-            self.fuse.is_blown = True  # or code that Python runs to close them could loop forever
+            self.trigger.has_fired = (
+                True  # or code that Python runs to close them could loop forever
+            )
             self.clock._real_clock = _stop_trio
 
 
@@ -138,25 +140,25 @@ def _stop_trio() -> float:
     raise HangsError("tasks that refuse to be cancelled wait for what never comes")
 
 
-def run_session(program: Program, machine: SimulatedHost, seed: int, point: Point | None) -> End:
+def run_session(program: Program, host: SimulatedHost, seed: int, point: Point | None) -> End:
     """Run a program until it ends, or until its crash.
 
     program: What to run.
-    machine: The machine; it is left as the next session finds it.
+    host: The simulated host; it is left as the next session finds it.
     seed: Seed of trio's scheduler.
     point: Where it crashes; None: nowhere.
     """
-    machine.sessions += 1
+    host.sessions += 1
     clock, watch = make_watched_clock()
-    fuse = CrashTrigger(point)
-    meter = _Meter(fuse, clock, watch)
+    trigger = CrashTrigger(point)
+    meter = _Meter(trigger, clock, watch)
     instruments = [meter, ThreadTurns()]
-    fuse.on_blow = partial(_blow, machine, fuse, meter)
-    world = World(machine, fuse, seed)
+    trigger.on_fire = partial(_take_down, host, trigger, meter)
+    world = World(host, trigger, seed)
     error: BaseException | None = None
     with seeded_scheduler(seed):
         try:
-            trio.run(_run, program, world, meter, machine, clock=clock, instruments=instruments)
+            trio.run(_run, program, world, meter, host, clock=clock, instruments=instruments)
         except RunStoppedError as problem:  # a SystemExit, but one of the explored program
             error = problem
         except (KeyboardInterrupt, SystemExit):
@@ -168,30 +170,30 @@ def run_session(program: Program, machine: SimulatedHost, seed: int, point: Poin
             "the program does not end: it goes on when it is cancelled; see where it catches "
             "BaseException or trio.Cancelled, and raise it again there"
         )
-        return End(fuse, is_done=False, error=error)
-    if fuse.is_blown:
-        machine.crashes += 1
-        machine.ledger.bury()
-        return End(fuse, is_done=False)  # a dying program's exceptions do not count
-    machine.crashes += meter.is_cancelled
-    machine.end_session()
-    fuse.is_blown = True  # code that still has the world must not change the next one
+        return End(trigger, is_done=False, error=error)
+    if trigger.has_fired:
+        host.crashes += 1
+        host.invariants.bury()
+        return End(trigger, is_done=False)  # a dying program's exceptions do not count
+    host.crashes += meter.is_cancelled
+    host.end_session()
+    trigger.has_fired = True  # code that still has the world must not change the next one
     if meter.hangs:
         error = HangsError("it does not end: every task waits for what never comes")
-    return End(fuse, is_done=meter.is_done, error=error)
+    return End(trigger, is_done=meter.is_done, error=error)
 
 
-def _blow(machine: SimulatedHost, fuse: CrashTrigger, meter: _Meter) -> None:
+def _take_down(host: SimulatedHost, trigger: CrashTrigger, meter: _Meter) -> None:
     """Take down what the next session finds, and let this one end."""
-    if fuse.point is not None:
-        machine.crash(fuse.point.manner, fuse.point.seed)
+    if trigger.point is not None:
+        host.crash(trigger.point.crash, trigger.point.seed)
     if meter.scope is not None:
         meter.scope.cancel()
 
 
-async def _run(program: Program, world: World, meter: _Meter, machine: SimulatedHost) -> None:
+async def _run(program: Program, world: World, meter: _Meter, host: SimulatedHost) -> None:
     runs_inline.set(True)
-    watch_handed_out.set(machine.ledger.handed_out)
+    watch_handed_out.set(host.invariants.handed_out)
     take_signals(True)  # so that no run takes them: Ctrl-C is for the user who explores
     with trio.CancelScope() as scope:
         meter.begin(scope)
@@ -200,5 +202,5 @@ async def _run(program: Program, world: World, meter: _Meter, machine: Simulated
         meter.hangs = meter.hangs or patience.cancelled_caught
     meter.scope = None
     meter.is_done = not scope.cancelled_caught
-    if not meter.fuse.is_blown:
-        await machine.check_given_back()
+    if not meter.trigger.has_fired:
+        await host.check_given_back()

@@ -16,11 +16,11 @@ from .._journal.store import Store
 from .._util.plain import StreamKey
 from ..outputs import SystemPath
 from ..stores import MemoryStore
+from ._crash_points import CrashKind, CrashTrigger, LawBrokenError
 from ._crash_store import CrashStore
 from ._files import Loss, MemoryFiles
 from ._inodes import File, Folder
-from ._ledger import InvariantChecker
-from ._points import CrashTrigger, LawBrokenError, Manner
+from ._invariants import InvariantChecker
 
 OUTPUT_DIR = "/output"
 
@@ -151,12 +151,12 @@ def _gather(node: File | Folder | None, path: str, found: dict[str, bytes]) -> N
 
 @attrs.define(eq=False)
 class SimulatedHost:
-    """What remains when a program has died: the disk, the ledger, the notes.
+    """What remains when a program has died: the disk, what was promised, the notes.
 
     Attributes:
         store: The store as the next session finds it.
         files: The files as the next session finds them.
-        ledger: What was promised.
+        invariants: What was promised, and whether it holds.
         notes: The notes of the program.
         crashes: How many sessions were crashed or cancelled.
         sessions: How many sessions have begun.
@@ -164,23 +164,23 @@ class SimulatedHost:
 
     store: MemoryStore = attrs.field(factory=MemoryStore)
     files: MemoryFiles = attrs.field(factory=MemoryFiles)
-    ledger: InvariantChecker = attrs.field(factory=InvariantChecker)
+    invariants: InvariantChecker = attrs.field(factory=InvariantChecker)
     notes: list[Note] = attrs.field(factory=list[Note])
     crashes: int = 0
     sessions: int = 0
 
-    def crash(self, manner: Manner, seed: int) -> None:
+    def crash(self, kind: CrashKind, seed: int) -> None:
         """Take down what the next session finds."""
-        loss: Loss = "power" if manner == "power" else "kill"
+        loss: Loss = "power" if kind == "power" else "kill"
         self.store = self.store.after_crash()
         self.files = self.files.after_crash(loss, random.Random(seed))  # noqa: S311  # chance that can be repeated
-        self.ledger.crash()
+        self.invariants.crash()
 
     def end_session(self) -> None:
         """Close and unlock everything, after a program has ended by itself."""
         self.files = self.files.after_crash("kill", random.Random(0))  # noqa: S311  # chance that can be repeated
         self.store = self.store.after_crash()
-        self.ledger.end_session()
+        self.invariants.end_session()
 
     async def check_given_back(self) -> None:
         """Check that the program that has ended owns nothing any more.
@@ -189,15 +189,15 @@ class SimulatedHost:
             LawBrokenError: it still owns a run.
         """
         handle = self.store.reopen()
-        for run_id in self.ledger.run_ids:
+        for run_id in self.invariants.run_ids:
             if await handle.read_owner(run_id) is not None:
                 raise LawBrokenError(f"the program has ended, and still owns run {run_id!r}")
 
     def check(self) -> None:
-        """Check that all laws hold.
+        """Check that all invariants hold.
 
         Raises:
-            LawBrokenError: a law does not hold.
+            LawBrokenError: an invariant does not hold.
         """
 
         def read(path: str) -> bytes | None:
@@ -207,7 +207,7 @@ class SimulatedHost:
         def is_mine(folder: str) -> bool:
             return folder == OUTPUT_DIR or folder.startswith(f"{OUTPUT_DIR}/")
 
-        problem = self.ledger.check(read, is_mine)
+        problem = self.invariants.check(read, is_mine)
         if problem is not None:
             raise LawBrokenError(problem)
 
@@ -228,15 +228,15 @@ class World:
     output_dir: SystemPath
     files: WorldFiles
 
-    def __init__(self, machine: SimulatedHost, fuse: CrashTrigger, seed: int) -> None:
-        self._machine = machine
-        self._fuse = fuse
-        machine.store = machine.store.reopen()
-        machine.files.check_alive = fuse.check_alive
-        machine.files.reach = partial(fuse.reach, "files")
-        self.store = CrashStore(machine.store, fuse, machine.ledger.saved, seed)
-        self.output_dir = SystemPath(OUTPUT_DIR, machine.files)
-        self.files = WorldFiles(machine.files)
+    def __init__(self, host: SimulatedHost, trigger: CrashTrigger, seed: int) -> None:
+        self._host = host
+        self._trigger = trigger
+        host.store = host.store.reopen()
+        host.files.check_alive = trigger.check_alive
+        host.files.reach = partial(trigger.reach, "files")
+        self.store = CrashStore(host.store, trigger, host.invariants.saved, seed)
+        self.output_dir = SystemPath(OUTPUT_DIR, host.files)
+        self.files = WorldFiles(host.files)
 
     def note(self, *what: Any) -> None:
         """Record a fact for the check; it survives every crash.
@@ -244,22 +244,22 @@ class World:
         Args:
             what: Its parts, ``world.note("ran", batch.index)``, say.
         """
-        self._fuse.check_alive()
-        self._machine.notes.append(what)
+        self._trigger.check_alive()
+        self._host.notes.append(what)
 
     @property
     def notes(self) -> tuple[Note, ...]:
         """All notes of all sessions, in order."""
-        return tuple(self._machine.notes)
+        return tuple(self._host.notes)
 
     def count(self, *what: Any) -> int:
         """How often exactly this was noted."""
-        return self._machine.notes.count(what)
+        return self._host.notes.count(what)
 
     @property
     def crashes(self) -> int:
         """How many sessions were crashed or cancelled so far."""
-        return self._machine.crashes
+        return self._host.crashes
 
     def progress(self, *parts: str, run_id: str | None = None) -> Progress:
         """What is durable of a stream at this moment, whatever the program believes.
@@ -269,4 +269,4 @@ class World:
             run_id: The run; may be left out where there is one.
         """
         key: StreamKey = parts
-        return self._machine.ledger.progress(run_id, key)
+        return self._host.invariants.progress(run_id, key)

@@ -1,4 +1,4 @@
-"""Each law notices when the library itself breaks it: one mistake each, made for the test."""
+"""Each invariant notices when the library itself breaks it: one mistake each, made for the test."""
 
 from __future__ import annotations
 
@@ -109,13 +109,13 @@ MISTAKES: list[tuple[Callable[[Patch], None], str]] = [
 
 
 @pytest.mark.parametrize(
-    ("mistake", "law"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES]
+    ("mistake", "invariant"), MISTAKES, ids=[mistake.__name__ for mistake, _ in MISTAKES]
 )
 def test_a_mistake_of_the_library_is_noticed_by_its_law(
-    mistake: Callable[[Patch], None], law: str, monkeypatch: Patch
+    mistake: Callable[[Patch], None], invariant: str, monkeypatch: Patch
 ) -> None:
     mistake(monkeypatch)
-    with pytest.raises(CrashFoundError, match=law) as caught:
+    with pytest.raises(CrashFoundError, match=invariant) as caught:
         explore_crashes(good, nothing_to_check)
     assert isinstance(caught.value.__cause__, LawBrokenError)
     with pytest.raises(CrashFoundError) as again:
@@ -132,7 +132,7 @@ def test_a_tail_that_is_not_cut_is_noticed_by_the_check(monkeypatch: Patch) -> N
 
 
 def test_what_was_requeued_may_be_done_again() -> None:
-    """Redo and rewind are no breach of the laws, nor is an append file that became shorter."""
+    """Redo, rewind and a shorter append file break no invariant."""
 
     async def session(world: World, *, goes_back: bool) -> None:
         async with trio_ckpt.open_run("r", store=world.store, output_dir=world.output_dir) as run:

@@ -1,12 +1,12 @@
-"""Plans of crashes are written and read, and a fuse blows where the plan says."""
+"""Plans of crashes are written and read, and a trigger blows where the plan says."""
 
 from __future__ import annotations
 
 import pytest
 
-from trio_ckpt.testing._points import (
-    KINDS,
-    MANNERS,
+from trio_ckpt.testing._crash_points import (
+    CRASH_KINDS,
+    POINT_KINDS,
     Crashed,
     CrashTrigger,
     Plan,
@@ -16,9 +16,9 @@ from trio_ckpt.testing._points import (
 )
 
 EVERY = [
-    Point(kind, number, manner, seed)
-    for kind in KINDS
-    for manner in MANNERS[kind]
+    Point(kind, number, crash, seed)
+    for kind in POINT_KINDS
+    for crash in CRASH_KINDS[kind]
     for number, seed in ((1, 0), (17, 999_999))
 ]
 
@@ -41,15 +41,15 @@ def test_another_text_is_refused(text: str) -> None:
 
 def test_a_fuse_blows_once_at_its_point_and_nothing_passes_after() -> None:
     blown: list[str] = []
-    fuse = CrashTrigger(Point("store", 2, "kill", 0), on_blow=lambda: blown.append("bang"))
-    fuse.reach("files", "write", "a")
-    fuse.reach("store", "before", "save")
+    trigger = CrashTrigger(Point("store", 2, "kill", 0), on_fire=lambda: blown.append("bang"))
+    trigger.reach("files", "write", "a")
+    trigger.reach("store", "before", "save")
     with pytest.raises(Crashed):
-        fuse.reach("store", "after", "save")
-    assert fuse.where == "after save"
+        trigger.reach("store", "after", "save")
+    assert trigger.where == "after save"
     with pytest.raises(Crashed):
-        fuse.reach("files", "write", "b")
+        trigger.reach("files", "write", "b")
     with pytest.raises(Crashed):
-        fuse.check_alive()
+        trigger.check_alive()
     assert blown == ["bang"]
-    assert fuse.counts == {"files": 1, "store": 1}
+    assert trigger.counts == {"files": 1, "store": 1}

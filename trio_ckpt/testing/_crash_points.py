@@ -11,18 +11,18 @@ import attrs
 
 from .._util.errors import TrioCkptError
 
-Kind = Literal["store", "files", "cancellation"]
-Manner = Literal["kill", "power", "cancel"]
+PointKind = Literal["store", "files", "cancellation"]
+CrashKind = Literal["kill", "power", "cancel"]
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
-MANNERS: dict[Kind, tuple[Manner, ...]] = {
+POINT_KINDS: tuple[PointKind, ...] = get_args(PointKind)
+CRASH_KINDS: dict[PointKind, tuple[CrashKind, ...]] = {
     "store": ("kill", "power"),
     "files": ("kill", "power"),
     "cancellation": ("kill", "power", "cancel"),
 }
 """What can happen at a point of each kind; at a point of cancellation also a kill."""
 
-_WHERE: dict[Kind, str] = {"store": "", "files": "before it could ", "cancellation": ""}
+_WHERE: dict[PointKind, str] = {"store": "", "files": "before it could ", "cancellation": ""}
 NO_CRASH = "none"  # the text of a plan without a crash
 
 _TEMP = re.compile(r"\.(.*)\.ckpt-tmp-[0-9a-f]{16}")
@@ -36,17 +36,17 @@ class Point:
     Attributes:
         kind: A call of the store, an operation on files, or a step of a task.
         number: The number of the point.
-        manner: Killed, without power, or cancelled.
+        crash: Killed, without power, or cancelled.
         seed: Seed of trio's scheduler in that session, and of what a power cut leaves.
     """
 
-    kind: Kind
+    kind: PointKind
     number: int
-    manner: Manner
+    crash: CrashKind
     seed: int
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.number},{self.manner},seed {self.seed}"
+        return f"{self.kind}:{self.number},{self.crash},seed {self.seed}"
 
 
 Plan = tuple[Point, ...]
@@ -70,10 +70,10 @@ def read_plan(text: str) -> Plan:
         found = _POINT.fullmatch(part.strip())
         if found is None:
             raise ValueError(f"{part.strip()!r} is not a crash; one is 'store:17,power,seed 3'")
-        kind, manner = cast("Kind", found[1]), cast("Manner", found[3])
-        if manner not in MANNERS[kind]:
+        kind, crash = cast("PointKind", found[1]), cast("CrashKind", found[3])
+        if crash not in CRASH_KINDS[kind]:
             raise ValueError(f"{part.strip()!r}: at {kind} a program is not cancelled")
-        plan.append(Point(kind, int(found[2]), manner, int(found[4])))
+        plan.append(Point(kind, int(found[2]), crash, int(found[4])))
     return tuple(plan)
 
 
@@ -106,17 +106,17 @@ class CrashTrigger:
 
     Attributes:
         point: Where to crash; None: nowhere.
-        on_blow: Called at the crash: takes down what the next session finds.
+        on_fire: Called at the crash: takes down what the next session finds.
         counts: The points so far, by kind.
         where: Where the program crashed, as text.
-        is_blown: Whether the program is dead.
+        has_fired: Whether the program is dead.
     """
 
     point: Point | None = None
-    on_blow: Callable[[], None] = lambda: None
-    counts: Counter[Kind] = attrs.field(factory=Counter["Kind"])
+    on_fire: Callable[[], None] = lambda: None
+    counts: Counter[PointKind] = attrs.field(factory=Counter["PointKind"])
     where: str | None = None
-    is_blown: bool = False
+    has_fired: bool = False
 
     def check_alive(self) -> None:
         """Raise if the program is dead.
@@ -124,15 +124,15 @@ class CrashTrigger:
         Raises:
             Crashed: the program is dead.
         """
-        if self.is_blown:
+        if self.has_fired:
             raise Crashed
 
-    def is_next(self, kind: Kind) -> bool:
+    def is_next(self, kind: PointKind) -> bool:
         """Whether the next point of a kind is the planned one."""
         point = self.point
         return point is not None and point.kind == kind and point.number == self.counts[kind] + 1
 
-    def reach(self, kind: Kind, verb: str, name: str = "") -> None:
+    def reach(self, kind: PointKind, verb: str, name: str = "") -> None:
         """Pass a point, or crash there.
 
         Raises:
@@ -141,11 +141,11 @@ class CrashTrigger:
         self.check_alive()
         if self.is_next(kind):
             name = _TEMP.sub(r"the temporary file of \1", name)  # its digits are random
-            self.blow(f"{_WHERE[kind]}{verb} {name}".rstrip())
+            self.fire(f"{_WHERE[kind]}{verb} {name}".rstrip())
             raise Crashed
         self.counts[kind] += 1
 
-    def blow(self, where: str) -> None:
+    def fire(self, where: str) -> None:
         """Kill the program here."""
-        self.where, self.is_blown = where, True
-        self.on_blow()
+        self.where, self.has_fired = where, True
+        self.on_fire()

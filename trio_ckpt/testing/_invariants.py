@@ -1,9 +1,9 @@
-"""What has been promised, and whether it holds: the laws for every program.
+"""What has been promised, and whether it holds: the invariants of every program.
 
 Theory of operation
 ===================
 
-The ledger reads every record as it is saved, so it knows the content of the store without
+The checker reads every record as it is saved, so it knows the content of the store without
 asking it, and it sees every token that is handed out.  After each crash it compares the two
 with each other and with the files:
 
@@ -12,7 +12,7 @@ with each other and with the files:
 3. a batch whose record stands is not handed out again;
 4. a session that was not killed has released its run, and left no token pending.
 
-The ledger computes all of it again, from records and bytes, so that a mistake of the library
+The checker computes all of it again, from records and bytes, so that a mistake of the library
 does not hide itself.
 """
 
@@ -72,7 +72,7 @@ class InvariantChecker:
     """All that is known of one program, over all its sessions.
 
     Attributes:
-        broken: The first law that was broken during a session.
+        broken: The first invariant that was broken during a session.
     """
 
     broken: str | None = None
@@ -115,7 +115,7 @@ class InvariantChecker:
             )
 
     def crash(self) -> None:
-        """The machine goes down: later changes of tokens have no effect."""
+        """The host goes down: later changes of tokens have no effect."""
         self._dying = self._take_tokens()
 
     def bury(self) -> None:
@@ -153,7 +153,7 @@ class InvariantChecker:
         return run[key].progress if key in run else Progress()
 
     def check(self, read: ReadFile, is_mine: Callable[[str], bool]) -> str | None:
-        """Return the first law that does not hold, as text; None: all of them hold.
+        """Return the first invariant that does not hold, as text; None: all of them hold.
 
         Args:
             read: Reads a file.
