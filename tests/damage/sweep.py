@@ -188,10 +188,10 @@ class Sweep:
     def _repair(self, planted: Planted, found: list[Finding]) -> None:
         sample = planted.sample
 
-        may_cut = planted.seed % 2 == 0
+        accept_loss = planted.seed % 2 == 0
 
         async def main() -> RepairReport:
-            return await repair_all(sample.url, found, may_cut=may_cut)
+            return await repair_all(sample.url, found, accept_loss=accept_loss)
 
         try:
             report = trio.run(main)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.opening import begin
-from trio_ckpt._maintenance import repair_sqlite
+from trio_ckpt._maintenance import recover_sqlite
 from trio_ckpt._maintenance.repair import RepairReport, repair_all
 from trio_ckpt._maintenance.repair_folder import repair_folder
 from trio_ckpt._maintenance.verify_store import check_all
@@ -115,7 +115,7 @@ async def test_a_state_that_is_nowhere_whole_begins_again_only_if_asked(
     assert report.left
     assert any("--accept-loss starts it again" in part.what for part in report.not_done)
     assert await confirmed(url, "model") == [0, 1, 2]
-    report = await repair(url, may_cut=True)
+    report = await repair(url, accept_loss=True)
     assert report.left == ()
     assert await confirmed(url, "model") == []
     await train(url)
@@ -148,9 +148,9 @@ def test_a_database_that_cannot_be_made_is_closed(
         made.append(schema.connect(path))
         return made[0]
 
-    monkeypatch.setattr(repair_sqlite, "connect", connect)
+    monkeypatch.setattr(recover_sqlite, "connect", connect)
     with pytest.raises(sqlite3.OperationalError, match="already exists"):
-        repair_sqlite._make(tmp_path / "new")
+        recover_sqlite._make(tmp_path / "new")
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         _ = made[0].total_changes
 
@@ -214,7 +214,7 @@ async def test_a_store_with_another_key_is_not_touched(tmp_path: Path) -> None:
     await store.aclose()
     before = (folder / "state.db").read_bytes()
     with pytest.raises(Exception, match="not one record can be opened: it is sealed with another"):
-        await repair(str(folder), may_cut=True)
+        await repair(str(folder), accept_loss=True)
     assert (folder / "state.db").read_bytes() == before
 
 
@@ -227,5 +227,5 @@ async def test_a_repair_goes_into_no_link(tmp_path: Path, name: str) -> None:
     (tmp_path / "s" / name).symlink_to(tmp_path / "elsewhere")
     before = sorted((tmp_path / "elsewhere").iterdir())
     with pytest.raises(StoreError, match=f"{name} is a symbolic link: refused"):
-        repair_folder(tmp_path / "s", "sqlite", mac_key=None, may_cut=False)
+        repair_folder(tmp_path / "s", "sqlite", mac_key=None, accept_loss=False)
     assert sorted((tmp_path / "elsewhere").iterdir()) == before

@@ -67,7 +67,7 @@ async def repair_all(
     run_id: str | None = None,
     *,
     output_dir: AnyPath | None = None,
-    may_cut: bool = False,
+    accept_loss: bool = False,
     mac_key: bytes | None = None,
 ) -> RepairReport:
     """Repair what was found.
@@ -77,7 +77,7 @@ async def repair_all(
         findings: The findings of `check_all`, or why the store cannot be opened.
         run_id: Only this run's outputs and states; the store's own files are those of all runs.
         output_dir: The run's output folder; default: that of its last session.
-        may_cut: Whether a stream may lose intact records that follow a damaged one.
+        accept_loss: Whether a stream may lose intact records that follow a damaged one.
         mac_key: Seals the store's records.
 
     Raises:
@@ -95,7 +95,7 @@ async def repair_all(
         kind = await run_blocking(kind_of, folder)
         if kind is not None:
             repaired = await run_blocking(
-                lambda: repair_folder(Path(folder), kind, mac_key=mac_key, may_cut=may_cut)
+                lambda: repair_folder(Path(folder), kind, mac_key=mac_key, accept_loss=accept_loss)
             )
             done += repaired.done
             not_done += repaired.left
@@ -105,7 +105,7 @@ async def repair_all(
         for name in await _runs_of(store, run_id, not_done):
             folder_now = output_dir if run_id is not None else None
             try:
-                await _Mender(store, name, folder_now, done, not_done, may_cut).mend()
+                await _Mender(store, name, folder_now, done, not_done, accept_loss).mend()
             except TrioCkptError as error:
                 not_done.append(Repaired(f"run {name!r}", str(error)))
         async with aclosing(check_all(store, run_id, output_dir=output_dir)) as found:
@@ -137,7 +137,7 @@ class _Mender:
     output_dir: AnyPath | None
     done: list[Repaired]
     not_done: list[Repaired]
-    may_cut: bool
+    accept_loss: bool
 
     async def mend(self) -> None:
         """Repair what is damaged."""
@@ -188,7 +188,7 @@ class _Mender:
         try:
             return await maintenance.recover(key)
         except StoreDamagedError:
-            if not self.may_cut:
+            if not self.accept_loss:
                 raise
             return await maintenance.requeue_all(key, "no saved state of it is whole")
 

@@ -12,9 +12,9 @@ from .._util.errors import StoreError, StoreVersionError
 from ..stores._json.files import check_marker, make_marker
 from ..stores._local.files import explain, make_member, need_folder
 from ..stores._local.locks import FileLock, lock_opening
-from .repair_json import repair_runs
-from .repair_sqlite import repair_database
-from .salvage import Salvage
+from .recover_json import recover_runs
+from .recover_sqlite import recover_database
+from .recovery import Recovery
 
 
 @attrs.frozen
@@ -30,7 +30,9 @@ class StoreRepair:
     left: tuple[Repaired, ...]
 
 
-def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bool) -> StoreRepair:
+def repair_folder(
+    folder: Path, kind: str, *, mac_key: bytes | None, accept_loss: bool
+) -> StoreRepair:
     """Repair a local store from the files in its folder.  Blocking.
 
     Files that it replaces are kept in ``damaged/`` first.
@@ -39,7 +41,7 @@ def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bo
         folder: The store's folder.
         kind: "sqlite" or "json".
         mac_key: Seals its records.
-        may_cut: Whether a stream may lose intact records that follow a damaged one.
+        accept_loss: Whether a stream may lose intact records that follow a damaged one.
 
     Raises:
         StoreError: a process owns a run of the store, it cannot be written, or nothing can be read.
@@ -56,33 +58,33 @@ def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, may_cut: bo
             try:
                 if not alone.take(wait=False):
                     raise StoreError(f"{folder}: a process owns a run of this store: stop it first")
-                salvage = Salvage(folder, mac_key, may_cut)
-                salvage.put_bad_blobs_aside()
-                salvage.put_bad_notes_aside()
+                recovery = Recovery(folder, mac_key, accept_loss)
+                recovery.put_bad_blobs_aside()
+                recovery.put_bad_watermarks_aside()
                 if kind == "sqlite":
-                    repair_database(salvage)
+                    recover_database(recovery)
                 else:
-                    _mend_marker(salvage)
-                    repair_runs(salvage)
-                return StoreRepair(tuple(salvage.done), tuple(salvage.left))
+                    _mend_marker(recovery)
+                    recover_runs(recovery)
+                return StoreRepair(tuple(recovery.done), tuple(recovery.left))
             finally:
                 alone.release()
         finally:
             opening.release()
 
 
-def _mend_marker(salvage: Salvage) -> None:
+def _mend_marker(recovery: Recovery) -> None:
     """Rewrite the file that says what kind of store the folder is."""
     try:
-        check_marker(salvage.folder)
+        check_marker(recovery.folder)
     except StoreVersionError:
         raise
     except StoreError:
-        marker = salvage.folder / "store.json"
+        marker = recovery.folder / "store.json"
         if marker.exists():
-            salvage.put_aside(marker)
-        make_marker(salvage.folder)
-        salvage.done.append(Repaired(marker.name, "it was rewritten"))
+            recovery.put_aside(marker)
+        make_marker(recovery.folder)
+        recovery.report(marker.name, "it was rewritten")
 
 
 def kind_of(folder: str | os.PathLike[str]) -> str | None:

@@ -86,7 +86,7 @@ def verify_command(
     if full or repair:
         if stream is not None:
             raise CommandError("--full looks at whole runs: leave --stream out", EXIT_USAGE)
-        options = RepairOptions(may_cut=cut, yes=yes) if repair else None
+        options = RepairOptions(accept_loss=cut, yes=yes) if repair else None
         query = partial(
             verify_all, store, run_id, output_dir=output_dir, show_all=show_all, options=options
         )
@@ -276,11 +276,11 @@ class RepairOptions:
     """The request to repair a store, and how far.
 
     Attributes:
-        may_cut: Whether what was confirmed after a lost checkpoint may be given up.
+        accept_loss: Whether what was confirmed after a lost checkpoint may be given up.
         yes: Whether the user has confirmed the change already.
     """
 
-    may_cut: bool
+    accept_loss: bool
     yes: bool
 
 
@@ -303,13 +303,18 @@ async def verify_all(
             "replaces, and "
             + (
                 "give up what was confirmed after a lost checkpoint"
-                if options.may_cut
+                if options.accept_loss
                 else "lose nothing that is sound"
             ),
             yes=options.yes,
         )
         report = await repair_all(
-            url, found, run_id, output_dir=output_dir, may_cut=options.may_cut, mac_key=mac_key()
+            url,
+            found,
+            run_id,
+            output_dir=output_dir,
+            accept_loss=options.accept_loss,
+            mac_key=mac_key(),
         )
     left = damages if report is None else report.left
     document: Document = {

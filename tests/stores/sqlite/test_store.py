@@ -481,7 +481,7 @@ async def test_a_store_that_is_being_made_can_be_opened(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever SQLite has beside the new database in that moment."""
-    real = schema._make_tables
+    real = schema.make_tables
 
     def make_beside_another(connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
@@ -490,7 +490,7 @@ async def test_a_store_that_is_being_made_can_be_opened(
         connection.execute("ROLLBACK")
         real(connection)
 
-    monkeypatch.setattr(schema, "_make_tables", make_beside_another)
+    monkeypatch.setattr(schema, "make_tables", make_beside_another)
     store = await SqliteStore.open(folder)
     assert set(os.listdir(folder)) <= {*schema.FILES, *schema.FOLDERS}
     await store.aclose()

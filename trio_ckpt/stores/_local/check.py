@@ -25,7 +25,7 @@ Named = Callable[[Iterable[str]], set[str]]  # the given digests that a record r
 
 MAX_FINDINGS = 1_000  # per step: more findings of one kind add no information
 READ_BYTES = 2**20
-LOSSES = "damaged"  # the folder where a repair puts unreadable parts, see `salvage.py`
+LOSSES = "damaged"  # the folder where a repair keeps what it replaced
 KNOWN = (LOSSES,)
 
 RESTORE = "restore the store from a copy"

@@ -133,7 +133,7 @@ def make_database(folder: Path) -> None:
             # connection, the default from Python 3.12 on, silently ignores OFF.
             connection.execute("PRAGMA journal_mode = MEMORY")
             connection.execute("PRAGMA synchronous = OFF")
-            _make_tables(connection)
+            make_tables(connection)
         fd = open_file(new, os.O_RDWR)
         try:
             sync_file(fd)
@@ -229,7 +229,7 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
         StoreDamagedError: its tables differ from those of a store.
     """
     if _is_blank(connection, database):
-        _make_tables(connection)
+        make_tables(connection)
     check_tables(connection, database)
 
 
@@ -276,7 +276,8 @@ def _refuse_lost(folder: Path) -> None:
             )
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def make_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables of an empty database, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statement in TABLES.values():

@@ -9,8 +9,9 @@ it; where that line is damaged, the stream is found by trying the seals of the o
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,9 +20,8 @@ import msgspec
 
 from .._journal.folds import decode_progress
 from .._journal.record import Seal
-from .._journal.store import Checkpoint, Fold, Repaired
+from .._journal.store import Checkpoint, Fold
 from .._util.errors import StoreDamagedError, StoreError
-from .._util.plain import decode_key
 from .._util.text import plural
 from ..stores._json.content import named_in
 from ..stores._json.files import (
@@ -42,13 +42,13 @@ from ..stores._json.records import (
     encode_entry,
     encode_fold,
     payload_of,
-    with_blobs,
-    without_blobs,
 )
 from ..stores._local.blobs import Blobs, is_digest
 from ..stores._local.files import explain
 from ..stores._local.watermark import Watermark, all_watermarks
-from .salvage import Salvage, ValidPrefix, measure
+from ..stores._sqlite.schema import make_tables
+from .recover import measure, open_record, recover_rows
+from .recovery import Recovery, StreamPlace
 
 _NUMBER = {
     name: re.compile(rb'"%b": ([0-9]{1,18}),' % name.encode())
@@ -64,7 +64,19 @@ _FRAME_LINE = re.compile(
 )
 _line_decoder = msgspec.json.Decoder(JournalLine)
 
-Place = tuple[int, str]
+MAX_SEQUENCE = 2**62  # of a number in the files
+
+_ADD = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, 0, ?, ?)"
+_DETACH = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
+_STREAMS = (
+    "SELECT streams.id, generation, streams.stream, through, payload FROM streams "
+    "JOIN heads ON heads.stream = streams.id LEFT JOIN folds ON folds.stream = streams.id "
+    "ORDER BY generation, streams.id"
+)
+_ATTACHED = "SELECT sequence, digest FROM attached WHERE stream = ? ORDER BY sequence, place"
+_RECORDS = "SELECT sequence, payload, blob FROM log WHERE stream = ? ORDER BY sequence"
+
+Place = tuple[int, str]  # generation, key of the stream
 
 
 @attrs.define(eq=False)
@@ -76,63 +88,58 @@ class _Found:
     generation: int = 0
     first: int = 0
     journal: int = 0
-    entries: dict[Place, dict[int, list[msgspec.Raw]]] = attrs.field(
-        factory=dict[Place, dict[int, list[msgspec.Raw]]]
-    )
-    homeless: list[msgspec.Raw] = attrs.field(factory=list[msgspec.Raw])
+    entries: dict[Place, list[Entry]] = attrs.field(factory=dict[Place, list[Entry]])
+    homeless: list[Entry] = attrs.field(factory=list[Entry])
     garbled: int = 0  # lines that may have been records
     drops: dict[Place, set[int]] = attrs.field(factory=dict[Place, set[int]])
 
     def add(self, place: Place | None, raw: bytes) -> None:
         """Add a record that was found."""
         entry = _entry(msgspec.Raw(raw))
-        if entry is None:
+        if entry is None or not 1 <= entry.sequence <= MAX_SEQUENCE:
             self.garbled += 1
-            return
-        if place is None:
-            self.homeless.append(msgspec.Raw(raw))
+        elif place is None:
+            self.homeless.append(entry)
         else:
-            found = self.entries.setdefault(place, {})
-            found.setdefault(entry.sequence, []).append(msgspec.Raw(raw))
+            self.entries.setdefault(place, []).append(entry)
 
 
-def repair_runs(salvage: Salvage) -> None:
+def recover_runs(recovery: Recovery) -> None:
     """Rewrite every run that is not as it was written.
 
     Raises:
         StoreError: nothing can be read, or the store cannot be written.
     """
-    todo: list[tuple[Path, RunState, int]] = []
+    todo: list[tuple[Path, RunState]] = []
     whole: list[Watermark] = []
-    for path in run_folders(salvage.folder):
+    for path in run_folders(recovery.folder):
         if not path.is_dir() or path.is_symlink():
             continue
-        if _is_whole(path, salvage):
+        if _is_whole(path, recovery):
             loaded = load(path)
             if loaded is not None and folder_name(loaded.state.run_id) == path.name:
                 whole.append(_seen_of(loaded.state))
-        elif (state := _salvaged(path, salvage)) is not None:
-            todo.append((path, state, state.journal))
+        elif (state := _recover_run(path, recovery)) is not None:
+            todo.append((path, state))
     for seen in whole:
-        salvage.note(seen)
-    salvage.forget_gone(
-        lambda run_id: any((salvage.folder / "runs").glob(f"{folder_name(run_id)}/*"))
+        recovery.set_watermark(seen)
+    recovery.forget_gone(
+        lambda run_id: any((recovery.folder / "runs").glob(f"{folder_name(run_id)}/*"))
     )
-    if not todo:
-        _put_unnamed_aside(salvage)
-        return
-    salvage.need_opened()
-    for path, state, _ in todo:
+    if todo:
+        recovery.need_opened()
+    for path, state in todo:
         for name in sorted(path.iterdir()):
             if name.is_file() and not name.is_symlink():
-                salvage.keep(name)
+                recovery.keep(name)
         with explain(path, "repairing"):
             written = prepare(path, state)
             publish(path)
             remove_leftovers(path, written.journal)
-        salvage.done.append(Repaired(f"runs/{path.name}", "it was rewritten"))
-        salvage.note(_seen_of(state))
-    _put_unnamed_aside(salvage)
+        recovery.report(f"runs/{path.name}", "it was rewritten")
+        recovery.set_watermark(_seen_of(state))
+    with suppress(StoreError):  # a run that cannot be read may name any blob
+        recovery.put_unnamed_blobs_aside(set(named_in(run_folders(recovery.folder))))
 
 
 def _seen_of(state: RunState) -> Watermark:
@@ -140,52 +147,38 @@ def _seen_of(state: RunState) -> Watermark:
     return Watermark(state.run_id, state.owner, state.generation, records)
 
 
-def _put_unnamed_aside(salvage: Salvage) -> None:
-    """Move unnamed blobs away, unless a run cannot be read: it may name any of them."""
-    with suppress(StoreError):
-        salvage.put_unnamed_blobs_aside(set(named_in(run_folders(salvage.folder))))
-
-
-def _is_whole(path: Path, salvage: Salvage) -> bool:
+def _is_whole(path: Path, recovery: Recovery) -> bool:
     """Whether a run is as it was written, and all its records open and add up."""
     try:
         loaded = load(path)
+        if loaded is None or folder_name(loaded.state.run_id) != path.name:
+            return True  # not this run's place: it is reported, and left alone
+        blobs = Blobs(recovery.folder / "blobs")
+        for (generation, key), stream in loaded.state.streams.items():
+            seal = StreamPlace(loaded.state.run_id, generation, key).seal(recovery.mac_key)
+            prefix = measure(seal, partial(_records, stream.entries, blobs))
+            recovery.opened += prefix.through
+            if prefix.through != len(stream.entries) or not _is_fold_true(stream, seal, blobs):
+                return False
     except StoreError:
         return False
-    if loaded is None:
-        return True
-    state, blobs = loaded.state, Blobs(salvage.folder / "blobs")
-    if folder_name(state.run_id) != path.name:
-        return True  # not this run's place: it is reported, and left alone
-    for (generation, key), stream in state.streams.items():
-        try:
-            seal = Seal(state.run_id, generation, decode_key(key), salvage.mac_key)
-        except StoreDamagedError:
-            return False
-        sound = measure(seal, partial(_records, stream.entries, blobs))
-        salvage.opened += sound.through
-        if sound.through != len(stream.entries) or not _is_fold_true(stream, seal, blobs):
-            return False
     return True
 
 
 def _is_fold_true(stream: StreamState, seal: Seal, blobs: Blobs) -> bool:
     if stream.fold is None:
         return True
-    try:
-        fold = decode_fold(stream.fold)
-        said = decode_progress(seal.open(-fold.through, fold.payload))
-    except StoreDamagedError:
-        return False
+    fold = decode_fold(stream.fold)
+    said = decode_progress(seal.open(-fold.through, fold.payload))
     folded = stream.entries[: fold.through]
     return measure(seal, partial(_records, folded, blobs)).progress == said
 
 
-def _records(raws: list[msgspec.Raw], blobs: Blobs) -> Iterator[tuple[int, bytes | None]]:
+def _records(raws: list[msgspec.Raw], blobs: Blobs) -> Iterator[tuple[int, bytes]]:
     for number, raw in enumerate(raws, 1):
         entry = _entry(raw)
-        payload = None if entry is None else _payload(entry, blobs)
-        yield number, payload if entry is not None and entry.sequence == number else None
+        is_there = entry is not None and entry.sequence == number
+        yield number, _payload(entry, blobs) if entry is not None and is_there else b""
 
 
 def _entry(raw: msgspec.Raw) -> Entry | None:
@@ -195,122 +188,91 @@ def _entry(raw: msgspec.Raw) -> Entry | None:
         return None
 
 
-def _payload(entry: Entry, blobs: Blobs) -> bytes | None:
-    try:
+def _payload(entry: Entry, blobs: Blobs) -> bytes:
+    """Return the sealed record; empty: it cannot be read."""
+    with suppress(StoreError):
         return payload_of(entry) if entry.blob is None else blobs.get(entry.blob)
-    except StoreError:
-        return None
+    return b""
 
 
 # ---------------------------------------------------------------------------------------
-# Reading what is left
+# One run
 # ---------------------------------------------------------------------------------------
 
 
-def _salvaged(path: Path, salvage: Salvage) -> RunState | None:
-    """Rebuild the run; None: nothing can be done."""
+def _recover_run(path: Path, recovery: Recovery) -> RunState | None:
+    """Recover the run; None: nothing can be done."""
     found = _read(path)
-    noted = [seen for _, seen in all_watermarks(salvage.folder) if seen is not None]
+    noted = [seen for _, seen in all_watermarks(recovery.folder) if seen is not None]
     seen = next((seen for seen in noted if folder_name(seen.run_id) == path.name), None)
     names = [found.run_id, seen.run_id if seen is not None else None, path.name]
     run_id = next((name for name in names if name and folder_name(name) == path.name), None)
     where = f"runs/{path.name}"
     if run_id is None:
-        salvage.left.append(Repaired(where, "which run it is cannot be read", is_loss=True))
+        recovery.leave(where, "which run it is cannot be read", is_loss=True)
         return None
     if seen is not None:
         found.owner = max(found.owner, seen.owner)
-    state = RunState(run_id, found.owner, found.generation, found.first, found.journal)
-    blobs = Blobs(salvage.folder / "blobs")
-    _house(found, run_id, salvage.mac_key, blobs)
-    done, left = len(salvage.done), len(salvage.left)
-    for place in sorted(found.entries, key=lambda place: place[0]):
-        stream = _stream(found, place, run_id, salvage, blobs)
-        if stream is not None:
-            state.streams[place] = stream
-    generations = {generation for generation, _ in state.streams}
-    if generations:
-        state.generation = max(generations)
-        state.first = min(state.first, min(generations))
-    salvage.reported[run_id] += found.garbled
-    records = sum(len(stream.entries) for stream in state.streams.values())
-    is_reported = salvage.is_reported(run_id, state.generation, records)
-    if (len(salvage.left) > left or not is_reported) and not salvage.may_cut:
-        del salvage.done[done:]  # the run stays as it is: nothing of it is lost
-        return None
+    done, left = len(recovery.done), len(recovery.left)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as rows:
+        _write_rows(rows, found, run_id, recovery)
+        (now,) = recover_rows(rows, recovery)
+        recovery.reported[run_id] += found.garbled
+        is_reported = recovery.is_reported(run_id, now.generation, now.records)
+        if (len(recovery.left) > left or not is_reported) and not recovery.accept_loss:
+            del recovery.done[done:]  # the run stays as it is: nothing of it is lost
+            return None
+        state = _read_rows(rows, found)
     if found.garbled:
         what = f"unreadable, and what was there is lost: {plural(found.garbled, 'line')}"
-        salvage.done.append(Repaired(where, what, is_loss=True))
+        recovery.report(where, what, is_loss=True)
     return state
 
 
-def _stream(
-    found: _Found, place: Place, run_id: str, salvage: Salvage, blobs: Blobs
-) -> StreamState | None:
-    generation, key = place
-    try:
-        seal = Seal(run_id, generation, decode_key(key), salvage.mac_key)
-    except StoreDamagedError as error:
-        where = f"stream {key} of run {run_id!r}"
-        salvage.left.append(Repaired(where, str(error)))
-        return None
-    chosen: dict[int, msgspec.Raw] = {}
-    for sequence, raws in sorted(found.entries[place].items()):
-        good = [raw for raw in raws if _is_sealed(seal, sequence, raw, blobs)]
-        chosen[sequence] = (good or raws)[-1]
-
-    def records() -> Iterator[tuple[int, bytes | None]]:
-        for sequence, raw in chosen.items():
-            entry = _entry(raw)
-            yield sequence, None if entry is None else _payload(entry, blobs)
-
-    sound, spot = measure(seal, records), (run_id, generation, key)
-    if sound.newest > sound.through and (
-        bridged := salvage.bridged(spot, seal, records, sound.newest)
-    ):
-        for sequence, payload in bridged.notes.items():
-            chosen[sequence] = msgspec.Raw(encode_entry(Checkpoint(key, sequence, payload)))
-        sound = ValidPrefix(bridged.progress, 0, sound.newest)
-    else:
-        salvage.is_cut(spot, sound, 0)
-    entries = [
-        _with_blobs(chosen[sequence], salvage, blobs) for sequence in range(1, sound.through + 1)
-    ]
-    for sequence in found.drops.get(place, ()):
-        if sequence <= len(entries):
-            entries[sequence - 1] = without_blobs(entries[sequence - 1])
-    fold = Fold(key, sound.through, sound.fold(seal))
-    return StreamState(entries, msgspec.Raw(encode_fold(fold)) if entries else None)
+def _write_rows(rows: sqlite3.Connection, found: _Found, run_id: str, recovery: Recovery) -> None:
+    """Put what was found into the tables of a store."""
+    make_tables(rows)
+    blobs = Blobs(recovery.folder / "blobs")
+    _house(found, run_id, recovery.mac_key, blobs)
+    numbers = (found.generation, found.first, found.owner)
+    rows.execute("INSERT INTO runs VALUES (1, ?, ?, ?, ?)", (run_id, *numbers))
+    for number, ((generation, key), entries) in enumerate(found.entries.items(), 1):
+        rows.execute("INSERT INTO streams VALUES (?, 1, ?, ?)", (number, generation, key))
+        for entry in entries:
+            payload = _payload(entry, blobs) if entry.blob is None else b""
+            rows.execute(_ADD, (number, entry.sequence, payload, entry.blob))
+            rows.execute(_DETACH, (number, entry.sequence))  # the names of an older copy
+            named = [digest for digest in entry.blobs if is_digest(digest) and blobs.has(digest)]
+            attached = [(number, entry.sequence, *place) for place in enumerate(named)]
+            rows.executemany("INSERT INTO attached VALUES (?, ?, ?, ?)", attached)
 
 
-def _with_blobs(raw: msgspec.Raw, salvage: Salvage, blobs: Blobs) -> msgspec.Raw:
-    """Return a record that names only those attached blobs that exist."""
-    entry = decode_entry(raw)
-    named = [name for name in entry.blobs if is_digest(name) and blobs.has(name)]
-    needed = salvage.blobs_of(_payload(entry, blobs))
-    return with_blobs(raw, tuple(dict.fromkeys([*named, *needed])))
-
-
-def _is_sealed(seal: Seal, sequence: int, raw: msgspec.Raw, blobs: Blobs) -> bool:
-    entry = _entry(raw)
-    payload = None if entry is None else _payload(entry, blobs)
-    try:
-        return payload is not None and bool(seal.open(sequence, payload))
-    except StoreDamagedError:
-        return False
+def _read_rows(rows: sqlite3.Connection, found: _Found) -> RunState:
+    """Make the run of the recovered tables."""
+    _, run_id, newest, first, owner = rows.execute("SELECT * FROM runs").fetchone()
+    state = RunState(run_id, owner, newest, first, found.journal)
+    for number, generation, key, through, fold in rows.execute(_STREAMS).fetchall():
+        stream = state.streams[generation, key] = StreamState()
+        names: dict[int, list[str]] = {}
+        for sequence, digest in rows.execute(_ATTACHED, (number,)):
+            if sequence not in found.drops.get((generation, key), ()):
+                names.setdefault(sequence, []).append(digest)
+        for sequence, payload, blob in rows.execute(_RECORDS, (number,)):
+            one = Checkpoint(key, sequence, payload, blob, tuple(names.get(sequence, ())))
+            stream.entries.append(msgspec.Raw(encode_entry(one)))
+        if through is not None:
+            stream.fold = msgspec.Raw(encode_fold(Fold(key, through, fold)))
+    return state
 
 
 def _house(found: _Found, run_id: str, mac_key: bytes | None, blobs: Blobs) -> None:
     """Assign records of unreadable streams to the stream whose seal opens them."""
-    for raw in found.homeless:
-        entry = _entry(raw)
-        for generation, key in list(found.entries) if entry is not None else ():
-            try:
-                seal = Seal(run_id, generation, decode_key(key), mac_key)
-            except StoreDamagedError:
-                continue
-            if entry is not None and _is_sealed(seal, entry.sequence, raw, blobs):
-                found.add((generation, key), bytes(raw))
+    for entry in found.homeless:
+        for (generation, key), entries in found.entries.items():
+            with suppress(StoreDamagedError):
+                seal = StreamPlace(run_id, generation, key).seal(mac_key)
+                if open_record(seal, entry.sequence, _payload(entry, blobs)) is not None:
+                    entries.append(entry)
 
 
 def _read(path: Path) -> _Found:
