@@ -29,6 +29,9 @@ class JsonReader:
         self._blobs = Blobs(folder / "blobs")
         self._newest: tuple[_Signature, RunState] | None = None
 
+    def close(self) -> None:
+        """Do nothing: no file is kept open for reading."""
+
     def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
         """See `Store.read_run`."""
         state = self._load(run_id)

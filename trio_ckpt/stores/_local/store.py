@@ -16,22 +16,16 @@ each is removed at once unless a handle pins it (`trio_ckpt.stores._local.blob_p
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Generator,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, TypeVarTuple
+from typing import ClassVar, Literal, Self, TypeVar, TypeVarTuple
 
 import trio
 
 from ..._journal.store import (
+    INLINE_LIMIT_BYTES,
     MAX_INLINE_LIMIT_BYTES,
     BlobPayload,
     Checkpoint,
@@ -51,9 +45,8 @@ from ..._util.forks import need_process, this_process
 from ..._util.log import get_logger
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
-from .blob_pins import BlobPins
 from .blobs import Blobs, check_part
-from .check import Step
+from .kind import LocalKind, LocalWriter
 from .live import read_live, write_live
 from .locks import RunLock, lock_run, read_owner
 from .watermark import Watermark, WatermarkWriter
@@ -64,115 +57,86 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
-class LocalWriter(Protocol):
-    """Changes a store.  Every method blocks, and is called in one thread.
-
-    Attributes:
-        pins: The pins of the handle; a save pins the blobs that it references.
-    """
-
-    pins: BlobPins
-
-    def raise_owner(self, run_id: str) -> int:
-        """Raise a run's owner number, durably, and return it; the run exists from now on."""
-        ...
-
-    def count(self, run_id: str) -> tuple[int, int]:
-        """Return the newest generation of an owned run, and its records in all generations.
-
-        Only valid right after the run was locked or pruned.
-        """
-        ...
-
-    def give_back(self, run_id: str) -> None:
-        """Prepare a run for its unlocking.
-
-        Raises:
-            StoreConflictError: the store was removed or replaced since the last save.
-        """
-        ...
-
-    def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
-    ) -> list[Exception | None]:
-        """See `Store.save`."""
-        ...
-
-    def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are counted, not removed."""
-        ...
-
-    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
-        """See `Store.drop_blobs`; returns the digests that were referenced."""
-        ...
-
-    def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Return the digests that no record of the store references."""
-        ...
-
-    def remove_orphans(self) -> None:
-        """Remove blobs that no record references; errors are logged."""
-        ...
-
-    def close(self) -> None:
-        """Close all files."""
-        ...
-
-
-class LocalReader(Protocol):
-    """Reads a store while others may write it; blocking functions."""
-
-    def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
-        """See `Store.read_run`."""
-        ...
-
-    def history(
-        self, run_id: str, stream: str, generation: int | None, place: str | None, limit: int
-    ) -> HistoryPage:
-        """See `Store.history`."""
-        ...
-
-    def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
-        ...
-
-
 class LocalStore(Store):
     """A store in a local folder."""
 
     has_live = True
 
+    _kind: ClassVar[LocalKind]
+
     def __init__(
         self,
-        scheme: str,
         folder: Path,
         writer: LocalWriter,
-        reader: LocalReader,
         thread: WorkerThread,
-        check_steps: Callable[[Path], Iterator[Step]],
         *,
         mac_key: bytes | None,
         durability: Literal["full", "process"],
         inline_limit_bytes: int,
     ) -> None:
-        self.url = f"{scheme}:{folder}"
+        self.url = f"{self._kind.scheme}:{folder}"
         self.mac_key = mac_key
         self.durability = durability
         self.inline_limit_bytes = inline_limit_bytes
         self._folder = folder
         self._blobs = Blobs(folder / "blobs")
         self._writer = writer
-        self._reader = reader
+        self._reader = self._kind.make_reader(folder)
         self._pins = writer.pins
         self._watermarks = WatermarkWriter(folder)
-        self._check_steps = check_steps
         self._writing = thread
+        in_thread = self._kind.reads_in_thread
+        self._reading = WorkerThread(f"trio_ckpt reads {folder.name}") if in_thread else None
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
         self._owned = 0  # runs that this handle owns
         self._leaving: set[str] = set()  # runs that may have blobs without a reference
         self._is_closed = False
         self._process = this_process()
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        mac_key: bytes | None = None,
+        durability: Literal["full", "process"] = "full",
+        inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+        create: bool = True,
+    ) -> Self:
+        """Open the store in a folder; see `trio_ckpt.stores.open_store`.
+
+        Args:
+            path: The folder.  Parents that are missing are made.
+            mac_key: Seals records with a key.
+            durability: "full", or "process": faster, but power loss may take the newest saves.
+            inline_limit_bytes: A payload of this size or more is a file of its own.
+            create: Whether to create a store that does not exist.
+
+        Durability: the names of the folder and of what is in it are durable on return.
+        Cancellation: not once it has begun.
+        """
+        one_of("durability", durability, ("full", "process"))
+        whole_number("inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES)
+        flag("create", create)
+        folder = absolute_folder(path)
+        make = partial(cls._kind.make_writer, folder, durability=durability, create=create)
+        await trio.lowlevel.checkpoint()
+        thread = WorkerThread(f"trio_ckpt writes {folder.name}")
+        try:
+            # Shielded: a cancelled caller could not close what the writer opened.
+            writer = await shielded(thread.run, make)
+        except BaseException:
+            thread.stop()
+            raise
+        return cls(
+            folder,
+            writer,
+            thread,
+            mac_key=mac_key,
+            durability=durability,
+            inline_limit_bytes=inline_limit_bytes,
+        )
 
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
@@ -387,7 +351,7 @@ class LocalStore(Store):
     async def check(self) -> AsyncGenerator[Finding]:
         """See `Store.check`."""
         self._check_open()
-        for step in self._check_steps(self._folder):
+        for step in self._kind.check_steps(self._folder):
             for finding in await run_blocking(step):
                 yield finding
 
@@ -459,44 +423,26 @@ class LocalStore(Store):
             logger.debug("reading again, after: %s", error)
             return await self._run_reader(func, *args)
 
-    @abstractmethod
     async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        """Run a function of the reader in the reader's thread."""
+        if self._reading is None:
+            return await run_blocking(func, *args)
+        return await self._reading.run(func, *args)
 
-    @abstractmethod
     async def _stop_reading(self) -> None:
-        """Close what the reader has open; shielded."""
+        if self._reading is None:
+            self._reader.close()
+        elif self._in_doubt:  # the disk may hang
+            self._reading.stop(self._reader.close)
+        else:
+            try:
+                await shielded(self._reading.run, self._reader.close)
+            finally:
+                self._reading.stop()
 
     def _check_open(self) -> None:
         need_process(self._process)
         if self._is_closed:
             raise StoreError(f"the store {self.url} is closed")
-
-
-async def open_writer(folder: Path, make: Callable[[], T]) -> tuple[T, WorkerThread]:
-    """Make a writer in the thread that it will run in.
-
-    Cancellation: not once it has begun.
-    """
-    await trio.lowlevel.checkpoint()
-    thread = WorkerThread(f"trio_ckpt writes {folder.name}")
-    try:
-        # Shielded: a cancelled caller could not close what the writer opened.
-        return await shielded(thread.run, make), thread
-    except BaseException:
-        thread.stop()
-        raise
-
-
-def check_options(durability: object, inline_limit_bytes: object, create: object) -> None:
-    """Check the options of a local store.
-
-    Raises:
-        TypeError, ValueError: one is wrong; the message has its name and value.
-    """
-    one_of("durability", durability, ("full", "process"))
-    whole_number("inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES)
-    flag("create", create)
 
 
 def absolute_folder(path: str | os.PathLike[str]) -> Path:

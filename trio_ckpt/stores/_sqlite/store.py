@@ -18,21 +18,11 @@ are common to all local stores: `_local`.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, TypeVar, TypeVarTuple
-
-from ..._journal.store import INLINE_LIMIT_BYTES
-from ..._util.threads import WorkerThread
-from ..._util.uninterrupted import shielded
-from .._local.store import LocalStore, absolute_folder, check_options, open_writer
+from .._local.kind import LocalKind
+from .._local.store import LocalStore
 from . import check
 from .reader import SqliteReader
 from .writer import SqliteWriter
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 
 class SqliteStore(LocalStore):
@@ -45,75 +35,10 @@ class SqliteStore(LocalStore):
     Readers go on during a prune, the other writers of the store wait.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        writer: SqliteWriter,
-        thread: WorkerThread,
-        *,
-        mac_key: bytes | None,
-        durability: Literal["full", "process"],
-        inline_limit_bytes: int,
-    ) -> None:
-        super().__init__(
-            "sqlite",
-            folder,
-            writer,
-            reader := SqliteReader(folder),
-            thread,
-            check.steps,
-            mac_key=mac_key,
-            durability=durability,
-            inline_limit_bytes=inline_limit_bytes,
-        )
-        self._writer: SqliteWriter = writer
-        self._reader: SqliteReader = reader
-        self._reading = WorkerThread(f"trio_ckpt reads {folder.name}")
-
-    @classmethod
-    async def open(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        mac_key: bytes | None = None,
-        durability: Literal["full", "process"] = "full",
-        inline_limit_bytes: int = INLINE_LIMIT_BYTES,
-        create: bool = True,
-    ) -> SqliteStore:
-        """Open the store in a folder; see `trio_ckpt.stores.open_store`.
-
-        Args:
-            path: The folder.  Parents that are missing are made.
-            mac_key: Seals records with a key.
-            durability: "full", or "process": faster, but power loss may take the newest saves.
-            inline_limit_bytes: A payload of this size or more is a file of its own.
-            create: Whether to create a store that does not exist.
-
-        Durability: the names of the folder and the database are durable on return.
-        Cancellation: not once it has begun.
-        """
-        check_options(durability, inline_limit_bytes, create)
-        folder = absolute_folder(path)
-        writer, thread = await open_writer(
-            folder, lambda: SqliteWriter(folder, durability=durability, create=create)
-        )
-        return cls(
-            folder,
-            writer,
-            thread,
-            mac_key=mac_key,
-            durability=durability,
-            inline_limit_bytes=inline_limit_bytes,
-        )
-
-    async def _stop_reading(self) -> None:
-        if self._in_doubt:  # the disk may hang
-            self._reading.stop(self._reader.close)
-            return
-        try:
-            await shielded(self._reading.run, self._reader.close)
-        finally:
-            self._reading.stop()
-
-    async def _run_reader(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
-        return await self._reading.run(func, *args)
+    _kind = LocalKind(
+        scheme="sqlite",
+        make_writer=SqliteWriter,
+        make_reader=SqliteReader,
+        check_steps=check.steps,
+        reads_in_thread=True,
+    )

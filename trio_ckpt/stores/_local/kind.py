@@ -1,0 +1,105 @@
+"""What differs between the kinds of local stores: how they are written, read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import attrs
+
+from ..._journal.store import Checkpoint, Fold, HistoryPage, Pruned, RunKey, RunSummary, StoredRun
+from .blob_pins import BlobPins
+from .check import Step
+
+
+class LocalWriter(Protocol):
+    """Changes a store.  Every method blocks, and is called in one thread.
+
+    Attributes:
+        pins: The pins of the handle; a save pins the blobs that it references.
+    """
+
+    pins: BlobPins
+
+    def raise_owner(self, run_id: str) -> int:
+        """Raise a run's owner number, durably, and return it; the run exists from now on."""
+
+    def count(self, run_id: str) -> tuple[int, int]:
+        """Return the newest generation of an owned run, and its records in all generations.
+
+        Only valid right after the run was locked or pruned.
+        """
+
+    def give_back(self, run_id: str) -> None:
+        """Prepare a run for its unlocking.
+
+        Raises:
+            StoreConflictError: the store was removed or replaced since the last save.
+        """
+
+    def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        """See `Store.save`."""
+
+    def prune(self, run: RunKey, keep: int) -> Pruned:
+        """See `Store.prune`; blobs are counted, not removed."""
+
+    def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
+        """See `Store.drop_blobs`; returns the digests that were referenced."""
+
+    def unnamed(self, digests: Iterable[str]) -> list[str]:
+        """Return the digests that no record of the store references."""
+
+    def remove_orphans(self) -> None:
+        """Remove blobs that no record references; errors are logged."""
+
+    def close(self) -> None:
+        """Close all files."""
+
+
+class LocalReader(Protocol):
+    """Reads a store while others may write it; blocking functions."""
+
+    def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
+        """See `Store.read_run`."""
+
+    def history(
+        self, run_id: str, stream: str, generation: int | None, place: str | None, limit: int
+    ) -> HistoryPage:
+        """See `Store.history`."""
+
+    def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`."""
+
+    def close(self) -> None:
+        """Close all files."""
+
+
+class MakeWriter(Protocol):
+    """Opens or makes a store; see `trio_ckpt.stores.open_store` for what it raises."""
+
+    def __call__(
+        self, folder: Path, *, durability: Literal["full", "process"], create: bool
+    ) -> LocalWriter:
+        """Return the writer of the store."""
+
+
+@attrs.frozen
+class LocalKind:
+    """A kind of local store.
+
+    Attributes:
+        scheme: The scheme of its URLs.
+        make_writer: Opens or makes a store.
+        make_reader: Opens a store for reading.
+        check_steps: Yields the steps that check a store.
+        reads_in_thread: Whether the reader is bound to one thread, as a database connection is.
+    """
+
+    scheme: str
+    make_writer: MakeWriter
+    make_reader: Callable[[Path], LocalReader]
+    check_steps: Callable[[Path], Iterator[Step]]
+    reads_in_thread: bool
