@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 
 import attrs
 import trio
@@ -50,7 +51,7 @@ from .._util.forks import need_process, this_process
 from .._util.threads import run_blocking
 from ._local.blob_pins import names_of
 from ._local.blobs import check_part, need_digest, views_of
-from ._local.fence import compare_generation, compare_owner
+from ._local.fence import compare_generation, compare_owner, refuse_generation, save_each
 
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
@@ -194,8 +195,7 @@ class MemoryStore(Store):
             self._in_doubt.add(run.run_id)  # known here, but a store on disk would not know it
             raise
         streams = self._fence(run)
-        failed: dict[str, int] = {}
-        outcomes = [self._append(streams, checkpoint, failed) for checkpoint in group]
+        outcomes = save_each(group, partial(self._append, streams))
         for fold in folds:
             stream = streams.get(fold.stream)
             if stream is not None and 1 <= fold.through <= len(stream.log):
@@ -211,36 +211,17 @@ class MemoryStore(Store):
         compare_owner(run.owner, key)
         allowed = {run.next_generation, *([run.generation] if run.generations else [])}
         if key.generation not in allowed:
-            raise StoreConflictError(
-                f"generation {key.generation} is neither the newest, {run.generation}, nor the "
-                "next: nothing was saved",
-                run_id=key.run_id,
-            )
+            raise refuse_generation(run.generation, key)
         return run.begin(key.generation)
 
-    def _append(
-        self, streams: dict[str, _MemoryStream], checkpoint: Checkpoint, failed: dict[str, int]
-    ) -> Exception | None:
-        if checkpoint.stream in failed:
-            return StoreError(
-                f"checkpoint {checkpoint.sequence} was not saved because checkpoint "
-                f"{failed[checkpoint.stream]} before it was not"
-            )
+    def _append(self, streams: dict[str, _MemoryStream], checkpoint: Checkpoint) -> None:
         stream = streams.get(checkpoint.stream)
         newest = len(stream.log) if stream is not None else 0
         if checkpoint.sequence != newest + 1:
-            failed[checkpoint.stream] = checkpoint.sequence
-            return StoreConflictError(
-                f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: "
-                f"the next one is {newest + 1}"
-            )
-        missing = [name for name in names_of(checkpoint) if name not in self._memory.blobs]
-        if missing:
-            failed[checkpoint.stream] = checkpoint.sequence
-            return StoreError(
-                f"checkpoint {checkpoint.sequence} of {checkpoint.stream} was not saved: "
-                f"blob {missing[0]} was not put"
-            )
+            raise StoreConflictError(f"the next one is {newest + 1}")
+        for digest in names_of(checkpoint):
+            if digest not in self._memory.blobs:
+                raise StoreError(f"blob {digest} was not put")
         for digest in names_of(checkpoint):
             if self._pins[digest]:
                 self._pins[digest] -= 1
@@ -249,7 +230,6 @@ class MemoryStore(Store):
             self._memory.streams += 1
             stream = streams[checkpoint.stream] = _MemoryStream(self._memory.streams)
         stream.log.append(checkpoint)
-        return None
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         """See `Store.read_run`."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,9 +36,16 @@ from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConfli
 from ..._util.forks import close_unshared, open_unshared
 from ..._util.log import at, get_logger
 from ..._util.text import plural
-from .._local.blob_pins import BlobPins, names_of
+from .._local.blob_pins import BlobPins
 from .._local.blobs import Blobs
-from .._local.fence import compare_generation, compare_owner, identity_of, out_of_place, refusal
+from .._local.fence import (
+    compare_generation,
+    compare_owner,
+    identity_of,
+    out_of_place,
+    refuse_generation,
+    save_each,
+)
 from .._local.files import explain, make_member, open_file, sync_data, sync_folder
 from .._local.locks import FileLock, lock_opening, locked_by_stranger, need_flock
 from .content import blobs_of, named_in, payload_bytes
@@ -64,6 +72,7 @@ MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; rewriting a smaller run 
 REWRITE_SHARE = 1.0  # the part of checkpoint.json's size beyond which the journal is too long
 
 _BAD_VALUE = (TypeError, ValueError, OverflowError)
+_REFUSED = (StoreError, *_BAD_VALUE)
 
 
 @attrs.define
@@ -226,14 +235,11 @@ class JsonWriter:
         held = self._fence(run)
         allowed = {held.generation, held.generation + 1}
         if run.generation not in allowed or run.generation < held.first:
-            raise StoreConflictError(
-                f"generation {run.generation} is neither the newest, {held.generation}, nor the "
-                "next: nothing was saved",
-                run_id=run.run_id,
-            )
+            raise refuse_generation(held.generation, run)
         heads = held.heads if run.generation == held.generation else {}
         moved: dict[str, int] = {}
-        outcomes, records = self._encode(heads, moved, group)
+        records: list[tuple[str, msgspec.Raw]] = []
+        outcomes = save_each(group, partial(self._add, heads, moved, records), _REFUSED)
         line = JournalLine(
             run.owner, run.generation, records, _encode_folds({**heads, **moved}, folds)
         )
@@ -269,43 +275,23 @@ class JsonWriter:
                 "more is written to it: check the disk and start again"
             )
 
-    def _encode(
-        self, heads: dict[str, int], moved: dict[str, int], group: Sequence[Checkpoint]
-    ) -> tuple[list[Exception | None], list[tuple[str, msgspec.Raw]]]:
-        """Return the group as part of a line, and the outcome of each checkpoint."""
-        outcomes: list[Exception | None] = []
-        records: list[tuple[str, msgspec.Raw]] = []
-        failed: dict[str, int] = {}
-        for checkpoint in group:
-            stream = checkpoint.stream
-            try:
-                if stream in failed:
-                    raise StoreError(f"checkpoint {failed[stream]} before it was not")
-                newest = moved.get(stream, heads.get(stream, 0))
-                entry = self._encode_one(newest, checkpoint)
-            except (StoreError, *_BAD_VALUE) as error:
-                failed.setdefault(stream, checkpoint.sequence)
-                outcomes.append(refusal(checkpoint, error))
-            else:
-                moved[stream] = checkpoint.sequence
-                records.append((stream, entry))
-                outcomes.append(None)
-        return outcomes, records
-
-    def _encode_one(self, newest: int, checkpoint: Checkpoint) -> msgspec.Raw:
+    def _add(
+        self,
+        heads: dict[str, int],
+        moved: dict[str, int],
+        records: list[tuple[str, msgspec.Raw]],
+        checkpoint: Checkpoint,
+    ) -> None:
+        """Add a checkpoint to the records of a line."""
+        stream = checkpoint.stream
+        newest = moved.get(stream, heads.get(stream, 0))
         if checkpoint.sequence != newest + 1:
             raise StoreConflictError(f"the next one is {newest + 1}")
         if checkpoint.blob is not None or checkpoint.blobs:
-            self._need_blobs(checkpoint)
-        checkpoint.stream.encode()  # refuses a lone surrogate, which has no form in a file
-        return msgspec.Raw(encode_entry(checkpoint))
-
-    def _need_blobs(self, checkpoint: Checkpoint) -> None:
-        """Check that the blobs exist, and pin them until the save has ended."""
-        for digest in names_of(checkpoint):
-            self.pins.name(digest)
-            if not self._blobs.has(digest):
-                raise StoreError(f"blob {digest} was not put")
+            self.pins.hold_named(checkpoint)
+        stream.encode()  # refuses a lone surrogate, which has no form in a file
+        records.append((stream, msgspec.Raw(encode_entry(checkpoint))))
+        moved[stream] = checkpoint.sequence
 
     def _need_untouched(self, run_id: str, held: _OwnedRun) -> None:
         """Check that the journal still is what its owner has written last.
@@ -374,11 +360,9 @@ class JsonWriter:
     def _rewrite_if_it_can_be(self, run_id: str, held: _OwnedRun) -> None:
         """Rewrite the run; if that fails the journal, which has everything, grows on."""
         try:
-            loaded = load(held.folder, run_id)
-            if loaded is None:
-                raise StoreError(f"{held.folder} is gone")
+            state = _load_owned(run_id, held)
             with explain(held.folder, "rewriting it"):
-                written = prepare(held.folder, loaded.state)
+                written = prepare(held.folder, state)
         except StoreError as error:
             logger.warning("the journal grows on: %s", error, extra=at(run_id))
             held.rewrite_at = 2 * held.size
@@ -420,10 +404,7 @@ class JsonWriter:
         self._need_untouched(run.run_id, held)
         compare_generation(held.generation, run, "removed")
         first = max(held.first, held.generation + 1 - keep)
-        loaded = load(held.folder, run.run_id)
-        if loaded is None:
-            raise StoreError(f"{held.folder} is gone")
-        state = loaded.state
+        state = _load_owned(run.run_id, held)
         doomed = [state.streams.pop(place) for place in list(state.streams) if place[0] < first]
         digests = set(blobs_of(doomed))
         if digests:
@@ -450,10 +431,7 @@ class JsonWriter:
         held = self._fence(run)
         self._need_untouched(run.run_id, held)
         compare_generation(held.generation, run, "dropped")
-        loaded = load(held.folder, run.run_id)
-        if loaded is None:
-            raise StoreError(f"{held.folder} is gone")
-        found = loaded.state.streams.get((held.generation, stream), StreamState())
+        found = _load_owned(run.run_id, held).streams.get((held.generation, stream), StreamState())
         there = sorted({n for n in sequences if 1 <= n <= len(found.entries)})
         named = {n: blobs for n in there if (blobs := decode_entry(found.entries[n - 1]).blobs)}
         if named:
@@ -481,6 +459,13 @@ class JsonWriter:
             self._blobs.remove_orphans(is_named)
         except (OSError, StoreError) as error:
             logger.warning("%s: orphans are left: %s", self._folder, error)
+
+
+def _load_owned(run_id: str, held: _OwnedRun) -> RunState:
+    loaded = load(held.folder, run_id)
+    if loaded is None:
+        raise StoreError(f"{held.folder} is gone")
+    return loaded.state
 
 
 def _take_over(held: _OwnedRun, written: PreparedFile) -> None:

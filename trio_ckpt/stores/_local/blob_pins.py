@@ -28,8 +28,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..._journal.store import Checkpoint
+from ..._util.errors import StoreError
 from ..._util.forks import close_unshared, open_unshared
-from .blobs import need_digest
+from .blobs import Blobs, need_digest
 from .files import explain, open_file
 from .locks import flock_record
 
@@ -45,6 +46,7 @@ class BlobPins:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "lock" / "blobs"
+        self._blobs = Blobs(folder / "blobs")
         self._changed = threading.Condition()
         self._fd: int | None = None
         self._holders: Counter[str] = Counter()
@@ -85,10 +87,17 @@ class BlobPins:
 
     # -- a save: its blobs are pinned from before they are checked until it has ended ------
 
-    def name(self, digest: str) -> None:
-        """Pin a blob until the save has ended; see `hold`."""
-        self.hold(digest)
-        self._naming.append(digest)
+    def hold_named(self, checkpoint: Checkpoint) -> None:
+        """Pin the blobs that a checkpoint references until the save has ended.
+
+        Raises:
+            StoreError: one of them does not exist; or see `hold`.
+        """
+        for digest in names_of(checkpoint):
+            self.hold(digest)
+            self._naming.append(digest)
+            if not self._blobs.has(digest):
+                raise StoreError(f"blob {digest} was not put")
 
     def end_save(
         self, group: Sequence[Checkpoint], outcomes: Sequence[Exception | None] = ()

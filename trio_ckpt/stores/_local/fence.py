@@ -8,6 +8,7 @@ checks whether a process that opens the store by its names finds the files that 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..._journal.store import Checkpoint, RunKey
@@ -42,7 +43,43 @@ def compare_generation(generation: int, key: RunKey, verb: str) -> None:
         )
 
 
-def refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
+def refuse_generation(generation: int, key: RunKey) -> StoreConflictError:
+    """Return the error for a save to a generation that is neither the newest nor the next."""
+    return StoreConflictError(
+        f"generation {key.generation} is neither the newest, {generation}, nor the next: nothing "
+        "was saved",
+        run_id=key.run_id,
+    )
+
+
+def save_each(
+    group: Sequence[Checkpoint],
+    save: Callable[[Checkpoint], None],
+    errors: tuple[type[Exception], ...] = (StoreError,),
+) -> list[Exception | None]:
+    """Save the checkpoints of a group, and return the outcome of each; see `Store.save`.
+
+    Args:
+        group: The checkpoints.
+        save: Saves one of them, or raises an error after which nothing of it is saved.
+        errors: The errors by which it refuses a checkpoint.
+    """
+    outcomes: list[Exception | None] = []
+    failed: dict[str, int] = {}
+    for checkpoint in group:
+        try:
+            if checkpoint.stream in failed:
+                raise StoreError(f"checkpoint {failed[checkpoint.stream]} before it was not")
+            save(checkpoint)
+        except errors as error:
+            failed.setdefault(checkpoint.stream, checkpoint.sequence)
+            outcomes.append(_refusal(checkpoint, error))
+        else:
+            outcomes.append(None)
+    return outcomes
+
+
+def _refusal(checkpoint: Checkpoint, problem: Exception) -> StoreError:
     """Return the error that says that one checkpoint of a group was not saved."""
     kind = StoreConflictError if isinstance(problem, StoreConflictError) else StoreError
     error = kind(

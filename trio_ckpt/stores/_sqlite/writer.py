@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -48,14 +49,15 @@ from ..._util.errors import (
 )
 from ..._util.forks import leave_open
 from ..._util.log import get_logger
-from .._local.blob_pins import BlobPins, names_of
+from .._local.blob_pins import BlobPins
 from .._local.blobs import Blobs
 from .._local.fence import (
     compare_generation,
     compare_owner,
     identity_of,
     out_of_place,
-    refusal,
+    refuse_generation,
+    save_each,
 )
 from .._local.files import sync_folder
 from .._local.locks import lock_opening, need_flock
@@ -83,6 +85,7 @@ _BAD_VALUE = (
     TypeError,
     ValueError,
 )
+_REFUSED = (StoreError, *_BAD_VALUE)
 
 _ADD_RUN = "INSERT INTO runs (run_id, generation, first, owner) VALUES (?, ?, 0, ?)"
 # A pruned run begins with its next generation: a run exists from its first lock on.
@@ -320,11 +323,7 @@ class SqliteWriter:
         if key.generation == generation + 1:
             self._cursor.execute(_RAISE_GENERATION, (key.generation, run))
         elif key.generation != generation or first > generation:
-            raise StoreConflictError(
-                f"generation {key.generation} is neither the newest, {generation}, nor the next: "
-                "nothing was saved",
-                run_id=key.run_id,
-            )
+            raise refuse_generation(generation, key)
         known = self._known.get(key.run_id)
         if known is None or (known.owner, known.generation) != (owner, key.generation):
             known = _Known(run, key.generation, owner)
@@ -334,23 +333,9 @@ class SqliteWriter:
         self, known: _Known, group: Sequence[Checkpoint]
     ) -> tuple[list[Exception | None], dict[str, _SqliteHead]]:
         """Add the group to the log and move the heads; return the outcome of each."""
-        outcomes: list[Exception | None] = []
         moved: dict[str, _SqliteHead] = {}
         moves: list[tuple[int, int, int, int]] = []
-        failed: dict[str, int] = {}
-        for checkpoint in group:
-            stream = checkpoint.stream
-            try:
-                if stream in failed:
-                    raise StoreError(f"checkpoint {failed[stream]} before it was not")
-                head = self._append_one(known, moved.get(stream), checkpoint)
-            except (StoreError, *_BAD_VALUE) as error:
-                failed.setdefault(stream, checkpoint.sequence)
-                outcomes.append(refusal(checkpoint, error))
-            else:
-                moved[stream] = head
-                moves.append((head.sequence, head.last, head.stream, head.sequence - 1))
-                outcomes.append(None)
+        outcomes = save_each(group, partial(self._append_one, known, moved, moves), _REFUSED)
         if moves and self._cursor.executemany(_MOVE_HEAD, moves).rowcount != len(moves):
             raise StoreConflictError(
                 f"{self._database}: another process has written to the same streams without "
@@ -359,29 +344,28 @@ class SqliteWriter:
         return outcomes, moved
 
     def _append_one(
-        self, known: _Known, head: _SqliteHead | None, checkpoint: Checkpoint
-    ) -> _SqliteHead:
+        self,
+        known: _Known,
+        moved: dict[str, _SqliteHead],
+        moves: list[tuple[int, int, int, int]],
+        checkpoint: Checkpoint,
+    ) -> None:
         sequence, blob = checkpoint.sequence, checkpoint.blob
+        head = moved.get(checkpoint.stream)
         if head is None:
             head = self._find_head(known, checkpoint.stream, sequence)
         if sequence != head.sequence + 1:
             raise StoreConflictError(f"the next one is {head.sequence + 1}")
         if blob is not None or checkpoint.blobs:
-            self._need_blobs(checkpoint)
+            self.pins.hold_named(checkpoint)
         self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
-        moved = _SqliteHead(head.stream, sequence, _row_id(self._cursor))
+        last = _row_id(self._cursor)
         if checkpoint.blobs:
             names = enumerate(dict.fromkeys(checkpoint.blobs))
             rows = [(head.stream, sequence, place, digest) for place, digest in names]
             self._cursor.executemany(_ATTACH, rows)
-        return moved
-
-    def _need_blobs(self, checkpoint: Checkpoint) -> None:
-        """Check that the blobs exist, and pin them until the save has ended."""
-        for digest in names_of(checkpoint):
-            self.pins.name(digest)
-            if not self._blobs.has(digest):
-                raise StoreError(f"blob {digest} was not put")
+        moved[checkpoint.stream] = _SqliteHead(head.stream, sequence, last)
+        moves.append((sequence, last, head.stream, sequence - 1))
 
     def _find_head(self, known: _Known, stream: str, sequence: int) -> _SqliteHead:
         """Return the head that a checkpoint follows: cached, read, or empty for a new stream."""
