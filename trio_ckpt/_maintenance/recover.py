@@ -38,6 +38,7 @@ from .._util.errors import StoreDamagedError, StoreError
 from ..state import decode_frame
 from ..stores._local.blobs import Blobs
 from ..stores._local.watermark import Watermark, all_watermarks
+from ..stores._sqlite.schema import READ_ATTACHED, SUM_HEADS
 from .recovery import Recovery, StreamPlace
 
 MAX_NOTES = 100_000  # in place of lost records; a stream that lost more is cut off
@@ -159,10 +160,6 @@ def _is_twice(record: Record, progress: Progress) -> bool:
 
 _FIND_RUN = "SELECT run_id FROM runs WHERE id = ?"
 _GENERATIONS = "SELECT min(generation), max(generation) FROM streams WHERE run = ?"
-_SUM_HEADS = (
-    "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = heads.stream "
-    "WHERE run = ?"
-)
 _SET_NUMBERS = "UPDATE runs SET generation = ?, first = ?, owner = ? WHERE id = ?"
 _READ_RECORDS = "SELECT sequence, payload, blob FROM log WHERE stream = ? ORDER BY sequence"
 _DOUBLES = (
@@ -170,7 +167,6 @@ _DOUBLES = (
     "sequence FROM log WHERE stream = :stream GROUP BY sequence HAVING count(*) > 1) ORDER BY id"
 )
 _ADD_NOTE = "INSERT INTO log (stream, sequence, prev, payload) VALUES (?, ?, 0, ?)"
-_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ? ORDER BY place"
 _NEXT_PLACE = "SELECT coalesce(max(place) + 1, 0) FROM attached WHERE stream = ? AND sequence = ?"
 _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
 _DROP_RECORD = (
@@ -240,7 +236,7 @@ def _mend_run(
         rows.execute(_SET_NUMBERS, (*now, number))
         what = f"its generations are {now[1]} to {now[0]}, its owner {now[2]}; they were "
         recovery.report(f"run {run_id!r}", f"{what}{first} to {newest}, and {owner}")
-    (records,) = rows.execute(_SUM_HEADS, (number,)).fetchone()
+    (records,) = rows.execute(SUM_HEADS, (number,)).fetchone()
     return Watermark(run_id, now[2], now[0], records)
 
 
@@ -317,7 +313,7 @@ class _StreamRows:
         """Compute what follows from the records: attached blobs, the chain, the head, the fold."""
         for sequence, payload in self.records():
             blob = self._state_blob(payload)
-            if blob and (blob,) not in self._execute(_READ_ATTACHED, sequence).fetchall():
+            if blob and (blob,) not in self._execute(READ_ATTACHED, sequence).fetchall():
                 (place,) = self._execute(_NEXT_PLACE, sequence).fetchone()
                 self._execute(_ATTACH, sequence, place, blob)
         last = newest = 0

@@ -20,7 +20,7 @@ from typing import Any
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.text import plural
 from ..stores._local.files import sync_folder
-from ..stores._sqlite.schema import connect, explain_sqlite, make_tables
+from ..stores._sqlite.schema import NAMED, connect, explain_sqlite, make_tables
 from .recover import recover_rows
 from .recovery import Recovery
 
@@ -52,7 +52,6 @@ _COPY = {
     for table, (_, columns) in _COLUMNS.items()
 }
 _ATTACHED = "SELECT stream, sequence, place, digest FROM attached"
-_NAMED = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
 _BY_DIGEST = "SELECT stream, sequence, place, digest FROM attached INDEXED BY attached_digest"
 
 
@@ -82,7 +81,7 @@ def recover_database(recovery: Recovery) -> None:
         recovery.set_watermark(seen)
     recovery.forget_gone(lambda run_id: any(seen.run_id == run_id for seen in runs))
     with explain_sqlite(database, "looking for names"), closing(connect(database)) as connection:
-        recovery.put_unnamed_blobs_aside({name for (name,) in connection.execute(_NAMED)})
+        recovery.put_unnamed_blobs_aside({name for (name,) in connection.execute(NAMED)})
 
 
 def _make(path: Path) -> sqlite3.Connection:

@@ -24,13 +24,13 @@ import msgspec
 
 from ..._util.errors import StoreDamagedError, StoreError
 from .._local.files import (
-    check_members,
     check_version,
     explain,
-    make_folder,
     make_member,
+    make_store_folder,
     need_folder,
     open_file,
+    refuse_strangers,
     sync_file,
     sync_folder,
     warn_of_others,
@@ -79,19 +79,10 @@ def make_folders(folder: Path, *, create: bool) -> None:
         StoreError: it is not a folder, holds foreign files, or cannot be written.
     """
     with explain(folder, "opening the store"):
-        if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} is a file, not the folder of a store")
         has_marker = (folder / "store.json").exists()
-        if not create and not has_marker:
-            raise StoreError(f"there is no store at {folder}")
-        make_folder(folder)
-        check_members(folder, files=FILES, folders=FOLDERS)
-        strangers = () if has_marker else sorted(set(os.listdir(folder)).difference(FILES, FOLDERS))
-        if strangers:
-            raise StoreError(
-                f"{folder} is not a trio_ckpt json store: it holds {strangers[0]!r}; choose an "
-                "empty or a new folder"
-            )
+        make_store_folder(folder, "store.json", files=FILES, folders=FOLDERS, create=create)
+        if not has_marker:
+            refuse_strangers(folder, "json store", (*FILES, *FOLDERS))
         for name in ("lock", "blobs", "runs"):
             make_member(folder / name)
         warn_of_others(folder)

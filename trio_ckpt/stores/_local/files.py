@@ -17,7 +17,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,6 +119,43 @@ def make_folder(folder: Path) -> None:
         make_folder(folder)
         return
     sync_folder(folder.parent)
+
+
+def make_store_folder(
+    folder: Path, marker: str, *, files: tuple[str, ...], folders: tuple[str, ...], create: bool
+) -> None:
+    """Make the folder of a store, or check that it can be one.
+
+    Args:
+        folder: The folder; its missing parents are made, too.
+        marker: The file that a store of this kind has.
+        files: The names of its files.
+        folders: The names of its folders.
+        create: Whether to make a folder that is not a store yet.
+
+    Raises:
+        StoreError: it is not a folder, or no store.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StoreError(f"{folder} is a file, not the folder of a store")
+    if not create and not (folder / marker).exists():
+        raise StoreError(f"there is no store at {folder}")
+    make_folder(folder)
+    check_members(folder, files=files, folders=folders)
+
+
+def refuse_strangers(folder: Path, kind: str, members: Iterable[str]) -> None:
+    """Check that a folder that becomes a store holds nothing else.
+
+    Raises:
+        StoreError: it does.
+    """
+    strangers = sorted(set(os.listdir(folder)).difference(members))
+    if strangers:
+        raise StoreError(
+            f"{folder} is not a trio_ckpt {kind}: it holds {strangers[0]!r}; choose an empty or "
+            "a new folder"
+        )
 
 
 def check_version(path: Path, version: int, readable: int) -> None:

@@ -29,7 +29,7 @@ from .._local.check import (
     odd_generations,
     strangers,
 )
-from .schema import FILES, FOLDERS, check_tables, connect, explain_sqlite
+from .schema import FILES, FOLDERS, IS_NAMED, NAMED, check_tables, connect, explain_sqlite
 from .wal import check_wal
 
 DATABASE = "state.db"
@@ -89,12 +89,6 @@ _COUNT = (
     "SELECT owner, runs.generation, coalesce((SELECT sum(sequence) FROM heads JOIN streams ON "
     "streams.id = heads.stream WHERE run = runs.id), 0) "
     "FROM runs WHERE run_id = ?"
-)
-_DIGESTS = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
-# By name: Python 3.12.1 warns of numbered parameters.
-_IS_NAMED = (
-    "SELECT 1 FROM log WHERE blob = :digest "
-    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
 )
 
 
@@ -176,12 +170,12 @@ def _named(folder: Path, digests: Iterable[str]) -> set[str]:
         return {
             digest
             for digest in digests
-            if connection.execute(_IS_NAMED, {"digest": digest}).fetchone() is not None
+            if connection.execute(IS_NAMED, {"digest": digest}).fetchone() is not None
         }
 
 
 def _missing(folder: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
-    digests = (str(digest) for (digest,) in connection.execute(_DIGESTS))
+    digests = (str(digest) for (digest,) in connection.execute(NAMED))
     yield from missing_blobs(folder, digests, partial(_named, folder))
 
 

@@ -10,8 +10,8 @@ import sqlite3
 from ..._journal.store import Pruned, RunKey
 from .._local.blobs import Blobs
 from .._local.fence import compare_generation, compare_owner
+from .schema import FIND_RUN
 
-FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
 _DOOMED = "(SELECT id FROM streams WHERE run = :run AND generation < :first)"
 _COUNT_RECORDS = (
     f"SELECT count(*), coalesce(sum(length(payload)), 0) FROM log WHERE stream IN {_DOOMED}"  # noqa: S608  # no text from outside

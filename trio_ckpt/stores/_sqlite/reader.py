@@ -22,24 +22,18 @@ from ..._journal.store import Fold, HistoryPage, RunSummary, StoredRecord, Store
 from ..._util.errors import StoreDamagedError, StoreError
 from .._local.blobs import Blobs
 from .._local.fence import Identity, identity_of
-from .schema import connect, explain_sqlite
+from .schema import FIND_HEAD, FIND_RUN, READ_ATTACHED, connect, explain_sqlite
 
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, even if more records were requested
 _CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
 
-_FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
 _READ_STREAMS = (
     "SELECT streams.stream, streams.id, sequence, last, through, payload FROM streams "
     "JOIN heads ON heads.stream = streams.id LEFT JOIN folds ON folds.stream = streams.id "
     "WHERE run = ? AND generation = ? AND sequence > 0 ORDER BY streams.id"
 )
-_FIND_HEAD = (
-    "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
-    "WHERE run = ? AND generation = ? AND streams.stream = ?"
-)
 _READ_RECORD = "SELECT stream, sequence, prev, payload, blob FROM log WHERE id = ?"
 _HAS_ATTACHED = "SELECT 1 FROM attached LIMIT 1"
-_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ? ORDER BY place"
 _LIST_RUNS = (
     "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0) "
     "FROM runs LEFT JOIN streams ON run = runs.id AND streams.generation = runs.generation "
@@ -86,7 +80,7 @@ class SqliteReader:
     def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
         """See `Store.read_run`."""
         with self._reading() as cursor:
-            row = cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+            row = cursor.execute(FIND_RUN, (run_id,)).fetchone()
             if row is None:
                 return None
             run, newest, first, owner = row
@@ -140,12 +134,12 @@ class SqliteReader:
     def _find_head(
         self, cursor: sqlite3.Cursor, run_id: str, stream: str, generation: int | None
     ) -> tuple[int, int, int] | None:
-        row = cursor.execute(_FIND_RUN, (run_id,)).fetchone()
+        row = cursor.execute(FIND_RUN, (run_id,)).fetchone()
         if row is None:
             return None
         wanted = row[1] if generation is None else generation
         head: tuple[int, int, int] | None = cursor.execute(
-            _FIND_HEAD, (row[0], wanted, stream)
+            FIND_HEAD, (row[0], wanted, stream)
         ).fetchone()
         return head
 
@@ -175,7 +169,7 @@ class SqliteReader:
             raise StoreDamagedError(f"{self._database}: checkpoint {sequence} is not bytes")
         if not self._has_attached:
             return StoredRecord(sequence, payload)
-        rows = cursor.execute(_READ_ATTACHED, (stream, sequence)).fetchall()
+        rows = cursor.execute(READ_ATTACHED, (stream, sequence)).fetchall()
         return StoredRecord(sequence, payload, tuple([digest for (digest,) in rows]))
 
 

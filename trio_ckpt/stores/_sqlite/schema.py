@@ -14,12 +14,12 @@ from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.forks import make_unshared
 from ..._util.text import message_of, plural
 from .._local.files import (
-    check_members,
     check_version,
     explain,
-    make_folder,
     make_member,
+    make_store_folder,
     open_file,
+    refuse_strangers,
     sync_file,
     sync_folder,
     warn_of_others,
@@ -60,6 +60,24 @@ TABLES = {
     "attached_digest": "CREATE INDEX attached_digest ON attached (digest)",
 }
 
+# Read by several files of this room.
+FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
+FIND_HEAD = (
+    "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
+    "WHERE run = ? AND generation = ? AND streams.stream = ?"
+)
+SUM_HEADS = (
+    "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = heads.stream "
+    "WHERE run = ?"
+)
+READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ? ORDER BY place"
+NAMED = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
+# By name: Python 3.12.1 warns of numbered parameters.
+IS_NAMED = (
+    "SELECT 1 FROM log WHERE blob = :digest "
+    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
+)
+
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -98,14 +116,9 @@ def make_folders(folder: Path, *, create: bool) -> None:
     """
     database = folder / "state.db"
     with explain(folder, "opening the store"):
-        if folder.exists() and not folder.is_dir():
-            raise StoreError(f"{folder} is a file, not the folder of a store")
-        if not create and not database.exists():
-            raise StoreError(f"there is no store at {folder}")
-        make_folder(folder)
-        check_members(folder, files=FILES, folders=FOLDERS)
+        make_store_folder(folder, database.name, files=FILES, folders=FOLDERS, create=create)
         if not database.exists() or _is_blank_file(database):
-            _refuse_strangers(folder)
+            refuse_strangers(folder, "store", (*FILES, *FOLDERS))
             _refuse_lost(folder)
         make_member(folder / "lock")
         make_member(folder / "blobs")
@@ -254,15 +267,6 @@ def _read_format(connection: sqlite3.Connection) -> tuple[int, dict[str, str | N
     ).fetchall()
     schema = dict(rows)
     return version, schema if len(schema) == len(rows) else {}
-
-
-def _refuse_strangers(folder: Path) -> None:
-    strangers = sorted(set(os.listdir(folder)).difference(FILES, FOLDERS))
-    if strangers:
-        raise StoreError(
-            f"{folder} is not a trio_ckpt store: it holds {strangers[0]!r}; choose an empty or "
-            "a new folder"
-        )
 
 
 def _refuse_lost(folder: Path) -> None:

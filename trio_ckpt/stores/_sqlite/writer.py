@@ -61,8 +61,13 @@ from .._local.fence import (
 )
 from .._local.files import sync_folder
 from .._local.locks import lock_opening, need_flock
-from .prune import FIND_RUN, prune_rows
+from .prune import prune_rows
 from .schema import (
+    FIND_HEAD,
+    FIND_RUN,
+    IS_NAMED,
+    READ_ATTACHED,
+    SUM_HEADS,
     check_format,
     connect,
     explain_sqlite,
@@ -91,28 +96,14 @@ _ADD_RUN = "INSERT INTO runs (run_id, generation, first, owner) VALUES (?, ?, 0,
 # A pruned run begins with its next generation: a run exists from its first lock on.
 _RAISE_OWNER = "UPDATE runs SET owner = owner + 1, generation = max(generation, first) WHERE id = ?"
 _RAISE_GENERATION = "UPDATE runs SET generation = ? WHERE id = ?"
-_FIND_HEAD = (
-    "SELECT streams.id, sequence, last FROM streams JOIN heads ON heads.stream = streams.id "
-    "WHERE run = ? AND generation = ? AND streams.stream = ?"
-)
-_SUM_HEADS = (
-    "SELECT coalesce(sum(sequence), 0) FROM heads JOIN streams ON streams.id = heads.stream "
-    "WHERE run = ?"
-)
 _READ_HEAD = "SELECT sequence, last FROM heads WHERE stream = ?"
 _ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
 _ADD_HEAD = "INSERT INTO heads (stream, sequence, last) VALUES (?, 0, 0)"
 _APPEND = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, ?, ?, ?)"
 _MOVE_HEAD = "UPDATE heads SET sequence = ?, last = ? WHERE stream = ? AND sequence = ?"
 _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
-_READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ?"
 _DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
-# By name: Python 3.12.1 warns of numbered parameters.
-_IS_NAMED = (
-    "SELECT 1 FROM log WHERE blob = :digest "
-    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
-)
 
 
 class _SqliteHead(NamedTuple):
@@ -208,7 +199,7 @@ class SqliteWriter:
         """Return the newest generation of an owned run, and its records in all generations."""
         with explain_sqlite(self._database, f"counting the records of run {run_id!r}"):
             run, generation, _, _ = self._cursor.execute(FIND_RUN, (run_id,)).fetchone()
-            (records,) = self._cursor.execute(_SUM_HEADS, (run,)).fetchone()
+            (records,) = self._cursor.execute(SUM_HEADS, (run,)).fetchone()
         return int(generation), int(records)
 
     def give_back(self, run_id: str) -> None:
@@ -224,7 +215,7 @@ class SqliteWriter:
             logger.warning("%s: orphans are left: %s", self._database, error)
 
     def _is_named(self, digest: str) -> bool:
-        return self._cursor.execute(_IS_NAMED, {"digest": digest}).fetchone() is not None
+        return self._cursor.execute(IS_NAMED, {"digest": digest}).fetchone() is not None
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
         """Return the digests that no record of the store names."""
@@ -272,7 +263,7 @@ class SqliteWriter:
         run, generation, _, owner = row
         compare_owner(owner, key)
         compare_generation(generation, key, "dropped")
-        row = self._cursor.execute(_FIND_HEAD, (run, generation, stream)).fetchone()
+        row = self._cursor.execute(FIND_HEAD, (run, generation, stream)).fetchone()
         head = _SqliteHead(0, 0, 0) if row is None else _SqliteHead(*row)
         places = [(head.stream, n) for n in set(sequences) if 1 <= n <= head.sequence]
         digests = {digest for place in places for digest in self._attached_at(place)}
@@ -280,7 +271,7 @@ class SqliteWriter:
         return places, digests
 
     def _attached_at(self, place: tuple[int, int]) -> list[str]:
-        return [digest for (digest,) in self._cursor.execute(_READ_ATTACHED, place)]
+        return [digest for (digest,) in self._cursor.execute(READ_ATTACHED, place)]
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are counted, not removed.  It reads every row of the log."""
@@ -379,7 +370,7 @@ class SqliteWriter:
         return head or _SqliteHead(0, 0, 0)
 
     def _read_head(self, known: _Known, stream: str) -> _SqliteHead | None:
-        row = self._cursor.execute(_FIND_HEAD, (known.run, known.generation, stream)).fetchone()
+        row = self._cursor.execute(FIND_HEAD, (known.run, known.generation, stream)).fetchone()
         return None if row is None else _SqliteHead(*row)
 
     def _fold(self, known: _Known, moved: dict[str, _SqliteHead], folds: Sequence[Fold]) -> None:
