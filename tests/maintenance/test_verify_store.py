@@ -13,7 +13,7 @@ import trio
 
 from tests.opening import begin
 from trio_ckpt import Run, StoreError, open_maintenance
-from trio_ckpt._maintenance.offline import Maintenance
+from trio_ckpt._maintenance.offline import Maintenance, requeue_all
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.abc import Finding, HistoryPage, StoredRun
 from trio_ckpt.stores import MemoryStore
@@ -253,7 +253,7 @@ async def rewind(maintenance: Maintenance) -> None:
 
 
 async def begin_again(maintenance: Maintenance) -> None:
-    await maintenance.requeue_all(("s",), "x")
+    await requeue_all(maintenance, ("s",), "x")
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

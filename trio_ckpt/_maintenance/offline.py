@@ -13,7 +13,7 @@ import attrs
 from .._commit.group_commit import GroupCommitter, open_committer
 from .._commit.redo import Redo, retry_record
 from .._commit.stream_log import StreamLog
-from .._journal.history import read_known_run, read_pages, run_facts
+from .._journal.history import iter_records, read_known_run, read_pages, run_facts
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import Pruned, RunKey, RunView, Store
@@ -106,84 +106,6 @@ class Maintenance:
         redo = self._redo(key)
         to = whole_number("to", to, least=-MAX_INDEX)
         return await redo.rewind(to, text("reason", reason))
-
-    async def recover(self, key: StreamKey) -> IndexSet | None:
-        """Go back to the newest confirmed state that is whole; return the re-queued batches.
-
-        A start with ``recover=True`` does the same.
-
-        Returns:
-            The indexes; None: the newest state is whole.
-
-        Raises:
-            StoreDamagedError: none is; `verify --repair --accept-loss` starts the stream again.
-
-        Durability: as for `Stream.redo`.
-        Cancellation: as for `Stream.redo`.
-        """
-        redo = self._redo(key)
-        pages = partial(read_pages, self.store, self.view.run_id, self._run_key.generation, key)
-        if await is_whole(self.store, pages()):
-            return None
-        async with aclosing(pages()) as newest_first:
-            async for records in newest_first:
-                for sequence, record in records:
-                    if not record.state or record.kind is RecordKind.SNAPSHOT:
-                        continue
-                    if await is_whole(self.store, up_to(pages, sequence)):
-                        reason = f"the states after sequence {sequence} are damaged"
-                        return await redo.rewind_before(sequence + 1, reason)
-        raise StoreDamagedError(
-            f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss starts it again"
-        )
-
-    async def requeue_all(self, key: StreamKey, reason: str) -> IndexSet:
-        """Re-queue all batches of a stream, from its first state on; return their indexes.
-
-        Durability: as for `Stream.redo`.
-        Cancellation: as for `Stream.redo`.
-        """
-        return await self._redo(key).rewind_before(1, reason)
-
-    async def drop_states(self, key: StreamKey, sequences: Sequence[int]) -> None:
-        """Drop the arrays of old states, because they are damaged.
-
-        Durability: dropped arrays are not named again after power loss.
-        Cancellation: as for `Store.drop_blobs`.
-        """
-        self._stream_log(key)
-        await self.store.drop_blobs(self._run_key, encode_key(key), sequences)
-
-    async def cut_tail(self, key: StreamKey, path: str) -> None:
-        """Cut an append file at its confirmed end; a copy of the rest stays in the archive.
-
-        Durability: when this returns the copy and the length of the file survive power loss.
-        Cancellation: a cancellation point before each step; a step that has begun is waited for.
-        """
-        size = self._stream_log(key).progress.sinks[path]
-        if self.outputs is not None:
-            label = f"{self.view.run_id}-{self._run_key.generation}-tail"
-            await run_blocking(keep_tail, self.outputs, path, size, label)
-            sink = await run_blocking(AppendFile.open, self.outputs, path, size)
-            await run_blocking(sink.close)
-
-    async def rewrite_manifest(self) -> bool:
-        """Write the manifest from the records; a file of that name is moved into the archive.
-
-        Returns:
-            False if the run is not complete, or its folder is gone.
-
-        Durability: when this returns the manifest survives power loss.
-        Cancellation: a cancellation point before each step; the old manifest may be in the
-            archive already, and the next call writes the new one.
-        """
-        parts = {key: entry.progress for key, entry in self.view.streams.items()}
-        if self.outputs is None or not is_complete(parts):
-            return False
-        label = f"{self.view.run_id}-{self._run_key.generation}-damaged"
-        await run_blocking(self.outputs.archive, [MANIFEST], label)
-        facts = run_facts(self.view)
-        return await write_manifest(self.store, self._run_key, parts, self.outputs, facts)
 
     async def compact(
         self, keys: Iterable[StreamKey] | None = None, *, retention: Retention | None = None
@@ -330,3 +252,93 @@ async def open_maintenance(
         run_key = RunKey(run_id, view.generation, owner)
         committer = await stack.enter_async_context(open_committer(store, run_key))
         yield Maintenance(store, view, outputs, committer, run_key)
+
+
+# ---------------------------------------------------------------------------------------
+# Steps of a repair
+# ---------------------------------------------------------------------------------------
+
+
+async def recover_state(maintenance: Maintenance, key: StreamKey) -> IndexSet | None:
+    """Go back to the newest confirmed state that is whole; return the re-queued batches.
+
+    A start with ``recover=True`` does the same.
+
+    Returns:
+        The indexes; None: the newest state is whole.
+
+    Raises:
+        StoreDamagedError: none is; `verify --repair --accept-loss` starts the stream again.
+
+    Durability: as for `Stream.redo`.
+    Cancellation: as for `Stream.redo`.
+    """
+    redo, store = maintenance._redo(key), maintenance.store
+    place = (store, maintenance.view.run_id, maintenance._run_key.generation, key)
+    pages = partial(read_pages, *place)
+    if await is_whole(store, pages()):
+        return None
+    async with aclosing(iter_records(*place)) as newest_first:
+        async for sequence, record in newest_first:
+            if not record.state or record.kind is RecordKind.SNAPSHOT:
+                continue
+            if await is_whole(store, up_to(pages, sequence)):
+                reason = f"the states after sequence {sequence} are damaged"
+                return await redo.rewind_before(sequence + 1, reason)
+    raise StoreDamagedError(
+        f"no saved state of stream {stream_name(key)!r} is whole: --accept-loss starts it again"
+    )
+
+
+async def requeue_all(maintenance: Maintenance, key: StreamKey, reason: str) -> IndexSet:
+    """Re-queue all batches of a stream, from its first state on; return their indexes.
+
+    Durability: as for `Stream.redo`.
+    Cancellation: as for `Stream.redo`.
+    """
+    return await maintenance._redo(key).rewind_before(1, reason)
+
+
+async def drop_states(maintenance: Maintenance, key: StreamKey, sequences: Sequence[int]) -> None:
+    """Drop the arrays of old states, because they are damaged.
+
+    Durability: dropped arrays are not named again after power loss.
+    Cancellation: as for `Store.drop_blobs`.
+    """
+    maintenance._stream_log(key)
+    await maintenance.store.drop_blobs(maintenance._run_key, encode_key(key), sequences)
+
+
+async def cut_tail(maintenance: Maintenance, key: StreamKey, path: str) -> None:
+    """Cut an append file at its confirmed end; a copy of the rest stays in the archive.
+
+    Durability: when this returns the copy and the length of the file survive power loss.
+    Cancellation: a cancellation point before each step; a step that has begun is waited for.
+    """
+    size = maintenance._stream_log(key).progress.sinks[path]
+    if maintenance.outputs is not None:
+        label = f"{maintenance.view.run_id}-{maintenance._run_key.generation}-tail"
+        await run_blocking(keep_tail, maintenance.outputs, path, size, label)
+        sink = await run_blocking(AppendFile.open, maintenance.outputs, path, size)
+        await run_blocking(sink.close)
+
+
+async def rewrite_manifest(maintenance: Maintenance) -> bool:
+    """Write the manifest from the records; a file of that name is moved into the archive.
+
+    Returns:
+        False if the run is not complete, or its folder is gone.
+
+    Durability: when this returns the manifest survives power loss.
+    Cancellation: a cancellation point before each step; the old manifest may be in the
+        archive already, and the next call writes the new one.
+    """
+    parts = {key: entry.progress for key, entry in maintenance.view.streams.items()}
+    if maintenance.outputs is None or not is_complete(parts):
+        return False
+    label = f"{maintenance.view.run_id}-{maintenance._run_key.generation}-damaged"
+    await run_blocking(maintenance.outputs.archive, [MANIFEST], label)
+    facts = run_facts(maintenance.view)
+    return await write_manifest(
+        maintenance.store, maintenance._run_key, parts, maintenance.outputs, facts
+    )

@@ -32,7 +32,15 @@ from .._util.text import batches_are, plural, printable, stream_name
 from .._util.threads import run_blocking
 from ..outputs import AnyPath
 from ..stores import open_store
-from .offline import Maintenance, open_maintenance
+from .offline import (
+    Maintenance,
+    cut_tail,
+    drop_states,
+    open_maintenance,
+    recover_state,
+    requeue_all,
+    rewrite_manifest,
+)
 from .repair_folder import kind_of, repair_folder
 from .verify_store import check_all
 
@@ -173,12 +181,12 @@ class _Mender:
             if states and (taken := await self._recover(maintenance, key)) is not None:
                 self._say(where, f"its state is again the newest that is whole{_back(taken)}")
             if old := [finding.sequence for finding in states if finding.sequence is not None]:
-                await maintenance.drop_states(key, old)
+                await drop_states(maintenance, key, old)
                 self._say(where, f"{len(old)} old states that are damaged were dropped", True)
             await self._redo(maintenance, key, where, findings)
             for finding in findings:
                 if finding.path is not None and finding.batch_index is None:
-                    await maintenance.cut_tail(key, finding.path)
+                    await cut_tail(maintenance, key, finding.path)
                     self._say(f"output {finding.path}", "what followed its confirmed end was cut")
         except TrioCkptError as error:
             self.not_done.append(Repaired(where, str(error)))
@@ -186,11 +194,11 @@ class _Mender:
     async def _recover(self, maintenance: Maintenance, key: StreamKey) -> IndexSet | None:
         """Go back to the newest state that is whole; None: the newest one is."""
         try:
-            return await maintenance.recover(key)
+            return await recover_state(maintenance, key)
         except StoreDamagedError:
             if not self.accept_loss:
                 raise
-            return await maintenance.requeue_all(key, "no saved state of it is whole")
+            return await requeue_all(maintenance, key, "no saved state of it is whole")
 
     async def _redo(
         self, maintenance: Maintenance, key: StreamKey, where: str, findings: list[Finding]
@@ -213,7 +221,7 @@ class _Mender:
 
     async def _rewrite_manifest(self, maintenance: Maintenance) -> None:
         try:
-            if await maintenance.rewrite_manifest():
+            if await rewrite_manifest(maintenance):
                 self._say(MANIFEST, "it was written from the records")
         except TrioCkptError as error:
             self.not_done.append(Repaired(MANIFEST, str(error)))

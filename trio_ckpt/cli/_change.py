@@ -23,7 +23,7 @@ from .._journal.store import Owner, Pruned, RunKey, Store
 from .._maintenance.compact import Compacted
 from .._maintenance.export import ExportSummary, export_run
 from .._maintenance.import_ import checked_archive, import_checked
-from .._maintenance.offline import open_maintenance
+from .._maintenance.offline import open_maintenance, requeue_all
 from .._util.errors import RunLockedError
 from .._util.index_set import IndexSet
 from .._util.plain import StreamKey
@@ -347,7 +347,7 @@ async def _reset_streams(
     confirm(f"begin {what} again, with {done} and their outputs moved aside", yes=yes)
     async with open_maintenance(run.store, run.run_id, output_dir=output_dir) as maintenance:
         for key in keys:
-            await maintenance.requeue_all(key, _reason("reset"))
+            await requeue_all(maintenance, key, _reason("reset"))
     text = f"{what} begin{'s' if len(keys) == 1 else ''} again, with {done}; {GO_ON}"
     return _changed(run, keys, text, batches=batches)
 
