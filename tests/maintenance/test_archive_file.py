@@ -21,7 +21,8 @@ from trio_ckpt import ArchiveError, import_run, open_run
 from trio_ckpt._journal.record import Record, encode_record
 from trio_ckpt._maintenance import archive_file
 from trio_ckpt._maintenance.archive_file import FRAME, Archive
-from trio_ckpt._maintenance.export import _Writer, export_run
+from trio_ckpt._maintenance.archive_writer import ArchiveWriter
+from trio_ckpt._maintenance.export import export_run
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import MemoryStore
 
@@ -383,7 +384,7 @@ def test_an_archive_may_have_more_members_than_a_zip_had(
     with (
         closing(OutputDir.open(tmp_path)) as folder,
         closing(folder.create("big.zip")) as file,
-        closing(_Writer(file)) as writer,
+        closing(ArchiveWriter(file)) as writer,
     ):
         for number in range(count):
             writer.add(f"outputs/{number}", 1, [b"x"])

@@ -145,15 +145,8 @@ async def import_checked(
                 outputs, root = await _import_outputs(archive, folder), folder.root
         run_key = RunKey(target, generation, owner)
         await _Importer(store, run_key, archive, root, checked.worked_at).run()
-    return ExportSummary(
-        path=archive.path,
-        run_id=target,
-        generation=generation,
-        streams=len(archive.manifest.streams),
-        records=archive.manifest.records,
-        outputs=outputs,
-        size_bytes=archive.size_bytes,
-        created_at=archive.manifest.created_at,
+    return ExportSummary.of(
+        archive.path, run_key, archive.manifest, outputs=outputs, size_bytes=archive.size_bytes
     )
 
 
