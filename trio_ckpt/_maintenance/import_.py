@@ -28,7 +28,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import aclosing, asynccontextmanager, closing
 from typing import Any
 
 import attrs
@@ -199,7 +199,7 @@ async def _check_stream(
     archive: Archive, number: int, named: dict[str, tuple[int, str | None]]
 ) -> Progress:
     progress, batches, with_outputs = Progress(), list[tuple[int, Record]](), IndexSet()
-    async with _groups(archive, number) as groups:
+    async with aclosing(_groups(archive, number)) as groups:
         async for group in groups:
             for sequence, _, record in group:
                 apply(progress, sequence, record)
@@ -225,23 +225,13 @@ def _read_through(archive: Archive, member: Member) -> None:
 _Group = list[tuple[int, bytes, Record]]
 
 
-@asynccontextmanager
-async def _groups(archive: Archive, number: int) -> AsyncGenerator[AsyncGenerator[_Group]]:
+async def _groups(archive: Archive, number: int) -> AsyncGenerator[_Group]:
     """Yield the records of a stream, oldest first, in groups that fit into one save."""
-    records = archive.records(number)
-
-    async def take_all() -> AsyncGenerator[_Group]:
-        limit = 1  # the first record alone: it is saved with the marker
+    limit = 1  # the first record alone: it is saved with the marker
+    async with held(archive.records(number)) as records:
         while group := await run_blocking(_take, records, limit):
             yield group
             limit = PAGE
-
-    async with held(records):
-        groups = take_all()
-        try:
-            yield groups
-        finally:
-            await groups.aclose()
 
 
 def _take(records: Iterator[tuple[int, bytes]], limit: int) -> _Group:
@@ -337,7 +327,7 @@ class _Importer:
             await self._save(await self._place(text, seal, group, blobs), [fold(payload)])
 
         archiving: bool | None = None
-        async with _groups(self.archive, number) as groups:
+        async with aclosing(_groups(self.archive, number)) as groups:
             async for group in groups:
                 await save(group, part.blobs)
                 if part.key == RUN_STREAM:

@@ -19,7 +19,6 @@ import attrs
 import msgspec
 
 from .._journal.folds import decode_progress
-from .._journal.record import Seal
 from .._journal.store import Checkpoint, Fold
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.text import plural
@@ -95,8 +94,12 @@ class _Found:
 
     def add(self, place: Place | None, raw: bytes) -> None:
         """Add a record that was found."""
-        entry = _entry(msgspec.Raw(raw))
-        if entry is None or not 1 <= entry.sequence <= MAX_SEQUENCE:
+        try:
+            entry = decode_entry(msgspec.Raw(raw))
+        except StoreDamagedError:
+            self.garbled += 1
+            return
+        if not 1 <= entry.sequence <= MAX_SEQUENCE:
             self.garbled += 1
         elif place is None:
             self.homeless.append(entry)
@@ -115,12 +118,12 @@ def recover_runs(recovery: Recovery) -> None:
     for path in run_folders(recovery.folder):
         if not path.is_dir() or path.is_symlink():
             continue
-        if _is_whole(path, recovery):
-            loaded = load(path)
-            if loaded is not None and folder_name(loaded.state.run_id) == path.name:
-                whole.append(_seen_of(loaded.state))
-        elif (state := _recover_run(path, recovery)) is not None:
-            todo.append((path, state))
+        try:
+            state = _whole_run(path, recovery)
+            whole += [] if state is None else [_seen_of(state)]
+        except StoreError:
+            state = _recover_run(path, recovery)
+            todo += [] if state is None else [(path, state)]
     for seen in whole:
         recovery.set_watermark(seen)
     recovery.forget_gone(
@@ -147,45 +150,36 @@ def _seen_of(state: RunState) -> Watermark:
     return Watermark(state.run_id, state.owner, state.generation, records)
 
 
-def _is_whole(path: Path, recovery: Recovery) -> bool:
-    """Whether a run is as it was written, and all its records open and add up."""
-    try:
-        loaded = load(path)
-        if loaded is None or folder_name(loaded.state.run_id) != path.name:
-            return True  # not this run's place: it is reported, and left alone
-        blobs = Blobs(recovery.folder / "blobs")
-        for (generation, key), stream in loaded.state.streams.items():
-            seal = StreamPlace(loaded.state.run_id, generation, key).seal(recovery.mac_key)
-            prefix = measure(seal, partial(_records, stream.entries, blobs))
-            recovery.opened += prefix.through
-            if prefix.through != len(stream.entries) or not _is_fold_true(stream, seal, blobs):
-                return False
-    except StoreError:
-        return False
-    return True
+def _whole_run(path: Path, recovery: Recovery) -> RunState | None:
+    """Return a run that is as it was written; None: no run belongs in this folder.
 
+    A run of another folder is reported by the check, and left alone.
 
-def _is_fold_true(stream: StreamState, seal: Seal, blobs: Blobs) -> bool:
-    if stream.fold is None:
-        return True
-    fold = decode_fold(stream.fold)
-    said = decode_progress(seal.open(-fold.through, fold.payload))
-    folded = stream.entries[: fold.through]
-    return measure(seal, partial(_records, folded, blobs)).progress == said
+    Raises:
+        StoreError: a record does not open or does not follow, or the records and a fold differ.
+    """
+    loaded, blobs = load(path), Blobs(recovery.folder / "blobs")
+    if loaded is None or folder_name(loaded.state.run_id) != path.name:
+        return None
+    for (generation, key), stream in loaded.state.streams.items():
+        place = StreamPlace(loaded.state.run_id, generation, key)
+        seal = place.seal(recovery.mac_key)
+        prefix = measure(seal, partial(_records, stream.entries, blobs))
+        recovery.opened += prefix.through
+        if prefix.through != len(stream.entries):
+            raise StoreDamagedError(f"record {prefix.through + 1} of {place} is damaged")
+        if stream.fold is not None:
+            fold = decode_fold(stream.fold)
+            said = decode_progress(seal.open(-fold.through, fold.payload))
+            folded = partial(_records, stream.entries[: fold.through], blobs)
+            if measure(seal, folded).progress != said:
+                raise StoreDamagedError(f"the fold of {place} is not what its records add up to")
+    return loaded.state
 
 
 def _records(raws: list[msgspec.Raw], blobs: Blobs) -> Iterator[tuple[int, bytes]]:
-    for number, raw in enumerate(raws, 1):
-        entry = _entry(raw)
-        is_there = entry is not None and entry.sequence == number
-        yield number, _payload(entry, blobs) if entry is not None and is_there else b""
-
-
-def _entry(raw: msgspec.Raw) -> Entry | None:
-    try:
-        return decode_entry(raw)
-    except StoreDamagedError:
-        return None
+    for number, entry in enumerate(map(decode_entry, raws), 1):
+        yield number, _payload(entry, blobs) if entry.sequence == number else b""
 
 
 def _payload(entry: Entry, blobs: Blobs) -> bytes:
