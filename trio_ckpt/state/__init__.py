@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 from .._util.extras import needs_extra
 from ._frontier import (
@@ -30,7 +29,7 @@ from ._tree.leaves import StateChangedError as StateChangedError
 _OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import functions for arrays in whole pages lazily, since only they need NumPy."""
     if name in _OF_MEMORY:
         with needs_extra("arrays", f"trio_ckpt.state.{name}"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -185,7 +185,7 @@ async def _read(store: Store, frame: StateFrame, offset: int, size: int) -> byte
 
 async def read_named(
     store: Store, frames: Sequence[StateFrame], names: Collection[str] | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the first arrays of some buffers, by the buffers' names."""
     with needs_extra("arrays", "a state with arrays"):
         from ._arrays.engine import Assembly, open_compressor  # NumPy is an extra

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import msgspec
 
@@ -146,7 +146,7 @@ class FrontierItems(Generic[T]):
     def fold(self, payload: bytes) -> None:
         """Number the items that a saved checkpoint added."""
         try:
-            items = msgspec.msgpack.decode(payload, type=list[Any])
+            items = msgspec.msgpack.decode(payload, type=list[object])
         except (msgspec.MsgspecError, RecursionError) as error:
             raise StoreDamagedError(f"saved frontier items cannot be read: {error}") from error
         for item in cast("list[T]", items):

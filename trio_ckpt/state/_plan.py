@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Number
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import attrs
 
@@ -48,7 +48,7 @@ class Plan(Generic[S]):
     """The classes of a state; from `Plan.of`."""
 
     _classes: Classes
-    _excluded: dict[str, Any]
+    _excluded: dict[str, object]
 
     @classmethod
     def of(cls, initial: S) -> Plan[S]:

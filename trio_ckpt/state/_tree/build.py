@@ -6,7 +6,7 @@ import enum
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 import attrs
 import msgspec
@@ -14,7 +14,7 @@ import msgspec
 from ..._util.errors import StoreDamagedError, text_of
 from .classes import CACHED_HASH, Classes, Field, Shape
 from .flatten import FACTORIES
-from .format import MUTABLE, Tag, Tree, kind_of, pack, unpack_floats
+from .format import MUTABLE, Tag, Tree, Value, kind_of, pack, unpack_floats
 from .identity import MAX_DEPTH, Where, path_of
 from .leaves import BAD_LEAF, LEAF_DECODERS, MissingHereError, StateChangedError
 from .numpy_scalars import decode_scalar
@@ -25,8 +25,8 @@ _MISSING = object()
 
 
 def build_state(
-    classes: Classes, excluded: Mapping[str, Any], tree: Tree, arrays: Sequence[object]
-) -> Any:
+    classes: Classes, excluded: Mapping[str, Value], tree: Tree, arrays: Sequence[object]
+) -> Value:
     """Build the state that a tree and its arrays describe.
 
     Args:
@@ -48,18 +48,18 @@ def build_state(
 
 class _Builder:
     def __init__(
-        self, classes: Classes, excluded: Mapping[str, Any], arrays: Sequence[object]
+        self, classes: Classes, excluded: Mapping[str, Value], arrays: Sequence[object]
     ) -> None:
         self._classes = classes
         self._excluded = excluded
         self._arrays = arrays
-        self._built: list[Any] = []  # mutable objects by number; _MISSING: not complete yet
+        self._built: list[Value] = []  # mutable objects by number; _MISSING: not complete yet
         self._depth = 0
         self._by_value = 0
 
     # -- one node ----------------------------------------------------------------------
 
-    def node(self, tree: Tree, where: Where) -> Any:
+    def node(self, tree: Tree, where: Where) -> Value:
         kind = kind_of(tree)
         if kind in _ATOMS:
             return tree
@@ -71,7 +71,7 @@ class _Builder:
                 return self._numbered(where, self._list, tree)
             if kind is not dict:
                 raise _damaged(where, f"a {kind.__qualname__} cannot be part of a tree")
-            tag: Any = next(iter(tree), "")
+            tag: Tree = next(iter(tree), "")
             if kind_of(tag) is str:
                 return self._numbered(where, self._dict, tree)
             return self._tagged(tag, tree[tag], where)
@@ -84,9 +84,11 @@ class _Builder:
         finally:
             self._depth -= 1
 
-    def _tagged(self, tag: int, value: Tree, where: Where) -> Any:
-        leaf = LEAF_DECODERS.get(tag)
+    def _tagged(self, tag: int, value: Tree, where: Where) -> Value:
+        leaf = _LEAVES.get(tag)
         if leaf is not None:
+            if tag in MUTABLE:
+                return self._numbered(where, lambda tree, _: leaf(tree), value)
             return leaf(value)
         walk = _WALKERS.get(tag)
         if walk is None:
@@ -95,7 +97,7 @@ class _Builder:
             return self._numbered(where, lambda tree, where: walk(self, tree, where), value)
         return walk(self, value, where)
 
-    def _numbered(self, where: Where, walk: Callable[[Tree, Where], Any], tree: Tree) -> Any:
+    def _numbered(self, where: Where, walk: Callable[[Tree, Where], Value], tree: Tree) -> Value:
         if self._by_value:
             return walk(tree, where)
         number = len(self._built)
@@ -105,91 +107,67 @@ class _Builder:
 
     # -- containers --------------------------------------------------------------------
 
-    def _list(self, tree: list[Tree], where: Where) -> list[Any]:
+    def _list(self, tree: list[Tree], where: Where) -> list[Value]:
         node = self.node
         return [
             item if type(item) in _ATOMS else node(item, (where, at))
             for at, item in enumerate(tree)
         ]
 
-    def _dict(self, tree: dict[str, Tree], where: Where) -> dict[str, Any]:
+    def _dict(self, tree: dict[str, Tree], where: Where) -> dict[str, Value]:
         node = self.node
         return {
             key: item if type(item) in _ATOMS else node(item, (where, key))
             for key, item in tree.items()
         }
 
-    def _pairs(self, tree: Tree, where: Where) -> Iterator[tuple[Any, Any]]:
+    def pairs(self, tree: Tree, where: Where) -> Iterator[tuple[Value, Value]]:
         flat = iter(_list_of(tree))
-        seen: set[Any] = set()
+        seen: set[Value] = set()
         for key, item in zip(flat, flat, strict=True):
-            found = self._value(key, where)
+            found = self.value(key, where)
             if found in seen:
                 raise ValueError("a dict has a key twice")
             seen.add(found)
             yield found, self.node(item, (where, found))
 
-    def _value(self, tree: Tree, where: Where) -> Any:
+    def value(self, tree: Tree, where: Where) -> Value:
         self._by_value += 1
         try:
             return self.node(tree, where)
         finally:
             self._by_value -= 1
 
-    def _items(self, tree: Tree, where: Where) -> list[Any]:
+    def items(self, tree: Tree, where: Where) -> list[Value]:
         return self._list(_list_of(tree), where)
 
-    def tuple_(self, tree: Tree, where: Where) -> tuple[Any, ...]:
-        return tuple(self._items(tree, where))
-
-    def set_(self, tree: Tree, where: Where) -> set[Any]:
+    def set_(self, tree: Tree, where: Where) -> set[Value]:
         items = _list_of(tree)
-        found = {self._value(item, where) for item in items}
+        found = {self.value(item, where) for item in items}
         if len(found) != len(items):
             raise ValueError("a set has an item twice")
         return found
 
-    def frozenset_(self, tree: Tree, where: Where) -> frozenset[Any]:
-        return frozenset(self.set_(tree, where))
-
-    def bytearray_(self, tree: Tree, where: Where) -> bytearray:
-        return bytearray(_bytes_of(tree))
-
-    def floats_(self, tree: Tree, where: Where) -> list[float]:
-        return unpack_floats(_bytes_of(tree))
-
-    def pairs_(self, tree: Tree, where: Where) -> dict[Any, Any]:
-        return dict(self._pairs(tree, where))
-
-    def ordered_(self, tree: Tree, where: Where) -> OrderedDict[Any, Any]:
-        return OrderedDict(self._pairs(tree, where))
-
-    def counter_(self, tree: Tree, where: Where) -> Counter[Any]:
-        result: Counter[Any] = Counter()
-        for key, count in self._pairs(tree, where):
-            result[key] = count
-        return result
-
-    def default_(self, tree: Tree, where: Where) -> Any:
+    def default_(self, tree: Tree, where: Where) -> Value:
         name, pairs = tree
         factory = None if name is None else FACTORIES[name]
-        return defaultdict(factory, self._pairs(pairs, where))
+        return defaultdict(factory, self.pairs(pairs, where))
 
-    def deque_(self, tree: Tree, where: Where) -> deque[Any]:
+    def deque_(self, tree: Tree, where: Where) -> deque[Value]:
         longest, items = tree
-        found = self._items(items, where)
+        found = self.items(items, where)
         if longest is not None and (type(longest) is not int or longest < len(found)):
             raise ValueError("a deque is longer than its maximum")
         return deque(found, longest)
 
     # -- instances ---------------------------------------------------------------------
 
-    def object_(self, tree: Tree, where: Where) -> Any:
+    def object_(self, tree: Tree, where: Where) -> Value:
         shape, saved = self._shape(tree, where)
         if shape.is_tuple or shape.problem is not None:
             raise StateChangedError(path_of(where), shape.problem or "it is a named tuple now")
-        cls: Any = shape.cls
-        result: Any = object.__new__(cls)
+        cls: Value = shape.cls
+        result: Value = object.__new__(cls)
         for name, value in self._saved_fields(shape, saved, where).items():
             object.__setattr__(result, name, value)
         if shape.caches_hash:
@@ -201,7 +179,7 @@ class _Builder:
                 object.__setattr__(result, field.name, _default(field, result, shape, where))
         return result
 
-    def named_tuple(self, tree: Tree, where: Where) -> Any:
+    def named_tuple(self, tree: Tree, where: Where) -> Value:
         shape, saved = self._shape(tree, where)
         if not shape.is_tuple:
             raise StateChangedError(path_of(where), "it is not a named tuple any more")
@@ -209,7 +187,7 @@ class _Builder:
         for field in shape.fields.values():
             if field.name not in values:
                 values[field.name] = _default(field, None, shape, where)
-        cls: Any = shape.cls
+        cls: Value = shape.cls
         names = list(shape.fields)
         return cls._make([values[name] for name in names])
 
@@ -233,8 +211,8 @@ class _Builder:
             raise StateChangedError(path_of(where), f"{problem}; annotate the field that holds it")
         return cls
 
-    def _saved_fields(self, shape: Shape, saved: dict[str, Tree], where: Where) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+    def _saved_fields(self, shape: Shape, saved: dict[str, Tree], where: Where) -> dict[str, Value]:
+        values: dict[str, Value] = {}
         for name, item in saved.items():
             field = shape.fields.get(name)
             if field is None:
@@ -247,7 +225,7 @@ class _Builder:
                 values[name] = value
         return values
 
-    def _set_excluded(self, result: Any, shape: Shape, field: Field, where: Where) -> None:
+    def _set_excluded(self, result: Value, shape: Shape, field: Field, where: Where) -> None:
         value = _MISSING
         if field.factory is None:
             value = self._excluded.get(path_of((where, field.name)), _MISSING)
@@ -257,10 +235,10 @@ class _Builder:
 
     def member(self, tree: Tree, where: Where) -> enum.Enum:
         label, value = tree
-        cls: Any = self._find(label, where)
+        cls: Value = self._find(label, where)
         if cls not in self._classes.enums:
             raise StateChangedError(path_of(where), f"{label} is not an enumeration any more")
-        found = self._value(value, where)
+        found = self.value(value, where)
         for member in cls.__members__.values():
             if type(member.value) is type(found) and _is_same(member.value, found):
                 return cast("enum.Enum", member)
@@ -274,21 +252,21 @@ class _Builder:
 
     # -- references to earlier objects, arrays, generators ------------------------------
 
-    def same(self, tree: Tree, where: Where) -> Any:
+    def same(self, tree: Tree, where: Where) -> Value:
         if self._by_value or self._built[_index(tree)] is _MISSING:
             raise ValueError("an object refers to an object that contains it")
         return self._built[tree]
 
-    def array(self, tree: Tree, where: Where) -> Any:
+    def array(self, tree: Tree, where: Where) -> Value:
         return self._arrays[_index(tree)]
 
-    def array_item(self, tree: Tree, where: Where) -> Any:
-        found: Any = self._arrays[_index(tree)]
+    def array_item(self, tree: Tree, where: Where) -> Value:
+        found: Value = self._arrays[_index(tree)]
         if getattr(found, "shape", None) != ():
             raise ValueError("an array is in the place of a single number")
         return found[()]
 
-    def object_array(self, tree: Tree, where: Where) -> Any:
+    def object_array(self, tree: Tree, where: Where) -> Value:
         shape, tree = tree
         shape = msgspec.convert(shape, list[int])
         items = _list_of(tree)
@@ -299,36 +277,25 @@ class _Builder:
             result[at] = self.node(item, (where, at))
         return result.reshape(shape)
 
-    def generator(self, tree: Tree, where: Where) -> Any:
+    def generator(self, tree: Tree, where: Where) -> Value:
         return import_numpy().random.Generator(self._bits(tree, where))
 
-    def _bits(self, tree: Tree, where: Where) -> Any:
+    def _bits(self, tree: Tree, where: Where) -> Value:
         bits = self.node(tree, (where, "bit_generator"))
         if not isinstance(bits, import_numpy().random.BitGenerator):
             raise TypeError("a random generator has no bit generator")
         return bits
 
-    def random_(self, tree: Tree, where: Where) -> Any:
-        return decode_random(tree)
-
-    def bit_generator(self, tree: Tree, where: Where) -> Any:
-        return decode_bit_generator(tree)
-
-    def random_state(self, tree: Tree, where: Where) -> Any:
+    def random_state(self, tree: Tree, where: Where) -> Value:
         bits, *fields = _list_of(tree)
         return decode_legacy(self._bits(bits, where), fields)
 
-    def scalar(self, tree: Tree, where: Where) -> Any:
-        return decode_scalar(tree)
 
-
-_WALKERS: dict[int, Callable[[_Builder, Tree, Where], Any]] = {
-    Tag.TUPLE: _Builder.tuple_,
+_WALKERS: dict[int, Callable[[_Builder, Tree, Where], Value]] = {
+    Tag.TUPLE: lambda builder, tree, where: tuple(builder.items(tree, where)),
     Tag.SET: _Builder.set_,
-    Tag.FROZENSET: _Builder.frozenset_,
-    Tag.DICT: _Builder.pairs_,
-    Tag.BYTEARRAY: _Builder.bytearray_,
-    Tag.FLOATS: _Builder.floats_,
+    Tag.FROZENSET: lambda builder, tree, where: frozenset(builder.set_(tree, where)),
+    Tag.DICT: lambda builder, tree, where: dict(builder.pairs(tree, where)),
     Tag.ENUM: _Builder.member,
     Tag.OBJECT: _Builder.object_,
     Tag.NAMED_TUPLE: _Builder.named_tuple,
@@ -336,19 +303,25 @@ _WALKERS: dict[int, Callable[[_Builder, Tree, Where], Any]] = {
     Tag.ARRAY_ITEM: _Builder.array_item,
     Tag.OBJECT_ARRAY: _Builder.object_array,
     Tag.SAME: _Builder.same,
-    Tag.RANDOM: _Builder.random_,
-    Tag.BIT_GENERATOR: _Builder.bit_generator,
     Tag.GENERATOR: _Builder.generator,
     Tag.RANDOM_STATE: _Builder.random_state,
     Tag.DEQUE: _Builder.deque_,
-    Tag.ORDERED_DICT: _Builder.ordered_,
-    Tag.COUNTER: _Builder.counter_,
+    Tag.ORDERED_DICT: lambda builder, tree, where: OrderedDict(builder.pairs(tree, where)),
+    Tag.COUNTER: lambda builder, tree, where: Counter(dict(builder.pairs(tree, where))),
     Tag.DEFAULT_DICT: _Builder.default_,
-    Tag.NUMPY_SCALAR: _Builder.scalar,
+}
+
+_LEAVES: dict[int, Callable[[Tree], Value]] = {
+    **LEAF_DECODERS,
+    Tag.BYTEARRAY: lambda tree: bytearray(_bytes_of(tree)),
+    Tag.FLOATS: lambda tree: unpack_floats(_bytes_of(tree)),
+    Tag.RANDOM: decode_random,
+    Tag.BIT_GENERATOR: decode_bit_generator,
+    Tag.NUMPY_SCALAR: decode_scalar,
 }
 
 
-def _default(field: Field, instance: Any, shape: Shape, where: Where) -> Any:
+def _default(field: Field, instance: Value, shape: Shape, where: Where) -> Value:
     if field.factory is not None:
         return field.factory(instance) if field.takes_self else field.factory()
     if field.default is attrs.NOTHING:
@@ -360,7 +333,7 @@ def _default(field: Field, instance: Any, shape: Shape, where: Where) -> Any:
     return field.default
 
 
-def _is_same(one: Any, other: Any) -> bool:
+def _is_same(one: Value, other: Value) -> bool:
     """Return whether two values of one type are equal; NaN equals NaN."""
     return bool(one == other) or (type(one) is float and pack(one) == pack(other))
 

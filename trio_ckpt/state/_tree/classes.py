@@ -15,12 +15,14 @@ import types
 import typing
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
-from .format import kind_of
+from .format import Value, kind_of
 from .identity import Where, path_of
+
+Hint: TypeAlias = Any  # an annotation: a class, a generic alias, a union …
 
 EXCLUDE = "exclude"
 """The metadata of a field that is not saved: ``field(metadata={EXCLUDE: True})``."""
@@ -44,8 +46,8 @@ class Field:
 
     name: str
     is_excluded: bool
-    default: Any
-    factory: Callable[..., Any] | None
+    default: Value
+    factory: Callable[..., Value] | None
     takes_self: bool = False
 
 
@@ -79,10 +81,10 @@ def label_of(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def is_declared(cls: Any) -> bool:
+def is_declared(cls: type) -> bool:
     """Return whether it is a class whose instances can be saved once a plan knows it."""
-    tests: tuple[Callable[[Any], bool], ...] = (attrs.has, dataclasses.is_dataclass)
-    return _is_named_tuple(cls) or _is_enum(cls) or any(test(cls) for test in tests)
+    is_plain = _is_named_tuple(cls) or _is_enum(cls)
+    return is_plain or attrs.has(cls) or dataclasses.is_dataclass(cls)
 
 
 @attrs.define(eq=False)
@@ -117,11 +119,11 @@ class Classes:
             _static(cls, "value") is not value or _runs_code(cls, ()) for cls in self.enums
         )
 
-    def learn(self, hint: Any) -> None:
+    def learn(self, hint: Hint) -> None:
         """Add every class that an annotation names, and those of their fields."""
-        waiting: list[Any] = [hint]
+        waiting: list[Hint] = [hint]
         seen: set[int] = set()
-        kept: list[Any] = []  # keeps objects alive, so that no id is used twice
+        kept: list[Hint] = []  # keeps objects alive, so that no id is used twice
         while waiting:
             hint = waiting.pop()
             if id(hint) in seen:
@@ -133,7 +135,7 @@ class Classes:
             else:
                 waiting.extend(_parts_of(hint))
 
-    def learn_class(self, cls: type) -> Iterable[Any]:
+    def learn_class(self, cls: type) -> Iterable[Hint]:
         """Add a class, and return the annotations of its fields; none if it was known."""
         if cls in self.shapes or cls in self.enums:
             return ()
@@ -150,7 +152,7 @@ class Classes:
         return _hints_of(cls).values()
 
 
-def _parts_of(hint: Any) -> Iterable[Any]:
+def _parts_of(hint: object) -> Iterable[Hint]:
     """Return the parts of an annotation that is not a class."""
     if isinstance(hint, typing.TypeVar):
         return (hint.__bound__, *hint.__constraints__)
@@ -161,16 +163,16 @@ def _parts_of(hint: Any) -> Iterable[Any]:
     if origin is typing.Literal:
         return [type(value) for value in typing.get_args(hint)]
     if isinstance(hint, (list, tuple)):  # the arguments of a Callable
-        return typing.cast("Iterable[Any]", hint)
+        return typing.cast("Iterable[Hint]", hint)
     return (origin, *typing.get_args(hint)) if origin is not None else ()
 
 
-def _hints_of(cls: type) -> dict[str, Any]:
+def _hints_of(cls: type) -> dict[str, Hint]:
     """Return the annotations of a class, without those whose names cannot be resolved."""
     try:
         return typing.get_type_hints(cls)
     except Exception:  # an annotation is code, which may raise any exception
-        raw: dict[str, Any] = {}
+        raw: dict[str, Hint] = {}
         for base in reversed(cls.__mro__):
             space = (
                 dict(vars(sys.modules[base.__module__])) if base.__module__ in sys.modules else {}
@@ -184,10 +186,10 @@ def _hints_of(cls: type) -> dict[str, Any]:
         return raw
 
 
-def _raw_hints(cls: Any) -> dict[str, Any]:
+def _raw_hints(cls: Hint) -> dict[str, Hint]:
     if attrs.has(cls):
         return {field.name: field.type for field in attrs.fields(cls) if field.type is not None}
-    own: Any = getattr(cls, "__dataclass_fields__", None)
+    own = getattr(cls, "__dataclass_fields__", None)
     if own is not None:
         return {field.name: field.type for field in own.values()}
     return inspect.get_annotations(cls)
@@ -202,7 +204,7 @@ def _is_enum(cls: type) -> typing.TypeGuard[type[enum.Enum]]:
     return issubclass(cls, enum.Enum)
 
 
-def _is_named_tuple(cls: Any) -> bool:
+def _is_named_tuple(cls: type) -> bool:
     return tuple in cls.__mro__ and hasattr(cls, "_fields")
 
 
@@ -213,8 +215,7 @@ def _shape_of(cls: type) -> Shape:
         fields = _fields_of_tuple(cls)
     else:
         fields = _fields_of_attrs(cls) if attrs.has(cls) else _fields_of_dataclass(cls)
-        made_by: Any = cls.__new__
-        if made_by is not object.__new__:
+        if _static(cls, "__new__") is not _static(object, "__new__"):
             problem = f"{cls.__qualname__} has a __new__ of its own, so it is not only its fields"
     loose = {
         name
@@ -223,8 +224,8 @@ def _shape_of(cls: type) -> Shape:
         if isinstance(value, functools.cached_property)
     }
     # The hash that attrs caches in an instance is valid only in this process.
-    code: Any = getattr(cls.__hash__, "__code__", None)
-    caches_hash = code is not None and CACHED_HASH in code.co_names
+    code = getattr(cls.__hash__, "__code__", None)
+    caches_hash = isinstance(code, types.CodeType) and CACHED_HASH in code.co_names
     if caches_hash:
         loose.add(CACHED_HASH)
     runs_code = _runs_code(cls, fields)
@@ -236,9 +237,9 @@ class _Pair(typing.NamedTuple):
     one: int
 
 
-_OF_PAIR: Any = inspect.getattr_static(_Pair, "one")
+_OF_PAIR: object = inspect.getattr_static(_Pair, "one")
 # The types that read a slot, and those that read a field of a named tuple.
-_PLAIN_READERS: frozenset[Any] = frozenset((types.MemberDescriptorType, kind_of(_OF_PAIR)))
+_PLAIN_READERS: frozenset[type] = frozenset((types.MemberDescriptorType, kind_of(_OF_PAIR)))
 
 
 def _runs_code(cls: type, names: Iterable[str]) -> bool:
@@ -259,7 +260,7 @@ def _static(cls: type, name: str) -> object:
 def _fields_of_attrs(cls: type) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for field in attrs.fields(cls):
-        default: Any = field.default
+        default: Value = field.default
         factory, takes_self = None, False
         if isinstance(default, attrs.Factory):  # type: ignore[arg-type]  # a class to isinstance
             factory, takes_self, default = default.factory, default.takes_self, attrs.NOTHING
@@ -268,27 +269,24 @@ def _fields_of_attrs(cls: type) -> dict[str, Field]:
     return fields
 
 
-def _fields_of_dataclass(cls: Any) -> dict[str, Field]:
+def _fields_of_dataclass(cls: Hint) -> dict[str, Field]:
     fields: dict[str, Field] = {}
     for field in dataclasses.fields(cls):
         default = attrs.NOTHING if field.default is dataclasses.MISSING else field.default
-        found: Any = field.default_factory
-        factory = None if found is dataclasses.MISSING else found
+        made = field.default_factory
+        factory = None if made is dataclasses.MISSING else made
         fields[field.name] = Field(field.name, _is_excluded(field.metadata), default, factory)
     return fields
 
 
-def _fields_of_tuple(cls: Any) -> dict[str, Field]:
-    defaults: Mapping[str, Any] = cls._field_defaults
+def _fields_of_tuple(cls: Hint) -> dict[str, Field]:
+    defaults: Mapping[str, Value] = cls._field_defaults
     return {
-        name: Field(
-            name, is_excluded=False, default=defaults.get(name, attrs.NOTHING), factory=None
-        )
-        for name in cls._fields
+        name: Field(name, False, defaults.get(name, attrs.NOTHING), None) for name in cls._fields
     }
 
 
-def _is_excluded(metadata: Mapping[Any, Any]) -> bool:
+def _is_excluded(metadata: Mapping[Value, Value]) -> bool:
     return bool(metadata.get(EXCLUDE, False))
 
 
@@ -297,11 +295,11 @@ def _is_excluded(metadata: Mapping[Any, Any]) -> bool:
 # ---------------------------------------------------------------------------------------
 
 
-def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
+def learn_from(classes: Classes, initial: object) -> dict[str, Value]:
     """Add the classes that a value contains, and return its excluded fields by path."""
-    excluded: dict[str, Any] = {}
-    waiting: list[tuple[Any, Where]] = [(initial, None)]
-    seen: dict[int, Any] = {}  # by id, with the objects: they stay alive, so no id is used twice
+    excluded: dict[str, Value] = {}
+    waiting: list[tuple[Value, Where]] = [(initial, None)]
+    seen: dict[int, object] = {}  # by id, with the objects: they stay alive, so no id is used twice
     while waiting:
         value, where = waiting.pop()
         cls = kind_of(value)
@@ -309,15 +307,16 @@ def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
             continue
         seen[id(value)] = value
         if issubclass(cls, dict):
-            items: Any = value.items()
             waiting.extend(
-                entry for key, item in items for entry in ((key, where), (item, (where, key)))
+                entry
+                for key, item in value.items()
+                for entry in ((key, where), (item, (where, key)))
             )
         elif is_declared(cls):
             classes.learn(cls)
             waiting.extend(_fields_shown(classes.shapes.get(cls), value, where, excluded))
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
-            many: Any = typing.cast("Iterable[Any]", value)
+            many = typing.cast("Iterable[Value]", value)
             waiting.extend((item, (where, at)) for at, item in enumerate(many))
         elif getattr(value, "dtype", None) is not None and getattr(value.dtype, "hasobject", False):
             waiting.extend((item, where) for item in value.ravel().tolist())
@@ -325,9 +324,9 @@ def learn_from(classes: Classes, initial: object) -> dict[str, Any]:
 
 
 def _fields_shown(
-    shape: Shape | None, value: object, where: Where, excluded: dict[str, Any]
-) -> list[tuple[Any, Where]]:
-    shown: list[tuple[Any, Where]] = []
+    shape: Shape | None, value: object, where: Where, excluded: dict[str, Value]
+) -> list[tuple[Value, Where]]:
+    shown: list[tuple[Value, Where]] = []
     for field in shape.fields.values() if shape is not None else ():
         item = getattr(value, field.name, attrs.NOTHING)
         if item is attrs.NOTHING:
@@ -341,7 +340,7 @@ def _fields_shown(
 
 def extras_of(shape: Shape, value: object) -> set[str]:
     """Return the attributes of an instance that are neither fields nor computed again."""
-    found: dict[str, Any] = getattr(value, "__dict__", {})
+    found: dict[str, object] = getattr(value, "__dict__", {})
     return found.keys() - shape.fields.keys() - shape.loose
 
 

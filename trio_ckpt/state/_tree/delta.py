@@ -29,8 +29,6 @@ delta replaces the old one.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .format import Tree, kind_of, pack, tag_of
 
 REPLACE, KEYS, ITEMS, SPLICE, BYTES, INSIDE = range(6)
@@ -77,7 +75,7 @@ def _smaller(delta: Tree, new: Tree) -> Tree:
     return delta if size <= _SMALL_BYTES or size <= len(pack(new)) + 2 else [REPLACE, new]
 
 
-def _is_same_scalar(old: Any, new: Any) -> bool:
+def _is_same_scalar(old: Tree, new: Tree) -> bool:
     """Return whether two scalars of one type are equal, bit for bit."""
     return pack(old) == pack(new) if type(new) is float else bool(old == new)
 
@@ -87,7 +85,7 @@ def _is_same_scalar(old: Any, new: Any) -> bool:
 # ---------------------------------------------------------------------------------------
 
 
-def _diff_dict(old: dict[Any, Tree], new: dict[Any, Tree], depth: int) -> Tree | None:
+def _diff_dict(old: Tree, new: Tree, depth: int) -> Tree | None:
     old_tag, new_tag = tag_of(old), tag_of(new)
     if old_tag is not None or new_tag is not None:
         if old_tag != new_tag:
@@ -112,12 +110,12 @@ def _diff_dict(old: dict[Any, Tree], new: dict[Any, Tree], depth: int) -> Tree |
     return [KEYS, removed, changed, added] if removed or changed or added else None
 
 
-def _kept_keys(old: dict[Any, Tree], new: dict[Any, Tree]) -> dict[Any, None]:
+def _kept_keys(old: Tree, new: Tree) -> dict[str, None]:
     """Return the keys that begin the new dict in the order of the old one."""
     if list(old) == list(new):  # the most frequent case, decided at the speed of C
         return dict.fromkeys(new)
     order = iter(old)
-    kept: dict[Any, None] = {}
+    kept: dict[str, None] = {}
     for key in new:
         if key not in old or key not in order:  # the latter goes on to the key, or to the end
             break

@@ -11,14 +11,13 @@ import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Collection
-from typing import Any
 
 import attrs
 
 from ..._util.errors import NotEncodableError, text_of
 from .classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
-from .format import Tag, Tree, kind_of, pack, pack_floats
-from .identity import ArrayLeaf, IdentityTable, Where, path_of
+from .format import Module, Tag, Tree, Value, kind_of, pack, pack_floats
+from .identity import ArrayLeaf, IdentityTable, Walk, Where, path_of
 from .leaves import INTS, LEAF_ENCODERS, encode_int
 from .numpy_scalars import encode_scalar
 from .random_state import encode_bit_generator, encode_legacy, encode_random, numpy_random_kind
@@ -27,7 +26,7 @@ MAX_LEAF_BYTES = 2**28  # half of a tree's limit; longer data belongs in an arra
 _LEAF_NODES = 20  # the number of values in a datetime with a zone; no leaf has more
 
 _ATOMS: frozenset[type] = frozenset((type(None), bool, float))
-FACTORIES: dict[str, Callable[[], Any]] = {
+FACTORIES: dict[str, Callable[[], Value]] = {
     kind.__name__: kind for kind in (int, float, str, list, dict, set, bool, tuple, bytes)
 }
 """The factories that a defaultdict may have: looked up by name, never imported."""
@@ -69,7 +68,7 @@ class _Flattener(IdentityTable):
 
     # -- one value ---------------------------------------------------------------------
 
-    def node(self, value: Any, where: Where) -> Tree:
+    def node(self, value: Value, where: Where) -> Tree:
         kind = kind_of(value)
         if kind in _ATOMS:
             return value
@@ -79,7 +78,7 @@ class _Flattener(IdentityTable):
             self.count(2 * (value not in INTS), where)
             return encode_int(value)
         if kind is bytes:
-            return self._bytes(value, where)
+            return self.bytes_(value, where)
         walk = _WALKERS.get(kind)
         if walk is not None:
             return walk(self, value, where)
@@ -90,7 +89,7 @@ class _Flattener(IdentityTable):
             return {tag: _leaf(encode, value, where)}
         return self._other(kind, value, where)
 
-    def _other(self, kind: type, value: Any, where: Where) -> Tree:
+    def _other(self, kind: type, value: Value, where: Where) -> Tree:
         shape = self._classes.shapes.get(kind)
         if shape is not None:
             return self._instance(value, where, shape)
@@ -113,7 +112,7 @@ class _Flattener(IdentityTable):
         self._check_size(len(value), where)
         return value
 
-    def _bytes(self, value: bytes | bytearray, where: Where) -> bytes:
+    def bytes_(self, value: bytes | bytearray, where: Where) -> bytes:
         self._check_size(len(value), where)
         return bytes(value)
 
@@ -123,7 +122,7 @@ class _Flattener(IdentityTable):
 
     # -- containers --------------------------------------------------------------------
 
-    def _items(self, items: Collection[Any], where: Where) -> list[Tree]:
+    def items(self, items: Collection[Value], where: Where) -> list[Tree]:
         self.count(len(items) + 4, where)
         kinds = set(map(type, items))
         if kinds <= _ATOMS or (kinds == {int} and min(items) in INTS and max(items) in INTS):
@@ -134,23 +133,17 @@ class _Flattener(IdentityTable):
             for at, item in enumerate(items)
         ]
 
-    def list_(self, value: list[Any], where: Where) -> Tree:
-        return self.mutable(value, where, self._list)
-
-    def _list(self, value: list[Any], where: Where) -> Tree:
+    def list_(self, value: list[Value], where: Where) -> Tree:
         floats = pack_floats(value)
         if floats is not None:
             self._check_size(len(floats), where)
             self.count(2, where)
             return {Tag.FLOATS: floats}
-        return self._items(value, where)
+        return self.items(value, where)
 
-    def dict_(self, value: dict[Any, Any], where: Where) -> Tree:
-        return self.mutable(value, where, self._dict)
-
-    def _dict(self, value: dict[Any, Any], where: Where) -> Tree:
+    def dict_(self, value: dict[Value, Value], where: Where) -> Tree:
         if not set(map(type, value)) <= {str}:
-            return {Tag.DICT: self._pairs(value, where)}
+            return {Tag.DICT: self.pairs(value, where)}
         self.count(2 * len(value) + 1, where)
         node, text = self.node, self._text
         tree: dict[str, Tree] = {}
@@ -159,7 +152,7 @@ class _Flattener(IdentityTable):
             tree[name] = item if type(item) in _ATOMS else node(item, (where, key))
         return tree
 
-    def _pairs(self, value: dict[Any, Any], where: Where) -> list[Tree]:
+    def pairs(self, value: dict[Value, Value], where: Where) -> list[Tree]:
         self.count(2 * len(value) + 4, where)
         pairs: list[Tree] = []
         for key, item in value.items():
@@ -167,85 +160,56 @@ class _Flattener(IdentityTable):
             pairs.append(self.node(item, (where, key)))
         return pairs
 
-    def _value(self, value: Any, where: Where) -> Tree:
+    def _value(self, value: Value, where: Where) -> Tree:
         return self.by_value(value, where, self.node, in_member=False)
 
-    def tuple_(self, value: tuple[Any, ...], where: Where) -> Tree:
-        return {Tag.TUPLE: self.deeper(value, where, self._items)}
-
-    def _members(self, value: Collection[Any], where: Where) -> list[Tree]:
+    def members(self, value: Collection[Value], where: Where) -> list[Tree]:
         self.count(len(value) + 2, where)
         return sorted((self._value(item, (where, item)) for item in value), key=pack)
 
-    def set_(self, value: set[Any], where: Where) -> Tree:
-        return self._tagged(Tag.SET, value, where, self._members)
+    def random_(self, value: Value, where: Where) -> Tree:
+        """Return the value of a node of a random generator, which is a leaf."""
+        is_ours = isinstance(value, random.Random)
+        tree = _leaf(encode_random if is_ours else encode_bit_generator, value, where)
+        self.count(2 + _weigh(tree), where)
+        return tree
 
-    def frozenset_(self, value: frozenset[Any], where: Where) -> Tree:
-        return {Tag.FROZENSET: self.deeper(value, where, self._members)}
+    def deque_(self, value: deque[Value], where: Where) -> Tree:
+        return [value.maxlen, self.items(value, where)]
 
-    def bytearray_(self, value: bytearray, where: Where) -> Tree:
-        return self._tagged(Tag.BYTEARRAY, value, where, self._bytes)
-
-    def random_(self, value: random.Random, where: Where) -> Tree:
-        return self._tagged(Tag.RANDOM, value, where, self._leaf_walk(encode_random))
-
-    def _leaf_walk(self, encode: Callable[[Any], Tree]) -> Callable[[Any, Where], Tree]:
-        """Return a walk for a mutable object that is a leaf."""
-
-        def walk(value: Any, where: Where) -> Tree:
-            tree = _leaf(encode, value, where)
-            self.count(2 + _weigh(tree), where)
-            return tree
-
-        return walk
-
-    def deque_(self, value: deque[Any], where: Where) -> Tree:
-        def walk(value: deque[Any], where: Where) -> Tree:
-            return [value.maxlen, self._items(value, where)]
-
-        return self._tagged(Tag.DEQUE, value, where, walk)
-
-    def ordered_(self, value: OrderedDict[Any, Any], where: Where) -> Tree:
-        return self._tagged(Tag.ORDERED_DICT, value, where, self._pairs)
-
-    def counter_(self, value: Counter[Any], where: Where) -> Tree:
-        return self._tagged(Tag.COUNTER, value, where, self._pairs)
-
-    def default_(self, value: defaultdict[Any, Any], where: Where) -> Tree:
+    def default_(self, value: defaultdict[Value, Value], where: Where) -> Tree:
         factory = value.default_factory
         name = None if factory is None else getattr(factory, "__name__", "")
         if name is not None and FACTORIES.get(name) is not factory:
             problem = f"a defaultdict of {factory!r}; it may be of {', '.join(FACTORIES)}"
             raise NotEncodableError(path_of(where), problem)
 
-        def walk(value: defaultdict[Any, Any], where: Where) -> Tree:
-            return [name, self._pairs(value, where)]
+        def walk(value: defaultdict[Value, Value], where: Where) -> Tree:
+            return [name, self.pairs(value, where)]
 
-        return self._tagged(Tag.DEFAULT_DICT, value, where, walk)
+        return self.tagged(Tag.DEFAULT_DICT, value, where, walk)
 
-    def _tagged(
-        self, tag: int, value: Any, where: Where, walk: Callable[[Any, Where], Tree]
-    ) -> Tree:
+    def tagged(self, tag: int, value: Value, where: Where, walk: Walk) -> Tree:
         self.count(2, where)
         return self.mutable(value, where, lambda value, where: {tag: walk(value, where)})
 
     # -- instances ---------------------------------------------------------------------
 
-    def _instance(self, value: Any, where: Where, shape: Shape) -> Tree:
+    def _instance(self, value: Value, where: Where, shape: Shape) -> Tree:
         self.count(4 * len(shape.fields) + 5, where)
         if shape.problem is not None:
             raise NotEncodableError(path_of(where), shape.problem)
 
-        def walk(value: Any, where: Where) -> Tree:
+        def walk(value: Value, where: Where) -> Tree:
             return [shape.label, self._fields(value, where, shape)]
 
         if shape.is_tuple:
             return {Tag.NAMED_TUPLE: self.deeper(value, where, walk)}
         if self.is_by_value and not is_by_identity(shape.cls):
             return {Tag.OBJECT: self.deeper(value, where, walk)}
-        return self._tagged(Tag.OBJECT, value, where, walk)
+        return self.tagged(Tag.OBJECT, value, where, walk)
 
-    def _fields(self, value: Any, where: Where, shape: Shape) -> dict[str, Tree]:
+    def _fields(self, value: Value, where: Where, shape: Shape) -> dict[str, Tree]:
         for name in extras_of(shape, value):
             problem = f"it is not a field of {shape.cls.__qualname__}: declare it, excluded or not"
             raise NotEncodableError(path_of((where, name)), problem)
@@ -268,8 +232,8 @@ class _Flattener(IdentityTable):
 
     # -- NumPy and tensors -------------------------------------------------------------
 
-    def _numpy(self, value: Any, where: Where) -> Tree:
-        numpy: Any = sys.modules["numpy"]
+    def _numpy(self, value: Value, where: Where) -> Tree:
+        numpy: Module = sys.modules["numpy"]
         kind = kind_of(value)
         if isinstance(value, numpy.generic):
             self.count(4, where)
@@ -279,7 +243,7 @@ class _Flattener(IdentityTable):
             return {Tag.ARRAY_ITEM: self.new_array(numpy.asarray(value), where)}
         if kind is numpy.ndarray:
             if value.dtype.kind == "O":
-                return self._tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
+                return self.tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
             if value.dtype.hasobject or value.dtype.kind == "T":
                 problem = f"an array of {value.dtype}, which has no fixed size; use dtype=object"
                 raise NotEncodableError(path_of(where), problem)
@@ -289,45 +253,44 @@ class _Flattener(IdentityTable):
             raise NotEncodableError(path_of(where), problem)
         random_kind = numpy_random_kind(value)
         if random_kind == "generator":
-            return self._tagged(Tag.GENERATOR, value, where, self._generator)
+            return self.tagged(Tag.GENERATOR, value, where, self._generator)
         if random_kind == "random_state":
-            return self._tagged(Tag.RANDOM_STATE, value, where, self._legacy)
+            return self.tagged(Tag.RANDOM_STATE, value, where, self._legacy)
         if random_kind == "bit_generator":
-            walk = self._leaf_walk(encode_bit_generator)
-            return self._tagged(Tag.BIT_GENERATOR, value, where, walk)
+            return self.tagged(Tag.BIT_GENERATOR, value, where, self.random_)
         raise _unknown(kind, where)
 
-    def _generator(self, value: Any, where: Where) -> Tree:
+    def _generator(self, value: Value, where: Where) -> Tree:
         self.count(2, where)
         return self._numpy(value.bit_generator, (where, "bit_generator"))
 
-    def _legacy(self, value: Any, where: Where) -> Tree:
+    def _legacy(self, value: Value, where: Where) -> Tree:
         self.count(5, where)
         bits = value._bit_generator  # it may be shared, and NumPy has no public accessor
         return [self._numpy(bits, (where, "bit_generator")), *encode_legacy(value)]
 
-    def _objects(self, value: Any, where: Where) -> Tree:
+    def _objects(self, value: Value, where: Where) -> Tree:
         self.count(len(value.shape), where)
-        items: list[Any] = value.reshape(-1).tolist()
-        return [list(value.shape), self._items(items, where)]
+        items: list[Value] = value.reshape(-1).tolist()
+        return [list(value.shape), self.items(items, where)]
 
 
-_WALKERS: dict[type, Callable[[_Flattener, Any, Where], Tree]] = {
-    list: _Flattener.list_,
-    dict: _Flattener.dict_,
-    tuple: _Flattener.tuple_,
-    set: _Flattener.set_,
-    frozenset: _Flattener.frozenset_,
-    bytearray: _Flattener.bytearray_,
-    random.Random: _Flattener.random_,
-    deque: _Flattener.deque_,
-    OrderedDict: _Flattener.ordered_,
-    Counter: _Flattener.counter_,
+_WALKERS: dict[type, Callable[[_Flattener, Value, Where], Tree]] = {
+    list: lambda flat, value, where: flat.mutable(value, where, flat.list_),
+    dict: lambda flat, value, where: flat.mutable(value, where, flat.dict_),
+    tuple: lambda flat, value, where: {Tag.TUPLE: flat.deeper(value, where, flat.items)},
+    set: lambda flat, value, where: flat.tagged(Tag.SET, value, where, flat.members),
+    frozenset: lambda flat, value, where: {Tag.FROZENSET: flat.deeper(value, where, flat.members)},
+    bytearray: lambda flat, value, where: flat.tagged(Tag.BYTEARRAY, value, where, flat.bytes_),
+    random.Random: lambda flat, value, where: flat.tagged(Tag.RANDOM, value, where, flat.random_),
+    deque: lambda flat, value, where: flat.tagged(Tag.DEQUE, value, where, flat.deque_),
+    OrderedDict: lambda flat, value, where: flat.tagged(Tag.ORDERED_DICT, value, where, flat.pairs),
+    Counter: lambda flat, value, where: flat.tagged(Tag.COUNTER, value, where, flat.pairs),
     defaultdict: _Flattener.default_,
 }
 
 
-def _leaf(encode: Callable[[Any], Tree], value: Any, where: Where) -> Tree:
+def _leaf(encode: Callable[[Value], Tree], value: Value, where: Where) -> Tree:
     try:
         return encode(value)
     except ValueError as error:

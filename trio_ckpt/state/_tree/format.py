@@ -98,6 +98,8 @@ from ..._util.errors import NotEncodableError, StoreDamagedError
 from ..._util.plain import kind_of as kind_of
 
 Tree: TypeAlias = Any  # recursive: None, bool, int, float, str, bytes, list, dict; see above
+Value: TypeAlias = Any  # a value of the program's state, of any type
+Module: TypeAlias = Any  # a library that is imported only where a state needs it
 
 FORMAT_VERSION = 1
 MAX_TREE_BYTES = 2**29  # half a GiB beside the arrays; a restore takes about four times that
@@ -146,7 +148,7 @@ class Tag:
     NUMPY_SCALAR: Final = 36
 
 
-def tag_of(node: dict[Any, Tree]) -> int | None:
+def tag_of(node: Tree) -> int | None:
     """Return the tag of a tagged node; None: it is a plain dict."""
     for key in node:
         return key if type(key) is int else None
@@ -313,7 +315,7 @@ def _damaged(problem: str, at: int) -> StoreDamagedError:
 _FLOAT_BYTES = 9  # cb and the 8 of the float
 
 
-def pack_floats(items: list[Any]) -> bytes | None:
+def pack_floats(items: list[Value]) -> bytes | None:
     """Return the value of a FLOATS node, 3 ns an item; None: the list has other items, or none.
 
     If every ninth byte is cb, all are floats: the first is, so the second begins after it,

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -67,7 +66,7 @@ class Layout(msgspec.Struct, frozen=True, array_like=True):
 
     names: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
-    views: tuple[Any, ...] = ()
+    views: tuple[Tree, ...] = ()
 
 
 NO_ARRAYS = Layout()

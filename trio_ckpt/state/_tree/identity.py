@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import attrs
 
 from ..._util.errors import NotEncodableError
-from .format import MAX_TREE_NODES, Tag, Tree
+from .format import MAX_TREE_NODES, Tag, Tree, Value
 
 MAX_DEPTH = 64  # each level costs 8 frames of an interpreter's 1,000
 
-Where = tuple[Any, Any] | None
+Where: TypeAlias = "tuple[Where, object] | None"
 """A place: the place around it, and the field, key or position; None: the state itself."""
+
+Walk = Callable[[Value, Where], Tree]  # takes the inside of a container apart
 
 
 def path_of(where: Where) -> str:
@@ -36,7 +38,7 @@ class ArrayLeaf:
     """
 
     path: str
-    value: Any
+    value: Value
 
 
 class IdentityTable:
@@ -56,9 +58,9 @@ class IdentityTable:
         self._numbers: dict[int, int] = {}  # of mutable objects, by id
         self._open: dict[int, Where] = {}  # the objects that are being taken apart
         self._array_numbers: dict[int, int] = {}
-        self._kept: list[Any] = []  # keeps numbered objects alive, so that no id is used twice
+        self._kept: list[object] = []  # keeps numbered objects alive, so that no id is used twice
 
-    def mutable(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+    def mutable(self, value: Value, where: Where, walk: Walk) -> Tree:
         """Return the node of a mutable object; refuses an object that contains itself."""
         if self._in_member and type(value) in (list, dict):
             return self.deeper(value, where, walk)
@@ -79,7 +81,7 @@ class IdentityTable:
         del self._open[id(value)]
         return tree
 
-    def deeper(self, value: Any, where: Where, walk: Callable[[Any, Where], Tree]) -> Tree:
+    def deeper(self, value: Value, where: Where, walk: Walk) -> Tree:
         """Return the result of `walk` for a container, one level deeper."""
         if self._depth >= MAX_DEPTH:
             raise NotEncodableError(path_of(where), f"nested deeper than {MAX_DEPTH}")
@@ -96,7 +98,7 @@ class IdentityTable:
             problem = f"more than {MAX_TREE_NODES} values so far; put numbers in arrays"
             raise NotEncodableError(path_of(where), problem)
 
-    def array(self, value: Any, where: Where) -> int:
+    def array(self, value: Value, where: Where) -> int:
         """Return the number of an array, one per object."""
         known = self._array_numbers.get(id(value))
         if known is not None:
@@ -104,7 +106,7 @@ class IdentityTable:
         number = self._array_numbers[id(value)] = self.new_array(value, where)
         return number
 
-    def new_array(self, value: Any, where: Where) -> int:
+    def new_array(self, value: Value, where: Where) -> int:
         """Number an array that no earlier number is for."""
         if self._by_value:
             problem = f"a {type(value).__qualname__} in a set or a key; use a number of Python"
@@ -114,9 +116,7 @@ class IdentityTable:
         self.arrays.append(ArrayLeaf(path_of(where), value))
         return len(self.arrays) - 1
 
-    def by_value(
-        self, value: Any, where: Where, walk: Callable[[Any, Where], Tree], *, in_member: bool
-    ) -> Tree:
+    def by_value(self, value: Value, where: Where, walk: Walk, *, in_member: bool) -> Tree:
         """Return the result of `walk` for a value without identity: nothing in it gets a number.
 
         It is an item of a set, a key, or the value of a member of an enumeration.

@@ -12,14 +12,13 @@ from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
 from ..._util.errors import TrioCkptError
-from .format import Tag, Tree
+from .format import Tag, Tree, Value
 
 MAX_FRACTION_BITS = 2**16  # decoding computes its greatest common divisor: 1 ms at this size
 INTS = range(-(2**63), 2**64)  # the integers of MessagePack
@@ -65,14 +64,14 @@ def decode_int(tree: Tree) -> int:
     """Decode an int."""
     if type(tree) is int:
         return tree
-    (data,) = _convert(tree, dict[int, bytes]).values()
+    (data,) = msgspec.convert(tree, dict[int, bytes]).values()
     if Tag.BIG_INT not in tree:
         raise ValueError("not an int")
     return int.from_bytes(data, signed=True)
 
 
 def _decode_big_int(tree: Tree) -> int:
-    return int.from_bytes(_convert(tree, bytes), signed=True)
+    return int.from_bytes(msgspec.convert(tree, bytes), signed=True)
 
 
 def _encode_complex(value: complex) -> Tree:
@@ -87,7 +86,7 @@ def _decode_complex(tree: Tree) -> complex:
 
 
 def _decode_decimal(tree: Tree) -> Decimal:
-    return Decimal(_convert(tree, str))
+    return Decimal(msgspec.convert(tree, str))
 
 
 def _encode_fraction(value: Fraction) -> Tree:
@@ -148,20 +147,20 @@ def _encode_timezone(zone: timezone) -> Tree:
 
 
 def _decode_timezone(tree: Tree) -> timezone:
-    days, seconds, micros, name = _convert(tree, tuple[int, int, int, str | None])
+    days, seconds, micros, name = msgspec.convert(tree, tuple[int, int, int, str | None])
     offset = timedelta(days, seconds, micros)
     return timezone(offset) if name is None else timezone(offset, name)
 
 
 def _encode_zoneinfo(zone: ZoneInfo) -> Tree:
-    key: Any = zone.key  # None if it was made from a file
+    key: Value = zone.key  # None if it was made from a file
     if key is None or _ZONE_KEY.fullmatch(key) is None:
         raise ValueError("a time zone without a key of the time zone database")
     return key
 
 
 def _decode_zoneinfo(tree: Tree) -> ZoneInfo:
-    key = _convert(tree, str)
+    key = msgspec.convert(tree, str)
     if _ZONE_KEY.fullmatch(key) is None:
         raise ValueError("not the key of a time zone")
     try:
@@ -179,7 +178,7 @@ def _encode_datetime(value: datetime) -> Tree:
 
 def _decode_datetime(tree: Tree) -> datetime:
     *numbers, fold, zone = tree
-    plain = datetime(*_convert(numbers, tuple[int, int, int, int, int, int, int]))
+    plain = datetime(*msgspec.convert(numbers, tuple[int, int, int, int, int, int, int]))
     return plain.replace(fold=_fold(fold), tzinfo=_decode_zone(zone))
 
 
@@ -190,11 +189,11 @@ def _encode_time(value: time) -> Tree:
 
 def _decode_time(tree: Tree) -> time:
     *numbers, fold, zone = tree
-    hour, minute, second, micros = _convert(numbers, tuple[int, int, int, int])
+    hour, minute, second, micros = msgspec.convert(numbers, tuple[int, int, int, int])
     return time(hour, minute, second, micros, fold=_fold(fold), tzinfo=_decode_zone(zone))
 
 
-def _fold(value: Any) -> int:
+def _fold(value: Tree) -> int:
     if type(value) is not int:
         raise TypeError("the fold of a time is not an int")
     return value
@@ -205,7 +204,7 @@ def _encode_date(value: date) -> Tree:
 
 
 def _decode_date(tree: Tree) -> date:
-    return date(*_convert(tree, tuple[int, int, int]))
+    return date(*msgspec.convert(tree, tuple[int, int, int]))
 
 
 def _encode_timedelta(value: timedelta) -> Tree:
@@ -213,7 +212,7 @@ def _encode_timedelta(value: timedelta) -> Tree:
 
 
 def _decode_timedelta(tree: Tree) -> timedelta:
-    return timedelta(*_convert(tree, tuple[int, int, int]))
+    return timedelta(*msgspec.convert(tree, tuple[int, int, int]))
 
 
 # ---------------------------------------------------------------------------------------
@@ -243,15 +242,10 @@ def _decode_path(tree: Tree) -> PurePath:
 
 
 def _decode_uuid(tree: Tree) -> UUID:
-    return UUID(bytes=_convert(tree, bytes))
+    return UUID(bytes=msgspec.convert(tree, bytes))
 
 
-def _convert(tree: Tree, kind: Any) -> Any:
-    """Return `tree` if it has that type; ValueError: it has not."""
-    return msgspec.convert(tree, kind)
-
-
-LEAF_ENCODERS: dict[type, tuple[int, Callable[[Any], Tree]]] = {
+LEAF_ENCODERS: dict[type, tuple[int, Callable[[Value], Tree]]] = {
     complex: (Tag.COMPLEX, _encode_complex),
     datetime: (Tag.DATETIME, _encode_datetime),
     date: (Tag.DATE, _encode_date),
@@ -269,7 +263,7 @@ LEAF_ENCODERS: dict[type, tuple[int, Callable[[Any], Tree]]] = {
 }
 """By exact type: an instance of a subclass would come back as another type."""
 
-LEAF_DECODERS: dict[int, Callable[[Tree], Any]] = {
+LEAF_DECODERS: dict[int, Callable[[Tree], Value]] = {
     Tag.BIG_INT: _decode_big_int,
     Tag.COMPLEX: _decode_complex,
     Tag.DATETIME: _decode_datetime,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import msgspec
 
-from .format import Tree
+from .format import Module, Tree, Value
 from .leaves import MissingHereError
 from .random_state import import_numpy
 
@@ -17,7 +16,7 @@ _PLAIN = re.compile(
 _EXTENDED = re.compile(r"bfloat16|float[4-8]_[a-z0-9]{4,12}|u?int[124]")
 
 
-def encode_scalar(value: Any) -> Tree:
+def encode_scalar(value: Value) -> Tree:
     """Return the value of a NUMPY_SCALAR node; None: its dtype has no short name (a record)."""
     dtype = value.dtype
     if type(value).__module__ == "ml_dtypes":
@@ -29,7 +28,7 @@ def encode_scalar(value: Any) -> Tree:
     return [dtype.str, value.tobytes()[: dtype.itemsize]]
 
 
-def decode_scalar(tree: Tree) -> Any:
+def decode_scalar(tree: Tree) -> Value:
     """Decode the value of a NUMPY_SCALAR node."""
     name, data = msgspec.convert(tree, tuple[str, bytes])
     numpy = import_numpy()
@@ -45,7 +44,7 @@ def decode_scalar(tree: Tree) -> Any:
     return numpy.frombuffer(data, dtype)[0] if data else numpy.zeros((), dtype)[()]
 
 
-def _import_ml_dtypes() -> Any:
+def _import_ml_dtypes() -> Module:
     try:
         import ml_dtypes
     except ImportError as error:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import random
 import struct
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import attrs
 import msgspec
 
 from ..._util.extras import pip_command
-from .format import Tree, kind_of
+from .format import Module, Tree, Value, kind_of
 from .leaves import MissingHereError, decode_int, encode_int
 
 MAX_SEED_WORDS = 4096  # of entropy, spawn key and pool; NumPy's own seeds have 1 to 8
@@ -53,10 +51,10 @@ class _Words:
     dtype: str
     count: int
 
-    def encode(self, value: Any) -> Tree:
+    def encode(self, value: Value) -> Tree:
         return value.astype(self.dtype).tobytes()
 
-    def decode(self, tree: Tree) -> Any:
+    def decode(self, tree: Tree) -> Value:
         numpy = import_numpy()
         if type(tree) is not bytes or len(tree) != self.count * numpy.dtype(self.dtype).itemsize:
             raise ValueError("words of a random generator of the wrong length")
@@ -69,10 +67,10 @@ class _Number:
 
     end: int
 
-    def encode(self, value: Any) -> Tree:
+    def encode(self, value: Value) -> Tree:
         return encode_int(int(value))
 
-    def decode(self, tree: Tree) -> Any:
+    def decode(self, tree: Tree) -> Value:
         number = decode_int(tree)
         if not 0 <= number < self.end:
             raise ValueError("a number of a random generator out of its range")
@@ -97,7 +95,7 @@ _LAYOUTS: dict[str, _Layout] = {
 }
 
 
-def import_numpy() -> Any:
+def import_numpy() -> Module:
     """Import NumPy, when a saved state needs it.
 
     Raises:
@@ -112,11 +110,11 @@ def import_numpy() -> Any:
 
 def numpy_random_kind(value: object) -> str | None:
     """Return ``bit_generator``, ``generator`` or ``random_state``; None: it is another value."""
-    numpy: Any = sys.modules.get("numpy")
+    numpy: Module = sys.modules.get("numpy")
     found = None if numpy is None else sys.modules.get("numpy.random")
     if numpy is None or found is None:
         return None
-    kind: Any = type(value)
+    kind = type(value)
     if kind is numpy.random.Generator:
         return "generator"
     if kind is numpy.random.RandomState:
@@ -124,26 +122,26 @@ def numpy_random_kind(value: object) -> str | None:
     return "bit_generator" if isinstance(value, numpy.random.BitGenerator) else None
 
 
-def encode_bit_generator(value: Any) -> Tree:
+def encode_bit_generator(value: Value) -> Tree:
     """Return the value of a BIT_GENERATOR node."""
     name = type(value).__name__
     if name not in _LAYOUTS or type(value).__module__.partition(".")[0] != "numpy":
         raise ValueError(f"the bit generator {name} is not one of {', '.join(_LAYOUTS)}")
-    state: dict[str, Any] = value.state
+    state: dict[str, Value] = value.state
     fields: list[Tree] = []
     for field, kind in _LAYOUTS[name].items():
-        found: Any = state
+        found: Value = state
         for step in field.split("."):
             found = found[step]
         fields.append(kind.encode(found))
     return [name, fields, _encode_seed(value.seed_seq)]
 
 
-def decode_bit_generator(tree: Tree) -> Any:
+def decode_bit_generator(tree: Tree) -> Value:
     """Decode the value of a BIT_GENERATOR node."""
-    name, fields, seed = msgspec.convert(tree, tuple[str, list[Any], Any])
+    name, fields, seed = msgspec.convert(tree, tuple[str, list[Tree], Tree])
     layout = _LAYOUTS[name]
-    state: dict[str, Any] = {"bit_generator": name, "state": {}}
+    state: dict[str, Value] = {"bit_generator": name, "state": {}}
     for (field, kind), part in zip(layout.items(), fields, strict=True):
         outer, _, inner = field.partition(".")
         into = state[outer] if inner else state
@@ -159,27 +157,26 @@ def decode_bit_generator(tree: Tree) -> Any:
     return result
 
 
-def _encode_seed(seed: Any) -> Tree:
+def _encode_seed(seed: Value) -> Tree:
     """Encode the seed for `Generator.spawn`; None: there is none, as in an old RandomState."""
-    numpy: Any = sys.modules["numpy"]
+    numpy: Module = sys.modules["numpy"]
     if seed is None:
         return None
     if type(seed) is not numpy.random.SeedSequence:
         raise ValueError(f"its seed is a {type(seed).__qualname__}; use a SeedSequence")
-    spawned: tuple[Any, ...] = tuple(seed.spawn_key)
-    entropy: Any = seed.entropy
+    entropy: Value = seed.entropy
     if entropy is not None:
         is_one = isinstance(entropy, int)
         words = [encode_int(int(word)) for word in ([entropy] if is_one else entropy)]
         if len(words) > MAX_SEED_WORDS // 2:
             raise ValueError(f"its seed has more than {MAX_SEED_WORDS // 2} words")
         entropy = words[0] if is_one else words
-    key = [encode_int(int(word)) for word in spawned]
+    key = [encode_int(int(word)) for word in seed.spawn_key]
     return [entropy, key, int(seed.pool_size), int(seed.n_children_spawned)]
 
 
-def _decode_seed(numpy: Any, tree: Tree) -> Any:
-    entropy, key, pool_size, children = msgspec.convert(tree, tuple[Any, list[Any], int, int])
+def _decode_seed(numpy: Module, tree: Tree) -> Value:
+    entropy, key, pool_size, children = msgspec.convert(tree, tuple[Tree, list[Tree], int, int])
     words = [decode_int(word) for word in (entropy if kind_of(entropy) is list else [entropy or 0])]
     if entropy is not None:
         entropy = words if kind_of(entropy) is list else words[0]
@@ -190,17 +187,18 @@ def _decode_seed(numpy: Any, tree: Tree) -> Any:
         raise ValueError("the seed of a random generator out of its range")
     if children not in range(2**32):
         raise ValueError("the children of a random generator out of their range")
-    make: Callable[..., Any] = numpy.random.SeedSequence
-    return make(entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=children)
+    return numpy.random.SeedSequence(
+        entropy, spawn_key=spawn_key, pool_size=pool_size, n_children_spawned=children
+    )
 
 
-def encode_legacy(value: Any) -> list[Tree]:
+def encode_legacy(value: Value) -> list[Tree]:
     """Return the fields of a RandomState beside its bit generator."""
-    state: dict[str, Any] = value.get_state(legacy=False)
+    state: dict[str, Value] = value.get_state(legacy=False)
     return [int(state["has_gauss"]), float(state["gauss"])]
 
 
-def decode_legacy(bits: Any, fields: list[Tree]) -> Any:
+def decode_legacy(bits: Value, fields: list[Tree]) -> Value:
     """Build a RandomState from a bit generator and the result of `encode_legacy`."""
     has_gauss, gauss = msgspec.convert(fields, tuple[int, float])
     if has_gauss not in (0, 1):
