@@ -26,7 +26,7 @@ from trio_ckpt._commit import group_commit, stream_outputs
 from trio_ckpt.cli._exits import EXIT_OWNED
 from trio_ckpt.outputs import _append, _system
 from trio_ckpt.stores import JsonStore, SqliteStore
-from trio_ckpt.stores._json import writer
+from trio_ckpt.stores._json import journal, writer
 from trio_ckpt.stores._sqlite import writer as _sqlite_writer
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +169,7 @@ class Points:
             (_sqlite_writer.SqliteWriter, "save", "save"),
             (writer.JsonWriter, "save", "save"),
             (_sqlite_writer.SqliteWriter, "_commit", "commit"),
-            (writer, "write_all", "commit"),
+            (journal, "write_all", "commit"),
         ]
         after = [(_sqlite_writer.SqliteWriter, "save"), (writer.JsonWriter, "save")]
         for place, name, point in before:

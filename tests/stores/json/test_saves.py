@@ -22,7 +22,7 @@ from trio_ckpt._util.errors import (
 )
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import JsonStore
-from trio_ckpt.stores._json import files, reader, writer
+from trio_ckpt.stores._json import files, journal, reader, writer
 
 
 class Spy:
@@ -51,8 +51,8 @@ class Spy:
 def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     """Watches whatever changes a run's files, or makes a change durable."""
     spy = Spy(monkeypatch)
-    spy.watch(writer, "write_all")
-    spy.watch(writer, "sync_data")
+    spy.watch(journal, "write_all")
+    spy.watch(journal, "sync_data")
     spy.watch(writer, "sync_folder")
     spy.watch(files, "write_durably")
     spy.watch(files, "sync_folder")
@@ -186,7 +186,7 @@ def _fill_the_disk(patch: pytest.MonkeyPatch) -> None:
         os.write(fd, content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    patch.setattr(writer, "write_all", write_all)
+    patch.setattr(journal, "write_all", write_all)
 
 
 async def test_write_that_cannot_be_undone_closes_the_run(
@@ -203,7 +203,7 @@ async def test_write_that_cannot_be_undone_closes_the_run(
             def ftruncate(fd: int, size: int) -> None:
                 raise OSError(errno.EIO, "Input/output error")
 
-            patch.setattr(writer.os, "ftruncate", ftruncate)
+            patch.setattr(journal.os, "ftruncate", ftruncate)
             with pytest.raises(StoreError, match="nothing was saved"):
                 await store.save(run, chain(A, 3, 3))
         with pytest.raises(StoreError, match="nothing more is written"):

@@ -349,7 +349,7 @@ async def test_drop_in_the_journal_of_what_is_not_there_is_damage(folder: Path) 
     async with store.lock_run("run") as owner:
         held = store._writer._held["run"]
         line = format.JournalLine(owner, 0, drops=[(A, [1])])
-        await store._writing.run(store._writer._append, "run", held, line)
+        await store._writing.run(store._writer._append, held, line)
         with pytest.raises(StoreDamagedError, match="line 2, is not what was written"):
             await store.read_run("run")
     await store.aclose()

@@ -7,21 +7,12 @@ fixed share at least (with records of the usual size it nearly doubles), so the 
 is linear in what was saved.  The run is also rewritten when it is released, so that
 after a run ``checkpoint.json`` has everything.
 
-Only the owner of a run writes its files, and the kernel ensures that there is one owner.  So the
-writer caches what appending needs while the run is owned: the open journal, where it ends, and the
-newest sequences.  The journal is locked, too, so that there is no second owner even if the
-lock file of the run was removed; and before each append the writer checks that the journal still
-is what it cached.
-
-When a write fails, the journal is cut back to where it ended: nothing was saved, and saving can
-go on when there is room.  When an fsync fails, the content of the disk is unknown, and a second
-fsync may falsely succeed (https://wiki.postgresql.org/wiki/Fsync_Errors): the outcome is
-unknown, and nothing more is written to the run.
+So the writer caches what appending needs while the run is owned: the open journal (`journal.py`),
+and the newest sequences.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,26 +24,21 @@ import msgspec
 
 from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
 from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
-from ..._util.forks import close_unshared, open_unshared
 from ..._util.log import at, get_logger
-from ..._util.text import plural
 from .._local.blob_pins import BlobPins
 from .._local.blobs import Blobs
 from .._local.fence import (
     compare_generation,
     compare_owner,
-    identity_of,
-    out_of_place,
     refuse_generation,
     save_each,
 )
-from .._local.files import explain, make_member, open_file, sync_data, sync_folder
-from .._local.locks import FileLock, lock_opening, locked_by_stranger, need_flock
+from .._local.files import explain, make_member, sync_folder
+from .._local.locks import lock_opening, need_flock
 from .content import blobs_of, named_in, payload_bytes
 from .files import (
     MAX_RUN_BYTES,
     PreparedFile,
-    journal_path,
     load,
     make_folders,
     make_marker,
@@ -61,9 +47,9 @@ from .files import (
     remove_leftovers,
     run_folder,
     run_folders,
-    write_all,
 )
 from .format import JournalLine, RunState, StreamState, encode_line, frame
+from .journal import OwnedJournal
 from .records import decode_entry, encode_entry, encode_fold
 
 logger = get_logger(__name__)
@@ -84,17 +70,13 @@ class _OwnedRun:
     generation: int
     first: int
     heads: dict[str, int]  # the newest sequences of the newest generation
-    fd: int
-    journal: int
-    size: int
-    check: bytes
+    journal: OwnedJournal
     checkpoint_bytes: int
-    rewrite_at: int
     records: int = 0  # in all generations, when it was locked or pruned
+    rewrite_at: int = attrs.field(init=False)
 
-    @property
-    def path(self) -> Path:
-        return journal_path(self.folder, self.journal)
+    def __attrs_post_init__(self) -> None:
+        self.rewrite_at = _rewrite_at(self.checkpoint_bytes)
 
 
 class JsonWriter:
@@ -143,44 +125,27 @@ class JsonWriter:
             # A killed rewrite may have left names that are not durable, and power loss would
             # remove a journal without a durable name, with all that is appended to it.
             sync_folder(folder)
-            fd = self._open_journal(folder, state.journal, run_id)
+            journal = OwnedJournal.open(run_id, folder, state.journal, end.size, end.check)
             try:
-                status = os.fstat(fd)
-                if status.st_nlink == 0 or status.st_size != end.size + end.torn:
-                    raise locked_by_stranger(run_id)  # its owner has ended since the read
-                remove_leftovers(folder, state.journal)
-                if end.torn:
-                    logger.info(
-                        "%s: cutting off %s that a crash left",
-                        folder,
-                        plural(end.torn, "byte"),
-                        extra=at(run_id),
-                    )
-                    os.ftruncate(fd, end.size)
-                if end.lacks_newline:
-                    write_all(fd, b"\n")
+                journal.mend_end(end)
             except BaseException:
-                close_unshared(fd)
+                journal.close()
                 raise
+        generation = max(state.generation, state.first)  # a pruned run begins with its next one
+        heads = {key: len(stream.entries) for key, stream in state.of(generation).items()}
         held = _OwnedRun(
             folder,
             state.owner,
-            max(state.generation, state.first),  # a pruned run begins with its next generation
+            generation,
             state.first,
-            {},
-            fd,
-            state.journal,
-            end.size + end.lacks_newline,
-            end.check,
+            heads,
+            journal,
             loaded.checkpoint_bytes,
-            0,
+            sum(len(stream.entries) for stream in state.streams.values()),
         )
-        held.heads = {key: len(s.entries) for key, s in state.of(held.generation).items()}
-        held.rewrite_at = _rewrite_at(held.checkpoint_bytes)
-        held.records = sum(len(stream.entries) for stream in state.streams.values())
         self._held[run_id] = held
         try:
-            self._append(run_id, held, JournalLine(held.owner + 1, held.generation))
+            self._append(held, JournalLine(held.owner + 1, held.generation))
         except BaseException:
             self._release(run_id)
             raise
@@ -197,10 +162,8 @@ class JsonWriter:
         except OSError as error:
             self._broken[run_id] = str(error)  # its name may not be durable
             raise
-        fd = self._open_journal(folder, written.journal, run_id)
-        held = _OwnedRun(folder, 1, 0, 0, {}, fd, 0, 0, b"", 0, 0)
-        _take_over(held, written)
-        self._held[run_id] = held
+        journal = _open_journal(run_id, folder, written)
+        self._held[run_id] = _OwnedRun(folder, 1, 0, 0, {}, journal, written.checkpoint_bytes)
         return 1
 
     def count(self, run_id: str) -> tuple[int, int]:
@@ -214,15 +177,17 @@ class JsonWriter:
         if held is None:
             return
         try:
-            if run_id not in self._broken:
-                self._need_untouched(run_id, held)
+            if held.journal.broken is None:
+                held.journal.need_untouched()
                 self._rewrite_if_it_can_be(run_id, held)
         finally:
             self._release(run_id)
 
     def _release(self, run_id: str) -> None:
-        held = self._held.pop(run_id)
-        FileLock(held.path, held.fd).release()
+        journal = self._held.pop(run_id).journal
+        if journal.broken is not None:
+            self._broken[run_id] = journal.broken
+        journal.release()
 
     # -----------------------------------------------------------------------------------
     # Saving
@@ -244,12 +209,12 @@ class JsonWriter:
             run.owner, run.generation, records, _encode_folds({**heads, **moved}, folds)
         )
         if line.records or line.folds or run.generation != held.generation:
-            self._append(run.run_id, held, line)
+            self._append(held, line)
             held.generation, held.heads = run.generation, heads
             held.heads.update(moved)
         else:
-            self._need_untouched(run.run_id, held)
-        if held.size > held.rewrite_at:
+            held.journal.need_untouched()
+        if held.journal.size > held.rewrite_at:
             self._rewrite_if_it_can_be(run.run_id, held)
         return outcomes
 
@@ -269,10 +234,12 @@ class JsonWriter:
         return held
 
     def _refuse_broken(self, run_id: str) -> None:
-        if run_id in self._broken:
+        held = self._held.get(run_id)
+        broken = self._broken.get(run_id) if held is None else held.journal.broken
+        if broken is not None:
             raise StoreError(
-                f"{run_folder(self._folder, run_id)} failed with {self._broken[run_id]}; nothing "
-                "more is written to it: check the disk and start again"
+                f"{run_folder(self._folder, run_id)} failed with {broken}; nothing more is written "
+                "to it: check the disk and start again"
             )
 
     def _add(
@@ -293,65 +260,16 @@ class JsonWriter:
         records.append((stream, msgspec.Raw(encode_entry(checkpoint))))
         moved[stream] = checkpoint.sequence
 
-    def _need_untouched(self, run_id: str, held: _OwnedRun) -> None:
-        """Check that the journal still is what its owner has written last.
-
-        Raises:
-            StoreConflictError: it is not; the run is not written any more.
-        """
-        status = os.fstat(held.fd)
-        self._need_in_place(run_id, held)
-        if status.st_size != held.size:
-            self._broken[run_id] = "files that another process changed"
-            raise StoreConflictError(
-                f"{held.path} was written by a process that does not own the run: nothing was "
-                "saved",
-                run_id=run_id,
-            )
-
-    def _need_in_place(self, run_id: str, held: _OwnedRun) -> None:
-        """Check that a process that opens the run by its name finds the journal open here."""
-        status = os.fstat(held.fd)
-        if identity_of(held.path) != (status.st_dev, status.st_ino):
-            self._broken[run_id] = "the removal of its files"
-            raise out_of_place(held.path, run_id)
-
-    def _append(self, run_id: str, held: _OwnedRun, line: JournalLine) -> None:
+    def _append(self, held: _OwnedRun, line: JournalLine) -> None:
         """Append a line, durably."""
-        content, check = frame(encode_line(line), held.check)
-        if held.checkpoint_bytes + held.size + len(content) > MAX_RUN_BYTES:
+        content, check = frame(encode_line(line), held.journal.check)
+        if held.checkpoint_bytes + held.journal.size + len(content) > MAX_RUN_BYTES:
             raise StoreError(
                 f"{held.folder} would be over {MAX_RUN_BYTES:,} bytes, more than a readable file "
                 "should have: nothing was saved; use the sqlite store for runs of this size, or "
                 "prune older generations"
             )
-        self._need_untouched(run_id, held)
-        try:
-            write_all(held.fd, content)
-        except OSError as error:
-            self._cut_back(run_id, held, error)
-        if self._is_synced:
-            try:
-                sync_data(held.fd)
-            except OSError as error:
-                self._broken[run_id] = str(error)
-                raise SaveOutcomeUnknownError(
-                    f"{held.path}: fsync failed with {error}, so it is unknown whether the save "
-                    "is on the disk; nothing more is written to it: check the disk and start again"
-                ) from error
-        held.size += len(content)
-        held.check = check
-        self._need_in_place(run_id, held)
-
-    def _cut_back(self, run_id: str, held: _OwnedRun, error: OSError) -> None:
-        """Undo a write that failed half way; the line is not whole, so it never counts."""
-        try:
-            os.ftruncate(held.fd, held.size)
-        except OSError as second:
-            self._broken[run_id] = str(second)
-        raise StoreError(
-            f"{held.path}: saving failed: {error.strerror}; nothing was saved"
-        ) from error
+        held.journal.append(content, check, is_synced=self._is_synced)
 
     # -----------------------------------------------------------------------------------
     # Rewriting, pruning
@@ -365,7 +283,7 @@ class JsonWriter:
                 written = prepare(held.folder, state)
         except StoreError as error:
             logger.warning("the journal grows on: %s", error, extra=at(run_id))
-            held.rewrite_at = 2 * held.size
+            held.rewrite_at = 2 * held.journal.size
             return
         self._switch(run_id, held, written)
 
@@ -373,35 +291,24 @@ class JsonWriter:
         """Publish the prepared files, and continue in the new journal."""
         try:
             publish(held.folder)
-            fd = self._open_journal(held.folder, written.journal, run_id)
+            journal = _open_journal(run_id, held.folder, written)
         except (OSError, RunLockedError) as error:
             # Power loss may leave either file: records appended to one may be lost.
-            self._broken[run_id] = str(error)
+            held.journal.give_up(str(error))
             raise SaveOutcomeUnknownError(
                 f"{held.folder}: replacing checkpoint.json failed with {error}; nothing more is "
                 "written to it: check the disk and start again"
             ) from error
-        FileLock(held.path, held.fd).release()
-        held.fd = fd
-        _take_over(held, written)
+        held.journal.release()
+        held.journal, held.checkpoint_bytes = journal, written.checkpoint_bytes
+        held.rewrite_at = _rewrite_at(written.checkpoint_bytes)
         with suppress(OSError):  # the next owner of the run tries again
-            remove_leftovers(held.folder, held.journal)
-
-    def _open_journal(self, folder: Path, number: int, run_id: str) -> int:
-        path = journal_path(folder, number)
-        journal = FileLock(path, open_unshared(open_file, path, os.O_WRONLY | os.O_APPEND))
-        try:
-            if not journal.take(wait=False):
-                raise locked_by_stranger(run_id)
-        except BaseException:
-            journal.close()
-            raise
-        return journal.fd
+            remove_leftovers(held.folder, written.journal)
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are counted, not removed."""
         held = self._fence(run)
-        self._need_untouched(run.run_id, held)
+        held.journal.need_untouched()
         compare_generation(held.generation, run, "removed")
         first = max(held.first, held.generation + 1 - keep)
         state = _load_owned(run.run_id, held)
@@ -429,14 +336,14 @@ class JsonWriter:
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
         """See `Store.drop_blobs`; returns the digests that were named.  It reads the whole run."""
         held = self._fence(run)
-        self._need_untouched(run.run_id, held)
+        held.journal.need_untouched()
         compare_generation(held.generation, run, "dropped")
         found = _load_owned(run.run_id, held).streams.get((held.generation, stream), StreamState())
         there = sorted({n for n in sequences if 1 <= n <= len(found.entries)})
         named = {n: blobs for n in there if (blobs := decode_entry(found.entries[n - 1]).blobs)}
         if named:
             line = JournalLine(run.owner, run.generation, drops=[(stream, list(named))])
-            self._append(run.run_id, held, line)
+            self._append(held, line)
         return {digest for blobs in named.values() for digest in blobs}
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
@@ -468,10 +375,9 @@ def _load_owned(run_id: str, held: _OwnedRun) -> RunState:
     return loaded.state
 
 
-def _take_over(held: _OwnedRun, written: PreparedFile) -> None:
-    held.journal, held.size, held.check = written.journal, written.journal_bytes, written.check
-    held.checkpoint_bytes = written.checkpoint_bytes
-    held.rewrite_at = _rewrite_at(held.checkpoint_bytes)
+def _open_journal(run_id: str, folder: Path, written: PreparedFile) -> OwnedJournal:
+    size, check = written.journal_bytes, written.check
+    return OwnedJournal.open(run_id, folder, written.journal, size, check)
 
 
 def _rewrite_at(checkpoint_bytes: int) -> int:
