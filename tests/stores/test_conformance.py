@@ -455,12 +455,10 @@ class RemovesAttached(MemoryStore):
 
 
 class NamesWhatIsNotThere(MemoryStore):
-    def _append(
-        self, streams: dict[str, Any], checkpoint: Checkpoint, failed: dict[str, int]
-    ) -> Exception | None:
+    def _append(self, streams: dict[str, Any], checkpoint: Checkpoint) -> None:
         there = tuple(name for name in checkpoint.blobs if name in self._memory.blobs)
         checkpoint = attrs.evolve(checkpoint, blobs=there)
-        return super()._append(streams, checkpoint, failed)
+        super()._append(streams, checkpoint)
 
 
 class TakesOneBuffer(MemoryStore):
