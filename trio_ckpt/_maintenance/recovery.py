@@ -23,7 +23,7 @@ from .._util.plain import decode_key
 from .._util.text import number, plural, spans
 from ..stores._local.blobs import is_digest
 from ..stores._local.check import LOSSES, blob_problem
-from ..stores._local.files import make_folder, open_file, sync_file, sync_folder
+from ..stores._local.files import make_folder, open_file, sync_file, sync_folder, write_durably
 from ..stores._local.watermark import (
     Watermark,
     all_watermarks,
@@ -147,7 +147,8 @@ class Recovery:
         """Keep a durable copy of a file that is about to be replaced."""
         if path.exists():
             goal = self._goal(path)
-            with open(path, "rb") as source, open(_new(goal), "wb") as target:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with open(path, "rb") as source, open(open_file(goal, flags), "wb") as target:
                 shutil.copyfileobj(source, target, 2**20)
                 target.flush()
                 sync_file(target.fileno())
@@ -224,10 +225,7 @@ class Recovery:
             return
         self.keep(path)
         temporary = path.with_suffix(".tmp")
-        with open(_new(temporary), "wb") as file:
-            file.write(encode_watermark(seen))
-            file.flush()
-            sync_file(file.fileno())
+        write_durably(temporary, encode_watermark(seen))
         os.replace(temporary, path)
         sync_folder(path.parent)
         if before.is_ahead_of(seen.generation, seen.records):
@@ -237,8 +235,3 @@ class Recovery:
 
 def _count(seen: Watermark) -> str:
     return plural(seen.records, "checkpoint")
-
-
-def _new(path: Path) -> int:
-    path.unlink(missing_ok=True)
-    return open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)

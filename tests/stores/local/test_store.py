@@ -258,7 +258,7 @@ async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
     """Before that an older owner, stopped in its commit, could still name one of them."""
     store = await kind.open(folder)
     order: list[str] = []
-    for name in ("raise_owner", "remove_orphans"):
+    for name in ("raise_owner", "unnamed"):
         real = getattr(store._writer, name)
 
         def call(*args: Any, name: str = name, real: Any = real) -> Any:
@@ -267,5 +267,5 @@ async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
 
         monkeypatch.setattr(store._writer, name, call)
     async with store.lock_run("run"):
-        assert order == ["raise_owner", "remove_orphans"]
+        assert order == ["raise_owner", "unnamed"]
     await store.aclose()

@@ -31,9 +31,9 @@ from .._local.files import (
     need_folder,
     open_file,
     refuse_strangers,
-    sync_file,
     sync_folder,
     warn_of_others,
+    write_durably,
 )
 from .format import (
     JournalEnd,
@@ -125,7 +125,7 @@ def check_marker(folder: Path) -> None:
 
 def _write_marker(folder: Path) -> None:
     content = msgspec.json.encode(_Marker(_FORMAT, FORMAT_VERSION)) + b"\n"
-    write_durably(folder, "store.json.tmp", content)
+    write_durably(folder / "store.json.tmp", content)
     os.replace(folder / "store.json.tmp", folder / "store.json")
     sync_folder(folder)
     sync_folder(folder.parent)  # a crash may have come between the folder's making and this
@@ -285,8 +285,8 @@ def prepare(folder: Path, state: RunState) -> PreparedFile:
     content = render_checkpoint(state)
     if len(content) > MAX_RUN_BYTES:
         raise StoreError(f"{folder} would be over {MAX_RUN_BYTES:,} bytes")
-    write_durably(folder, journal_path(folder, state.journal).name, head)
-    write_durably(folder, _TEMPORARY, content)
+    write_durably(journal_path(folder, state.journal), head)
+    write_durably(folder / _TEMPORARY, content)
     sync_folder(folder)
     temporary = folder / _TEMPORARY
     if read_whole(temporary, MAX_FILE_BYTES) != content:
@@ -311,19 +311,3 @@ def remove_leftovers(folder: Path, journal: int) -> None:
     for name in os.listdir(folder):
         if name == _TEMPORARY or (_JOURNAL.fullmatch(name) and name != kept):
             (folder / name).unlink(missing_ok=True)
-
-
-def write_durably(folder: Path, name: str, content: bytes) -> None:
-    """Write a new file with a durable content; its name is not durable yet."""
-    path = folder / name
-    path.unlink(missing_ok=True)  # a crash may have left one
-    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb", buffering=0) as file:
-        write_all(file.fileno(), content)
-        sync_file(file.fileno())
-
-
-def write_all(fd: int, content: bytes) -> None:
-    """Write all bytes; a full disk takes a part and refuses the rest."""
-    left = memoryview(content)
-    while left:
-        left = left[os.write(fd, left) :]

@@ -23,9 +23,9 @@ from ..._util.forks import open_unshared
 from ..._util.log import at, get_logger
 from ..._util.text import plural
 from .._local.fence import identity_of, out_of_place
-from .._local.files import open_file, sync_data
+from .._local.files import open_file, sync_data, write_all
 from .._local.locks import FileLock, locked_by_stranger
-from .files import journal_path, remove_leftovers, write_all
+from .files import journal_path, remove_leftovers
 from .format import JournalEnd
 
 logger = get_logger(__name__)

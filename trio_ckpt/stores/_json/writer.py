@@ -353,20 +353,6 @@ class JsonWriter:
             wanted.difference_update(named_in(run_folders(self._folder)))
         return sorted(wanted)
 
-    def remove_orphans(self) -> None:
-        """Remove blobs that no record names; errors are logged."""
-        named: list[set[str]] = []  # read only if there is a blob
-
-        def is_named(blob: str) -> bool:
-            if not named:
-                named.append(set(named_in(run_folders(self._folder))))
-            return blob in named[0]
-
-        try:
-            self._blobs.remove_orphans(is_named)
-        except (OSError, StoreError) as error:
-            logger.warning("%s: orphans are left: %s", self._folder, error)
-
 
 def _load_owned(run_id: str, held: _OwnedRun) -> RunState:
     loaded = load(held.folder, run_id)

@@ -111,17 +111,13 @@ class Blobs:
         except OSError:
             return 0
 
-    def names(self) -> list[str]:
-        """Return the digests of all blobs that exist."""
-        return [path.name for path in self._files()]
-
-    def _files(self) -> Generator[Path]:
-        """Yield the files of all blobs; skips foreign files, and folders behind a link."""
+    def names(self) -> Generator[str]:
+        """Yield the digests of all blobs; skips foreign files, and folders behind a link."""
         for shard in _entries(self._folder):
             if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
                 for entry in _entries(Path(shard.path)):
                     if _DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        yield Path(entry.path)
+                        yield entry.name
 
     def _temporaries(self) -> Generator[Path]:
         """Yield temporary files, which have no final name yet."""
@@ -216,13 +212,12 @@ class Blobs:
             with explain(path, "removing the blob"):
                 path.unlink(missing_ok=True)
 
-    def remove_orphans(self, is_named: Callable[[str], bool]) -> None:
+    def remove_orphans(self, unnamed: Iterable[str]) -> None:
         """Remove what crashes left: temporary files, and blobs that no record references.
 
         Only valid while no process owns a run of the store: a blob is put before its record.
         """
-        unnamed = (path for path in self._files() if not is_named(path.name))
-        for path in sorted([*unnamed, *self._temporaries()]):
+        for path in sorted([*map(self._path, unnamed), *self._temporaries()]):
             logger.info("removing %s, which no record names", path)
             path.unlink(missing_ok=True)
 

@@ -78,6 +78,21 @@ def _check_file(path: Path, status: os.stat_result, *, is_written: bool) -> None
         )
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a new file with a durable content; its name is not durable yet."""
+    path.unlink(missing_ok=True)  # a crash may have left one
+    with open(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb", buffering=0) as file:
+        write_all(file.fileno(), content)
+        sync_file(file.fileno())
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write all bytes; a full disk takes a part and refuses the rest."""
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
 def sync_file(fd: int) -> None:
     """Make a file's content durable."""
     if sys.platform == "darwin":

@@ -52,9 +52,6 @@ class LocalWriter(Protocol):
     def unnamed(self, digests: Iterable[str]) -> list[str]:
         """Return the digests that no record of the store references."""
 
-    def remove_orphans(self) -> None:
-        """Remove blobs that no record references; errors are logged."""
-
     def close(self) -> None:
         """Close all files."""
 

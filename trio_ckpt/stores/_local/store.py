@@ -182,8 +182,15 @@ class LocalStore(Store):
 
     async def _clean(self, lock: RunLock) -> None:
         """Remove what crashes left, then allow others to own runs."""
-        await self._writing.run(self._writer.remove_orphans)
+        await self._writing.run(self._remove_orphans)
         await run_blocking(lock.share)
+
+    def _remove_orphans(self) -> None:
+        """Remove blobs that no record references; errors are logged."""
+        try:
+            self._blobs.remove_orphans(self._writer.unnamed(self._blobs.names()))
+        except (OSError, StoreError) as error:
+            logger.warning("%s: orphans are left: %s", self._folder, error)
 
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
         self._owned -= 1
@@ -196,7 +203,7 @@ class LocalStore(Store):
             if run_id in self._leaving:
                 self._leaving.discard(run_id)
                 if await run_blocking(lock.be_alone):
-                    await self._writing.run(self._writer.remove_orphans)
+                    await self._writing.run(self._remove_orphans)
         finally:
             try:
                 await run_blocking(lock.release)
@@ -344,8 +351,7 @@ class LocalStore(Store):
             StoreError: the store cannot be read.
         """
         self._check_open()
-        names = await run_blocking(self._blobs.names)
-        free = await shielded(self._writing.run, self._writer.unnamed, names)
+        free = await shielded(self._writing.run, self._writer.unnamed, self._blobs.names())
         return len(free), sum(map(self._blobs.size, free))
 
     async def check(self) -> AsyncGenerator[Finding]:

@@ -207,20 +207,14 @@ class SqliteWriter:
         if self._broken is None and not self._is_in_place():
             self._refuse_place()
 
-    def remove_orphans(self) -> None:
-        """Remove blobs that no record names; errors are logged."""
-        try:
-            self._blobs.remove_orphans(self._is_named)
-        except (OSError, sqlite3.Error) as error:
-            logger.warning("%s: orphans are left: %s", self._database, error)
-
-    def _is_named(self, digest: str) -> bool:
-        return self._cursor.execute(IS_NAMED, {"digest": digest}).fetchone() is not None
-
     def unnamed(self, digests: Iterable[str]) -> list[str]:
         """Return the digests that no record of the store names."""
         with explain_sqlite(self._database, "reading the names of blobs"):
-            return [digest for digest in digests if not self._is_named(digest)]
+            return [
+                digest
+                for digest in digests
+                if self._cursor.execute(IS_NAMED, {"digest": digest}).fetchone() is None
+            ]
 
     def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
