@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-import trio_ckpt
+import trio_ckpt.abc
 from tests.loggers import LOGGERS
 from tests.remote.misbehaving import RAISED
 from trio_ckpt import CheckpointCoordinator, CheckpointFailedError, RetryRule, RetryTable, Then
