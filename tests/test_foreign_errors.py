@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_a_log_record_is_made_whatever_is_in_it(
     what: str, make: Callable[[], Exception], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert name in LOGGERS
+    importlib.import_module(name)
     log = logging.getLogger(name)
     log.warning("an item failed: %s", make())
     try:

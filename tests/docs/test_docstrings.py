@@ -33,6 +33,19 @@ def public_objects() -> Iterator[tuple[str, Any]]:
                 yield f"{module_name}.{name}", value
 
 
+PUBLIC_CLASSES = {value for _, value in public_objects() if inspect.isclass(value)}
+
+
+def members_of(value: type) -> dict[str, Any]:
+    """What a public class has of its own, or from bases of ours that are not public."""
+    members: dict[str, Any] = {}
+    for base in reversed(value.__mro__):
+        is_ours = base.__module__.startswith("trio_ckpt")
+        if base is value or (is_ours and base not in PUBLIC_CLASSES):
+            members |= vars(base)
+    return members
+
+
 def async_functions() -> Iterator[tuple[str, Any]]:
     """Each public async function and method; not what a class overrides of a contract."""
     for name, value in public_objects():
@@ -42,7 +55,7 @@ def async_functions() -> Iterator[tuple[str, Any]]:
             overridden = {*vars(Store), *vars(Observer)} if value is not Store else set[str]()
             members = {
                 f"{name}.{attribute}": member
-                for attribute, member in vars(value).items()
+                for attribute, member in members_of(value).items()
                 if not attribute.startswith("_")
                 and inspect.isfunction(member)
                 and not (issubclass(value, Store | Observer) and attribute in overridden)
@@ -61,7 +74,7 @@ def functions() -> Iterator[tuple[str, Any]]:
         if inspect.isfunction(value):
             yield name, value
         elif inspect.isclass(value):
-            for attribute, member in vars(value).items():
+            for attribute, member in members_of(value).items():
                 function = getattr(member, "__func__", member)  # of a class method
                 if not attribute.startswith("_") and inspect.isfunction(function):
                     yield f"{name}.{attribute}", function
@@ -103,7 +116,11 @@ def writers() -> set[str]:
     """The public functions that write bytes, but for those that override a contract's."""
     overrides = {f".{name}" for name in vars(Store)}
     silent = tuple(NOT_WRITERS)
-    stores = ("trio_ckpt.stores.MemoryStore", "trio_ckpt.testing.FaultyStore")
+    stores = tuple(
+        name
+        for name, value in public_objects()
+        if inspect.isclass(value) and issubclass(value, Store) and value is not Store
+    )
     by_verb = {
         name
         for name in FUNCTIONS

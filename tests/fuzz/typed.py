@@ -84,7 +84,7 @@ def open_request() -> Reader:
             "query_string": query,
             "headers": headers,
         }
-        verdict = access.judge(scope)
+        verdict = access.authorize(scope)
         knows = [value for name, value in headers if name == b"authorization"]
         if isinstance(verdict, AccessDenied):
             law(holds=b"\n" not in refusal_body(verdict), broken="a forged line")

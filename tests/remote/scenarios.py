@@ -351,7 +351,7 @@ async def be_refused(play: Play) -> None:
     """Who does not know the secret is refused, and so is another job of the same name."""
     await trio.sleep(0.7)
     stranger = Worker(b"another secret of 16 bytes", ("x",), 1, "stranger", 1.0)
-    with suppress(BaseExceptionGroup):
+    with suppress(remote.HandshakeRefusedError, remote.ConnectionLostError):
         await stranger.run(play.site.dial("stranger"))
     with suppress(remote.HandshakeRefusedError, remote.ConnectionLostError):
         async with play.site.client("another stranger", b"another secret of 16 bytes"):

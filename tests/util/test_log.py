@@ -52,6 +52,7 @@ def test_a_record_is_one_line_and_its_traceback_begins_no_other(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However it comes in: as an argument, as an exception, in a traceback."""
+    importlib.import_module(name)
     log = logging.getLogger(name)
     with caplog.at_level(logging.DEBUG, name):
         log.info("%s was there: %s", EVIL, ValueError(EVIL))

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import logging
 from collections.abc import Generator
@@ -40,6 +41,7 @@ def of_loggers(caplog: pytest.LogCaptureFixture, *names: str) -> list[tuple[Any,
 
 @pytest.mark.parametrize("name", LOGGERS)
 def test_a_formatter_may_name_the_fields_for_every_logger(name: str) -> None:
+    importlib.import_module(name)
     log, out = logging.getLogger(name), io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(logging.Formatter(FORMAT))

@@ -27,7 +27,7 @@ its attempt.
 
 **Encode** and **submit** happen without a schedule point between, because the bytes are sealed
 for the next sequence number of the stream.  From here on nothing is abandoned: a cancelled loop
-waits, since nobody could tell it afterwards whether its batch was saved.
+waits, since nothing could tell it afterwards whether its batch was saved.
 
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
 and fsynced, the record in the store, progress moved.
@@ -314,7 +314,7 @@ class Gate:
         Args:
             batch: The attempt.
             end: How it ended.
-            error: What went wrong; None: nothing did, or nobody said what.
+            error: What went wrong; None: nothing did, or no reason was given.
             retryable: Whether a plain resume may try the batch again.
 
         Returns:

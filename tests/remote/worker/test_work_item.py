@@ -208,8 +208,8 @@ async def test_a_state_that_cannot_be_saved_is_told_where_a_person_looks(
             assert await client.attach(job_id) == [1]
     said = [one for one in caplog.records if why in one.getMessage()]
     assert {one.name for one in said} == {
-        "trio_ckpt.remote.worker",
-        "trio_ckpt.remote.foreman",
+        "trio_ckpt.remote._worker.work_item",
+        "trio_ckpt.remote._foreman.dispatch",
     }
     assert len(said) == 2
     done = await remote.read_task(site.store, task_id_of(job_id, 0))

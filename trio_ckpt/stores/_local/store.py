@@ -349,6 +349,8 @@ class LocalStore(Store):
 
         Raises:
             StoreError: the store cannot be read.
+
+        Cancellation: not once it has begun.
         """
         self._check_open()
         free = await shielded(self._writing.run, self._writer.unnamed, self._blobs.names())
