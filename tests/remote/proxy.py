@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import attrs
 import trio
 
+HANDSHAKE_CHUNKS = 2  # of a direction: of HTTP, and the first message
 CHUNK_BYTES = 4_096
 
 
@@ -64,9 +65,10 @@ class Proxy:
     async def _carry(
         self, source: trio.SocketStream, goal: trio.SocketStream, scope: trio.CancelScope
     ) -> None:
-        has_lost = False
+        has_lost, chunks = False, 0
         try:
             while data := await source.receive_some(CHUNK_BYTES):
+                chunks += 1
                 if self.delay_s:
                     await trio.sleep(self.delay_s)
                 if self.bytes_per_s:
@@ -74,13 +76,14 @@ class Proxy:
                 if self.is_silent or has_lost:
                     has_lost = True
                     continue
-                await goal.send_all(self._maybe_corrupted(bytes(data)))
+                await goal.send_all(self._maybe_corrupted(bytes(data), chunks))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass
         scope.cancel()
 
-    def _maybe_corrupted(self, data: bytes) -> bytes:
-        if not self.corrupt_next or len(data) < 100:
+    def _maybe_corrupted(self, data: bytes, number: int) -> bytes:
+        """Turn a bit if asked to, but not in a handshake: a secret that differs is final."""
+        if not self.corrupt_next or len(data) < 100 or number <= HANDSHAKE_CHUNKS:
             return data
         self.corrupt_next = False
         self.corrupted += 1

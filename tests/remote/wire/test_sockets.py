@@ -93,6 +93,33 @@ async def test_no_foreman_listens() -> None:
             pass
 
 
+@pytest.mark.parametrize(
+    ("answer", "kind", "text"),
+    [
+        (b"400 Bad Request\r\nContent-Length: 0", ConnectionLostError, "HTTP 400"),
+        (b"502 Bad Gateway\r\nContent-Length: 0", ConnectionLostError, "HTTP 502"),
+        (b"403 Forbidden\r\nContent-Length: 0", ConnectionLostError, "HTTP 403"),
+        (b"403 Forbidden\r\nContent-Length: 2\r\n\r\nno", HandshakeRefusedError, "no"),
+    ],
+)
+async def test_only_the_foremans_own_words_are_final(
+    answer: bytes, kind: type[Exception], text: str, nursery: trio.Nursery
+) -> None:
+    """A proxy whose foreman starts again answers 502; a request that arrives damaged gets 400."""
+
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some(4_096)
+        await stream.send_all(b"HTTP/1.1 " + answer + b"\r\n\r\n" * (b"\r\n\r\n" not in answer))
+        await stream.aclose()
+
+    listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
+    port = listeners[0].socket.getsockname()[1]
+    with pytest.raises(kind, match=text):
+        async with dial(f"ws://127.0.0.1:{port}", None):
+            pass
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "ws://", "127.0.0.1:9000"])
 async def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):

@@ -28,6 +28,7 @@ log = get_logger(__name__)
 CLOSE_S = 1.0  # for the closing handshake: a peer that does not answer is left
 CLOSE_UNHEARD_S = 0.05  # to send the close frame without waiting for an answer
 BUFFER_BYTES = 2**16  # read at a time: about one frame
+REFUSED = 403  # the HTTP status of a foreman that refuses a peer; its reason is the body
 QUEUED_FRAMES = 2  # read but not taken; further frames wait in the kernel and block the sender
 
 
@@ -163,9 +164,15 @@ async def _talking(stream: trio.abc.Stream) -> AsyncGenerator[trio.Nursery]:
 
 
 def _lost_by(failure: BaseException) -> Exception:
+    """What a failure of the tasks of a WebSocket means; only the foreman itself refuses for good.
+
+    It answers 403 with its reason.  Other codes come from something between, such as a proxy whose
+    foreman starts again, or are the answer to a request that arrived damaged.
+    """
     if isinstance(failure, trio_websocket.ConnectionRejected):
-        body = (failure.body or b"").decode("utf-8", "replace")
-        return HandshakeRefusedError("request", body or f"HTTP {failure.status_code}")
+        if failure.status_code == REFUSED and failure.body:
+            return HandshakeRefusedError("request", failure.body.decode("utf-8", "replace"))
+        return ConnectionLostError(f"the request was answered with HTTP {failure.status_code}")
     return ConnectionLostError(f"the connection was refused or broken: {failure!r}")
 
 
@@ -228,7 +235,7 @@ async def accept(
             reason = refuse(request)
             if reason is not None:
                 log.warning("a connection was refused: %s", reason)
-                await request.reject(403, body=reason.encode())
+                await request.reject(REFUSED, body=reason.encode())
             else:
                 watched.ended = _nothing
                 connection = await request.accept()
