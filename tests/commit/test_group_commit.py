@@ -15,8 +15,7 @@ import trio_ckpt._journal.run_status
 import trio_ckpt.cli._show
 from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
 from trio_ckpt._commit.group_commit import GroupCommitter, open_committer
-from trio_ckpt._commit.pending_commit import PendingCommit
-from trio_ckpt._commit.stream_log import StreamLog
+from trio_ckpt._commit.stream_log import PendingCommit, StreamLog
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._util.arguments import MAX_INDEX
 from trio_ckpt._util.errors import leaves_of

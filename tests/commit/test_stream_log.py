@@ -11,8 +11,7 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import Batch, run_batches
-from trio_ckpt._commit.group_commit import RECORDS_PER_FOLD
-from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD
+from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD, RECORDS_PER_FOLD
 from trio_ckpt.stores import MemoryStore
 
 

@@ -62,8 +62,7 @@ from .._journal.record import (
     encode_record,
 )
 from .._journal.store import AttemptEnd
-from .._tokens.registry import AnyToken
-from .._tokens.token import CANCELLED, WITHDRAWN, Failure, TokenState, failure_of
+from .._tokens.token import CANCELLED, WITHDRAWN, AnyToken, Failure, TokenState, failure_of
 from .._util.arguments import whole_number
 from .._util.errors import (
     BatchFailedError,
@@ -87,9 +86,9 @@ from .awaits import NeverAwaitedError
 from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
 from .exits import GATE, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
-from .pending_commit import PendingCommit
 from .retry import Again, GiveUp, Then
 from .stored_state import EncodedState
+from .stream_log import PendingCommit
 
 log = get_logger(__name__)
 
@@ -155,7 +154,7 @@ class Gate:
         stream.open[index] = batch
         stream.handed_at = trio.current_time()
         stream.stop.enter_batch(token)
-        if stream.committer.observers:
+        if stream.committer.observers.all:
             stream.committer.observers.began(stream.attempt_of(batch))
         watch_handed_out.get()(token)
         return batch
@@ -176,7 +175,7 @@ class Gate:
             return await self._pass(batch, way, error)
         finally:
             stream = self.open_stream
-            if stream.committer.observers and batch.state is AttemptState.OVER:
+            if stream.committer.observers.all and batch.state is AttemptState.OVER:
                 stream.committer.observers.left(stream.attempt_of(batch))
 
     async def confirm(self, batch: AnyBatch) -> None:
@@ -380,7 +379,7 @@ class Gate:
                 self._give_up_save(batch, bug)
                 raise
 
-        if committer.observers:
+        if committer.observers.all:
             committer.observers.settled(stream.attempt_of(batch))
         blobs = () if state is None else state.kept.blobs
         checkpoint = await committer.encode(stream_log, payload, blobs)

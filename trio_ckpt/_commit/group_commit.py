@@ -31,7 +31,7 @@ from functools import partial
 
 import trio
 
-from .._journal.progress import Progress, apply
+from .._journal.progress import Progress
 from .._journal.record import Record, encode_record
 from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store
 from .._util.errors import (
@@ -52,12 +52,10 @@ from .._util.threads import NOT_BEGUN, WorkerThread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 from .observers import Observers
-from .pending_commit import PendingCommit, refuse_to_abort
-from .stream_log import StreamLog
+from .stream_log import FoldSchedule, PendingCommit, StreamLog, refuse_to_abort
 
 log = get_logger(__name__)
 
-RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
@@ -92,8 +90,7 @@ class GroupCommitter:
         self._queue: list[PendingCommit] = []
         self._taken: list[PendingCommit] = []  # the group in flight
         self._stream_logs: list[StreamLog] = []
-        self._unfolded = 0
-        self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
+        self._folds = FoldSchedule()
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_closing = False
         self._is_over = False
@@ -161,12 +158,10 @@ class GroupCommitter:
         sizes: list[int] = []
         with give_up_after(self._save_timeout_s):
             name = await self._store.put_blob(_counted(payload, sizes))
-            if self.observers:
+            if self.observers.all:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name
-        unknown = self._too_slow("writing a blob")
-        self._set_poison(unknown)
-        raise unknown
+        raise self._poison_for_time("writing a blob")
 
     async def check_owner(self, max_age_s: float = 0.0) -> None:
         """Check that no other process has taken the run over, before a shared file is changed.
@@ -191,9 +186,7 @@ class GroupCommitter:
                 self._set_poison(error)
                 raise
             return
-        unknown = self._too_slow("a save")
-        self._set_poison(unknown)
-        raise unknown
+        raise self._poison_for_time("a save")
 
     async def save(
         self,
@@ -266,8 +259,7 @@ class GroupCommitter:
             raise self.poison
         if self._is_over:
             raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
-        pending.stream_log.expect(pending.produced)
-        pending.stream_log.submitted = pending.checkpoint.sequence
+        pending.begin()
         self._queue.append(pending)
         self._wake()
 
@@ -306,7 +298,8 @@ class GroupCommitter:
                         self._idle_task = trio.lowlevel.current_task()
                         await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
                 self._is_over = True
-                await self._save_folds()
+                if (folds := self._folds.take_all()) and self.poison is None:
+                    await self._save([], folds)  # best effort: they make the next resume faster
             except BaseException as error:  # a bug of a store or a key function: all waiters wake
                 self._idle_task = None
                 self._set_poison(self._unknown(f"a save raised {class_name(error)}"))
@@ -324,12 +317,12 @@ class GroupCommitter:
         group = await self._append_lines(taken) if any(p.lines for p in taken) else taken
         if not group:
             return
-        folds = self._due_folds()
+        folds = self._folds.take_due()
         outcomes = await self._save(group, folds)
         if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
-            self._unfolded += len(group)
             for pending in group:
-                self._confirm(pending)
+                self._folds.add(pending.stream_log)
+                pending.end(None)
         else:
             self._sort_out(group, outcomes)
 
@@ -340,7 +333,7 @@ class GroupCommitter:
                 checkpoints = [pending.checkpoint for pending in group]
                 outcomes = await self._store.save(self.run_key, checkpoints, folds)
                 self._owned_at = asked_at
-                if self.observers:
+                if self.observers.all:
                     self._report_saved(checkpoints, outcomes, folds)
                 return outcomes
             except (StoreConflictError, SaveOutcomeUnknownError) as error:
@@ -354,9 +347,7 @@ class GroupCommitter:
                     extra=at(self.run_key.run_id),
                 )
                 return [error] * len(group)
-        unknown = self._too_slow("a save")
-        self._set_poison(unknown)
-        return [unknown] * len(group)
+        return [self._poison_for_time("a save")] * len(group)
 
     def _report_saved(
         self,
@@ -376,23 +367,18 @@ class GroupCommitter:
             run_id=self.run_key.run_id,
         )
 
-    def _too_slow(self, what: str) -> SaveOutcomeUnknownError:
-        timeout = f"{self._save_timeout_s:g} s (save_timeout_s)"
-        return self._unknown(f"{what} took longer than {timeout}")
-
-    def _confirm(self, pending: PendingCommit) -> None:
-        stream_log, record = pending.stream_log, pending.record
-        for sink, lines in pending.lines:
-            sink.confirm(sink.confirmed + len(lines))
-        apply(stream_log.progress, pending.checkpoint.sequence, record)
-        self._dirty[stream_log] = None
-        pending.end(None)
+    def _poison_for_time(self, what: str) -> SaveOutcomeUnknownError:
+        """Poison the run, because something did not end in time; returns the reason."""
+        limit = f"{self._save_timeout_s:g} s (save_timeout_s)"
+        unknown = self._unknown(f"{what} took longer than {limit}")
+        self._set_poison(unknown)
+        return unknown
 
     def _sort_out(self, group: list[PendingCommit], outcomes: list[Exception | None]) -> None:
         for pending, outcome in zip(group, outcomes, strict=True):
             if outcome is None and not pending.is_over:
-                self._unfolded += 1
-                self._confirm(pending)
+                self._folds.add(pending.stream_log)
+                pending.end(None)
             elif outcome is not None and not pending.is_over:
                 self._fail(pending, outcome)
 
@@ -401,7 +387,7 @@ class GroupCommitter:
         stream_log = pending.stream_log
         followers = [queued for queued in self._queue if queued.stream_log is stream_log]
         self._queue = [queued for queued in self._queue if queued.stream_log is not stream_log]
-        stream_log.submitted = min(stream_log.submitted, pending.checkpoint.sequence - 1)
+        stream_log.give_back(pending.checkpoint.sequence)
         self._end_all([pending, *followers], error)
 
     def _end_all(self, pending_commits: Iterable[PendingCommit], error: Exception) -> None:
@@ -446,9 +432,7 @@ class GroupCommitter:
                 failures = dict.fromkeys(chunks, error)
             self.is_appending = False
         if scope.cancelled_caught:
-            unknown = self._too_slow("an append")
-            self._set_poison(unknown)
-            self._end_all(taken, unknown)
+            self._end_all(taken, self._poison_for_time("an append"))
             return []
         failed_logs: dict[StreamLog, Exception] = {
             pending.stream_log: failures[sink]
@@ -460,31 +444,6 @@ class GroupCommitter:
             if pending.stream_log in failed_logs and not pending.is_over:
                 self._fail(pending, failed_logs[pending.stream_log])
         return [pending for pending in taken if not pending.is_over]
-
-    # -- folds -----------------------------------------------------------------------------
-
-    def _due_folds(self) -> list[Fold]:
-        """Folds of the stream logs that have enough new records; empty until enough are saved."""
-        if self._unfolded < RECORDS_PER_FOLD:
-            return []
-        self._unfolded = 0
-        return self._take_folds(
-            [stream_log for stream_log in self._dirty if stream_log.is_fold_due]
-        )
-
-    def _take_folds(self, stream_logs: Iterable[StreamLog]) -> list[Fold]:
-        folds: list[Fold] = []
-        for stream_log in stream_logs:
-            del self._dirty[stream_log]
-            if (fold := stream_log.fold()) is not None:
-                folds.append(fold)
-        return folds
-
-    async def _save_folds(self) -> None:
-        """Save folds for the next start, best effort: they only make its resume faster."""
-        folds = self._take_folds(tuple(self._dirty))
-        if folds and self.poison is None:
-            await self._save([], folds)
 
 
 @asynccontextmanager

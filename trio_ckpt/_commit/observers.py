@@ -1,7 +1,7 @@
 """Calling observers with what a run does; it costs nothing where there are none.
 
-The code that calls them checks first whether there are any (``if observers:``), so a run without
-observers pays for one truth value.
+The code that calls them checks first whether there are any (``if observers.all:``), so a run
+without observers pays for the truth value of a list.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ log = get_logger(__name__)
 class Observers:
     """The observers of a run.
 
+    Attributes:
+        all: The observers.
+
     An exception of an observer is logged, also one that ends programs, such as SystemExit: this
     ensures that a monitor cannot break a run.
     """
 
-    __slots__ = ("_observers",)
+    __slots__ = ("all",)
 
     def __init__(self, observers: Iterable[Observer] = ()) -> None:
-        self._observers = list(observers)
-
-    def __bool__(self) -> bool:
-        return bool(self._observers)
+        self.all = list(observers)
 
     @contextmanager
     def adding(self, observer: Observer) -> Generator[None]:
         """Add an observer while the block runs."""
-        self._observers.append(observer)
+        self.all.append(observer)
         try:
             yield
         finally:
-            self._observers.remove(observer)
+            self.all.remove(observer)
 
     def began(self, attempt: Attempt) -> None:
         """See `Observer.attempt_began`."""
-        for observer in self._observers:
+        for observer in self.all:
             try:
                 observer.attempt_began(attempt)
             except BaseException:
@@ -49,7 +49,7 @@ class Observers:
 
     def settled(self, attempt: Attempt) -> None:
         """See `Observer.attempt_settled`."""
-        for observer in self._observers:
+        for observer in self.all:
             try:
                 observer.attempt_settled(attempt)
             except BaseException:
@@ -57,7 +57,7 @@ class Observers:
 
     def ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
         """See `Observer.attempt_ended`."""
-        for observer in self._observers:
+        for observer in self.all:
             try:
                 observer.attempt_ended(attempt, end, error)
             except BaseException:
@@ -65,7 +65,7 @@ class Observers:
 
     def left(self, attempt: Attempt) -> None:
         """See `Observer.attempt_left`."""
-        for observer in self._observers:
+        for observer in self.all:
             try:
                 observer.attempt_left(attempt)
             except BaseException:
@@ -73,7 +73,7 @@ class Observers:
 
     def saved(self, run_id: str, size: int) -> None:
         """See `Observer.bytes_saved`."""
-        for observer in self._observers:
+        for observer in self.all:
             try:
                 observer.bytes_saved(run_id, size)
             except BaseException:

@@ -20,10 +20,10 @@ from .._journal.record import CheckpointResult, ErrorInfo, Opened, Output, Recor
 from .._journal.statistics import Waiting, stuck_after_s
 from .._journal.store import Attempt, AttemptEnd
 from .._tokens.coordinator import CheckpointCoordinator
-from .._tokens.registry import AnyToken
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
+    AnyToken,
     Failure,
     TokenEvent,
     TokenState,
@@ -369,7 +369,7 @@ class OpenStream:
         batch.state = AttemptState.OVER
         if self.awaited and (event := self.awaited.pop(batch.index, None)) is not None:
             event.set()
-        if was_open and self.committer.observers:
+        if was_open and self.committer.observers.all:
             reason = None if error is None else failure_of(error).reason
             self.committer.observers.ended(self.attempt_of(batch), end, reason)
 

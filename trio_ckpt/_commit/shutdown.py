@@ -17,7 +17,7 @@ from heapq import nsmallest
 import trio
 
 from .._journal.statistics import Stopping
-from .._tokens.registry import AnyToken
+from .._tokens.token import AnyToken
 from .._util.errors import EXIT_DRAINED, EXIT_SIGTERM
 from .._util.forks import in_children
 from .._util.log import at, get_logger

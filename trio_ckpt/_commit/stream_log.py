@@ -1,4 +1,8 @@
-"""A stream's end of the journal: durable progress, and the sequence number last submitted."""
+"""A stream's end of the journal: what is durable of it, what is on its way, what is folded.
+
+Progress moves in one place, `PendingCommit.end`, which the group committer calls for each
+checkpoint when its outcome is known.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,21 @@ import attrs
 import trio
 
 from .._journal.folds import encode_progress
-from .._journal.progress import MAX_SUM, Progress
-from .._journal.record import Seal
-from .._journal.store import AttemptEnd, Fold
+from .._journal.progress import MAX_SUM, Progress, apply
+from .._journal.record import Record, RecordKind, Seal
+from .._journal.store import AttemptEnd, Checkpoint, Fold
 from .._util.errors import NotEncodableError
 from .._util.exact_sum import ExactSum, add_sums
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import plural
+from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 
 log = get_logger(__name__)
 
+RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 MAX_FOLD_BYTES = 2**28  # fits into a row of a database
 FOLD_BYTES_PER_RECORD = 50  # a quarter of the size of a small record
 
@@ -127,8 +133,8 @@ class StreamLog:
         elif end is AttemptEnd.RETRIED:
             self.retries += 1
 
-    def expect(self, records: int) -> None:
-        """Count the records of a batch that is about to be saved.
+    def reserve(self, sequence: int, records: int) -> None:
+        """Mark a checkpoint as submitted, and count the records of its batch.
 
         Raises:
             NotEncodableError: with those already submitted they are more than a sum can hold.
@@ -137,7 +143,11 @@ class StreamLog:
         if abs(self.progress.records + ahead) >= MAX_SUM:
             problem = f"with {records:,} more the stream has more than the largest count, 2**63"
             raise NotEncodableError("records", problem)
-        self.records_ahead = ahead
+        self.records_ahead, self.submitted = ahead, sequence
+
+    def give_back(self, sequence: int) -> None:
+        """Free the sequence numbers from that of a checkpoint that is not saved."""
+        self.submitted = min(self.submitted, sequence - 1)
 
     @property
     def is_fold_due(self) -> bool:
@@ -168,6 +178,118 @@ class StreamLog:
             return None
         self.fold_bytes = len(payload)
         return Fold(self.text, through, payload)
+
+
+@uninterrupted
+@attrs.define(eq=False)
+class PendingCommit:
+    """One checkpoint that is queued or being saved, and the tasks that wait for it.
+
+    Attributes:
+        stream_log: The log of its stream.
+        record: The record.
+        checkpoint: The record as sealed bytes.
+        lines: What is appended before the save: append files of the stream, and bytes for each.
+        on_outcome: Called with None or the error, before any waiting task wakes.
+        is_over: Whether the outcome is known.
+        error: Why it was not saved.
+        produced: How many records the batch produced; 0 where the record is not about a batch.
+    """
+
+    stream_log: StreamLog
+    record: Record
+    checkpoint: Checkpoint
+    lines: tuple[tuple[AppendFile, bytes], ...]
+    on_outcome: Callable[[Exception | None], None]
+    is_over: bool = False
+    error: Exception | None = None
+    produced: int = attrs.field(default=0, init=False)
+    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
+
+    def begin(self) -> None:
+        """Make it the newest checkpoint of its stream.
+
+        Raises:
+            NotEncodableError: its stream would count more records than a sum can hold.
+        """
+        if self.record.kind is RecordKind.BATCH:
+            self.produced = self.record.records
+        self.stream_log.reserve(self.checkpoint.sequence, self.produced)
+
+    async def wait(self) -> None:
+        """Wait for the outcome.
+
+        Raises:
+            Exception: the reason why it was not saved.
+
+        Cancellation: none; a submitted save is never abandoned.  It ends in bounded time,
+            see `GroupCommitter`.
+        """
+        if not self.is_over:
+            self._tasks.append(trio.lowlevel.current_task())
+            await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
+        if self.error is not None:
+            raise self.error
+
+    def end(self, error: Exception | None) -> None:
+        """Set the outcome: progress first, then `on_outcome`, then the waiting tasks wake.
+
+        Args:
+            error: Why it is not saved; None: it is durable, with its lines.
+
+        Raises:
+            StoreDamagedError: progress cannot take the record; then nothing has changed.
+        """
+        stream_log = self.stream_log
+        if error is None:
+            for sink, lines in self.lines:
+                sink.confirm(sink.confirmed + len(lines))
+            apply(stream_log.progress, self.checkpoint.sequence, self.record)
+        try:
+            self.is_over, self.error = True, error
+            stream_log.records_ahead -= self.produced
+            self.on_outcome(error)
+        finally:
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the tasks that wait; called again where `end` was interrupted."""
+        while self._tasks:
+            trio.lowlevel.reschedule(self._tasks.pop(0))
+
+
+def refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    return trio.lowlevel.Abort.FAILED
+
+
+class FoldSchedule:
+    """Which streams are due for a fold: every `RECORDS_PER_FOLD` records, those with new ones."""
+
+    def __init__(self) -> None:
+        self._unfolded = 0
+        self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
+
+    def add(self, stream_log: StreamLog) -> None:
+        """Count a record of a stream that is durable."""
+        self._unfolded += 1
+        self._dirty[stream_log] = None
+
+    def take_due(self) -> list[Fold]:
+        """Folds of the streams that have enough new records; empty until enough are saved."""
+        if self._unfolded < RECORDS_PER_FOLD:
+            return []
+        self._unfolded = 0
+        return self._take([stream_log for stream_log in self._dirty if stream_log.is_fold_due])
+
+    def take_all(self) -> list[Fold]:
+        """Folds of all streams with new records."""
+        return self._take(list(self._dirty))
+
+    def _take(self, stream_logs: list[StreamLog]) -> list[Fold]:
+        for stream_log in stream_logs:
+            del self._dirty[stream_log]
+        folds = (stream_log.fold() for stream_log in stream_logs)
+        return [fold for fold in folds if fold is not None]
 
 
 @attrs.frozen
