@@ -55,7 +55,6 @@ from ._journal.summary import Summary as Summary
 from ._maintenance.compact import Compacted as Compacted
 from ._maintenance.drift import (
     Drift as Drift,
-    DriftProblem as DriftProblem,
     find_drift as find_drift,
 )
 from ._maintenance.export import ExportSummary as ExportSummary, export_run as export_run
@@ -148,7 +147,6 @@ __all__ = [
     "Compacted",
     "ConfigChangedError",
     "Drift",
-    "DriftProblem",
     "DuplicateCheckpointError",
     "ErrorInfo",
     "ExportSummary",

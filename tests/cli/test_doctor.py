@@ -13,7 +13,8 @@ from tests.cli.tools import Terminal, make_damaged, make_gh, make_run
 from tests.opening import begin
 from tests.remote.site import F, open_site
 from trio_ckpt._maintenance import doctor
-from trio_ckpt._maintenance.doctor import Verdict, examine, file_system_of, judge_fsync
+from trio_ckpt._maintenance.doctor import examine, file_system_of, judge_fsync
+from trio_ckpt.abc import Severity
 from trio_ckpt.cli._doctor import _store_findings
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._local.locks import lock_run
@@ -89,10 +90,10 @@ def test_blobs_that_no_record_names_are_counted(run: Terminal, tmp_path: Path, s
 
 
 def test_a_disk_faster_than_any_is_doubted_and_said_to_be_no_proof() -> None:
-    assert judge_fsync(5e-6, 1e-5).verdict is Verdict.DOUBT
+    assert judge_fsync(5e-6, 1e-5).severity is Severity.DOUBT
     assert "only pulling the plug tells" in judge_fsync(5e-6, 1e-5).advice
-    assert judge_fsync(2e-4, 1e-3).verdict is Verdict.GOOD
-    assert judge_fsync(0.2, 0.5).verdict is Verdict.NOTE
+    assert judge_fsync(2e-4, 1e-3).severity is Severity.GOOD
+    assert judge_fsync(0.2, 0.5).severity is Severity.NOTE
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ def test_a_file_system_that_forgets_or_is_far_away_is_bad(
     kind: str | None, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "file_system_of", lambda _place: kind)
-    (found,) = [one for one in examine(tmp_path) if one.check == "file system"]
-    assert found.verdict.value == verdict
+    (found,) = [one for one in examine(tmp_path) if one.where == "file system"]
+    assert found.severity.value == verdict
 
 
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:
@@ -116,13 +117,13 @@ def test_little_room_and_few_files_are_doubted(
 ) -> None:
     monkeypatch.setattr(doctor, "LOW_BYTES", 2**80)
     monkeypatch.setattr(doctor, "FEW_DESCRIPTORS", 2**40)
-    found = {one.check: one.verdict for one in examine(tmp_path)}
-    assert found["space"] is Verdict.DOUBT
-    assert found["open files"] in (Verdict.DOUBT, Verdict.GOOD)  # good where there is no limit
+    found = {one.where: one.severity for one in examine(tmp_path)}
+    assert found["space"] is Severity.DOUBT
+    assert found["open files"] in (Severity.DOUBT, Severity.GOOD)  # good where there is no limit
 
 
 def test_a_folder_that_is_not_there_stands_for_its_parent(tmp_path: Path) -> None:
-    found = {one.check: one.text for one in examine(tmp_path / "a" / "b")}
+    found = {one.where: one.what for one in examine(tmp_path / "a" / "b")}
     assert found["file system"].startswith(f"{tmp_path} is ")
     assert os.listdir(tmp_path) == []
 
@@ -131,8 +132,8 @@ def test_a_place_that_cannot_be_written_to_is_bad(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
-    found = {one.check: one.verdict for one in examine(tmp_path)}
-    assert found["writing"] is Verdict.BAD
+    found = {one.where: one.severity for one in examine(tmp_path)}
+    assert found["writing"] is Severity.BAD
     assert "fsync" not in found
 
 
@@ -163,6 +164,6 @@ async def test_a_job_that_saves_nothing_is_told_while_it_runs(tmp_path: Path) ->
         await client.submit(F + "wait", ["x"], job_id="job-bare")
         await client.submit(F + "wait", ["y"], job_id="job-saving", checkpoint_interval_s=1.0)
         told = [one async for one in _store_findings(str(tmp_path / "s"))]
-    notes = [one.check for one in told if "checkpoint_interval_s" in one.advice]
+    notes = [one.where for one in told if "checkpoint_interval_s" in one.advice]
     assert notes == ["run job-bare"]
     await store.aclose()

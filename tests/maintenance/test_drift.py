@@ -129,14 +129,14 @@ async def test_each_problem_is_named_with_its_place_and_its_reason(
     (folder / "t" / "0.txt").write_text("999 ")
     before = sorted(path for path in folder.rglob("*"))
     drift = await look(store, folder)
-    found = [(p.stream, p.batch_index, p.path, p.reason.split(" ")[0]) for p in drift.problems]
+    found = [(p.key, p.batch_index, p.path, p.what.split(" ")[0]) for p in drift.problems]
     assert found == [
         (("t",), 0, "t/0.txt", "altered:"),
         (("s",), 3, "s/3.txt", "altered:"),
         (("s",), 2, "s/2.txt", "truncated:"),
         (("s",), 1, "s/1.txt", "missing"),
     ]
-    assert drift.problems[1].reason == "altered: 8 bytes instead of 4"
+    assert drift.problems[1].what == "altered: 8 bytes instead of 4"
     assert (drift.files, drift.bytes) == (6, 40)
     only = await look(store, folder, keys=[("t",)])
     assert (only.files, [p.path for p in only.problems]) == (2, ["t/0.txt"])
@@ -219,7 +219,7 @@ async def append(store: Any, folder: Path, count: int = 4) -> list[bytes]:
 
 async def problems(store: Any, folder: Path, mode: Any = "sha256") -> list[tuple[Any, str, str]]:
     drift = await look(store, folder, mode)
-    return [(p.batch_index, p.path, p.reason) for p in drift.problems]
+    return [(p.batch_index, p.path, p.what) for p in drift.problems]
 
 
 async def test_lines_are_compared_batch_by_batch(tmp_path: Path) -> None:

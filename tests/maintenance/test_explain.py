@@ -12,7 +12,6 @@ import pytest
 from trio_ckpt._journal.history import KILLED, RUNNING, SessionView
 from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
-from trio_ckpt._maintenance.drift import DriftProblem
 from trio_ckpt._maintenance.explain import (
     Facts,
     Sentence,
@@ -22,12 +21,12 @@ from trio_ckpt._maintenance.explain import (
     explain_run,
     holes,
 )
-from trio_ckpt._maintenance.losses import Losses, LostState
+from trio_ckpt._maintenance.losses import Losses
 from trio_ckpt._maintenance.reasons import Reason, render
 from trio_ckpt._util.exact_sum import ExactSum
 from trio_ckpt._util.index_set import IndexSet
-from trio_ckpt._util.plain import StreamKey
-from trio_ckpt.abc import Owner
+from trio_ckpt._util.plain import StreamKey, encode_key
+from trio_ckpt.abc import Finding, FindingKind, Owner
 
 NOW = datetime(2025, 11, 20, 12, 0, tzinfo=UTC).timestamp()
 THEN = NOW - 3_600
@@ -61,6 +60,16 @@ def session(number: int = 1, how: str = "ended", **fields: Any) -> SessionView:
 def facts_of(parts: dict[StreamKey, Progress], **fields: Any) -> Facts:
     values: dict[str, Any] = {"generation": 0, "sessions": (session(),), "owner": None, **fields}
     return Facts("gh-2025", parts=parts, now=NOW, **values)
+
+
+def state_lost(key: StreamKey, index: int, what: str) -> Finding:
+    stream, kind = encode_key(key), FindingKind.STATE
+    return Finding("a state", what, kind=kind, stream=stream, batch_index=index)
+
+
+def output_lost(key: StreamKey, index: int | None, path: str, what: str) -> Finding:
+    stream, kind = encode_key(key), FindingKind.OUTPUT
+    return Finding("a file", what, kind=kind, stream=stream, batch_index=index, path=path)
 
 
 def said(facts: Facts, about: str, *, every: bool = False) -> list[str]:
@@ -116,8 +125,8 @@ def test_troubleshooting_config_changed_on_every_run() -> None:
 
 def test_what_is_lost_is_told_with_what_to_do() -> None:
     losses = Losses(
-        states=(LostState(("train",), 2, "blob 7a15 is missing"),),
-        files=(DriftProblem(("pages",), 1, "1.json", "missing"),),
+        states=(state_lost(("train",), 2, "blob 7a15 is missing"),),
+        files=(output_lost(("pages",), 1, "1.json", "missing"),),
     )
     facts = facts_of({("train",): some(), ("pages",): some()}, losses=losses)
     assert said(facts, "lost") == [
@@ -470,8 +479,8 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         ("@phase", "early"): done,
     }
     lost = Losses(
-        states=(LostState(key, 2, "gone"),) * 9,
-        files=tuple(DriftProblem(key, index, "p", "gone") for index in (None, *range(8))),
+        states=(state_lost(key, 2, "gone"),) * 9,
+        files=tuple(output_lost(key, index, "p", "gone") for index in (None, *range(8))),
         folder="/data",
     )
     changes = (("started", "1", "2"),)

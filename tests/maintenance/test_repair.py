@@ -17,7 +17,7 @@ from trio_ckpt._maintenance.repair import RepairReport, repair_all
 from trio_ckpt._maintenance.repair_folder import repair_folder
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt._util.errors import StoreError
-from trio_ckpt.abc import Finding
+from trio_ckpt.abc import Finding, FindingKind
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._sqlite import schema
 
@@ -92,7 +92,7 @@ async def test_a_damaged_state_goes_back_to_the_newest_whole_one(
     newest = blobs(tmp_path / "s")[-1]
     content = newest.read_bytes()
     newest.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert any(finding.is_state for finding in await find(url))
+    assert any(finding.kind is FindingKind.STATE for finding in await find(url))
     report = await repair(url)
     assert report.left == ()
     assert await confirmed(url, "model") == [0, 1]

@@ -62,8 +62,8 @@ async def test_every_byte_of_a_blob_counts() -> None:
         found = await check(store)
         assert found.problems
         assert found.states == whole.states
-        assert {problem.stream for problem in found.problems} == {("s",)}
-        assert all("are damaged" in problem.reason for problem in found.problems)
+        assert {problem.key for problem in found.problems} == {("s",)}
+        assert all("are damaged" in problem.what for problem in found.problems)
 
 
 async def test_a_blob_that_is_gone_is_found_with_its_batch() -> None:
@@ -79,7 +79,7 @@ async def test_a_blob_that_is_gone_is_found_with_its_batch() -> None:
     problems = (await check(store)).problems
     assert problems
     assert problems[0].batch_index == 2
-    assert "missing" in problems[0].reason
+    assert "missing" in problems[0].what
 
 
 async def test_small_arrays_are_looked_at_in_their_frames() -> None:
@@ -97,8 +97,8 @@ async def test_small_arrays_are_looked_at_in_their_frames() -> None:
     records = [Record(kind=RecordKind.SAVE, at=1.0, state=encode_frame(altered))]
     await save_records(other, "r", ("s",), records)
     (problem,) = (await check(other)).problems
-    assert (problem.checkpoint, problem.batch_index) == (1, None)
-    assert "are damaged" in problem.reason
+    assert (problem.sequence, problem.batch_index) == (1, None)
+    assert "are damaged" in problem.what
 
 
 def state_of(store: Store, stored: StoredRecord) -> list[bytes]:
@@ -114,6 +114,6 @@ async def test_a_frame_that_is_none_is_found() -> None:
         store, "r", ("s",), [Record(at=1.0, index=index, state=b"none") for index in range(2)]
     )
     found = await check(store)
-    assert [problem.checkpoint for problem in found.problems] == [None, 2, 1]
+    assert [problem.sequence for problem in found.problems] == [None, 2, 1]
     assert found.problems[1].batch_index == 1
     assert attrs.asdict(found)["states"] == 2

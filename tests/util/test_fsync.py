@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from trio_ckpt import OutputError, StoreError, TrioCkptError, export_run, open_run
-from trio_ckpt._maintenance.doctor import Verdict, examine
+from trio_ckpt._journal.store import Severity
+from trio_ckpt._maintenance.doctor import examine
 from trio_ckpt.stores import open_store
 
 REFUSALS = [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP]
@@ -104,6 +105,6 @@ async def test_a_failed_fsync_is_no_missing_one(tmp_path: Path, unsynced: Unsync
 
 async def test_doctor_names_such_a_folder(tmp_path: Path, unsynced: Unsynced) -> None:
     unsynced.folder = tmp_path
-    found = {one.check: one for one in await trio.to_thread.run_sync(examine, tmp_path)}
-    assert found["fsync"].verdict is Verdict.BAD
-    assert f"{tmp_path} cannot be synced" in found["fsync"].text
+    found = {one.where: one for one in await trio.to_thread.run_sync(examine, tmp_path)}
+    assert found["fsync"].severity is Severity.BAD
+    assert f"{tmp_path} cannot be synced" in found["fsync"].what

@@ -18,12 +18,12 @@ import trio
 
 from .._util.errors import StoreError
 from .._util.plain import StreamKey, decode_key
+from .finding import Finding as Finding, FindingKind as FindingKind, Severity as Severity
 from .folds import decode_progress
 from .progress import Progress, apply
 from .record import Seal, decode_record
 from .stored import (
     Checkpoint as Checkpoint,
-    Finding as Finding,
     Fold as Fold,
     HistoryPage as HistoryPage,
     Owner as Owner,

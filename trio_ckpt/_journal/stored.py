@@ -161,41 +161,6 @@ class Pruned:
 
 
 @attrs.frozen
-class Finding:
-    """A problem in a store or in the outputs of a run.
-
-    Attributes:
-        where: The file or the row, as a user can find it.
-        what: What is wrong with it, as text.
-        advice: What can be done.
-        is_damage: Whether something that was saved has changed; else it is only a notice.
-        run_id: The run, if it is about one.
-        generation: The generation of the run.
-        stream: The key of the stream as text, if it is about one.
-        sequence: The sequence number of the checkpoint, if it is about one.
-        batch_index: The batch, if it is about one.
-        blob: The digest of the blob, if it is about one.
-        path: The output file, relative to the output folder, if it is about one.
-        is_state: Whether it is about a saved state, not about the record that has it.
-        is_loss: Whether the store has less than it has acknowledged.
-    """
-
-    where: str
-    what: str
-    advice: str = ""
-    is_damage: bool = True
-    run_id: str | None = attrs.field(default=None, kw_only=True)
-    generation: int | None = attrs.field(default=None, kw_only=True)
-    stream: str | None = attrs.field(default=None, kw_only=True)
-    sequence: int | None = attrs.field(default=None, kw_only=True)
-    batch_index: int | None = attrs.field(default=None, kw_only=True)
-    blob: str | None = attrs.field(default=None, kw_only=True)
-    path: str | None = attrs.field(default=None, kw_only=True)
-    is_state: bool = attrs.field(default=False, kw_only=True)
-    is_loss: bool = attrs.field(default=False, kw_only=True)
-
-
-@attrs.frozen
 class Repaired:
     """A step of a repair.
 

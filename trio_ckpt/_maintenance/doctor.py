@@ -6,7 +6,6 @@ can show whether the disk answers faster than any disk could.
 
 from __future__ import annotations
 
-import enum
 import importlib.metadata
 import importlib.util
 import os
@@ -20,10 +19,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import attrs
-
+from .._journal.store import Finding, FindingKind, Severity
 from .._util.extras import pip_command
-from .._util.text import plural
+from .._util.text import number, plural
 from ..stores._local.files import sync_folder
 from ..stores._local.locks import HAS_FLOCK
 
@@ -44,33 +42,12 @@ PACKAGES = ("trio-ckpt", "trio", "attrs", "msgspec")
 ARRAY_PACKAGES = ("numpy", "xxhash", "blosc2")
 
 
-class Verdict(enum.Enum):
-    """How good a finding is."""
-
-    GOOD = "good"
-    NOTE = "note"  # worth knowing, nothing to do
-    DOUBT = "doubt"  # works, but may not hold what it promises
-    BAD = "bad"
+def checked(check: str, severity: Severity, text: str, advice: str = "") -> Finding:
+    """The result of one check, named by one or two words."""
+    return Finding(check, text, advice, severity, kind=FindingKind.CHECK)
 
 
-@attrs.frozen
-class MachineFinding:
-    """One check and its result.
-
-    Attributes:
-        check: One or two words.
-        verdict: How good the result is.
-        text: The result.
-        advice: What to do; empty: nothing.
-    """
-
-    check: str
-    verdict: Verdict
-    text: str
-    advice: str = ""
-
-
-def examine(folder: Path) -> list[MachineFinding]:
+def examine(folder: Path) -> list[Finding]:
     """Check the machine, and the place where a store is or is to be.
 
     Writes a few files into the folder, and removes them.
@@ -85,12 +62,12 @@ def examine(folder: Path) -> list[MachineFinding]:
     found.append(_space(place))
     if not os.access(place, os.W_OK):
         text = f"{place} cannot be written to by this user"
-        return [*found, MachineFinding("writing", Verdict.BAD, text, "change its owner or mode")]
+        return [*found, checked("writing", Severity.BAD, text, "change its owner or mode")]
     return [*found, *_tried(place)]
 
 
-def _tried(place: Path) -> Iterator[MachineFinding]:
-    checks: tuple[tuple[str, Callable[[Path], MachineFinding]], ...] = (
+def _tried(place: Path) -> Iterator[Finding]:
+    checks: tuple[tuple[str, Callable[[Path], Finding]], ...] = (
         ("fsync", _fsync),
         ("WAL", _wal),
     )
@@ -98,23 +75,23 @@ def _tried(place: Path) -> Iterator[MachineFinding]:
         try:
             yield check(place)
         except (OSError, sqlite3.Error) as error:
-            yield MachineFinding(name, Verdict.BAD, f"{place}: {error}", "put the store elsewhere")
+            yield checked(name, Severity.BAD, f"{place}: {error}", "put the store elsewhere")
 
 
-def _versions() -> MachineFinding:
+def _versions() -> Finding:
     names = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     python = f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
-    return MachineFinding(
-        "versions", Verdict.GOOD, f"{names}; {python}; {platform.system()} {platform.release()}"
+    return checked(
+        "versions", Severity.GOOD, f"{names}; {python}; {platform.system()} {platform.release()}"
     )
 
 
-def _arrays() -> Iterator[MachineFinding]:
+def _arrays() -> Iterator[Finding]:
     missing = [name for name in ARRAY_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         text = f"{', '.join(missing)} not installed: a state cannot hold arrays"
         advice = f"if yours does: {pip_command('arrays')}"
-        yield MachineFinding("arrays", Verdict.NOTE, text, advice)
+        yield checked("arrays", Severity.NOTE, text, advice)
         return
     from ..state._arrays.dirty_pages import (  # it needs NumPy, which is an extra
         Untracked,
@@ -124,47 +101,43 @@ def _arrays() -> Iterator[MachineFinding]:
     tracker = open_tracker()
     if isinstance(tracker, Untracked):
         text = f"{tracker.reason}; changes are found by hashing, which reads all of an array"
-        yield MachineFinding("kernel tracker", Verdict.NOTE, text)
+        yield checked("kernel tracker", Severity.NOTE, text)
     else:
         tracker.close()
         text = "the kernel tells which pages of an array were written (userfaultfd, PAGEMAP_SCAN)"
-        yield MachineFinding("kernel tracker", Verdict.GOOD, text)
+        yield checked("kernel tracker", Severity.GOOD, text)
 
 
-def _locks() -> MachineFinding:
+def _locks() -> Finding:
     if HAS_FLOCK:
         text = "a run has one owner at a time, by the kernel's locks"
-        return MachineFinding("locks", Verdict.GOOD, text)
+        return checked("locks", Severity.GOOD, text)
     text = "this platform has no flock(2), so the local stores refuse to work"
-    return MachineFinding("locks", Verdict.BAD, text)
+    return checked("locks", Severity.BAD, text)
 
 
-def _descriptors() -> MachineFinding:
+def _descriptors() -> Finding:
     if sys.platform == "win32":
-        return MachineFinding(
-            "open files", Verdict.NOTE, "this platform does not say how many it allows"
-        )
+        return checked("open files", Severity.NOTE, "this platform does not say how many it allows")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < FEW_DESCRIPTORS:
         advice = "raise it (ulimit -n) before very many append files or connections"
-        return MachineFinding(
-            "open files", Verdict.DOUBT, f"{soft:,} of {hard:,} are allowed", advice
+        return checked(
+            "open files", Severity.DOUBT, f"{number(soft)} of {number(hard)} are allowed", advice
         )
-    shown = "any number" if soft == resource.RLIM_INFINITY else f"{soft:,}"
-    return MachineFinding("open files", Verdict.GOOD, f"{shown} are allowed")
+    shown = "any number" if soft == resource.RLIM_INFINITY else number(soft)
+    return checked("open files", Severity.GOOD, f"{shown} are allowed")
 
 
-def _file_system(place: Path) -> MachineFinding:
+def _file_system(place: Path) -> Finding:
     kind = file_system_of(place)
     if kind in MEMORY_FILE_SYSTEMS:
         text = f"{place} is {kind}: it is memory, and gone with power"
-        return MachineFinding("file system", Verdict.BAD, text, "put the store on a disk")
+        return checked("file system", Severity.BAD, text, "put the store on a disk")
     if kind in NETWORK_FILE_SYSTEMS:
         text = f"{place} is {kind}: a local store's locks and log do not hold over a network"
-        return MachineFinding("file system", Verdict.BAD, text, "put the store on a local disk")
-    return MachineFinding(
-        "file system", Verdict.GOOD, f"{place} is {kind or 'of a kind not known'}"
-    )
+        return checked("file system", Severity.BAD, text, "put the store on a local disk")
+    return checked("file system", Severity.GOOD, f"{place} is {kind or 'of a kind not known'}")
 
 
 def file_system_of(place: Path) -> str | None:
@@ -183,24 +156,20 @@ def file_system_of(place: Path) -> str | None:
     return kind
 
 
-def _space(place: Path) -> MachineFinding:
+def _space(place: Path) -> Finding:
     free = shutil.disk_usage(place).free
     text = f"{free / 2**30:,.1f} GiB free"
     if free < LOW_BYTES:
-        return MachineFinding(
-            "space", Verdict.DOUBT, text, "make room: a save that finds none fails"
-        )
+        return checked("space", Severity.DOUBT, text, "make room: a save that finds none fails")
     if sys.platform != "win32":
         status = os.statvfs(place)
         if status.f_files and status.f_favail < LOW_FILES:
             text += f", but only {plural(status.f_favail, 'file')} more"
-            return MachineFinding(
-                "space", Verdict.DOUBT, text, "remove small files that are not needed"
-            )
-    return MachineFinding("space", Verdict.GOOD, text)
+            return checked("space", Severity.DOUBT, text, "remove small files that are not needed")
+    return checked("space", Severity.GOOD, text)
 
 
-def _fsync(place: Path) -> MachineFinding:
+def _fsync(place: Path) -> Finding:
     """Measure how long fsync takes."""
     sync_folder(place)
     with tempfile.TemporaryFile(dir=place) as file:
@@ -215,7 +184,7 @@ def _fsync(place: Path) -> MachineFinding:
     return judge_fsync(statistics.median(times), max(times))
 
 
-def judge_fsync(median_s: float, longest_s: float) -> MachineFinding:
+def judge_fsync(median_s: float, longest_s: float) -> Finding:
     """Judge a disk by the time that fsync takes; it proves nothing."""
     text = f"{median_s * 1e3:.3g} ms (median of {FSYNC_TRIES}, {longest_s * 1e3:.3g} ms at most)"
     if median_s < TOO_FAST_S:
@@ -224,16 +193,14 @@ def judge_fsync(median_s: float, longest_s: float) -> MachineFinding:
             "a drive with a capacitor may do so and keep its word; a virtual machine's cache, or a "
             "file system mounted without barriers, does not: only pulling the plug tells"
         )
-        return MachineFinding("fsync", Verdict.DOUBT, text, advice)
+        return checked("fsync", Severity.DOUBT, text, advice)
     if median_s > SLOW_S:
         advice = "several streams at once share one fsync; durability='process' needs none"
-        return MachineFinding(
-            "fsync", Verdict.NOTE, f"{text}: each group of saves waits for it", advice
-        )
-    return MachineFinding("fsync", Verdict.GOOD, f"{text}: as a disk that writes would take")
+        return checked("fsync", Severity.NOTE, f"{text}: each group of saves waits for it", advice)
+    return checked("fsync", Severity.GOOD, f"{text}: as a disk that writes would take")
 
 
-def _wal(place: Path) -> MachineFinding:
+def _wal(place: Path) -> Finding:
     with tempfile.TemporaryDirectory(dir=place) as folder:
         connection = sqlite3.connect(Path(folder) / "test.db")
         try:
@@ -241,8 +208,6 @@ def _wal(place: Path) -> MachineFinding:
         finally:
             connection.close()
     if mode == "wal":
-        return MachineFinding("WAL", Verdict.GOOD, "SQLite keeps its write-ahead log here")
+        return checked("WAL", Severity.GOOD, "SQLite keeps its write-ahead log here")
     text = f"SQLite falls back to {mode!r}: there is no shared memory here"
-    return MachineFinding(
-        "WAL", Verdict.BAD, text, "use a json: store here, or put it on a local disk"
-    )
+    return checked("WAL", Severity.BAD, text, "use a json: store here, or put it on a local disk")

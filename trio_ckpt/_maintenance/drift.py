@@ -14,30 +14,15 @@ import attrs
 
 from .._journal.history import LiveRecords, iter_records, read_pages
 from .._journal.record import RecordKind
-from .._journal.store import RunView, Store
+from .._journal.store import Finding, FindingKind, RunView, Store
 from .._journal.summary import in_order
 from .._runs.verify import find_damages, find_lines_damages
 from .._util.index_set import IndexSet
-from .._util.plain import StreamKey
+from .._util.plain import StreamKey, encode_key
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 
-
-@attrs.frozen
-class DriftProblem:
-    """One output that differs from what was confirmed.
-
-    Attributes:
-        stream: The key of its stream.
-        batch_index: Its batch; None: a whole append file.
-        path: Relative to the output folder.
-        reason: What is wrong, as text.
-    """
-
-    stream: StreamKey
-    batch_index: int | None
-    path: str
-    reason: str
+REDO = "a start re-queues the batch, and so does --repair"
 
 
 @attrs.frozen
@@ -52,7 +37,24 @@ class Drift:
 
     files: int
     bytes: int
-    problems: tuple[DriftProblem, ...]
+    problems: tuple[Finding, ...]
+
+
+def output_finding(
+    view: RunView, key: StreamKey, index: int | None, path: str, what: str
+) -> Finding:
+    """An output that differs from what was confirmed; without an index a whole append file."""
+    return Finding(
+        f"output {path}",
+        what,
+        REDO,
+        kind=FindingKind.OUTPUT,
+        run_id=view.run_id,
+        generation=view.generation,
+        stream=encode_key(key),
+        batch_index=index,
+        path=path,
+    )
 
 
 async def find_drift(
@@ -80,13 +82,13 @@ async def find_drift(
     Cancellation: waits for work that threads have begun.
     """
     parts = {key: entry.progress for key, entry in view.streams.items()}
-    problems: list[DriftProblem] = []
+    problems: list[Finding] = []
     files = size = 0
     for key in in_order(parts):
         progress = parts[key]
         if (keys is not None and key not in keys) or not (progress.outputs or progress.sinks):
             continue
-        ends, found = dict(progress.sinks), list[DriftProblem]()
+        ends, found = dict(progress.sinks), list[Finding]()
         standing = LiveRecords(progress)
         async with aclosing(read_pages(store, view.run_id, view.generation, key)) as pages:
             async for records in pages:
@@ -98,7 +100,7 @@ async def find_drift(
                     partial(find_lines_damages, by_digest=mode == "sha256"), outputs, entries, ends
                 )
                 found += [
-                    DriftProblem(key, damage.entry.index, damage.path, damage.reason)
+                    output_finding(view, key, damage.entry.index, damage.path, damage.reason)
                     for damage in damages
                 ]
         if found:

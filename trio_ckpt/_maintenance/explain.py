@@ -16,9 +16,10 @@ import attrs
 from .._journal.history import KILLED, SessionView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.store import Owner
+from .._journal.store import Finding, FindingKind, Owner
 from .._journal.summary import failing, in_order, is_to_process, phase_statuses
 from .._util.exact_sum import ExactSum, add_sums, shown
+from .._util.index_set import spans
 from .._util.plain import StreamKey
 from .._util.text import (
     amounts,
@@ -30,12 +31,10 @@ from .._util.text import (
     plural,
     printable,
     quoted_name,
-    spans,
     stream_name,
     stream_names,
 )
-from .drift import DriftProblem
-from .losses import Losses, LostState
+from .losses import Losses
 from .reasons import Clause, Reason, render
 
 MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
@@ -226,30 +225,32 @@ def _pending(facts: Facts) -> Iterator[Clause]:
 
 def _lost(facts: Facts) -> Iterator[Clause]:
     losses, verify = facts.losses, facts.verify_command
-    for lost in losses.states[:MAX_TROUBLES]:
-        yield state_lost(facts.name(lost.stream), lost, verify)
+    for state in losses.states[:MAX_TROUBLES]:
+        yield lost(facts.name(state.key), state, verify)
     if (more := len(losses.states) - MAX_TROUBLES) > 0:
         yield Reason.MORE_STATES_LOST, {"more": more}
     if losses.folder:
         yield Reason.FOLDER_LOST, {"folder": losses.folder}
     for file in losses.files[:MAX_TROUBLES]:
-        yield file_lost(facts.name(file.stream), file)
+        yield lost(facts.name(file.key), file, verify)
     if (more := len(losses.files) - MAX_TROUBLES) > 0:
         yield Reason.MORE_FILES_LOST, {"more": more, "verify": verify}
 
 
-def state_lost(name: str, lost: LostState, verify_command: str) -> Clause:
-    """Why a stream cannot go on."""
-    after = "" if lost.batch_index is None else f" after batch {number(lost.batch_index)}"
-    fields = {"name": name, "after": after, "why": lost.reason, "verify": verify_command}
-    return Reason.STATE_LOST, fields
-
-
-def file_lost(name: str, lost: DriftProblem) -> Clause:
-    """Why a start goes back to before an output that is gone."""
-    reason = Reason.LINES_LOST if lost.batch_index is None else Reason.FILE_LOST
-    fields = {"name": name, "index": lost.batch_index, "path": lost.path, "why": lost.reason}
-    return reason, fields
+def lost(name: str, finding: Finding, verify_command: str) -> Clause:
+    """What a start does where a state or an output of a stream is gone."""
+    index = finding.batch_index
+    reason = Reason.LINES_LOST if index is None else Reason.FILE_LOST
+    if finding.kind is FindingKind.STATE:
+        reason = Reason.STATE_LOST
+    return reason, {
+        "name": name,
+        "index": index,
+        "after": "" if index is None else f" after batch {number(index)}",
+        "path": finding.path,
+        "why": finding.what,
+        "verify": verify_command,
+    }
 
 
 def _troubles(facts: Facts) -> Iterator[Clause]:
@@ -369,7 +370,7 @@ def _fields_of_one(facts: Facts, key: StreamKey) -> dict[str, object]:
         "left": progress.left,
         "error": _error(progress.error),
         "which": "",
-        "spans": f" ({spans(progress.skipped.intervals())})",
+        "spans": f" ({progress.skipped})",
         "retry": f"{facts.retry_command} --stream {quoted}",
         "before": (progress.built_over or 0) - 1,
     }

@@ -14,7 +14,7 @@ import attrs
 
 from .._journal.history import LiveRecord, LiveRecords, read_pages
 from .._journal.record import Status
-from .._journal.store import RunView, Store
+from .._journal.store import Finding, RunView, Store
 from .._journal.summary import in_order
 from .._runs.verify import MISSING
 from .._util.errors import OutputError, StoreDamagedError
@@ -22,26 +22,11 @@ from .._util.plain import JOB_STREAM, RUN_STREAM, StreamKey
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._chain import read_chain
-from .drift import DriftProblem
-from .verify_states import see_end
+from .drift import output_finding
+from .verify_states import see_end, state_finding
 
 MAX_STREAMS = 100  # checked, of a run
 MAX_FILES = 1_000  # checked, of a run; the newest of each stream
-
-
-@attrs.frozen
-class LostState:
-    """A stream whose saved state cannot be restored.
-
-    Attributes:
-        stream: The key of the stream.
-        batch_index: The batch that the state was saved with; None: not known, or no batch.
-        reason: What is gone, as text.
-    """
-
-    stream: StreamKey
-    batch_index: int | None
-    reason: str
 
 
 @attrs.frozen
@@ -54,8 +39,8 @@ class Losses:
         folder: The output folder, if it is gone; empty: it exists, or is not needed.
     """
 
-    states: tuple[LostState, ...] = ()
-    files: tuple[DriftProblem, ...] = ()
+    states: tuple[Finding, ...] = ()
+    files: tuple[Finding, ...] = ()
     folder: str = ""
 
     def __bool__(self) -> bool:
@@ -91,11 +76,11 @@ async def _look(
         if key not in (RUN_STREAM, JOB_STREAM) and (wanted is None or key in wanted)
     }
     keys = in_order(parts)[:MAX_STREAMS]
-    states: list[LostState] = []
+    states: list[Finding] = []
     for key in keys:
         if parts[key].has_state and parts[key].status is not Status.COMPLETE:
             states += await _lost_state(store, view, key)
-    files: list[DriftProblem] = []
+    files: list[Finding] = []
     with_files = [key for key in keys if parts[key].outputs or parts[key].sinks]
     if folder is None or not with_files:
         return Losses(tuple(states))
@@ -106,16 +91,16 @@ async def _look(
         left = MAX_FILES
         for key in with_files:
             entries = await _newest(store, view, key, left)
-            files += await run_blocking(_lost_files, outputs, key, entries)
+            files += await run_blocking(_lost_files, outputs, view, key, entries)
             for path, size in parts[key].sinks.items():
-                files += await run_blocking(_lost_lines, outputs, key, path, size)
+                files += await run_blocking(_lost_lines, outputs, view, key, path, size)
             left -= sum(len(entry.record.outputs) for entry in entries)
             if left <= 0:
                 break
     return Losses(tuple(states), tuple(files))
 
 
-async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[LostState]:
+async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[Finding]:
     """Check that every blob exists that the newest state of a stream needs."""
     index = None
     try:
@@ -124,7 +109,7 @@ async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[LostS
         for _, frame in chain:
             await see_end(store, frame)
     except StoreDamagedError as error:
-        return [LostState(key, index, str(error))]
+        return [state_finding(view, key, str(error), batch_index=index)]
     return []
 
 
@@ -140,23 +125,25 @@ async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> lis
 
 
 def _lost_files(
-    outputs: OutputDir, key: StreamKey, entries: Sequence[LiveRecord]
-) -> list[DriftProblem]:
+    outputs: OutputDir, view: RunView, key: StreamKey, entries: Sequence[LiveRecord]
+) -> list[Finding]:
     return [
-        DriftProblem(key, entry.index, output.path, MISSING)
+        output_finding(view, key, entry.index, output.path, MISSING)
         for entry in entries
         for output in entry.record.outputs
         if _size(outputs, output.path) is None
     ]
 
 
-def _lost_lines(outputs: OutputDir, key: StreamKey, path: str, size: int) -> list[DriftProblem]:
+def _lost_lines(
+    outputs: OutputDir, view: RunView, key: StreamKey, path: str, size: int
+) -> list[Finding]:
     found = _size(outputs, path)
     if found is None and size:
-        return [DriftProblem(key, None, path, MISSING)]
+        return [output_finding(view, key, None, path, MISSING)]
     if found is not None and 0 <= found < size:
         reason = f"{size - found} of its {size} confirmed bytes are missing"
-        return [DriftProblem(key, None, path, reason)]
+        return [output_finding(view, key, None, path, reason)]
     return []
 
 

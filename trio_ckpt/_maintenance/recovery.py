@@ -20,7 +20,7 @@ from .._journal.store import Repaired
 from .._util.errors import StoreError
 from .._util.index_set import IndexSet
 from .._util.plain import decode_key
-from .._util.text import number, plural, spans
+from .._util.text import number, plural
 from ..stores._local.blobs import is_digest
 from ..stores._local.check import LOSSES, blob_problem
 from ..stores._local.files import make_folder, open_file, sync_file, sync_folder, write_durably
@@ -90,7 +90,7 @@ class Recovery:
 
     def report_filled(self, place: StreamPlace, lost: Collection[int]) -> None:
         """Report that notes replace lost records of a stream."""
-        what = f"{plural(len(lost), 'checkpoint')} lost ({spans(IndexSet(lost).intervals())}): "
+        what = f"{plural(len(lost), 'checkpoint')} lost ({IndexSet(lost)}): "
         what += "they run again, what was confirmed after them stays"
         self.report(place, what, is_loss=True)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import attrs
 import trio
 
-from .._journal.store import Finding, Repaired, Store
+from .._journal.store import Finding, FindingKind, Repaired, Store
 from .._runs.manifest import MANIFEST
 from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
@@ -66,7 +66,7 @@ class RepairReport:
 
 def needs_store_repair(findings: Iterable[Finding]) -> bool:
     """Whether some findings are about the store's own files."""
-    return any(f.is_damage and f.path is None and not f.is_state for f in findings)
+    return any(f.is_damage and f.path is None and f.kind is not FindingKind.STATE for f in findings)
 
 
 async def repair_all(
@@ -155,7 +155,9 @@ class _Mender:
         newest = [f for f in mine if f.stream is not None or f.path is not None]
         if not newest:
             return
-        if lost := [finding for finding in mine if finding.is_loss]:  # a new owner would forget it
+        if lost := [
+            finding for finding in mine if finding.kind is FindingKind.LOSS
+        ]:  # a new owner would forget it
             what = f"nothing else of it is mended: {lost[0].what}"
             self.not_done.append(Repaired(f"run {self.run_id!r}", what))
             return
@@ -177,7 +179,7 @@ class _Mender:
     async def _try(self, maintenance: Maintenance, key: StreamKey, findings: list[Finding]) -> None:
         where = f"stream {stream_name(key)!r} of run {self.run_id!r}"
         try:
-            states = [finding for finding in findings if finding.is_state]
+            states = [finding for finding in findings if finding.kind is FindingKind.STATE]
             if states and (taken := await self._recover(maintenance, key)) is not None:
                 self._say(where, f"its state is again the newest that is whole{_back(taken)}")
             if old := [finding.sequence for finding in states if finding.sequence is not None]:

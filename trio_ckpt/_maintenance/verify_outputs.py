@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
+from functools import partial
 from typing import Any
 
 import attrs
 
 from .._journal.history import run_facts
 from .._journal.record import Status
-from .._journal.store import Finding, RunKey, RunView, Store
+from .._journal.store import Finding, FindingKind, RunKey, RunView, Severity, Store
 from .._runs.manifest import (
     MANIFEST,
     WRITTEN,
@@ -33,7 +34,6 @@ from .._util.threads import run_blocking
 from ..outputs import AnyPath, OutputDir
 from .drift import find_drift
 
-REDO = "a start re-queues the batch, and so does --repair"
 LOST = "it was written, and is missing"
 ASIDE = "it was written, and is in the archive: a change of the run was interrupted"
 REWRITE = "--repair writes it from the records, and keeps the old file in the archive"
@@ -65,20 +65,11 @@ async def check_outputs_of(
     with closing(outputs):
         drift = await find_drift(store, view, outputs, mode="sha256", keys=list(parts))
         for problem in drift.problems:
-            yield Finding(
-                f"{where}, output {problem.path}",
-                problem.reason,
-                REDO,
-                run_id=view.run_id,
-                generation=view.generation,
-                stream=encode_key(problem.stream),
-                batch_index=problem.batch_index,
-                path=problem.path,
-            )
+            yield attrs.evolve(problem, where=f"{where}, {problem.where}")
         for finding in await run_blocking(_tails, view, outputs, where):
-            yield attrs.evolve(
-                finding, is_damage=finding.is_damage and not await has_moved(store, view)
-            )
+            if finding.is_damage and await has_moved(store, view):
+                finding = attrs.evolve(finding, severity=Severity.NOTE)
+            yield finding
         every = {key: entry.progress for key, entry in view.streams.items()}
         if is_whole and not drift.problems and is_complete(every):
             found = await _check_manifest(store, view, outputs, where)
@@ -111,7 +102,8 @@ def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
                         f"{where}, output {path}",
                         f"it goes on behind its confirmed end, by {plural(extra, 'byte')}",
                         "--repair cuts them off" if is_over else "the next start cuts them off",
-                        is_damage=is_over,
+                        Severity.BAD if is_over else Severity.NOTE,
+                        kind=FindingKind.OUTPUT,
                         run_id=view.run_id,
                         stream=encode_key(key),
                         path=path,
@@ -126,6 +118,7 @@ async def _check_manifest(
     """Compare the manifest of a complete run with one that is built from the records."""
     parts = {key: entry.progress for key, entry in view.streams.items()}
     where, run_id = f"{where}, {MANIFEST}", view.run_id
+    finding = partial(Finding, where, kind=FindingKind.OUTPUT, run_id=run_id, path=MANIFEST)
     owner = await run_blocking(manifest_owner, outputs)
     facts = run_facts(view)
     run_key = RunKey(run_id, view.generation, view.owner)
@@ -134,7 +127,8 @@ async def _check_manifest(
         is_aside = await run_blocking(is_set_aside, run_key, parts, outputs, facts)
         what = ASIDE if was_written and is_aside else LOST if was_written else "it is not there yet"
         advice = "the next start writes it, and so does --repair"
-        return Finding(where, what, advice, is_damage=what is LOST, run_id=run_id, path=MANIFEST)
+        severity = Severity.BAD if what is LOST else Severity.NOTE
+        return finding(what, advice, severity)
     pieces = manifest_pieces(store, run_key, parts, outputs, facts)
     try:
         there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))
@@ -144,14 +138,14 @@ async def _check_manifest(
                     await run_blocking(there.add, text.encode())
             is_same = await run_blocking(there.end)
     except (OSError, TrioCkptError) as error:
-        return Finding(where, f"it cannot be read: {error}", REWRITE, run_id=run_id, path=MANIFEST)
+        return finding(f"it cannot be read: {error}", REWRITE)
     if is_same:
         return None
     found = await run_blocking(written_of, outputs)
     why = _why_another(run_key, found, facts, count_checkpoints(parts))
     if why is not None:
-        return Finding(where, why, is_damage=False, run_id=run_id)
-    return Finding(where, "it is not what was written", REWRITE, run_id=run_id, path=MANIFEST)
+        return Finding(where, why, severity=Severity.NOTE, kind=FindingKind.OUTPUT, run_id=run_id)
+    return finding("it is not what was written", REWRITE)
 
 
 def _why_another(

@@ -13,7 +13,7 @@ import attrs
 
 from .._journal.history import read_pages, stored_pages
 from .._journal.record import Record, Seal, decode_record
-from .._journal.store import RunView, Store, StoredRecord
+from .._journal.store import Finding, FindingKind, RunView, Store, StoredRecord
 from .._journal.summary import in_order
 from .._util.errors import StoreDamagedError
 from .._util.extras import needs_extra
@@ -26,23 +26,7 @@ from ..state._tree.frame import DIGEST_BYTES
 
 PAGE = 100  # records held at a time: each may have its own state
 READ_BYTES = 2**22  # of a blob, held at a time
-
-
-@attrs.frozen
-class StateProblem:
-    """One saved state that is damaged.
-
-    Attributes:
-        stream: The key of its stream.
-        checkpoint: The sequence of its record; None: the newest state is not whole.
-        batch_index: The batch of that record, if it has one.
-        reason: What is wrong, as text.
-    """
-
-    stream: StreamKey
-    checkpoint: int | None
-    batch_index: int | None
-    reason: str
+RECOVER = "--repair goes back to the newest state that is whole"
 
 
 @attrs.frozen
@@ -57,7 +41,29 @@ class StateCheck:
 
     states: int
     bytes: int
-    problems: tuple[StateProblem, ...]
+    problems: tuple[Finding, ...]
+
+
+def state_finding(
+    view: RunView,
+    key: StreamKey,
+    what: str,
+    sequence: int | None = None,
+    batch_index: int | None = None,
+) -> Finding:
+    """A saved state that is damaged; without a sequence the newest one, which is not whole."""
+    stream = encode_key(key)
+    return Finding(
+        f"stream {stream}, saved state",
+        what,
+        RECOVER,
+        kind=FindingKind.STATE,
+        run_id=view.run_id,
+        generation=view.generation,
+        stream=stream,
+        sequence=sequence,
+        batch_index=batch_index,
+    )
 
 
 async def is_whole(store: Store, pages: AsyncGenerator[list[tuple[int, Record]]]) -> bool:
@@ -133,11 +139,11 @@ class _Check:
     view: RunView
     states: int = 0
     bytes: int = 0
-    problems: list[StateProblem] = attrs.field(factory=list[StateProblem])
+    problems: list[Finding] = attrs.field(factory=list[Finding])
 
     async def look_at(self, key: StreamKey) -> None:
         """Check the states of one stream, first those that a start needs."""
-        found: list[StateProblem] = []
+        found: list[Finding] = []
         needed = await self._needed(key, found)
         async with aclosing(self._stored(key)) as pages:
             async for stored, record in pages:
@@ -146,11 +152,13 @@ class _Check:
                     try:
                         await self._look_at_state(record, {*stored.blobs, *needed})
                     except StoreDamagedError as error:
-                        found.append(StateProblem(key, stored.sequence, record.index, str(error)))
+                        found.append(
+                            state_finding(self.view, key, str(error), stored.sequence, record.index)
+                        )
         if found:
             self.problems += await self._without_dropped(key, found)
 
-    async def _needed(self, key: StreamKey, found: list[StateProblem]) -> set[str]:
+    async def _needed(self, key: StreamKey, found: list[Finding]) -> set[str]:
         """The blobs that a start needs."""
         if not self.view.streams[key].progress.has_state:
             return set()
@@ -159,17 +167,15 @@ class _Check:
         try:
             chain, _ = await read_chain(pages)
         except StoreDamagedError as error:
-            found.append(StateProblem(key, None, None, str(error)))
+            found.append(state_finding(self.view, key, str(error)))
             return set()
         return {frame.blob for _, frame in chain}
 
-    async def _without_dropped(
-        self, key: StreamKey, found: list[StateProblem]
-    ) -> list[StateProblem]:
+    async def _without_dropped(self, key: StreamKey, found: list[Finding]) -> list[Finding]:
         """Skip states whose blobs existed when listed, and that a program has dropped since."""
-        problems: list[StateProblem] = []
+        problems: list[Finding] = []
         needed = await self._needed(key, problems)
-        places = {problem.checkpoint: problem for problem in found}
+        places = {problem.sequence: problem for problem in found}
         async with aclosing(self._stored(key)) as pages:
             async for stored, record in pages:
                 if stored.sequence in places and not _is_dropped(stored, record, needed):

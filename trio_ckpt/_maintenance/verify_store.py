@@ -23,7 +23,15 @@ import attrs
 from .._journal.folds import decode_progress, encode_progress
 from .._journal.progress import Pin, Progress, apply
 from .._journal.record import Record, Seal, decode_record
-from .._journal.store import Finding, RunView, Store, StoredRecord, StoredStream, StreamView
+from .._journal.store import (
+    Finding,
+    RunView,
+    Severity,
+    Store,
+    StoredRecord,
+    StoredStream,
+    StreamView,
+)
 from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
 from .._util.extras import MissingExtraError, pip_command
 from .._util.plain import RUN_STREAM, StreamKey, decode_key, encode_key
@@ -35,7 +43,6 @@ from .verify_states import check_states
 PAGE = 500  # records held at a time
 REWIND = "--repair mends the stream; with --accept-loss also if that gives up later batches"
 REFOLD = "--repair adds it up again from the records"
-RECOVER = "--repair goes back to the newest state that is whole"
 RESTORE = "restore the store from a copy"
 
 
@@ -262,20 +269,7 @@ async def _check_states(store: Store, view: RunView, where: str) -> list[Finding
     except MissingExtraError as error:
         what = f"its states were not looked at: {error.name} is not installed"
         advice = pip_command(error.extra)
-        return [Finding(where, what, advice, is_damage=False, run_id=view.run_id)]
+        return [Finding(where, what, advice, Severity.NOTE, run_id=view.run_id)]
     except TrioCkptError as error:
         return [Finding(where, str(error), RESTORE, run_id=view.run_id)]
-    return [
-        Finding(
-            f"{where}, stream {encode_key(problem.stream)}, saved state",
-            problem.reason,
-            RECOVER,
-            run_id=view.run_id,
-            generation=view.generation,
-            stream=encode_key(problem.stream),
-            sequence=problem.checkpoint,
-            batch_index=problem.batch_index,
-            is_state=True,
-        )
-        for problem in found.problems
-    ]
+    return [attrs.evolve(one, where=f"{where}, {one.where}") for one in found.problems]

@@ -13,9 +13,9 @@ import click
 
 from .._journal.history import read_pages
 from .._journal.run_status import read_run_status
-from .._journal.store import Store
-from .._maintenance.doctor import MachineFinding, Verdict, examine
-from .._maintenance.explain import file_lost, state_lost
+from .._journal.store import Finding, Severity, Store
+from .._maintenance.doctor import checked, examine
+from .._maintenance.explain import lost
 from .._maintenance.losses import find_losses
 from .._maintenance.reasons import Reason, render
 from .._util.errors import StoreDamagedError, StoreError
@@ -39,7 +39,7 @@ from ._options import TypedPath, json_option, mac_key_option, print_answer
 from ._render import Block, CommandAnswer, Document, Table
 from ._select import mac_key
 
-MARKS = {Verdict.GOOD: "ok", Verdict.NOTE: "note", Verdict.DOUBT: "doubt", Verdict.BAD: "BAD"}
+MARKS = {Severity.GOOD: "ok", Severity.NOTE: "note", Severity.DOUBT: "doubt", Severity.BAD: "BAD"}
 SILENT_S = 600.0  # an owned run that saves nothing for longer gets a finding
 MANY_GENERATIONS = 3
 LONG_CHAIN = 25  # half of what a chain grows to by itself
@@ -61,13 +61,13 @@ def doctor_command(store: str | None, as_json: bool) -> int:
 
 async def examine_all(url: str | None) -> CommandAnswer:
     """All findings about the machine, and about a store."""
-    found = list[MachineFinding]()
+    found = list[Finding]()
     folder = Path.cwd() if url is None else Path(url.removeprefix("sqlite:").removeprefix("json:"))
     if url is not None and not url.startswith("memory:"):
         async with aclosing(_store_findings(url)) as findings:
             found += [finding async for finding in findings]
     found = [*await run_blocking(examine, folder.absolute()), *found]
-    bad = sum(finding.verdict is Verdict.BAD for finding in found)
+    bad = sum(finding.severity is Severity.BAD for finding in found)
     return CommandAnswer(
         lambda: _document(url, found, bad),
         lambda: _blocks(found, bad),
@@ -75,14 +75,14 @@ async def examine_all(url: str | None) -> CommandAnswer:
     )
 
 
-def _document(url: str | None, found: Sequence[MachineFinding], bad: int) -> Document:
+def _document(url: str | None, found: Sequence[Finding], bad: int) -> Document:
     return {
         "store": url,
         "checks": [
             {
-                "check": finding.check,
-                "verdict": finding.verdict.value,
-                "finding": finding.text,
+                "check": finding.where,
+                "verdict": finding.severity.value,
+                "finding": finding.what,
                 "advice": finding.advice,
             }
             for finding in found
@@ -91,15 +91,15 @@ def _document(url: str | None, found: Sequence[MachineFinding], bad: int) -> Doc
     }
 
 
-def _blocks(found: Sequence[MachineFinding], bad: int) -> list[Block]:
-    rows = [(MARKS[finding.verdict], finding.check, _text(finding)) for finding in found]
-    doubts = sum(finding.verdict is Verdict.DOUBT for finding in found)
+def _blocks(found: Sequence[Finding], bad: int) -> list[Block]:
+    rows = [(MARKS[finding.severity], finding.where, _text(finding)) for finding in found]
+    doubts = sum(finding.severity is Severity.DOUBT for finding in found)
     last = "all is well" if not bad + doubts else f"{bad:,} bad, {doubts:,} doubtful"
     return [Table(("=", "check", "finding"), rows), "", last]
 
 
-def _text(finding: MachineFinding) -> str:
-    return f"{finding.text}; {finding.advice}" if finding.advice else finding.text
+def _text(finding: Finding) -> str:
+    return f"{finding.what}; {finding.advice}" if finding.advice else finding.what
 
 
 # ---------------------------------------------------------------------------------------
@@ -107,24 +107,22 @@ def _text(finding: MachineFinding) -> str:
 # ---------------------------------------------------------------------------------------
 
 
-async def _store_findings(url: str) -> AsyncGenerator[MachineFinding]:
+async def _store_findings(url: str) -> AsyncGenerator[Finding]:
     try:
         store = await open_store(url, mac_key=mac_key(), create=False)
     except StoreError as error:
         text = one_line(str(error))
-        yield MachineFinding("store", Verdict.BAD, text, "restore it from a copy, or name another")
+        yield checked("store", Severity.BAD, text, "restore it from a copy, or name another")
         return
     try:
-        yield MachineFinding(
-            "store", Verdict.GOOD, f"{store.url} opens, durability {store.durability!r}"
-        )
+        yield checked("store", Severity.GOOD, f"{store.url} opens, durability {store.durability!r}")
         yield await _runs(store)
         for run in await store.list_runs():
             yield await _run(store, run.run_id)
             if run.generation >= MANY_GENERATIONS:
-                yield MachineFinding(
+                yield checked(
                     f"run {run.run_id}",
-                    Verdict.NOTE,
+                    Severity.NOTE,
                     f"generation {run.generation:,}: all before it may still be kept",
                     f"trio-ckpt prune {store.url} {run.run_id} --keep 1",
                 )
@@ -138,37 +136,37 @@ async def _store_findings(url: str) -> AsyncGenerator[MachineFinding]:
         await store.aclose()
 
 
-async def _runs(store: Store) -> MachineFinding:
+async def _runs(store: Store) -> Finding:
     runs = await store.list_runs()
     records = sum(run.records for run in runs)
-    return MachineFinding(
-        "runs", Verdict.GOOD, f"{plural(len(runs), 'run')}, {plural(records, 'checkpoint')}"
+    return checked(
+        "runs", Severity.GOOD, f"{plural(len(runs), 'run')}, {plural(records, 'checkpoint')}"
     )
 
 
-async def _run(store: Store, run_id: str) -> MachineFinding:
+async def _run(store: Store, run_id: str) -> Finding:
     """Whether every record of a run that a start needs is what was saved, and who has it."""
     name = f"run {run_id}"
     try:
         status = await read_run_status(store, run_id)
     except StoreDamagedError as error:
         advice = "restore the store from a copy; the other runs are not affected"
-        return MachineFinding(name, Verdict.BAD, one_line(str(error)), advice)
+        return checked(name, Severity.BAD, one_line(str(error)), advice)
     if status is None:
-        return MachineFinding(name, Verdict.NOTE, "it was removed since")
+        return checked(name, Severity.NOTE, "it was removed since")
     summary = status.summary()
     text = f"{plural(len(status.keys), 'stream')}, {plural(summary.confirmed, 'batch')} confirmed"
     if status.owner is None:
-        return MachineFinding(name, Verdict.GOOD, f"{text}; no process has it")
+        return checked(name, Severity.GOOD, f"{text}; no process has it")
     text += f"; process {status.owner.pid} on {status.owner.host} has it"
     silent_s = time.time() - (status.last_activity() or status.owner.since.timestamp())
     if silent_s > SILENT_S:
         text += f", and has saved nothing for {duration(silent_s)}"
-        return MachineFinding(name, Verdict.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
-    return MachineFinding(name, Verdict.GOOD, text)
+        return checked(name, Severity.DOUBT, text, f"trio-ckpt explain {store.url} {run_id}")
+    return checked(name, Severity.GOOD, text)
 
 
-async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
+async def _losses(store: Store, run_id: str) -> AsyncGenerator[Finding]:
     """What a start of a run needs and would not find; nothing of a run that is damaged."""
     with suppress(StoreDamagedError):
         status = await read_run_status(store, run_id)
@@ -177,23 +175,21 @@ async def _losses(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
         losses = await find_losses(store, status.view, status.facts.get("output_dir"))
         name, names = f"run {run_id}", stream_names(status.keys)
         command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
-        for lost in losses.states[:MAX_LOSSES]:
-            text = render(state_lost(quoted_name(names[lost.stream]), lost, command))
-            yield MachineFinding(name, Verdict.BAD, one_line(text))
+        for state in losses.states[:MAX_LOSSES]:
+            text = render(lost(quoted_name(names[state.key]), state, command))
+            yield checked(name, Severity.BAD, one_line(text))
         if losses.folder:
             text = render((Reason.FOLDER_LOST, {"folder": losses.folder}))
-            yield MachineFinding(name, Verdict.DOUBT, text)
+            yield checked(name, Severity.DOUBT, text)
         for file in losses.files[:MAX_LOSSES]:
-            text = render(file_lost(quoted_name(names[file.stream]), file))
-            yield MachineFinding(name, Verdict.DOUBT, one_line(text))
-        more = sum(max(0, len(lost) - MAX_LOSSES) for lost in (losses.states, losses.files))
+            text = render(lost(quoted_name(names[file.key]), file, command))
+            yield checked(name, Severity.DOUBT, one_line(text))
+        more = sum(max(0, len(gone) - MAX_LOSSES) for gone in (losses.states, losses.files))
         if more:
-            yield MachineFinding(
-                name, Verdict.DOUBT, f"{more:,} more states or files are lost", command
-            )
+            yield checked(name, Severity.DOUBT, f"{more:,} more states or files are lost", command)
 
 
-async def _habits(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
+async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:
     """What makes a start slow, or a loss expensive; nothing for a run that is damaged."""
     name = f"run {run_id}"
     with suppress(StoreDamagedError):
@@ -202,13 +198,11 @@ async def _habits(store: Store, run_id: str) -> AsyncGenerator[MachineFinding]:
             if job.checkpoint_interval_s is None and job.ended_at is None:
                 text = "its items save nothing while they run: what a lost worker did is lost"
                 advice = "where they take long, map with checkpoint_interval_s="
-                yield MachineFinding(name, Verdict.NOTE, text, advice)
+                yield checked(name, Severity.NOTE, text, advice)
         async for key, length in _chains(store, run_id):
             if length > LONG_CHAIN:
                 text = f"the state of {stream_name(key)} is read from {length} saved ones"
-                yield MachineFinding(
-                    name, Verdict.NOTE, text, f"trio-ckpt compact {store.url} {run_id}"
-                )
+                yield checked(name, Severity.NOTE, text, f"trio-ckpt compact {store.url} {run_id}")
 
 
 async def _chains(store: Store, run_id: str) -> AsyncGenerator[tuple[StreamKey, int]]:
@@ -222,13 +216,13 @@ async def _chains(store: Store, run_id: str) -> AsyncGenerator[tuple[StreamKey, 
             yield stream.key, len(chain)
 
 
-async def _orphans(store: LocalStore) -> MachineFinding:
+async def _orphans(store: LocalStore) -> Finding:
     count, size = await store.find_orphans()
     if not count:
-        return MachineFinding("orphans", Verdict.GOOD, "every blob is named by a record")
-    return MachineFinding(
+        return checked("orphans", Severity.GOOD, "every blob is named by a record")
+    return checked(
         "orphans",
-        Verdict.NOTE,
+        Severity.NOTE,
         f"{plural(count, 'blob')} ({plural(size, 'byte')}) that no record names",
         "a crash left them, or they are just being saved; the next owner removes what is left",
     )

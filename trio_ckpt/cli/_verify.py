@@ -12,10 +12,10 @@ import attrs
 import click
 
 from .._journal.run_status import RunStatus
-from .._journal.store import Finding, Repaired
-from .._maintenance.drift import Drift, DriftProblem, find_drift
+from .._journal.store import Finding, FindingKind, Repaired
+from .._maintenance.drift import Drift, find_drift
 from .._maintenance.repair import RepairReport, repair_all
-from .._maintenance.verify_states import StateCheck, StateProblem, check_states
+from .._maintenance.verify_states import StateCheck, check_states
 from .._maintenance.verify_store import check_all
 from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError
@@ -138,10 +138,10 @@ async def verify(
         "checked_bytes": drift.bytes,
         "problems": [
             {
-                "stream": list(problem.stream),
+                "stream": list(problem.key),
                 "batch_index": problem.batch_index,
                 "path": problem.path,
-                "reason": problem.reason,
+                "reason": problem.what,
             }
             for problem in drift.problems
         ],
@@ -149,10 +149,10 @@ async def verify(
         "checked_state_bytes": None if states is None else states.bytes,
         "state_problems": [
             {
-                "stream": list(problem.stream),
-                "checkpoint": problem.checkpoint,
+                "stream": list(problem.key),
+                "checkpoint": problem.sequence,
                 "batch_index": problem.batch_index,
-                "reason": problem.reason,
+                "reason": problem.what,
             }
             for problem in (states.problems if states is not None else ())
         ],
@@ -208,16 +208,16 @@ def _file_blocks(
 def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
     """Streams whose losses make a start refuse the folder; see `trio_ckpt._runs.verify`."""
     then = "is this the right output folder? redo_missing=True does their batches again"
-    gone = [problem for problem in drift.problems if problem.reason == MISSING]
+    gone = [problem for problem in drift.problems if problem.what == MISSING]
     for key, paths in sinks.items():
         name = quoted_name(names[key])
         for path in paths:
-            if any(problem.stream == key and problem.path == path for problem in gone):
+            if any(problem.key == key and problem.path == path for problem in gone):
                 yield (
                     f"stream {name}: all of the append file {path} is missing, so a start "
                     f"refuses (OutputsMissingError); {then}"
                 )
-        files = sum(problem.stream == key and problem.path not in paths for problem in gone)
+        files = sum(problem.key == key and problem.path not in paths for problem in gone)
         if files > MISSING_MANY:
             yield (
                 f"stream {name}: outputs of {plural(files, 'batch')} are missing; if that is "
@@ -240,20 +240,20 @@ def _state_blocks(states: StateCheck | None, names: _Names, limit: int | None) -
 
 
 _PROBLEM_COLUMNS = ("stream", ">batch", "file", "problem")
-
-
-def _problem_row(names: _Names, problem: DriftProblem) -> tuple[str, ...]:
-    batch = "" if problem.batch_index is None else number(problem.batch_index)
-    return (names[problem.stream], batch, problem.path, problem.reason)
-
-
 _STATE_COLUMNS = ("stream", ">checkpoint", ">batch", "problem")
 
 
-def _state_row(names: _Names, problem: StateProblem) -> tuple[str, ...]:
-    checkpoint = "" if problem.checkpoint is None else number(problem.checkpoint)
-    batch = "" if problem.batch_index is None else number(problem.batch_index)
-    return (names[problem.stream], checkpoint, batch, problem.reason)
+def _problem_row(names: _Names, problem: Finding) -> tuple[str, ...]:
+    return names[problem.key], _cell(problem.batch_index), problem.path or "", problem.what
+
+
+def _state_row(names: _Names, problem: Finding) -> tuple[str, ...]:
+    checkpoint, batch = _cell(problem.sequence), _cell(problem.batch_index)
+    return names[problem.key], checkpoint, batch, problem.what
+
+
+def _cell(index: int | None) -> str:
+    return "" if index is None else number(index)
 
 
 async def _find_drift(run: RunStatus, folder: str, keys: Sequence[StreamKey], mode: Mode) -> Drift:
@@ -320,10 +320,10 @@ async def verify_all(
     document: Document = {
         "store": url,
         "run": run_id,
-        "findings": list(map(attrs.asdict, found)),
+        "findings": list(map(_finding_document, found)),
         "repaired": None if report is None else list(map(attrs.asdict, report.done)),
         "not_repaired": None if report is None else list(map(attrs.asdict, report.not_done)),
-        "left": None if report is None else list(map(attrs.asdict, report.left)),
+        "left": None if report is None else list(map(_finding_document, report.left)),
     }
     limit = row_limit(show_all=show_all)
     blocks = _found_blocks(url, found, limit)
@@ -345,6 +345,24 @@ async def _find(url: str, run_id: str | None, output_dir: str | None) -> list[Fi
             return found
     except StoreDamagedError as error:
         return [Finding(url, str(error), "--repair mends what can be read")]
+
+
+def _finding_document(finding: Finding) -> Document:
+    return {
+        "where": finding.where,
+        "what": finding.what,
+        "advice": finding.advice,
+        "is_damage": finding.is_damage,
+        "run_id": finding.run_id,
+        "generation": finding.generation,
+        "stream": finding.stream,
+        "sequence": finding.sequence,
+        "batch_index": finding.batch_index,
+        "blob": finding.blob,
+        "path": finding.path,
+        "is_state": finding.kind is FindingKind.STATE,
+        "is_loss": finding.kind is FindingKind.LOSS,
+    }
 
 
 def _found_blocks(url: str, found: Sequence[Finding], limit: int | None) -> list[Block]:

@@ -35,6 +35,7 @@ from .._journal.store import (
     Pruned,
     RunKey,
     RunSummary,
+    Severity,
     Store,
     StoredRecord,
     StoredRun,
@@ -369,7 +370,7 @@ class MemoryStore(Store):
         named = self._memory.blobs_named()
         for digest, content in sorted(self._memory.blobs.items()):
             if digest not in named:
-                yield Finding("memory", "no record names it", is_damage=False, blob=digest)
+                yield Finding("memory", "no record names it", severity=Severity.NOTE, blob=digest)
             elif hashlib.sha256(content).hexdigest() != digest:
                 yield Finding("memory", "its content does not match its name", blob=digest)
         for digest in sorted(named.difference(self._memory.blobs)):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
-from ..._journal.store import Finding
+from ..._journal.store import Finding, Severity
 from ..._util.errors import StoreError
 from ..._util.text import plural
 from .._local.check import (
@@ -79,7 +79,7 @@ def _check_run(path: Path) -> list[Finding]:
         return [Finding(where, str(error), REPAIR)]
     if loaded is None:
         what = "it holds no run: a crash left it" if not os.listdir(path) else "it holds no run"
-        return [Finding(where, what, is_damage=False)]
+        return [Finding(where, what, severity=Severity.NOTE)]
     return capped(_odd_in_run(path, where, loaded))
 
 
@@ -101,11 +101,11 @@ def _odd_in_run(path: Path, where: str, loaded: Loaded) -> Iterator[Finding]:
         torn = plural(loaded.end.torn, "byte")
         what = f"a crash cut a save off: {torn} at its end count for nothing"
         name = journal_path(path, state.journal).name
-        yield Finding(f"{where}/{name}", what, REMOVED, is_damage=False, run_id=state.run_id)
+        yield Finding(f"{where}/{name}", what, REMOVED, severity=Severity.NOTE, run_id=state.run_id)
     ours = ("checkpoint.json", journal_path(path, state.journal).name)
     for name in sorted(set(os.listdir(path)).difference(ours)):
         if _LEFTOVER.fullmatch(name):
-            yield Finding(f"{where}/{name}", "a crash left it", REMOVED, is_damage=False)
+            yield Finding(f"{where}/{name}", "a crash left it", REMOVED, severity=Severity.NOTE)
         else:
             yield stranger(f"{where}/{name}")
 

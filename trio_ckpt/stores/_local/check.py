@@ -14,7 +14,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ..._journal.store import Finding
+from ..._journal.store import Finding, FindingKind, Severity
 from ..._util.errors import StoreError
 from ..._util.text import plural
 from .files import open_file
@@ -80,7 +80,7 @@ def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
     def findings() -> Iterator[Finding]:
         for name in sorted(os.listdir(folder)):
             if name.endswith(".tmp"):
-                yield Finding(f"{where}/{name}", "a crash left it", REMOVED, is_damage=False)
+                yield Finding(f"{where}/{name}", "a crash left it", REMOVED, severity=Severity.NOTE)
             elif not ours.fullmatch(name):
                 yield stranger(f"{where}/{name}")
 
@@ -89,7 +89,9 @@ def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
 
 def stranger(where: str) -> Finding:
     """Return the finding for a file that does not belong to the store."""
-    return Finding(where, "it does not belong to the store", "move it elsewhere", is_damage=False)
+    return Finding(
+        where, "it does not belong to the store", "move it elsewhere", severity=Severity.NOTE
+    )
 
 
 def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
@@ -106,7 +108,7 @@ def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
             if name not in needed:
                 if problem != "it is missing":  # a missing one was removed since the listing
                     text = "no record names it"
-                    yield Finding(where, text, REMOVED, is_damage=False, blob=name)
+                    yield Finding(where, text, REMOVED, severity=Severity.NOTE, blob=name)
             elif problem is not None:
                 yield Finding(where, problem, RESTORE, blob=name)
 
@@ -182,14 +184,14 @@ def lost_runs(folder: Path, found: Callable[[str], tuple[int, int, int] | None])
                 if seen.records:
                     gone = plural(seen.records, "checkpoint")
                     what = f"run {seen.run_id!r} is gone, with {gone}"
-                    yield Finding(where, what, GONE, run_id=seen.run_id, is_loss=True)
+                    yield Finding(where, what, GONE, run_id=seen.run_id, kind=FindingKind.LOSS)
                 continue
             owner, generation, records = now
             if seen.is_ahead_of(generation, records):
                 what = f"run {seen.run_id!r} has {plural(records, 'checkpoint')} in "
                 what += f"{plural(generation + 1, 'generation')}, {seen.records:,} in "
                 what += f"{seen.generation + 1:,} were acknowledged"
-                yield Finding(where, what, GONE, run_id=seen.run_id, is_loss=True)
+                yield Finding(where, what, GONE, run_id=seen.run_id, kind=FindingKind.LOSS)
             elif owner < seen.owner:
                 what = f"run {seen.run_id!r} has had owner {seen.owner}, and now has {owner}"
                 yield Finding(where, what, "--repair raises it", run_id=seen.run_id)

@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import attrs
 
-from ..._journal.store import Finding
+from ..._journal.store import Finding, Severity
 from .._local.files import open_file
 
 NAME = "state.db-wal"
@@ -71,7 +71,9 @@ def check_wal(folder: Path) -> list[Finding]:
             file.seek(0)
             if file.read(_HEAD.size) == head:
                 return found
-    return [Finding(NAME, "it is restarted all the time: it was not checked", is_damage=False)]
+    return [
+        Finding(NAME, "it is restarted all the time: it was not checked", severity=Severity.NOTE)
+    ]
 
 
 def _check(file: BinaryIO, head: bytes) -> list[Finding]:
@@ -79,7 +81,7 @@ def _check(file: BinaryIO, head: bytes) -> list[Finding]:
         return []
     if len(head) < _HEAD.size:
         what = "it ends within its first bytes: nothing in it counts"
-        return [Finding(NAME, what, is_damage=False)]
+        return [Finding(NAME, what, severity=Severity.NOTE)]
     magic, version, page_bytes, _, *salts, one, two = _HEAD.unpack(head)
     order = ">" if magic & 1 else "<"
     is_sound = magic & ~1 == _MAGIC and version == _VERSION
@@ -93,7 +95,7 @@ def _check(file: BinaryIO, head: bytes) -> list[Finding]:
         return [Finding(NAME, what, RESTORE)]
     if log.is_torn:
         what = "the last save in it does not count: a crash cut it off, or it is damaged"
-        return [Finding(NAME, what, "a start goes on before it", is_damage=False)]
+        return [Finding(NAME, what, "a start goes on before it", severity=Severity.NOTE)]
     return []
 
 
