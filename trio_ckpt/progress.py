@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import trio
 
@@ -33,6 +33,9 @@ from ._util.text import (
     stopping_text,
     stream_name,
 )
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 log = get_logger(__name__)
 
@@ -172,7 +175,7 @@ def _status(statistics: RunStatistics) -> str:
     return word + (f", phase {printable(phase)}" if phase is not None else "")
 
 
-def _per_status(counts: Any) -> str:
+def _per_status(counts: Mapping[Status, int]) -> str:
     texts = [f"{count:,} {status.value}" for status, count in counts.items() if count]
     return ", ".join(texts) or "none yet"
 
@@ -260,7 +263,7 @@ def _live(
         yield lambda statistics: live.update(_to_rich(run_id, statistics), refresh=True)
 
 
-def _to_rich(run_id: str, statistics: RunStatistics) -> Any:
+def _to_rich(run_id: str, statistics: RunStatistics) -> RenderableType:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table

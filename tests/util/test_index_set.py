@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._util.index_set import IndexSet
+from trio_ckpt._util.index_set import IndexSet, spans
 
 INDEXES = st.integers(0, 9)  # few, so that gaps open and close
 SETS = st.sets(INDEXES)
@@ -137,3 +137,10 @@ def test_more_than_memory_has_room_for_is_not_listed() -> None:
     assert done.list_missing(7, 3) == []
     with pytest.raises(ValueError, match="4,611,686,018,427,387,904 batches are too many"):
         IndexSet().list_missing(0, 2**62)
+
+
+def test_indexes_as_text_are_intervals_and_a_count_of_more() -> None:
+    assert spans([(17, 18), (203, 211)]) == "17, 203-210"
+    assert str(IndexSet([3, 4, 5, 7])) == "3-5, 7"
+    assert str(IndexSet(range(0, 22, 2))) == "0, 2, 4, 6, 8, 10, 12, 14, … (3 more)"
+    assert str(IndexSet()) == ""

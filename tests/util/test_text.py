@@ -104,16 +104,13 @@ def test_numbers(value: float, text: str) -> None:
     assert text_module.number(value) == text
 
 
-def test_counts_amounts_and_spans() -> None:
+def test_counts_and_amounts() -> None:
     assert text_module.plural(1, "batch") == "1 batch"
     assert text_module.plural(84_200, "batch") == "84,200 batches"
     assert text_module.plural(0, "stream") == "0 streams"
     assert text_module.amounts({"b\n": 1, "a": 0.5}) == r"a 0.5, b\n 1"
     assert text_module.batches_are(IndexSet([3])) == "batch 3 is"
     assert text_module.batches_are(IndexSet([1, 3, 4, 5])) == "batches 1, 3-5 are"
-    assert text_module.spans([(17, 18), (203, 211)]) == "17, 203-210"
-    many = [(n, n + 1) for n in range(0, 22, 2)]
-    assert text_module.spans(many) == "0, 2, 4, 6, 8, 10, 12, 14, … (3 more)"
 
 
 def test_times_are_utc() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 
@@ -15,7 +15,7 @@ from .._util.arguments import stream_key
 from .._util.errors import UnknownRunError
 from .._util.exact_sum import Number, numbers
 from .._util.index_set import IndexSet
-from .._util.plain import RUN_STREAM, StreamKey, encode_key
+from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key
 from .progress import Progress
 from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
 from .session_record import check_facts
@@ -123,15 +123,15 @@ class SessionView:
     began: float
     ended: float | None
     how: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Plain]
     config_digest: str
     changes: tuple[tuple[str, str, str], ...]
     output_dir: str | None
-    counts: Mapping[str, Any]
+    counts: Mapping[str, Plain]
     runtime_s: float
 
 
-def run_facts(view: RunView) -> dict[str, Any]:
+def run_facts(view: RunView) -> dict[str, Plain]:
     """The newest session metadata in the run's own stream; empty where there is none.
 
     Raises:
@@ -190,7 +190,7 @@ async def read_sessions(
     """
     stored = await read_known_run(store, run_id, generation)
     sessions: list[SessionView] = []
-    ends: dict[int, dict[str, Any]] = {}
+    ends: dict[int, dict[str, Plain]] = {}
     async with aclosing(iter_records(store, run_id, stored.generation, RUN_STREAM)) as records:
         async for _, record in records:
             if record.kind is RecordKind.END:
@@ -202,7 +202,9 @@ async def read_sessions(
     return sessions[::-1]
 
 
-def _session(facts: dict[str, Any], end: dict[str, Any] | None, *, goes_on: bool) -> SessionView:
+def _session(
+    facts: dict[str, Plain], end: dict[str, Plain] | None, *, goes_on: bool
+) -> SessionView:
     without_end = RUNNING if goes_on else KILLED
     return SessionView(
         number=facts["session"],
@@ -323,7 +325,7 @@ class CheckpointView:
     outputs: tuple[Output, ...]
     totals: Mapping[str, Number]
     spent: Mapping[str, Number]
-    metadata: Mapping[str, Any]
+    metadata: Mapping[str, Plain]
     error: ErrorInfo | None
     state_bytes: int
 

@@ -15,7 +15,7 @@ import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import attrs
 import msgspec
@@ -32,7 +32,7 @@ from .._util.errors import (
     text_of,
 )
 from .._util.exact_sum import Amount, Number, StoredSum, check_amounts
-from .._util.plain import StreamKey, copy_plain, encode_key
+from .._util.plain import Plain, StreamKey, copy_plain, encode_key
 
 # ---------------------------------------------------------------------------------------
 # Results, as users see them
@@ -73,8 +73,9 @@ def _count(records: int) -> int:
     return whole_number("records", records)
 
 
-def _metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", copy_plain(dict(metadata))) if metadata else {}
+def _metadata(metadata: Mapping[str, Plain]) -> Mapping[str, Plain]:
+    copied: dict[str, Plain] = copy_plain(dict(metadata)) if metadata else {}
+    return copied
 
 
 @attrs.frozen
@@ -95,7 +96,7 @@ class CheckpointResult:
     """
 
     outputs: tuple[Output, ...] = attrs.field(default=(), converter=_outputs)
-    metadata: Mapping[str, Any] = attrs.field(factory=dict[str, Any], converter=_metadata)
+    metadata: Mapping[str, Plain] = attrs.field(factory=dict[str, Plain], converter=_metadata)
     records: int = attrs.field(default=0, converter=_count)
     completed_at: datetime | None = None
     batch_path: str | None = None
@@ -229,7 +230,7 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
 # dict itself, which msgspec creates fastest, under types that checkers understand
 _no_amounts = cast("Callable[[], dict[str, Number]]", dict)
 _no_spending = cast("Callable[[], dict[str, Amount]]", dict)
-_no_metadata = cast("Callable[[], dict[str, Any]]", dict)
+_no_metadata = cast("Callable[[], dict[str, Plain]]", dict)
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -249,8 +250,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     lines: tuple[SinkLines, ...] = msgspec.field(name="j", default=())
     totals: dict[str, Number] = msgspec.field(name="p", default_factory=_no_amounts)
     spent: dict[str, Amount] = msgspec.field(name="s", default_factory=_no_spending)
-    cursor: Any = msgspec.field(name="c", default=msgspec.UNSET)
-    metadata: dict[str, Any] = msgspec.field(name="m", default_factory=_no_metadata)
+    cursor: Plain = msgspec.field(name="c", default=msgspec.UNSET)
+    metadata: dict[str, Plain] = msgspec.field(name="m", default_factory=_no_metadata)
     state: bytes = msgspec.field(name="x", default=b"")
     adds: bytes = msgspec.field(name="f", default=b"")  # new items of a frontier
     last_index: int | None = msgspec.field(name="l", default=None)
@@ -328,18 +329,17 @@ class Seal:
         )
 
 
-def _hasher(key: bytes | None, place: bytes) -> Any:
+def _hasher(key: bytes | None, place: bytes) -> hashlib.blake2b:
     hasher = hashlib.blake2b(digest_size=DIGEST_BYTES, key=key or b"")
     hasher.update(place)
     return hasher
 
 
-def _digest(hasher: Any, sequence: int, payload: bytes) -> bytes:
+def _digest(hasher: hashlib.blake2b, sequence: int, payload: bytes) -> bytes:
     own = hasher.copy()
     own.update(b"%d\n" % sequence)
     own.update(payload)
-    digest: bytes = own.digest()
-    return digest
+    return own.digest()
 
 
 def encode_record(record: Record) -> bytes:

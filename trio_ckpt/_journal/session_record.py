@@ -6,12 +6,11 @@ store may come from another party, so it is checked here, once.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from .._util.errors import StoreDamagedError
 from .._util.exact_sum import Number
+from .._util.plain import Plain
 from .record import check_times
 
 ENDED, STOPPED = "ended", "was stopped"  # recorded by sessions that ended in good order
@@ -32,7 +31,7 @@ class _Facts(msgspec.Struct):
     session: int
     runtime_s: float
     changes: list[tuple[str, str, str]]
-    config: dict[str, Any]
+    config: dict[str, Plain]
     config_digest: str
     output_dir: str | None
     host: str
@@ -48,7 +47,7 @@ class _Facts(msgspec.Struct):
 MAX_RUNTIME_S = 1e11  # three thousand years
 
 
-def check_facts(facts: dict[str, Any], *, is_end: bool = False) -> dict[str, Any]:
+def check_facts(facts: dict[str, Plain], *, is_end: bool = False) -> dict[str, Plain]:
     """Check session metadata, and return it.
 
     Args:

@@ -14,7 +14,7 @@ import trio
 
 from .._journal.statistics import Stopping
 from .._journal.store import Store
-from .._tokens.registry import AnyToken
+from .._tokens.token import AnyToken
 from .._util.errors import text_of
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey

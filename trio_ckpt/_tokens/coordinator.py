@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any
 
 import trio
 
@@ -20,9 +19,10 @@ from .._util.errors import TokenNeverSettledError, describe_batch
 from .._util.plain import StreamKey, check_run_id, check_stream_key
 from .._util.portal import Portal, check_trio
 from .._util.uninterrupted import uninterrupted
-from .registry import AnyToken, TokenRegistry
+from .registry import TokenRegistry
 from .token import (
     CANCELLED,
+    AnyToken,
     CheckpointToken,
     Failure,
     TokenEvent,
@@ -55,7 +55,7 @@ class CheckpointCoordinator:
 
     def create_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
-    ) -> CheckpointToken[Any]:
+    ) -> AnyToken:
         """Make the token of a batch.  It confirms as soon as it is completed.
 
         Args:
@@ -77,14 +77,12 @@ class CheckpointCoordinator:
             check_stream_key(stream)
         return self.adopt(run_id, stream, batch_index, self._host)
 
-    def adopt(
-        self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost
-    ) -> CheckpointToken[Any]:
+    def adopt(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> AnyToken:
         """Make a token whose events `host` handles: for the streams of runs."""
         if self._is_closed:
             raise trio.ClosedResourceError("the coordinator is closed")
         self.registry.check_free(run_id, stream, batch_index)
-        token: CheckpointToken[Any] = CheckpointToken(run_id, stream, batch_index, host)
+        token: AnyToken = CheckpointToken(run_id, stream, batch_index, host)
         self._portal = token.portal
         self.registry.add(token)
         return token
@@ -115,7 +113,7 @@ class CheckpointCoordinator:
     @asynccontextmanager
     async def open_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
-    ) -> AsyncGenerator[CheckpointToken[Any]]:
+    ) -> AsyncGenerator[AnyToken]:
         """Open the token of a batch for a block, so that it is settled when the block ends.
 
         An exception fails the token and leaves the block as it is; cancellation gives
@@ -183,7 +181,7 @@ class _Immediate:
     def __init__(self, registry: TokenRegistry) -> None:
         self._registry = registry
 
-    def complete(self, token: AnyToken, result: Any) -> bool:
+    def complete(self, token: AnyToken, result: object) -> bool:
         if not may(token, TokenEvent.COMPLETE):
             return False
         move(token, TokenEvent.COMPLETE)

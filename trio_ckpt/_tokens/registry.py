@@ -8,17 +8,13 @@ latest one, and does not poll.
 
 from __future__ import annotations
 
-from typing import Any
-
 import trio
 
 from .._util.arguments import whole_number
 from .._util.errors import DuplicateCheckpointError, describe_batch
 from .._util.plain import StreamKey
 from .._util.uninterrupted import uninterrupted
-from .token import CheckpointToken
-
-AnyToken = CheckpointToken[Any]
+from .token import AnyToken
 
 MAX_NAMED = 5  # streams in one message
 

@@ -33,7 +33,7 @@ import enum
 import time
 import warnings
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 import trio
@@ -132,22 +132,25 @@ def is_cancellation(error: BaseException) -> bool:
     return not failures_in(error)
 
 
+AnyToken: TypeAlias = "CheckpointToken[Any]"
+
+
 class TokenHost(Protocol):
     """The object that handles a token's events: a coordinator, or a stream of a run."""
 
-    def complete(self, token: CheckpointToken[Any], result: Any) -> bool:
+    def complete(self, token: AnyToken, result: object) -> bool:
         """Complete the token for the user; returns False if it was settled before."""
         ...
 
-    def fail(self, token: CheckpointToken[Any], error: BaseException | str) -> bool:
+    def fail(self, token: AnyToken, error: BaseException | str) -> bool:
         """Fail the token for the user; returns False if it was settled before."""
         ...
 
-    def check_wait(self, token: CheckpointToken[Any]) -> None:
+    def check_wait(self, token: AnyToken) -> None:
         """Raise RuntimeError where the waiting task is the one that has to settle the token."""
         ...
 
-    def moved(self, token: CheckpointToken[Any]) -> None:
+    def moved(self, token: AnyToken) -> None:
         """Called when the token's state has changed."""
         ...
 
@@ -306,12 +309,12 @@ class CheckpointToken(Generic[T]):
             )
 
 
-def may(token: CheckpointToken[Any], event: TokenEvent) -> bool:
+def may(token: AnyToken, event: TokenEvent) -> bool:
     """Whether the table allows `event` for `token` now."""
     return event in TRANSITIONS[token._state]
 
 
-def move(token: CheckpointToken[Any], event: TokenEvent, outcome: object = None) -> None:
+def move(token: AnyToken, event: TokenEvent, outcome: object = None) -> None:
     """Change a token's state as the table defines, notify its host, and wake the waiters.
 
     Args:
@@ -332,14 +335,14 @@ def move(token: CheckpointToken[Any], event: TokenEvent, outcome: object = None)
         token._event.set()
 
 
-def stamp(result: Any) -> Any:
+def stamp(result: object) -> object:
     """Set ``completed_at`` in a copy of a `CheckpointResult` that leaves it out."""
     if isinstance(result, CheckpointResult) and result.completed_at is None:
         return attrs.evolve(result, completed_at=utc_now())
     return own_result(result)
 
 
-def own_result(result: Any) -> Any:
+def own_result(result: object) -> object:
     """A copy of a result for one waiter: changes to its metadata do not reach the others."""
     if isinstance(result, CheckpointResult) and result.metadata:
         return attrs.evolve(result)  # which copies the metadata

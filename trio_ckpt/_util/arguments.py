@@ -12,9 +12,11 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import attrs
+
+from .errors import qualname_of
 
 MAX_INDEX = 2**63 - 2
 """The greatest batch index: the end of an interval, one more, fits into 64 signed bits."""
@@ -25,8 +27,6 @@ NOT_EXPANDED = "begins with '~', which only a shell expands: give os.path.expand
 
 MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
-
-_CLASS_NAME = type.__dict__["__qualname__"]  # works for any metaclass
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -41,7 +41,7 @@ def shown(value: object) -> str:
     try:
         text = str.__str__(repr(value))  # not that of a subclass of str
     except BaseException:
-        return f"a {_CLASS_NAME.__get__(type(value))}"
+        return f"a {qualname_of(type(value))}"
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 1]}…"
 
 
@@ -239,7 +239,7 @@ def several(name: str, values: Iterable[T], what: str) -> tuple[T, ...]:
     Raises:
         TypeError: the value is a str, bytes or a mapping, or cannot be iterated.
     """
-    given = cast("Any", values)  # of any kind, which is checked here
+    given = cast("object", values)  # of any kind, which is checked here
     if type(given) is tuple:  # the usual default, on the hot path
         return cast("tuple[T, ...]", given)
     if isinstance(given, str | bytes | bytearray | Mapping) or not isinstance(given, Iterable):
@@ -262,7 +262,7 @@ def stream_key(name: str, value: Iterable[str]) -> tuple[str, ...]:
     return parts
 
 
-def instance(name: str, value: T, kind: type[Any], what: str) -> T:
+def instance(name: str, value: T, kind: type[object], what: str) -> T:
     """Check that a value is an object of a class.
 
     Args:
@@ -309,7 +309,7 @@ def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ..
     """
     kinds = several(name, values, "classes of exceptions")
     for kind in kinds:
-        given = cast("Any", kind)
+        given = cast("object", kind)
         if not (isinstance(given, type) and issubclass(given, BaseException)):
             raise TypeError(f"{name} must be a list of classes of exceptions, not {shown(values)}")
     return kinds
@@ -318,7 +318,7 @@ def exception_classes(name: str, values: Iterable[type[E]]) -> tuple[type[E], ..
 def checked_by(check: Callable[..., object], **options: object) -> Callable[..., None]:
     """Make a validator for a field of an attrs class from a function above and its options."""
 
-    def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    def validate(_: object, attribute: attrs.Attribute[object], value: object) -> None:
         check(attribute.name, value, **options)
 
     return validate
@@ -327,7 +327,7 @@ def checked_by(check: Callable[..., object], **options: object) -> Callable[...,
 def optional(check: Callable[..., object]) -> Callable[..., None]:
     """Make a validator for a field that may be None from one of the functions above."""
 
-    def validate(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    def validate(_: object, attribute: attrs.Attribute[object], value: object) -> None:
         if value is not None:
             check(attribute.name, value)
 

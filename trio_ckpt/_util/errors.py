@@ -1,8 +1,25 @@
 """The root of every error of the library, and most of the errors.
 
-An error says what happened, to which batch, and what to do.  Leaves also inherit the
-builtin that fits: `RuntimeError` for a caller's bug, `ValueError` for bad input.  None
-inherits `OSError`: the system's own errors are causes.
+An error says what happened, to which batch, and what to do.  Its type says who is to blame.
+Leaves also inherit the builtin that fits.  None inherits `OSError`: the system's own errors are
+causes.
+
+    to blame            builtin         errors
+    ------------------  --------------  ---------------------------------------------------------
+    the program's code  `RuntimeError`  DuplicateCheckpointError, ForkedProcessError,
+                                        StreamBusyError, StreamsStillOpenError,
+                                        TokenNeverSettledError
+    what it is given    `ValueError`,   ConfigChangedError, NotEncodableError, OutputClaimedError,
+                        `LookupError`   SourceChangedError, UnknownRunError, UnknownStreamError
+    the work itself     `ValueError`    BatchFailedError, OutputInvalidError, StreamFailedError,
+                        for an output   StreamEndedError, CheckpointFailedError
+    another process     none            RunLockedError, StoreConflictError
+    the disk            none            CannotRedoError, OutputError, OutputExistsError,
+                                        OutputsMissingError, SaveOutcomeUnknownError,
+                                        SinkClosedError, StoreDamagedError, StoreError,
+                                        StoreVersionError
+    the machine         `RuntimeError`  ArchiveError, NoThreadError
+    none: it has ended  `SystemExit`    BatchCancelledError, BatchWithdrawnError, RunStoppedError
 """
 
 from __future__ import annotations
@@ -11,7 +28,7 @@ import os
 import socket
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import trio
 
@@ -19,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-_CLASS_NAME = type.__dict__["__qualname__"]
+_QUALNAME = type.__dict__["__qualname__"]
 _PARTS = BaseExceptionGroup.__dict__["exceptions"]
 _MESSAGE = BaseExceptionGroup.__dict__["message"]
 
@@ -72,7 +89,12 @@ def class_name(error: BaseException) -> str:
     if kind in (ExceptionGroup, BaseExceptionGroup):
         kinds = set(map(type, failures_in(error) or leaves_of(error)))
         kind = kinds.pop() if len(kinds) == 1 else kind
-    name: str = _CLASS_NAME.__get__(kind)
+    return qualname_of(kind)
+
+
+def qualname_of(kind: type[object]) -> str:
+    """The name of a class, for any metaclass: one may have a ``__qualname__`` of its own."""
+    name: str = _QUALNAME.__get__(kind)
     return name
 
 
@@ -120,7 +142,7 @@ class TrioCkptError(Exception):
         details: JSON-like values that are saved beside its text with the attempt that it ended.
     """
 
-    details: Mapping[str, Any] = MappingProxyType({})
+    details: Mapping[str, object] = MappingProxyType({})
 
     def __init__(
         self,
@@ -136,7 +158,17 @@ class TrioCkptError(Exception):
         self.batch_index = batch_index
 
 
-def describe_batch(run_id: str | None, stream: tuple[str, ...], batch_index: int | None) -> str:
+class ErrorPlace(TypedDict, total=False):
+    """The run, the stream and the batch of an error, as far as it has them."""
+
+    run_id: str | None
+    stream: tuple[str, ...]
+    batch_index: int | None
+
+
+def describe_batch(
+    run_id: str | None = None, stream: tuple[str, ...] = (), batch_index: int | None = None
+) -> str:
     """A batch as every message names it: ``batch 3 of run 'r', stream 'repo/pulls'``."""
     where = f"run {run_id!r}" if run_id is not None else "no run"
     if stream:
@@ -156,21 +188,8 @@ class CheckpointFailedError(TrioCkptError):
         reason: The text of the failure.  The exception that caused it, if any, is ``__cause__``.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        run_id: str | None = None,
-        stream: tuple[str, ...] = (),
-        batch_index: int | None = None,
-    ) -> None:
-        where = describe_batch(run_id, stream, batch_index)
-        super().__init__(
-            f"the checkpoint of {where} failed: {reason}",
-            run_id=run_id,
-            stream=stream,
-            batch_index=batch_index,
-        )
+    def __init__(self, reason: str, **place: Unpack[ErrorPlace]) -> None:
+        super().__init__(f"the checkpoint of {describe_batch(**place)} failed: {reason}", **place)
         self.reason = reason
 
 
@@ -189,16 +208,8 @@ class BatchFailedError(CheckpointFailedError):
         retryable: Whether a plain resume tries it again.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        run_id: str | None = None,
-        stream: tuple[str, ...] = (),
-        batch_index: int | None = None,
-        retryable: bool = True,
-    ) -> None:
-        super().__init__(reason, run_id=run_id, stream=stream, batch_index=batch_index)
+    def __init__(self, reason: str, *, retryable: bool = True, **place: Unpack[ErrorPlace]) -> None:
+        super().__init__(reason, **place)
         self.retryable = retryable
 
 
@@ -290,21 +301,8 @@ class StreamFailedError(TrioCkptError):
         retryable: Whether a plain resume retries it.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        run_id: str | None = None,
-        stream: tuple[str, ...] = (),
-        batch_index: int | None = None,
-        retryable: bool = True,
-    ) -> None:
-        super().__init__(
-            f"{describe_batch(run_id, stream, batch_index)} failed: {reason}",
-            run_id=run_id,
-            stream=stream,
-            batch_index=batch_index,
-        )
+    def __init__(self, reason: str, *, retryable: bool = True, **place: Unpack[ErrorPlace]) -> None:
+        super().__init__(f"{describe_batch(**place)} failed: {reason}", **place)
         self.reason = reason
         self.retryable = retryable
 
@@ -330,25 +328,16 @@ class SourceChangedError(TrioCkptError, ValueError):
     """
 
     def __init__(
-        self,
-        was: str,
-        now: str,
-        *,
-        run_id: str,
-        stream: tuple[str, ...],
-        batch_index: int,
-        is_done: bool = True,
+        self, was: str, now: str, *, is_done: bool = True, **place: Unpack[ErrorPlace]
     ) -> None:
-        where = describe_batch(run_id, stream, batch_index)
+        where = describe_batch(**place)
         what = f"was worked with item {was}" if is_done else f"is left of {was}"
         super().__init__(
             f"the source changed{' under what is confirmed' if is_done else ''}: {where} {what}, "
             f"the source now gives {now}; give the whole list that it was, from its first item on "
             "(start= and end= narrow it to a part, several lists are chained into one), use a "
             "Frontier for work without an order, or start over with fresh=True",
-            run_id=run_id,
-            stream=stream,
-            batch_index=batch_index,
+            **place,
         )
         self.was = was
         self.now = now
@@ -402,21 +391,8 @@ class OutputError(TrioCkptError):
         path: The output, relative to the run's output folder; empty: none.
     """
 
-    def __init__(
-        self,
-        path: str | Path | None,
-        problem: str,
-        *,
-        run_id: str | None = None,
-        stream: tuple[str, ...] = (),
-        batch_index: int | None = None,
-    ) -> None:
-        super().__init__(
-            problem if path is None else f"output {str(path)!r}: {problem}",
-            run_id=run_id,
-            stream=stream,
-            batch_index=batch_index,
-        )
+    def __init__(self, path: str | Path | None, problem: str, **place: Unpack[ErrorPlace]) -> None:
+        super().__init__(problem if path is None else f"output {str(path)!r}: {problem}", **place)
         self.path = "" if path is None else str(path)
 
 
@@ -436,17 +412,8 @@ class OutputInvalidError(OutputError, ValueError):
         reason: What is wrong there.
     """
 
-    def __init__(
-        self,
-        path: str,
-        field: str,
-        reason: str,
-        *,
-        run_id: str | None = None,
-        stream: tuple[str, ...] = (),
-        batch_index: int | None = None,
-    ) -> None:
-        super().__init__(path, reason, run_id=run_id, stream=stream, batch_index=batch_index)
+    def __init__(self, path: str, field: str, reason: str, **place: Unpack[ErrorPlace]) -> None:
+        super().__init__(path, reason, **place)
         self.args = (": ".join(part for part in (path, field, reason) if part),)
         self.field = field
         self.reason = reason

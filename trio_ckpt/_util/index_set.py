@@ -14,7 +14,15 @@ from sys import maxsize
 
 _BEYOND = maxsize  # every batch index is less, so that `len` can count them
 MAX_LISTED = 10_000_000  # indexes in a list, which takes some 400 MB
-MAX_SPANS_SHOWN = 20  # in one line
+MAX_SPANS = 8  # intervals in one line
+
+
+def spans(intervals: Iterable[tuple[int, int]]) -> str:
+    """Intervals as text, ``17, 203-210``; of very many the first, and how many more there are."""
+    texts = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in intervals]
+    if len(texts) > MAX_SPANS:
+        texts[MAX_SPANS:] = [f"… ({len(texts) - MAX_SPANS:,} more)"]
+    return ", ".join(texts)
 
 
 class IndexSet:
@@ -56,11 +64,7 @@ class IndexSet:
         return f"IndexSet({self})"
 
     def __str__(self) -> str:
-        """The indexes as text, ``1, 3-5``; of very many intervals only the first."""
-        spans = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in self.intervals()]
-        more = len(spans) - MAX_SPANS_SHOWN
-        shown = spans[:MAX_SPANS_SHOWN] + ([f"and {more:,} more spans"] if more > 0 else [])
-        return ", ".join(shown)
+        return spans(self.intervals())
 
     def intervals(self) -> Iterator[tuple[int, int]]:
         """The ``(start, stop)`` pairs, ascending, stop exclusive."""

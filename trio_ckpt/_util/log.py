@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from .errors import TrioCkptError, class_name, text_of
 from .plain import StreamKey
@@ -31,7 +31,7 @@ SysExcInfo: TypeAlias = (
 )
 
 
-Place: TypeAlias = dict[str, Any]
+Place: TypeAlias = dict[str, object]
 NOWHERE = (None, None, None)
 
 

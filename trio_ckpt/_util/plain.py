@@ -136,7 +136,7 @@ _INT_RANGE = range(-(2**63), 2**64)  # the ints of MessagePack
 _INT_DIGITS = 20  # an int of 64 bits has at most so many
 
 
-def kind_of(value: object) -> Any:
+def kind_of(value: object) -> type[object]:
     """The exact type of a value, for comparison; type checkers do not narrow the value by it."""
     return type(value)
 
@@ -149,7 +149,7 @@ class _NotPlainError(Exception):
         self.place = ""
 
 
-def as_plain(value: Any, path: str, *, allow_nan: bool = False, depth: int = 0) -> Any:
+def as_plain(value: object, path: str, *, allow_nan: bool = False, depth: int = 0) -> Plain:
     """A JSON-like value as it is stored: a copy that shares nothing with the given value.
 
     The copy equals what a store gives back: a tuple becomes a list, as in JSON, and a number of
@@ -172,7 +172,7 @@ def as_plain(value: Any, path: str, *, allow_nan: bool = False, depth: int = 0) 
         raise NotEncodableError(f"{path}{error.place}", error.problem) from None
 
 
-def _plain(value: Any, depth: int, allow_nan: bool) -> Any:
+def _plain(value: Plain, depth: int, allow_nan: bool) -> Plain:
     kind = kind_of(value)
     if kind is str:
         _check_unicode(value)
@@ -191,8 +191,8 @@ def _plain(value: Any, depth: int, allow_nan: bool) -> Any:
     return value
 
 
-def _plain_dict(value: dict[Any, Any], depth: int, allow_nan: bool) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
+def _plain_dict(value: dict[object, object], depth: int, allow_nan: bool) -> dict[str, Plain]:
+    plain: dict[str, Plain] = {}
     for key, item in value.items():
         if type(key) is not str:
             raise _NotPlainError(f"its key {shown(key)} is not a str")
@@ -205,8 +205,8 @@ def _plain_dict(value: dict[Any, Any], depth: int, allow_nan: bool) -> dict[str,
     return plain
 
 
-def _plain_list(value: Sequence[Any], depth: int, allow_nan: bool) -> list[Any]:
-    plain: list[Any] = []
+def _plain_list(value: Sequence[object], depth: int, allow_nan: bool) -> list[Plain]:
+    plain: list[Plain] = []
     for item in value:
         try:
             plain.append(_plain(item, depth, allow_nan))
@@ -227,7 +227,7 @@ def _check_unicode(text: str) -> None:
 
 def _leaf_of(value: Any) -> bool | int | float | str:
     """The plain leaf with the value of an object of another type."""
-    numpy: Any = sys.modules.get("numpy")  # if it is not imported, no value is of its types
+    numpy = sys.modules.get("numpy")  # if it is not imported, no value is of its types
     if numpy is not None and isinstance(value, numpy.generic):
         leaf: Any = float(value) if isinstance(value, numpy.longdouble) else value.item()
         if isinstance(leaf, bool | int | float | str):
@@ -251,7 +251,7 @@ def _number_of(value: Decimal) -> int | float:
     return number
 
 
-def copy_plain(value: Any) -> Any:
+def copy_plain(value: Plain) -> Plain:
     """A copy of the lists, tuples and dicts in a value; other objects are shared."""
     kind = kind_of(value)
     if kind is dict:
@@ -263,24 +263,24 @@ def copy_plain(value: Any) -> Any:
     return value
 
 
-def nan_as_null(value: Any) -> Any:
+def nan_as_null(value: Plain) -> Plain:
     """A copy of a plain value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
-        pairs = cast("dict[str, Any]", value)
+        pairs = cast("dict[str, Plain]", value)
         return {key: nan_as_null(item) for key, item in pairs.items()}
     if isinstance(value, list | tuple):
-        return [nan_as_null(item) for item in cast("Sequence[Any]", value)]
+        return [nan_as_null(item) for item in cast("Sequence[Plain]", value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def as_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def as_metadata(metadata: Mapping[str, Plain]) -> dict[str, Plain]:
     """Metadata of a batch or a stream as it is stored; NaN is allowed.
 
     Raises:
         NotEncodableError: a value is not JSON-like.
         TypeError: `metadata` is not a mapping.
     """
-    plain: dict[str, Any] = as_plain(mapping("metadata", metadata), "metadata", allow_nan=True)
+    plain: dict[str, Plain] = as_plain(mapping("metadata", metadata), "metadata", allow_nan=True)
     return plain
 
 
@@ -315,7 +315,7 @@ _canonical = json.JSONEncoder(
 ).encode  # json.dumps would make an encoder for each call
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: object) -> str:
     """The canonical JSON text of a plain value: sorted keys, no spaces."""
     return _canonical(value)
 
@@ -337,7 +337,7 @@ def call_key(key: Callable[[T], str], item: T, path: str) -> str:
         TypeError: the function does not return a str.
     """
     try:
-        name: Any = key(item)
+        name = cast("object", key(item))
     except Exception as error:
         error.add_note(f"key was called for {path} with {shown(item)}")
         raise

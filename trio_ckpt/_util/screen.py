@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 
 class Screen(io.TextIOWrapper):
@@ -47,12 +50,13 @@ class _ScreenSink(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
+        content = bytes(data)
         if self._file is not None:
             # Exception, not OSError: the file may be any object with these methods
             with suppress(Exception):
-                _write(self._file, bytes(data))
-        return len(data)
+                _write(self._file, content)
+        return len(content)
 
     def isatty(self) -> bool:
         with suppress(Exception):

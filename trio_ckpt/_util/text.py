@@ -19,7 +19,6 @@ from .index_set import IndexSet
 from .plain import StreamKey
 
 MAX_MESSAGE_CHARS = 200  # of an error, in a line for users; the JSON has all of it
-MAX_SPANS = 8  # intervals of batch indexes in one line
 
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 _TENTHS_BELOW_S = 9.95  # from here on it would be shown as 10.0
@@ -183,11 +182,3 @@ def moment(at: float) -> str:
 def iso_moment(at: float | None) -> str | None:
     """A point in time for programs: ISO 8601, UTC."""
     return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
-def spans(intervals: Iterable[tuple[int, int]]) -> str:
-    """Batch indexes: ``17, 203-210``; of very many the first, and how many intervals more."""
-    texts = [f"{a}" if b - a == 1 else f"{a}-{b - 1}" for a, b in intervals]
-    if len(texts) > MAX_SPANS:
-        texts[MAX_SPANS:] = [f"… ({len(texts) - MAX_SPANS:,} more)"]
-    return ", ".join(texts)

@@ -26,7 +26,7 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Protocol, TypeVar, TypeVarTuple, cast
+from typing import Protocol, TypeVar, TypeVarTuple, cast
 
 import attrs
 import outcome
@@ -194,12 +194,12 @@ class CallStuckError(TrioCkptError):
 
 @attrs.define(eq=False)
 class _ThreadCall:
-    func: Callable[[], Any]
+    func: Callable[[], object]
     task: trio.lowlevel.Task
     trio_token: trio.lowlevel.TrioToken
     is_over: bool = False  # decided on trio's side only
 
-    def finish(self, result: outcome.Outcome[Any]) -> None:
+    def finish(self, result: outcome.Outcome[object]) -> None:
         """Give the caller its result, unless it was cancelled; called on trio's side."""
         if not self.is_over:
             self.is_over = True
@@ -309,6 +309,6 @@ def _start(thread: threading.Thread) -> None:
         raise NoThreadError(error) from error
 
 
-def _deliver(call: _ThreadCall, result: outcome.Outcome[Any]) -> None:
+def _deliver(call: _ThreadCall, result: outcome.Outcome[object]) -> None:
     with suppress(trio.RunFinishedError):  # the program has ended: no task waits
         call.trio_token.run_sync_soon(call.finish, result)

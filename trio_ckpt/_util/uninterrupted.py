@@ -14,7 +14,8 @@ from __future__ import annotations
 import inspect
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar, TypeVarTuple
+from types import FunctionType
+from typing import TypeVar, TypeVarTuple
 
 import outcome
 import trio
@@ -32,7 +33,7 @@ def uninterrupted(thing: T) -> T:
     return thing
 
 
-def _functions_of(member: Any) -> Iterator[Any]:
+def _functions_of(member: object) -> Iterator[FunctionType]:
     """The functions below the decorators of a class member; other code shares the decorators."""
     parts = (member.fget, member.fset) if isinstance(member, property) else (member,)
     for part in parts:

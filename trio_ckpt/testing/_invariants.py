@@ -29,8 +29,7 @@ import attrs
 from .._journal.progress import Progress, apply
 from .._journal.record import Output, Record, RecordKind, Seal, SinkLines, decode_record
 from .._journal.store import RunKey
-from .._tokens.registry import AnyToken
-from .._tokens.token import CANCELLED, TokenEvent, TokenState, move
+from .._tokens.token import CANCELLED, AnyToken, TokenEvent, TokenState, move
 from .._util.plain import RUN_STREAM, StreamKey, decode_key
 from ..outputs import lines_digest
 
