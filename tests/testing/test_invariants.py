@@ -12,6 +12,7 @@ import trio_ckpt
 from tests.testing.programs import check_good, explore_crashes, good, nothing_to_check
 from trio_ckpt._commit.group_commit import GroupCommitter
 from trio_ckpt._commit.open_stream import OpenStream
+from trio_ckpt._commit.stream_log import PendingCommit
 from trio_ckpt._journal import store as store_contract
 from trio_ckpt.outputs._tree import Tree
 from trio_ckpt.stores import MemoryStore
@@ -23,19 +24,19 @@ Patch = pytest.MonkeyPatch
 
 
 def confirm_before_the_save(patch: Patch) -> None:
-    save, land = GroupCommitter._save, GroupCommitter._confirm
+    save, end = GroupCommitter._save, PendingCommit.end
 
-    def land_once(self: GroupCommitter, submission: Any) -> None:
-        if not submission.is_over:
-            land(self, submission)
+    def end_once(self: PendingCommit, error: Exception | None) -> None:
+        if not self.is_over:
+            end(self, error)
 
-    async def land_first(self: GroupCommitter, group: Any, folds: Any) -> Any:
-        for submission in group:
-            land_once(self, submission)
+    async def end_first(self: GroupCommitter, group: Any, folds: Any) -> Any:
+        for pending in group:
+            end_once(pending, None)
         return await save(self, group, folds)
 
-    patch.setattr(GroupCommitter, "_save", land_first)
-    patch.setattr(GroupCommitter, "_confirm", land_once)
+    patch.setattr(GroupCommitter, "_save", end_first)
+    patch.setattr(PendingCommit, "end", end_once)
 
 
 def leave_out_the_fsync_of_files(patch: Patch) -> None:

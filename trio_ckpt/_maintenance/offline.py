@@ -1,5 +1,8 @@
 """Owns a run without working on it: what commands do to a run that is not open."""
 
+# The steps of a repair use private parts of `Maintenance`, which users see no more of.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import os

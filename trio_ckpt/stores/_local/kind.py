@@ -24,12 +24,14 @@ class LocalWriter(Protocol):
 
     def raise_owner(self, run_id: str) -> int:
         """Raise a run's owner number, durably, and return it; the run exists from now on."""
+        ...
 
     def count(self, run_id: str) -> tuple[int, int]:
         """Return the newest generation of an owned run, and its records in all generations.
 
         Only valid right after the run was locked or pruned.
         """
+        ...
 
     def give_back(self, run_id: str) -> None:
         """Prepare a run for its unlocking.
@@ -37,23 +39,29 @@ class LocalWriter(Protocol):
         Raises:
             StoreConflictError: the store was removed or replaced since the last save.
         """
+        ...
 
     def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
     ) -> list[Exception | None]:
         """See `Store.save`."""
+        ...
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
         """See `Store.prune`; blobs are counted, not removed."""
+        ...
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
         """See `Store.drop_blobs`; returns the digests that were referenced."""
+        ...
 
     def unnamed(self, digests: Iterable[str]) -> list[str]:
         """Return the digests that no record of the store references."""
+        ...
 
     def close(self) -> None:
         """Close all files."""
+        ...
 
 
 class LocalReader(Protocol):
@@ -61,17 +69,21 @@ class LocalReader(Protocol):
 
     def read_run(self, run_id: str, generation: int | None) -> StoredRun | None:
         """See `Store.read_run`."""
+        ...
 
     def history(
         self, run_id: str, stream: str, generation: int | None, place: str | None, limit: int
     ) -> HistoryPage:
         """See `Store.history`."""
+        ...
 
     def list_runs(self) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
+        ...
 
     def close(self) -> None:
         """Close all files."""
+        ...
 
 
 class MakeWriter(Protocol):
@@ -81,6 +93,7 @@ class MakeWriter(Protocol):
         self, folder: Path, *, durability: Literal["full", "process"], create: bool
     ) -> LocalWriter:
         """Return the writer of the store."""
+        ...
 
 
 @attrs.frozen
