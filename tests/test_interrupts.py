@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from types import CodeType
@@ -31,6 +32,18 @@ PAGES = 2
 SAMPLES = 30
 """How many of some thousand places a test tries; all of them take minutes."""
 HOURS_S = 10_000.0
+
+pytestmark = pytest.mark.filterwarnings(
+    # Between a call and its await the body of the program itself is interrupted: Python's warning.
+    "ignore:coroutine '(Batch|Snapshots).*' was never awaited:RuntimeWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def _warned_here() -> Generator[None]:
+    """What an interrupt has left is collected in the test that left it, not in a later one."""
+    yield
+    gc.collect()
 
 
 async def waits(token: Any) -> None:
