@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import attrs
@@ -32,11 +32,6 @@ PAGES = 2
 SAMPLES = 30
 """How many of some thousand places a test tries; all of them take minutes."""
 HOURS_S = 10_000.0
-
-pytestmark = pytest.mark.filterwarnings(
-    # Between a call and its await the body of the program itself is interrupted: Python's warning.
-    "ignore:coroutine '(Batch|Snapshots).*' was never awaited:RuntimeWarning"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +175,17 @@ def expect_right(
 def test_ctrl_c_at_any_line_ends_the_program(case: Case, again: bool) -> None:
     """With ``handle_signals=False`` it is Python's: trio says where it is raised."""
     expect_right(case, ctrl_c, again=again)
+
+
+@pytest.mark.parametrize("method", [trio_ckpt.Batch.write_json, trio_ckpt.Snapshots.point])
+def test_ctrl_c_while_a_call_is_noted_forgets_no_await(method: FunctionType) -> None:
+    """Its coroutine reaches the program, which awaits it: Python has nothing to warn of."""
+    count = count_lines(collect, only=method.__code__, again=True)
+    assert count > 5
+    for at in range(count):
+        ended = interrupt_at(collect, check_collected, at, ctrl_c, only=method.__code__, again=True)
+        assert not ended.problem, f"{ended.where}: {ended.problem}"
+        assert ended.error is not None, ended.where
 
 
 @pytest.mark.parametrize("act", [interrupt, no_memory], ids=lambda act: act.__name__)

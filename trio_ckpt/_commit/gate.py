@@ -25,9 +25,10 @@ changes it later.  The record of an attempt that is not confirmed has no state. 
 a snapshot of the attempt that is being saved: in the records a snapshot comes before the end of
 its attempt.
 
-**Encode** and **submit** happen without a schedule point between, because the bytes are sealed
-for the next sequence number of the stream.  From here on nothing is abandoned: a cancelled loop
-waits, since nothing could tell it afterwards whether its batch was saved.
+**Encode** ends with bytes that are sealed for the next sequence number of the stream; those of a
+large record are a blob by then.  **Submit** follows without a schedule point between, so that no
+other record takes the number.  From here on nothing is abandoned: a cancelled loop waits, since
+nothing could tell it afterwards whether its batch was saved.
 
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
 and fsynced, the record in the store, progress moved.
