@@ -140,8 +140,8 @@ def awaits_noted(kind: T) -> T:
 def _noted(method: Callable[..., _Made]) -> Callable[..., _Made]:
     name = method.__name__
 
-    @trio.lowlevel.enable_ki_protection  # else Ctrl-C drops a coroutine that was never awaited
     @functools.wraps(method)
+    @trio.lowlevel.enable_ki_protection  # else Ctrl-C drops a coroutine that was never awaited
     def call(self: _HasCalls, /, *args: Any, **kwargs: Any) -> _Made:
         coroutine = method(self, *args, **kwargs)
         calls = self._calls
