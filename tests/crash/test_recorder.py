@@ -118,6 +118,27 @@ def test_the_log_leads_to_what_is_there(library: Path, root: Path) -> None:
     assert kinds == set(Kind) - {Kind.LOOK, Kind.LINK}
 
 
+def test_a_process_ends_between_two_operations_of_its_threads(library: Path, root: Path) -> None:
+    program = """
+        import threading
+
+        def write():
+            while True:
+                Path("f").write_bytes(bytes(4_000_000))
+
+        threading.Thread(target=write, daemon=True).start()
+        import time
+        time.sleep(0.05)
+        os._exit(0)
+    """
+    for _ in range(10):
+        Path(f"{root}.log").unlink(missing_ok=True)
+        (root / "f").unlink(missing_ok=True)
+        assert run(library, root, program).returncode == 0
+        left = (root / "f").read_bytes()
+        assert replay(log_of(root)).contents()["f"] == left
+
+
 def test_what_was_synced_is_what_a_cut_leaves_at_least(
     library: Path, root: Path, tmp_path: Path
 ) -> None:
