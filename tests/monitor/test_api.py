@@ -30,6 +30,7 @@ from trio_ckpt._journal.record import ErrorInfo
 from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
 from trio_ckpt._runs.live_view import LiveToken, LiveView, LiveWaiting
+from trio_ckpt._tokens.registry import touch
 from trio_ckpt.monitor._answers import Done, ErrorLine, FailureLine, make_answer
 from trio_ckpt.monitor._api import MAX_LISTED_RUNS
 from trio_ckpt.monitor._views import (
@@ -153,7 +154,7 @@ async def test_a_run_of_another_process_is_seen_with_its_pending_tokens(tmp_path
                 with trio.fail_after(HANG_S):
                     while (found := (await client.get("/api/runs/r/pending")).json)["total"] == 0:
                         await trio.sleep(0.1)
-                        run.coordinator.registry.touch()
+                        touch(run.coordinator.registry)
                 assert found["seen"] == "published"
                 assert [token["stuck"] for token in found["tokens"]] == [True]
                 (line,) = (await client.get("/api/runs")).json["runs"]

@@ -18,6 +18,7 @@ from tests.hangs import HANG_S
 from tests.monitor.client import SECRET, Client, events, serving
 from tests.opening import begin
 from trio_ckpt import Run
+from trio_ckpt._tokens.registry import touch
 from trio_ckpt.monitor import _server
 from trio_ckpt.monitor._guard import REQUEST_TIMEOUT_S
 from trio_ckpt.stores import MemoryStore
@@ -167,7 +168,7 @@ async def test_connection_close_does_not_end_a_stream_of_events(version: str) ->
                 with trio.fail_after(HANG_S):
                     async for name, _ in events(pieces):
                         seen += name == "run"
-                        run.coordinator.registry.touch()
+                        touch(run.coordinator.registry)
                         if seen == 3:
                             break
 

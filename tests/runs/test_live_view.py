@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from tests.opening import begin
 from trio_ckpt import StoreError, open_run
 from trio_ckpt._runs.live_view import MAX_TOKENS, decode_live, live_view, read_live
+from trio_ckpt._tokens.registry import touch
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -133,7 +134,7 @@ async def test_another_process_sees_the_pending_tokens(tmp_path: Path, scheme: s
             assert await read_live(other, "r", view.owner) is None
             while (live := await read_live(other, "r", view.owner)) is None:
                 await trio.sleep(0.05)
-                run.coordinator.registry.touch()
+                touch(run.coordinator.registry)
             (token,) = live.tokens
             assert (token.stream, token.batch_index, token.state) == (("a", "b"), 0, "completed")
             assert await read_live(other, "r", view.owner + 1) is None  # that of an owner before

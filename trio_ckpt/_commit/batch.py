@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from .._journal.record import CheckpointResult, Output
-from .._tokens.token import CheckpointToken, TokenEvent, may, move
+from .._tokens.token import CheckpointToken, TokenEvent, may, move, portal_of
 from .._util.arguments import (
     flag,
     reason as reason_of,
@@ -75,6 +75,7 @@ class Staged:
     adds: dict[str, Any] = attrs.field(factory=dict[str, Any])
     error: BaseException | str | None = None
     is_final: bool = False  # no retry, whatever the table says
+    problem: Exception | None = None  # why it was not saved
 
 
 class BatchHost(Protocol):
@@ -145,19 +146,17 @@ class Batch(Generic[T]):
     _host: BatchHost
     _gate: BatchGate
     _given: T  # the item itself: attempts can change only their copies
-    digest: bytes = b""
-    task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    _digest: bytes = b""
+    _task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
     state: AttemptState = AttemptState.OPEN
     _staged: Staged = attrs.field(factory=Staged)
-    problem: Exception | None = None  # why it was not saved
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
     _calls: Calls | None = attrs.field(default=None, init=False)
 
     @property
-    def portal(self) -> Portal:
-        """A portal to the trio run in which it was handed out."""
-        return self.token.portal
+    def _portal(self) -> Portal:
+        return portal_of(self.token)
 
     # -- settling -----------------------------------------------------------------------
 
@@ -480,3 +479,13 @@ def check_awaited(batch: AnyBatch, *, is_left: bool = False) -> None:
 def given_of(batch: Batch[T]) -> T:
     """The original of the item that an attempt has a copy of, for the next attempt."""
     return batch._given
+
+
+def digest_of(batch: AnyBatch) -> bytes:
+    """The digest of the item of an attempt; empty where there is no source."""
+    return batch._digest
+
+
+def task_of(batch: AnyBatch) -> trio.lowlevel.Task:
+    """The task whose body works on an attempt."""
+    return batch._task

@@ -63,6 +63,7 @@ from .._journal.record import (
     encode_record,
 )
 from .._journal.store import AttemptEnd
+from .._tokens.coordinator import new_token
 from .._tokens.token import CANCELLED, WITHDRAWN, AnyToken, Failure, TokenState, failure_of
 from .._util.arguments import whole_number
 from .._util.errors import (
@@ -84,7 +85,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile, lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
-from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
+from .batch import AnyBatch, AttemptState, Batch, check_awaited, digest_of, staged_of
 from .exits import GATE, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
@@ -144,7 +145,9 @@ class Gate:
             )
         token = stream.tokens.get(index)
         if token is None:
-            token = stream.coordinator.adopt(stream.run_id, stream.stream_log.key, index, stream)
+            token = new_token(
+                stream.coordinator, stream.run_id, stream.stream_log.key, index, stream
+            )
             stream.tokens[index] = token
             stream.failed.pop(index, None)
         before = stream.stream_log.progress.failures.get(index)
@@ -403,7 +406,7 @@ class Gate:
         return Record(
             at=time.time(),
             index=batch.index,
-            item=batch.digest,
+            item=digest_of(batch),
             attempts=batch.attempt,
             records=staged.records,
             outputs=tuple(staged.outputs.values()),
@@ -435,7 +438,7 @@ class Gate:
             kind=RecordKind.SKIP if end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
             at=time.time(),
             index=batch.index,
-            item=batch.digest,
+            item=digest_of(batch),
             attempts=batch.attempt,
             spent=spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),
@@ -447,7 +450,7 @@ class Gate:
     def _give_up_save(self, batch: AnyBatch, problem: BaseException) -> None:
         """End an attempt that could not be saved, so that the batch runs again."""
         if isinstance(problem, Exception):
-            batch.problem = problem
+            staged_of(batch).problem = problem
         self.open_stream.drop(batch, failure_of(problem))
 
     async def _forget(self, batch: AnyBatch, failure: Failure) -> None:
@@ -462,8 +465,9 @@ class Gate:
         with trio.CancelScope(shield=True):
             while batch.state is AttemptState.SUBMITTED:
                 await self.open_stream.awaited.setdefault(batch.index, trio.Event()).wait()
-        if batch.problem is not None and way not in _LEAVING:
-            raise batch.problem
+        problem = staged_of(batch).problem
+        if problem is not None and way not in _LEAVING:
+            raise problem
 
     def _check_confirmed(self, batch: AnyBatch) -> None:
         """Raise if an attempt that is over did not end in a saved batch."""
@@ -473,7 +477,7 @@ class Gate:
         ):
             return
         failure = stream.failed.get(batch.index, Failure("this attempt is over"))
-        raise batch.problem or BatchFailedError(
+        raise staged_of(batch).problem or BatchFailedError(
             failure.reason,
             run_id=stream.run_id,
             stream=stream.stream_log.key,

@@ -20,6 +20,7 @@ from .._journal.record import CheckpointResult, ErrorInfo, Opened, Output, Recor
 from .._journal.statistics import Waiting, stuck_after_s
 from .._journal.store import Attempt, AttemptEnd
 from .._tokens.coordinator import CheckpointCoordinator
+from .._tokens.registry import token_moved, touch
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -42,7 +43,7 @@ from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
 from ..state import FrontierItems, keyed_items
-from .batch import AnyBatch, AttemptState, staged_of
+from .batch import AnyBatch, AttemptState, staged_of, task_of
 from .extent import Extent
 from .group_commit import GroupCommitter
 from .retry import RetryTable
@@ -402,7 +403,7 @@ class OpenStream:
             if may(token, TokenEvent.RETRY):
                 move(token, TokenEvent.RETRY)
             else:  # the token stays PENDING, but monitors count attempts
-                self.coordinator.registry.touch()
+                touch(self.coordinator.registry)
         else:
             failure = WITHDRAWN if error is None else failure_of(error)
             self.fail_token(token, failure, is_kept=end is AttemptEnd.FAILED)
@@ -453,7 +454,7 @@ class OpenStream:
     def check_wait(self, token: AnyToken) -> None:
         """Refuse to let a body wait for itself."""
         batch = self.open.get(token.batch_index)
-        if batch is not None and batch.task is trio.lowlevel.current_task():
+        if batch is not None and task_of(batch) is trio.lowlevel.current_task():
             raise RuntimeError(
                 "a body that waits for its own token waits for ever: use 'await batch.confirm()'"
             )
@@ -463,7 +464,7 @@ class OpenStream:
         if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
             self.tokens.pop(token.batch_index, None)
             self.settled(token.batch_index)
-        self.coordinator.registry.moved(token)
+        token_moved(self.coordinator.registry, token)
 
     # -- the host of batches --------------------------------------------------------------------
 

@@ -4,6 +4,9 @@ A snapshot has no outputs and no totals, and progress does not move.  If the pro
 the body, the next session runs the body with the state of the newest snapshot.
 """
 
+# What the library asks of snapshots is below the class, out of reach of users.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import math
@@ -14,6 +17,8 @@ import attrs
 import trio
 
 from .._journal.record import Record, RecordKind, describe_error, trouble
+from .._tokens.registry import touch
+from .._tokens.token import portal_of
 from .._util.arguments import checked_by, seconds
 from .._util.errors import NotEncodableError, text_of
 from .._util.log import get_logger
@@ -150,26 +155,13 @@ class Snapshots:
         """
         if _is_of_trio():
             return trio.from_thread.run(self.point, label)
-        token = self._batch.portal.trio_token
+        token = portal_of(self._batch.token).trio_token
         try:
             return trio.from_thread.run(self.point, label, trio_token=token)
         except trio.Cancelled:
             raise trio.RunFinishedError(
                 f"{self._where} was ended by a stop at this point, and the program has ended"
             ) from None
-
-    def hurry(self) -> None:
-        """Make a snapshot due at the next point."""
-        self._due = -math.inf
-
-    def check_awaited(self) -> None:
-        """Check that no await was forgotten.
-
-        Raises:
-            NeverAwaitedError: a method was called without await.
-        """
-        if (error := self._calls.problem(self._open_stream.where(self._batch.index))) is not None:
-            raise error
 
     async def wait(self) -> None:
         """Wait until no snapshot is being saved.
@@ -212,7 +204,7 @@ class Snapshots:
         self.skipped += 1
         self.problem = problem = describe_error(error).message
         self._state_manager.note_left_out(problem)
-        self._open_stream.coordinator.registry.touch()  # publishes the change
+        touch(self._open_stream.coordinator.registry)  # publishes the change
         log.warning(
             "a snapshot of %s is left out: %s",
             self._where,
@@ -236,6 +228,21 @@ class Snapshots:
                     text_of(error),
                     extra=self._open_stream.place(self._batch.index),
                 )
+
+
+def make_due(snapshots: Snapshots) -> None:
+    """Make a snapshot due at the next point."""
+    snapshots._due = -math.inf
+
+
+def check_snapshots_awaited(snapshots: Snapshots) -> None:
+    """Check that no method of the snapshots was called without await.
+
+    Raises:
+        NeverAwaitedError: a method was called without await.
+    """
+    if (error := snapshots._calls.problem(snapshots._where)) is not None:
+        raise error
 
 
 def _is_of_trio() -> bool:

@@ -9,6 +9,7 @@ import trio
 from .._commit.exits import Exit, decisive, exit_of
 from .._commit.open_stream import OpenStream
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
+from .._tokens.registry import touch
 from .._util.errors import (
     BatchFailedError,
     RunStoppedError,
@@ -61,7 +62,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     finally:
         loop_cursor.is_closed = True
         open_stream.close()
-        open_stream.coordinator.registry.touch()
+        touch(open_stream.coordinator.registry)
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:

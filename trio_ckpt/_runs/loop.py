@@ -15,7 +15,7 @@ import trio
 
 from .._commit.archive_states import prune_states
 from .._commit.awaits import Calls
-from .._commit.batch import AttemptState, Batch
+from .._commit.batch import AttemptState, Batch, task_of
 from .._commit.exits import Exit
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
@@ -101,7 +101,7 @@ class LoopCursor:
         task = trio.lowlevel.current_task()
         if not self.is_closed and task is not self.task:
             for batch in self.open_stream.open.values():
-                if batch.task is task:
+                if task_of(batch) is task:
                     return batch
         self.check_owner()
         return self.batch

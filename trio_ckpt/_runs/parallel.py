@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import trio
 
-from .._commit.batch import AttemptState, Batch, given_of
+from .._commit.batch import AttemptState, Batch, digest_of, given_of
 from .._commit.exits import Exit, decisive, exit_of
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import LoopPolicy, OpenStream
@@ -288,7 +288,7 @@ class WorkQueue(Generic[T]):
         self._working -= 1
         if isinstance(passed, Again):
             due = trio.current_time() + passed.after_s
-            heapq.heappush(self._delayed, (due, batch.index, given_of(batch), batch.digest))
+            heapq.heappush(self._delayed, (due, batch.index, given_of(batch), digest_of(batch)))
             if self._timer is not None:
                 self._timer.deadline = min(self._timer.deadline, due)
 

@@ -28,6 +28,7 @@ from .._journal.statistics import RunStatistics
 from .._journal.store import Observer, RunView, Store, StreamView
 from .._journal.summary import Summary, current_phase
 from .._tokens.coordinator import CheckpointCoordinator
+from .._tokens.registry import touch
 from .._util.arguments import (
     MAX_INDEX,
     flag,
@@ -266,7 +267,7 @@ class Run:
             open_stream.close()
             del self._opened[key]
             self._waits.left(key)
-            self.coordinator.registry.touch()
+            touch(self.coordinator.registry)
 
     def _files_for(
         self, validate: Validate | None, folder: str | None
@@ -363,7 +364,7 @@ class Run:
         wanted = list(dict.fromkeys(check_stream_key(stream_key("a key", key)) for key in given))
         async with self._list_lock:
             listed = await add_to_list(self._stream_table, self._committer, wanted)
-        self.coordinator.registry.touch()
+        touch(self.coordinator.registry)
         return listed
 
     def streams_to_process(
@@ -481,7 +482,7 @@ class Run:
                 yield phase
         finally:
             self._stream_table.phases.remove(key)
-            self.coordinator.registry.touch()
+            touch(self.coordinator.registry)
 
     @property
     def current_phase(self) -> str | None:
@@ -604,7 +605,7 @@ class Run:
     def _wake_waiters(self) -> None:
         """Wake the monitors, and all tasks that wait for batches: the run stops, or is closed."""
         self._waits.wake_all()
-        self.coordinator.registry.touch()
+        touch(self.coordinator.registry)
 
     def _stop_instead(self, error: BaseException | None) -> BaseException | None:
         """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""

@@ -22,7 +22,7 @@ from .._commit.exits import Exit, exit_of
 from .._commit.open_stream import OpenStream
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
-from .._commit.snapshots import Snapshots
+from .._commit.snapshots import Snapshots, check_snapshots_awaited
 from .._journal.history import live_records
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
@@ -444,7 +444,7 @@ class Stream(Generic[S]):
             yield snapshots
         finally:
             await snapshots.wait()
-        snapshots.check_awaited()
+        check_snapshots_awaited(snapshots)
 
     # -- re-queueing --------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ The coordinator makes tokens, knows the pending ones, and fails those that are l
 closed, so that no waiter sleeps for ever.
 """
 
+# `new_token` is for the streams of runs, out of reach of users.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
@@ -19,7 +22,7 @@ from .._util.errors import TokenNeverSettledError, describe_batch
 from .._util.plain import StreamKey, check_run_id, check_stream_key
 from .._util.portal import Portal, check_trio
 from .._util.uninterrupted import uninterrupted
-from .registry import TokenRegistry
+from .registry import TokenRegistry, add_token, check_free, find_in_any, token_moved
 from .token import (
     CANCELLED,
     AnyToken,
@@ -30,6 +33,7 @@ from .token import (
     failure_of,
     may,
     move,
+    portal_of,
     stamp,
 )
 
@@ -75,17 +79,7 @@ class CheckpointCoordinator:
         stream = stream_key("stream", stream)
         if stream:
             check_stream_key(stream)
-        return self.adopt(run_id, stream, batch_index, self._host)
-
-    def adopt(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> AnyToken:
-        """Make a token whose events `host` handles: for the streams of runs."""
-        if self._is_closed:
-            raise trio.ClosedResourceError("the coordinator is closed")
-        self.registry.check_free(run_id, stream, batch_index)
-        token: AnyToken = CheckpointToken(run_id, stream, batch_index, host)
-        self._portal = token.portal
-        self.registry.add(token)
-        return token
+        return new_token(self, run_id, stream, batch_index, self._host)
 
     def find_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey | None = None
@@ -103,7 +97,7 @@ class CheckpointCoordinator:
         """
         batch_index = whole_number("batch_index", batch_index)
         if stream is None:
-            return self.registry.find_in_any(check_run_id(run_id), batch_index)
+            return find_in_any(self.registry, check_run_id(run_id), batch_index)
         return self.registry.find(check_run_id(run_id), stream_key("stream", stream), batch_index)
 
     def get_pending_checkpoints(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
@@ -173,6 +167,28 @@ class CheckpointCoordinator:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
 
+def new_token(
+    coordinator: CheckpointCoordinator,
+    run_id: str,
+    stream: StreamKey,
+    batch_index: int,
+    host: TokenHost,
+) -> AnyToken:
+    """Make a token whose events `host` handles.
+
+    Raises:
+        DuplicateCheckpointError: the batch has a pending token.
+        trio.ClosedResourceError: the coordinator is closed.
+    """
+    if coordinator._is_closed:
+        raise trio.ClosedResourceError("the coordinator is closed")
+    check_free(coordinator.registry, run_id, stream, batch_index)
+    token: AnyToken = CheckpointToken(run_id, stream, batch_index, host)
+    coordinator._portal = portal_of(token)
+    add_token(coordinator.registry, token)
+    return token
+
+
 class _Immediate:
     """The host of tokens without a run: a completed token is confirmed at once."""
 
@@ -198,7 +214,7 @@ class _Immediate:
         """Allow every wait: any task may settle a token without a run."""
 
     def moved(self, token: AnyToken) -> None:
-        self._registry.moved(token)
+        token_moved(self._registry, token)
 
 
 def _fail(token: AnyToken, failure: Failure) -> None:

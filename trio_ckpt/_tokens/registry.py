@@ -6,6 +6,9 @@ the caller knows.  So a monitor that was busy may miss intermediate states, but 
 latest one, and does not poll.
 """
 
+# The hosts of tokens change a registry by the functions below it, out of reach of users.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import trio
@@ -42,28 +45,6 @@ class TokenRegistry:
         """The pending token of a batch; None: there is none, which does not mean success."""
         return self._tokens.get((run_id, stream, batch_index))
 
-    def find_in_any(self, run_id: str, batch_index: int) -> AnyToken | None:
-        """The pending token of a batch, without a stream or in any stream.
-
-        Raises:
-            ValueError: it is pending in several streams.
-        """
-        token = self._tokens.get((run_id, (), batch_index))
-        if token is not None or not self._of_streams:
-            return token
-        found = [
-            token
-            for token in tuple(self._tokens.values())
-            if token.run_id == run_id and token.batch_index == batch_index
-        ]
-        if len(found) > 1:
-            names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
-            raise ValueError(
-                f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
-                f"{names}: name one with stream="
-            )
-        return found[0] if found else None
-
     def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
         """The pending tokens, oldest first; of one run, or of all."""
         tokens = tuple(self._tokens.values())  # oldest first; copied at once, because another
@@ -93,39 +74,64 @@ class TokenRegistry:
             await trio.lowlevel.checkpoint()
         return self.version
 
-    # -- for the hosts of tokens ------------------------------------------------------
 
-    def check_free(self, run_id: str, stream: StreamKey, batch_index: int) -> None:
-        """Check that a batch may have a new token.
+def find_in_any(registry: TokenRegistry, run_id: str, batch_index: int) -> AnyToken | None:
+    """The pending token of a batch, without a stream or in any stream.
 
-        Raises:
-            DuplicateCheckpointError: a token of the batch is pending.
-        """
-        if (run_id, stream, batch_index) in self._tokens:
-            raise DuplicateCheckpointError(
-                f"a token of {describe_batch(run_id, stream, batch_index)} is pending already: "
-                "settle that one first",
-                run_id=run_id,
-                stream=stream,
-                batch_index=batch_index,
-            )
+    Raises:
+        ValueError: it is pending in several streams.
+    """
+    token = registry._tokens.get((run_id, (), batch_index))
+    if token is not None or not registry._of_streams:
+        return token
+    found = [
+        token
+        for token in tuple(registry._tokens.values())
+        if token.run_id == run_id and token.batch_index == batch_index
+    ]
+    if len(found) > 1:
+        names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
+        raise ValueError(
+            f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
+            f"{names}: name one with stream="
+        )
+    return found[0] if found else None
 
-    def add(self, token: AnyToken) -> None:
-        """Add a new token; call `check_free` before it is made."""
-        self._tokens[token.run_id, token.stream, token.batch_index] = token
-        self._of_streams += bool(token.stream)
-        self.touch()
 
-    def moved(self, token: AnyToken) -> None:
-        """Publish that a token's state has changed; a settled token is removed."""
-        if not token.is_pending:
-            found = self._tokens.pop((token.run_id, token.stream, token.batch_index), None)
-            self._of_streams -= found is not None and bool(token.stream)
-        self.touch()
+def check_free(registry: TokenRegistry, run_id: str, stream: StreamKey, batch_index: int) -> None:
+    """Check that a batch may have a new token.
 
-    def touch(self) -> None:
-        """Increment the version and wake the monitors."""
-        self.version += 1
-        if self._changed is not None:
-            self._changed.set()
-            self._changed = None
+    Raises:
+        DuplicateCheckpointError: a token of the batch is pending.
+    """
+    if (run_id, stream, batch_index) in registry._tokens:
+        raise DuplicateCheckpointError(
+            f"a token of {describe_batch(run_id, stream, batch_index)} is pending already: "
+            "settle that one first",
+            run_id=run_id,
+            stream=stream,
+            batch_index=batch_index,
+        )
+
+
+def add_token(registry: TokenRegistry, token: AnyToken) -> None:
+    """Add a new token; call `check_free` before it is made."""
+    registry._tokens[token.run_id, token.stream, token.batch_index] = token
+    registry._of_streams += bool(token.stream)
+    touch(registry)
+
+
+def token_moved(registry: TokenRegistry, token: AnyToken) -> None:
+    """Publish that a token's state has changed; a settled token is removed."""
+    if not token.is_pending:
+        found = registry._tokens.pop((token.run_id, token.stream, token.batch_index), None)
+        registry._of_streams -= found is not None and bool(token.stream)
+    touch(registry)
+
+
+def touch(registry: TokenRegistry) -> None:
+    """Increment the version and wake the monitors."""
+    registry.version += 1
+    if registry._changed is not None:
+        registry._changed.set()
+        registry._changed = None

@@ -164,7 +164,6 @@ class CheckpointToken(Generic[T]):
     until the thread of trio has carried it out.
 
     Attributes:
-        portal: A portal to the trio run in which it was made.
         run_id: The run it belongs to.
         stream: The parts of its stream's key; ``()`` if it has none.
         batch_index: The batch that it promises.
@@ -176,15 +175,15 @@ class CheckpointToken(Generic[T]):
         "_event",
         "_host",
         "_outcome",
+        "_portal",
         "_state",
         "batch_index",
-        "portal",
         "run_id",
         "stream",
     )
 
     def __init__(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> None:
-        self.portal = Portal.here()  # first: outside of trio there is no token
+        self._portal = Portal.here()  # first: outside of trio there is no token
         self._created = trio.current_time()
         self._created_at = time.time()
         self.run_id = run_id
@@ -213,7 +212,7 @@ class CheckpointToken(Generic[T]):
     @property
     def age_s(self) -> float:
         """Seconds since it was made, on trio's clock."""
-        return self.portal.clock.current_time() - self._created
+        return self._portal.clock.current_time() - self._created
 
     @from_any_thread
     def complete(self, result: T | None = None) -> bool:
@@ -347,3 +346,8 @@ def own_result(result: object) -> object:
     if isinstance(result, CheckpointResult) and result.metadata:
         return attrs.evolve(result)  # which copies the metadata
     return result
+
+
+def portal_of(token: AnyToken) -> Portal:
+    """The portal to the trio run in which a token was made."""
+    return token._portal

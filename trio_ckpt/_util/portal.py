@@ -6,6 +6,9 @@ in that thread and waits for its result; so of two threads that settle one batch
 In trio's own thread it costs one comparison.
 """
 
+# Objects with methods for any thread have their portal in a private field.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import functools
@@ -115,7 +118,7 @@ def check_trio() -> None:
 
 class _HasPortal(Protocol):
     @property
-    def portal(self) -> Portal: ...
+    def _portal(self) -> Portal: ...
 
 
 S = TypeVar("S", bound=_HasPortal)
@@ -126,7 +129,7 @@ def from_any_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concaten
 
     @functools.wraps(method)
     def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        portal = self.portal
+        portal = self._portal
         if portal.thread == get_ident():
             return method(self, *args, **kwargs)
         return portal.run(functools.partial(method, self, *args, **kwargs))

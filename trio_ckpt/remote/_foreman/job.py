@@ -19,7 +19,7 @@ from ..._runs.open import open_run
 from ..._runs.parallel import run_batches
 from ..._runs.run import Run
 from ..._runs.stream import Stream
-from ..._tokens.registry import TokenRegistry
+from ..._tokens.registry import TokenRegistry, touch
 from ..._util.errors import RunLockedError, StoreError, TrioCkptError, failures_in, text_of
 from ..._util.log import at, get_logger
 from ..._util.plain import JOB_STREAM
@@ -176,7 +176,7 @@ class Job:
         if told:
             log.warning("%s: %s", self.job_id, told, extra=at(self.job_id))
         if self._registry is not None:
-            self._registry.touch()
+            touch(self._registry)
 
     async def run(self, store: Store, new: JobSubmission | None) -> None:
         """Run the job, or continue it; an error is logged, and ends this job alone.
@@ -213,7 +213,7 @@ class Job:
                 event.set()
             self.dispatcher.pool.forget_job(self.job_id)
             if self._registry is not None:
-                self._registry.touch()
+                touch(self._registry)
 
     async def _submit(
         self, store: Store, run: Run, stream: Stream[None], new: JobSubmission | None

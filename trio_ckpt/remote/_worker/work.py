@@ -14,7 +14,7 @@ import trio
 from outcome import Error, Outcome, Value, acapture, capture
 
 from ..._commit.awaits import Calls, awaits_noted
-from ..._commit.snapshots import Snapshots
+from ..._commit.snapshots import Snapshots, make_due
 from ..._runs.stream import Stream
 from ..._util.errors import text_of
 from ..._util.extras import needs_extra
@@ -224,7 +224,7 @@ class Work(Generic[S]):
         else:
             if self.is_asked or self.release_reason is not None:
                 await snapshots.wait()  # a save in flight has an earlier point
-                snapshots.hurry()
+                make_due(snapshots)
                 self.is_asked = False
             if self.percent is not None:
                 snapshots.metadata["progress_percent"] = self.percent
