@@ -101,7 +101,7 @@ def _open_side(sides: tuple[PeerRole, ...], *, is_foreman: bool) -> Reader:
         taken = 0
         for frame in _split(data[1:]):
             received = connection.receive(frame)
-            law(holds=len(connection._gatherer) <= MAX_PARTIAL, broken="too many are unfinished")
+            law(holds=len(connection._reassembler) <= MAX_PARTIAL, broken="too many are unfinished")
             if received is not None:
                 taken += 1
                 connection.consumed(received)

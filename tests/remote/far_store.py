@@ -37,7 +37,7 @@ from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.remote_store import RemoteStore
 
 
-class OpenRelay(StoreProxy):
+class OpenStoreProxy(StoreProxy):
     """One whose worker may read all blobs: the clauses of the contract hand digests around."""
 
     def may_read(self, digest: str) -> bool:
@@ -55,30 +55,28 @@ class Far:
 
     worker: Link
     foreman: Link
-    lines: dict[str, RpcClient] = attrs.field(factory=dict[str, RpcClient])
-    relays: dict[str, StoreProxy] = attrs.field(factory=dict[str, StoreProxy])
+    rpcs: dict[str, RpcClient] = attrs.field(factory=dict[str, RpcClient])
+    proxies: dict[str, StoreProxy] = attrs.field(factory=dict[str, StoreProxy])
     _names: itertools.count[int] = attrs.field(factory=itertools.count)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count)
 
-    async def give(self, relay: StoreProxy) -> RpcClient:
+    async def give(self, proxy: StoreProxy) -> RpcClient:
         """Let the worker have a run."""
         task_id = f"t{next(self._names)}"
-        lease = max(relay.owner, 1)
-        self.relays[task_id] = relay
+        lease = max(proxy.owner, 1)
+        self.proxies[task_id] = proxy
         self.foreman.send(m.AssignTask(task_id, lease, "job-1", 0, "pkg:f", None))
         while task_id not in self.worker.connection.tasks:
             await trio.lowlevel.checkpoint()
-        line = self.lines[task_id] = RpcClient(
-            task_id, lease, link=self.worker, numbers=self._calls
-        )
-        return line
+        rpc = self.rpcs[task_id] = RpcClient(task_id, lease, link=self.worker, numbers=self._calls)
+        return rpc
 
     async def read_as_worker(self) -> None:
         while True:
             received = await self.worker.receive()
             message = received.message
             if isinstance(message, m.StoreReply | m.CheckpointAck):
-                self.lines[message.task_id].answer(message)
+                self.rpcs[message.task_id].answer(message)
             self.worker.consumed(received)
 
     async def read_as_foreman(self, nursery: trio.Nursery) -> None:
@@ -92,11 +90,11 @@ class Far:
             self.foreman.consumed(received)
 
     async def _answer(self, message: m.StoreCall) -> None:
-        for reply in await self.relays[message.task_id].answer(message):
+        for reply in await self.proxies[message.task_id].answer(message):
             self.foreman.send(reply)
 
     async def _save(self, message: m.TaskCheckpoint) -> None:
-        self.foreman.send(await self.relays[message.task_id].save(message))
+        self.foreman.send(await self.proxies[message.task_id].save(message))
 
 
 @asynccontextmanager
@@ -134,8 +132,8 @@ class FarStore(Store):
         if self._is_closed:
             raise StoreError("the store is closed")
         if run_id not in self._runs:
-            line = await self._far.give(OpenRelay(self._near, run_id, 0))
-            self._runs[run_id] = RemoteStore(line)
+            rpc = await self._far.give(OpenStoreProxy(self._near, run_id, 0))
+            self._runs[run_id] = RemoteStore(rpc)
         return self._runs[run_id]
 
     @asynccontextmanager
@@ -143,9 +141,9 @@ class FarStore(Store):
         if self._is_closed:
             raise StoreError("the store is closed")
         async with self._near.lock_run(run_id) as owner:
-            line = await self._far.give(OpenRelay(self._near, run_id, owner))
-            store = self._runs[run_id] = RemoteStore(line)
-            async with store.lock_run(line.task_id) as given:
+            rpc = await self._far.give(OpenStoreProxy(self._near, run_id, owner))
+            store = self._runs[run_id] = RemoteStore(rpc)
+            async with store.lock_run(rpc.task_id) as given:
                 assert given == owner
                 yield owner
 
@@ -153,11 +151,11 @@ class FarStore(Store):
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         store = await self._run(run.run_id)
-        return await store.save(attrs.evolve(run, run_id=store._line.task_id), group, folds)
+        return await store.save(attrs.evolve(run, run_id=store._rpc.task_id), group, folds)
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         store = await self._run(run_id)
-        return await store.read_run(store._line.task_id, generation)
+        return await store.read_run(store._rpc.task_id, generation)
 
     async def history(
         self,
@@ -170,7 +168,7 @@ class FarStore(Store):
     ) -> HistoryPage:
         store = await self._run(run_id)
         return await store.history(
-            store._line.task_id, stream, generation=generation, cursor=cursor, limit=limit
+            store._rpc.task_id, stream, generation=generation, cursor=cursor, limit=limit
         )
 
     async def put_blob(self, payload: BlobPayload) -> str:
@@ -181,7 +179,7 @@ class FarStore(Store):
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         store = await self._run(run.run_id)
-        key = attrs.evolve(run, run_id=store._line.task_id)
+        key = attrs.evolve(run, run_id=store._rpc.task_id)
         return await store.drop_blobs(key, stream, sequences)
 
     # What a worker cannot do is done on the foreman's side.

@@ -50,10 +50,10 @@ SAMPLES: dict[MessageKind, Message] = {
 
 def frames_of(message: Message, number: int = 999) -> list[bytes]:
     """The frames of a message, whether it may be sent or not."""
-    cutter = Fragmenter(message.KIND, number, m.encode_message(message))
-    frames = [cutter.next()]
-    while not cutter.is_over:
-        frames.append(cutter.next())
+    fragmenter = Fragmenter(message.KIND, number, m.encode_message(message))
+    frames = [fragmenter.next()]
+    while not fragmenter.is_over:
+        frames.append(fragmenter.next())
     return frames
 
 

@@ -69,8 +69,8 @@ async def test_an_answer_about_thousands_of_failed_saves_fits() -> None:
             return [remote.RemoteError(TEXT)] * m.MAX_GROUP
 
     group = tuple(Checkpoint("[]", n, b"x") for n in range(1, m.MAX_GROUP + 1))
-    relay = StoreProxy(Refusing(), TASK[0], 1)
-    ack = await relay.save(m.TaskCheckpoint(*TASK, 1, 0, group))
+    proxy = StoreProxy(Refusing(), TASK[0], 1)
+    ack = await proxy.save(m.TaskCheckpoint(*TASK, 1, 0, group))
     assert decode_message(ack.KIND, encode_message(ack)) == ack
 
 

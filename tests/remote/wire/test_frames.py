@@ -33,8 +33,8 @@ from trio_ckpt.remote._wire.messages import (
 @pytest.mark.parametrize("kind", MessageKind, ids=lambda kind: kind.name)
 def test_every_kind_comes_back_as_it_was_sent(kind: MessageKind) -> None:
     message = SAMPLES[kind]
-    gatherer = Reassembler()
-    bodies = [gatherer.add(decode_frame(frame)) for frame in frames_of(message)]
+    reassembler = Reassembler()
+    bodies = [reassembler.add(decode_frame(frame)) for frame in frames_of(message)]
     assert bodies[:-1] == [None] * (len(bodies) - 1)
     assert bodies[-1] is not None
     assert decode_message(kind, bodies[-1]) == message
@@ -43,28 +43,28 @@ def test_every_kind_comes_back_as_it_was_sent(kind: MessageKind) -> None:
 
 @given(st.binary(min_size=0, max_size=3 * FRAME_BYTES + 1))
 def test_a_body_is_the_same_after_cutting_and_gathering(body: bytes) -> None:
-    cutter, gatherer = Fragmenter(MessageKind.JOB_ITEMS, 5, body), Reassembler()
+    fragmenter, reassembler = Fragmenter(MessageKind.JOB_ITEMS, 5, body), Reassembler()
     found = None
-    while not cutter.is_over:
+    while not fragmenter.is_over:
         assert found is None
-        data = cutter.next()
+        data = fragmenter.next()
         assert len(data) <= HEADER.size + FRAME_BYTES
-        found = gatherer.add(decode_frame(data))
+        found = reassembler.add(decode_frame(data))
     assert found == body
-    assert len(gatherer) == 0
+    assert len(reassembler) == 0
 
 
 @given(st.data())
 def test_messages_may_come_mixed(data: st.DataObject) -> None:
     bodies = {n: bytes([n]) * (FRAME_BYTES * n + n) for n in range(1, 4)}
-    cutters = {n: Fragmenter(MessageKind.JOB_ITEMS, n, body) for n, body in bodies.items()}
-    gatherer, found = Reassembler(), dict[int, bytes]()
-    while cutters:
-        number = data.draw(st.sampled_from(sorted(cutters)))
-        body = gatherer.add(decode_frame(cutters[number].next()))
+    fragmenters = {n: Fragmenter(MessageKind.JOB_ITEMS, n, body) for n, body in bodies.items()}
+    reassembler, found = Reassembler(), dict[int, bytes]()
+    while fragmenters:
+        number = data.draw(st.sampled_from(sorted(fragmenters)))
+        body = reassembler.add(decode_frame(fragmenters[number].next()))
         if body is not None:
             found[number] = body
-            del cutters[number]
+            del fragmenters[number]
     assert found == bodies
 
 
@@ -136,19 +136,19 @@ FRAMES = {
 
 @pytest.mark.parametrize("frames", FRAMES.values(), ids=FRAMES.keys())
 def test_frames_that_do_not_follow_are_refused(frames: list[WireFrame]) -> None:
-    gatherer = Reassembler()
+    reassembler = Reassembler()
     for frame in frames[:-1]:
-        assert gatherer.add(frame) is None
+        assert reassembler.add(frame) is None
     with pytest.raises(RemoteProtocolError):
-        gatherer.add(frames[-1])
+        reassembler.add(frames[-1])
 
 
 def test_a_refused_frame_changes_nothing() -> None:
-    gatherer = Reassembler()
-    gatherer.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 0, b"01"))
+    reassembler = Reassembler()
+    reassembler.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 0, b"01"))
     with pytest.raises(RemoteProtocolError):
-        gatherer.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 0, b"01"))
-    assert gatherer.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 2, b"23")) == b"0123"
+        reassembler.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 0, b"01"))
+    assert reassembler.add(WireFrame(MessageKind.JOB_ITEMS, 1, 4, 2, b"23")) == b"0123"
 
 
 def test_numbers_begin_again() -> None:

@@ -286,7 +286,7 @@ def test_a_heartbeat_waits_behind_one_frame_at_most() -> None:
     assert decode_frame(second).kind is MessageKind.HEARTBEAT
 
 
-def test_lanes_take_turns_and_each_is_in_order() -> None:
+def test_channels_take_turns_and_each_is_in_order() -> None:
     """A small message of another item waits behind one frame of a large one; of the same item,
     behind all of it."""
     worker, foreman = two_tasks()
@@ -321,11 +321,11 @@ def test_what_is_begun_fits_and_what_is_granted_can_be_used() -> None:
     while (frame := worker.next_frame()) is not None:
         frames.append(frame)
     received = [found for frame in frames if (found := foreman.receive(frame)) is not None]
-    assert [found.message.lane for found in received] == ["a", "b"]
+    assert [found.message.channel for found in received] == ["a", "b"]
     assert worker.queued_bytes > len(BIG)
     foreman.consumed(received[0])
     assert [message.KIND for message in deliver(foreman, worker)] == [MessageKind.CREDIT]
-    assert [message.lane for message in deliver(worker, foreman)] == ["c"]
+    assert [message.channel for message in deliver(worker, foreman)] == ["c"]
     assert worker.queued_bytes == 0
 
 
@@ -346,7 +346,7 @@ def test_more_than_is_granted_is_refused_before_it_is_kept() -> None:
         foreman.receive(frames_of(body, number)[0])
     with pytest.raises(RemoteProtocolError, match="more bytes than its credit"):
         foreman.receive(frames_of(body, 2)[0])
-    assert len(foreman._gatherer) == 2
+    assert len(foreman._reassembler) == 2
     assert worker.phase is ConnectionPhase.OPEN
 
 
@@ -365,7 +365,7 @@ def test_a_large_kind_before_the_welcome_is_refused_at_once() -> None:
     big = m.JobItems("job-1", 0, [BIG])
     with pytest.raises(RemoteProtocolError, match="JOB_ITEMS arrived while new"):
         foreman.receive(frames_of(big)[0])
-    assert len(foreman._gatherer) == 0
+    assert len(foreman._reassembler) == 0
 
 
 def test_the_largest_message_fits_into_the_window() -> None:
@@ -373,9 +373,9 @@ def test_the_largest_message_fits_into_the_window() -> None:
     assert m.MAX_MESSAGE_BYTES <= WINDOW_BYTES
 
 
-def test_kinds_without_a_lane_are_one_frame() -> None:
+def test_kinds_without_a_channel_are_one_frame() -> None:
     for kind, message in SAMPLES.items():
-        if not message.lane:
+        if not message.channel:
             assert m.MESSAGES[kind].MAX_BYTES <= FRAME_BYTES, kind
 
 

@@ -59,14 +59,14 @@ class _NoSeal:
 async def given(
     far: Far, store: Store, run_id: str, owner: int
 ) -> tuple[StoreProxy, RemoteStore, RpcClient]:
-    relay = StoreProxy(store, run_id, owner)
-    line = await far.give(relay)
-    relay.run_id = line.task_id = run_id  # so that code of ours can open a run of that name
-    far.relays[run_id] = relay
-    far.lines[run_id] = line
+    proxy = StoreProxy(store, run_id, owner)
+    rpc = await far.give(proxy)
+    proxy.run_id = rpc.task_id = run_id  # so that code of ours can open a run of that name
+    far.proxies[run_id] = proxy
+    far.rpcs[run_id] = rpc
     for connection in (far.worker.connection, far.foreman.connection):
         connection.tasks[run_id] = next(reversed(connection.tasks.values()))
-    return relay, RemoteStore(line), line
+    return proxy, RemoteStore(rpc), rpc
 
 
 async def work(store: Store, run_id: str, stop_after: int | None) -> dict[str, object]:
@@ -114,10 +114,10 @@ async def test_a_save_that_is_sent_again_is_acknowledged_again(autojump_clock: M
     same message is saved."""
     near = MemoryStore()
     async with near.lock_run("r") as owner:
-        relay = StoreProxy(near, "r", owner)
+        proxy = StoreProxy(near, "r", owner)
 
         async def save(*checkpoints: Checkpoint) -> list[str | None]:
-            ack = await relay.save(m.TaskCheckpoint("r", owner, 1, 0, checkpoints))
+            ack = await proxy.save(m.TaskCheckpoint("r", owner, 1, 0, checkpoints))
             assert ack.fault is None
             return [fault and fault.code for fault in ack.outcomes]
 
@@ -157,12 +157,12 @@ async def test_a_worker_goes_on_under_a_new_number_without_noticing(
     near = MemoryStore()
     async with open_far() as far:
         async with near.lock_run("r") as old:
-            relay, store, line = await given(far, near, "r", old)
+            proxy, store, rpc = await given(far, near, "r", old)
             async with store.lock_run("r") as number:
                 assert await store.save(RunKey("r", 0, number), [Checkpoint(A, 1, b"1")]) == [None]
         async with near.lock_run("r") as new:
-            relay.owner = new
-            line.connect(far.worker, new)
+            proxy.owner = new
+            rpc.connect(far.worker, new)
             assert await store.save(RunKey("r", 0, number), [Checkpoint(A, 2, b"2")]) == [None]
 
 
@@ -203,7 +203,7 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
     payload = np.random.default_rng(1).bytes(3 * remote_store.PART_BYTES + 17)
     digest = hashlib.sha256(payload).hexdigest()
     async with open_far() as far, near.lock_run("r") as owner:
-        relay, store, _ = await given(far, near, "r", owner)
+        proxy, store, _ = await given(far, near, "r", owner)
         assert await store.put_blob([payload[:5], memoryview(payload)[5:]]) == digest
         assert await near.read_blob(digest) == payload
         assert await store.read_blob(digest) == payload
@@ -226,7 +226,7 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
         monkeypatch.setattr(StoreProxy, "_put", lambda *_: _begin_again())
         with pytest.raises(StoreError, match="cannot be written"):
             await store.put_blob(payload)
-        assert relay._incoming is None
+        assert proxy._incoming is None
 
 
 async def _begin_again() -> bytes:
@@ -236,13 +236,13 @@ async def _begin_again() -> bytes:
 async def test_a_blob_that_is_not_what_its_name_says_is_refused(autojump_clock: MockClock) -> None:
     near = MemoryStore()
     async with open_far() as far, near.lock_run("r") as owner:
-        relay, store, _ = await given(far, near, "r", owner)
+        proxy, store, _ = await given(far, near, "r", owner)
         for wrong, says in (
             (m.PutBlob("0" * 64, 1, 0, b"x"), "the SHA-256 of the received blob is"),
             (m.PutBlob("0" * 64, 5, 0, b"123456"), "a part of a blob goes beyond its end"),
             (m.PutBlob("0" * 64, store_proxy.MAX_BLOB_BYTES + 1, 0, b"1"), "a blob of"),
         ):
-            (reply,) = await relay.answer(m.StoreCall("r", owner, 1, wrong))
+            (reply,) = await proxy.answer(m.StoreCall("r", owner, 1, wrong))
             assert reply.fault is not None
             assert reply.fault.message.startswith(says)
         with pytest.raises(StoreError, match="does not belong to run"):
@@ -270,7 +270,7 @@ async def test_a_long_history_comes_in_pages_that_fit(
         assert found == list(range(11, 0, -1))
 
 
-# -- the line ---------------------------------------------------------------------------------
+# -- calls over a connection ------------------------------------------------------------------
 
 
 async def test_what_was_asked_is_asked_again_on_the_next_connection(
@@ -278,8 +278,8 @@ async def test_what_was_asked_is_asked_again_on_the_next_connection(
 ) -> None:
     near = MemoryStore()
     async with open_far() as far, near.lock_run("r") as owner:
-        _, store, line = await given(far, near, "r", owner)
-        line.disconnect()
+        _, store, rpc = await given(far, near, "r", owner)
+        rpc.disconnect()
 
         async def save() -> None:
             async with store.lock_run("r") as number:
@@ -292,16 +292,16 @@ async def test_what_was_asked_is_asked_again_on_the_next_connection(
             nursery.start_soon(save)
             await trio.sleep(100)
             assert saved == []
-            line.connect(far.worker, owner)
+            rpc.connect(far.worker, owner)
         assert saved == [True]
 
 
 async def test_patience_ends(autojump_clock: MockClock) -> None:
     near = MemoryStore()
     async with open_far() as far, near.lock_run("r") as owner:
-        _, store, line = await given(far, near, "r", owner)
-        line.disconnect()
-        line.patience_s = 30
+        _, store, rpc = await given(far, near, "r", owner)
+        rpc.disconnect()
+        rpc.patience_s = 30
         with pytest.raises(StoreError, match="did not answer for 30 s"):
             await store.read_run("r")
 
@@ -309,8 +309,8 @@ async def test_patience_ends(autojump_clock: MockClock) -> None:
 async def test_a_lost_item_lets_no_call_wait(autojump_clock: MockClock) -> None:
     near = MemoryStore()
     async with open_far() as far, near.lock_run("r") as owner:
-        _, store, line = await given(far, near, "r", owner)
-        line.disconnect()
+        _, store, rpc = await given(far, near, "r", owner)
+        rpc.disconnect()
 
         async def ask() -> None:
             with pytest.raises(StoreConflictError, match="went to another"):
@@ -319,14 +319,14 @@ async def test_a_lost_item_lets_no_call_wait(autojump_clock: MockClock) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
             await trio.sleep(1)
-            line.lose("it went to another")
+            rpc.lose("it went to another")
         await ask()
 
 
 async def test_a_store_that_hangs_is_an_unknown_outcome(autojump_clock: MockClock) -> None:
     near = FaultyStore(MemoryStore(), {1: Delay(10 * store_proxy.SAVE_TIMEOUT_S)})
     async with near.lock_run("r") as owner:
-        relay = StoreProxy(near, "r", owner)
-        ack = await relay.save(m.TaskCheckpoint("r", owner, 1, 0, (Checkpoint(A, 1, b"1"),)))
+        proxy = StoreProxy(near, "r", owner)
+        ack = await proxy.save(m.TaskCheckpoint("r", owner, 1, 0, (Checkpoint(A, 1, b"1"),)))
         assert ack.fault is not None
         assert ack.fault.code == "unknown"

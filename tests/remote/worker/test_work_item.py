@@ -17,7 +17,7 @@ from tests.remote.site import Site, open_site
 from trio_ckpt import remote
 from trio_ckpt.cli._explain import explain, show_checkpoints
 from trio_ckpt.remote import TaskFailedError, TaskStatus
-from trio_ckpt.remote._foreman.task_checkpoints import read_facts
+from trio_ckpt.remote._foreman.task_checkpoints import read_task_checkpoints
 from trio_ckpt.remote._wire.names import task_id_of
 from trio_ckpt.stores import MemoryStore
 
@@ -139,8 +139,8 @@ async def test_a_result_without_its_last_state_is_not_worked_twice(
             keep_checkpoints=True,
             job_id="job-e",
         )
-        facts = await read_facts(site.store, task_id_of("job-e", 0))
-    assert (facts.is_done, facts.result) == (True, "A")
+        saved = await read_task_checkpoints(site.store, task_id_of("job-e", 0))
+    assert (saved.is_done, saved.result) == (True, "A")
 
 
 @INTERVALS

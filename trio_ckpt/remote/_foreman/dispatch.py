@@ -30,7 +30,7 @@ from .._wire.messages import (
 from .lease import Ending, Lease, Lost
 from .pool import PendingItem, Pool
 from .store_proxy import StoreProxy
-from .task_checkpoints import TaskFacts, read_facts
+from .task_checkpoints import TaskCheckpoints, read_task_checkpoints
 
 log = get_logger(__name__)
 
@@ -39,7 +39,9 @@ SUSPECT_AFTER = 2  # losses: then the item may be what kills workers, and is tri
 AGAIN_AFTER_S = 1.0  # when a worker could not continue: the next one may not either
 
 
-Settle = Callable[[Any, TaskFacts, str], Awaitable[None]]  # value, saved states, worker's name
+Settle = Callable[
+    [Any, TaskCheckpoints, str], Awaitable[None]
+]  # value, saved states, worker's name
 Note = Callable[[int, str], Awaitable[None]]  # item's index, text; for the job's history
 
 
@@ -59,11 +61,11 @@ class Dispatcher:
         factory=lambda: itertools.count(time.time_ns() // 1_000), init=False
     )
 
-    async def do(self, wanted: PendingItem, settle: Settle, note: Note) -> None:
+    async def do(self, pending: PendingItem, settle: Settle, note: Note) -> None:
         """Run an item to its end, by one worker after the other if necessary.
 
         Args:
-            wanted: The item.
+            pending: The item.
             settle: Makes the item's result durable; the worker may then forget it.
             note: Records an event in the job's history.
 
@@ -72,23 +74,27 @@ class Dispatcher:
             TaskLostError: too many workers were lost with the item.
         """
         try:
-            await self._do(wanted, settle, note)
+            await self._do(pending, settle, note)
         finally:
             self.pool.touch()  # a worker may still hold it
 
-    async def _do(self, wanted: PendingItem, settle: Settle, note: Note) -> None:
-        losses, lost_at = 0, wanted.down_at
+    async def _do(self, pending: PendingItem, settle: Settle, note: Note) -> None:
+        losses, lost_at = 0, pending.down_at
         while True:
             # Also after a worker was lost: it may have saved its result before it died.
-            facts = await self._read_or_discard(wanted, note) if wanted.is_saving else TaskFacts()
-            if facts.is_done:
-                await settle(facts.result, facts, "")
-                await self._clean_up(wanted)
+            saved = (
+                await self._read_or_discard(pending, note)
+                if pending.is_saving
+                else TaskCheckpoints()
+            )
+            if saved.is_done:
+                await settle(saved.result, saved, "")
+                await self._clean_up(pending)
                 return
-            claims_until = self._started + RECLAIM_S if facts.sequence else 0.0
+            claims_until = self._started + RECLAIM_S if saved.sequence else 0.0
             is_suspect = losses >= SUSPECT_AFTER
-            lease = await self.pool.take(wanted, claims_until, is_alone=is_suspect)
-            ending = await self._lend(wanted, lease, lost_at, settle, note)
+            lease = await self.pool.take(pending, claims_until, is_alone=is_suspect)
+            ending = await self._lend(pending, lease, lost_at, settle, note)
             match ending:
                 case TaskResult():
                     return
@@ -96,9 +102,9 @@ class Dispatcher:
                     raise TaskFailedError(
                         error.type,
                         error.message,
-                        index=wanted.index,
+                        index=pending.index,
                         remote_traceback=error.traceback,
-                        run_id=wanted.job_id,
+                        run_id=pending.job_id,
                     )
                 case Lost.MESSAGE:
                     continue
@@ -107,7 +113,10 @@ class Dispatcher:
                     continue
                 case ReleaseTask(is_trouble=False):
                     log.info(
-                        "%s was handed back: %s", wanted.task_id, ending.reason, extra=wanted.place
+                        "%s was handed back: %s",
+                        pending.task_id,
+                        ending.reason,
+                        extra=pending.place,
                     )
                     lost_at = time.time()
                     continue
@@ -117,104 +126,106 @@ class Dispatcher:
                     reason = ending.value
             lost_at = lease.lost_at or time.time()
             losses += 1
-            log.warning("%s was lost (%d): %s", wanted.task_id, losses, reason, extra=wanted.place)
-            await note(wanted.index, f"lost by {lease.holder.name}: {reason}")
-            if losses >= wanted.options.losses:
+            log.warning(
+                "%s was lost (%d): %s", pending.task_id, losses, reason, extra=pending.place
+            )
+            await note(pending.index, f"lost by {lease.holder.name}: {reason}")
+            if losses >= pending.options.losses:
                 raise TaskLostError(
-                    f"work item {wanted.index} of {wanted.job_id} was lost by "
+                    f"work item {pending.index} of {pending.job_id} was lost by "
                     f"{plural(losses, 'worker')}, the last time because {reason}",
-                    run_id=wanted.job_id,
-                    batch_index=wanted.index,
+                    run_id=pending.job_id,
+                    batch_index=pending.index,
                 )
 
     # -- one lease ----------------------------------------------------------------------------
 
     async def _lend(
-        self, wanted: PendingItem, lease: Lease, lost_at: float | None, settle: Settle, note: Note
+        self, pending: PendingItem, lease: Lease, lost_at: float | None, settle: Settle, note: Note
     ) -> Ending:
         """Lease the item to one worker; return how the lease ended."""
         try:
-            facts = TaskFacts()
-            if wanted.is_saving:
-                facts = await self._reset_if_stale(
-                    wanted, lost_at if lease.was is None else None, note
+            saved = TaskCheckpoints()
+            if pending.is_saving:
+                saved = await self._reset_if_stale(
+                    pending, lost_at if lease.was is None else None, note
                 )
-            async with self._own(wanted) as (number, relay):
+            async with self._own(pending) as (number, proxy):
                 if lease.was is None:
-                    message = _assignment(wanted, number, facts)
+                    message = _assignment(pending, number, saved)
                 else:
-                    message = NewLease(wanted.task_id, number, lease.was)
-                if not lease.offer(number, relay, message):
+                    message = NewLease(pending.task_id, number, lease.was)
+                if not lease.offer(number, proxy, message):
                     return Lost.MESSAGE
-                ending = await lease.run(partial(self._note, wanted, note))
+                ending = await lease.run(partial(self._note, pending, note))
                 if isinstance(ending, TaskResult):
-                    if wanted.is_saving:
-                        facts = await read_facts(self.store, wanted.task_id)
-                    await settle(ending.value, facts, lease.holder.name)
-                    await self._prune(wanted, lease)
+                    if pending.is_saving:
+                        saved = await read_task_checkpoints(self.store, pending.task_id)
+                    await settle(ending.value, saved, lease.holder.name)
+                    await self._prune(pending, lease)
             return ending
         finally:
             self.pool.end(lease)
 
     @asynccontextmanager
-    async def _own(self, wanted: PendingItem) -> AsyncGenerator[tuple[int, StoreProxy | None]]:
+    async def _own(self, pending: PendingItem) -> AsyncGenerator[tuple[int, StoreProxy | None]]:
         """Own the item's run for a lease; an item that saves nothing gets a number of its own."""
-        if not wanted.is_saving:
+        if not pending.is_saving:
             yield next(self._counter), None
             return
-        async with self.store.lock_run(wanted.task_id) as number:
-            yield number, StoreProxy(self.store, wanted.task_id, number)
+        async with self.store.lock_run(pending.task_id) as number:
+            yield number, StoreProxy(self.store, pending.task_id, number)
 
-    async def _note(self, wanted: PendingItem, note: Note, text: str) -> None:
+    async def _note(self, pending: PendingItem, note: Note, text: str) -> None:
         """Record a worker's note in the job's history."""
-        log.warning("%s: %s", wanted.task_id, printable(text), extra=wanted.place)
-        await note(wanted.index, text)
+        log.warning("%s: %s", pending.task_id, printable(text), extra=pending.place)
+        await note(pending.index, text)
 
     async def _reset_if_stale(
-        self, wanted: PendingItem, lost_at: float | None, note: Note
-    ) -> TaskFacts:
+        self, pending: PendingItem, lost_at: float | None, note: Note
+    ) -> TaskCheckpoints:
         """Read what is saved of an item; discard it if it is too old."""
-        facts = await self._read_or_discard(wanted, note)
-        saved_at = facts.last_checkpoint_at
+        saved = await self._read_or_discard(pending, note)
+        saved_at = saved.last_checkpoint_at
         if saved_at is None or lost_at is None:
-            return facts
+            return saved
         age_s = lost_at - saved_at
-        if age_s <= wanted.options.max_age_s:
-            return facts
+        if age_s <= pending.options.max_age_s:
+            return saved
         text = (
             f"its state was {duration(age_s)} old when its worker was lost, over "
-            f"{duration(wanted.options.max_age_s)}: it starts from the beginning"
+            f"{duration(pending.options.max_age_s)}: it starts from the beginning"
         )
-        log.warning("%s: %s", wanted.task_id, text, extra=wanted.place)
-        async with open_maintenance(self.store, wanted.task_id) as maintenance:
+        log.warning("%s: %s", pending.task_id, text, extra=pending.place)
+        async with open_maintenance(self.store, pending.task_id) as maintenance:
             await maintenance.reset(text)
-        await note(wanted.index, text)
-        return TaskFacts()
+        await note(pending.index, text)
+        return TaskCheckpoints()
 
-    async def _read_or_discard(self, wanted: PendingItem, note: Note) -> TaskFacts:
+    async def _read_or_discard(self, pending: PendingItem, note: Note) -> TaskCheckpoints:
         """Read what is saved of an item; damaged records are removed, and the history says so.
 
         If only arrays are damaged, the worker resumes from the newest state that is whole.
         """
         try:
-            return await read_facts(self.store, wanted.task_id)
+            return await read_task_checkpoints(self.store, pending.task_id)
         except StoreDamagedError as error:
             text = f"its records are damaged, so it starts from the beginning: {error}"
-            log.error("%s: %s", wanted.task_id, text, extra=wanted.place)
-            await prune_task(self.store, wanted.task_id)
-            await note(wanted.index, text)
-            return TaskFacts()
+            log.error("%s: %s", pending.task_id, text, extra=pending.place)
+            await prune_task(self.store, pending.task_id)
+            await note(pending.index, text)
+            return TaskCheckpoints()
 
-    async def _prune(self, wanted: PendingItem, lease: Lease) -> None:
+    async def _prune(self, pending: PendingItem, lease: Lease) -> None:
         """Remove the saved states of an item that is done, best effort."""
-        if not wanted.is_saving or wanted.options.keep_checkpoints:
+        if not pending.is_saving or pending.options.keep_checkpoints:
             return
-        await _remove(self.store, wanted.task_id, lease.number)
+        await _remove(self.store, pending.task_id, lease.number)
 
-    async def _clean_up(self, wanted: PendingItem) -> None:
+    async def _clean_up(self, pending: PendingItem) -> None:
         """Remove the saved states of an item that no worker has, best effort."""
-        if not wanted.options.keep_checkpoints:
-            await prune_task(self.store, wanted.task_id)
+        if not pending.options.keep_checkpoints:
+            await prune_task(self.store, pending.task_id)
 
 
 async def prune_task(store: Store, task_id: str) -> int:
@@ -259,18 +270,18 @@ async def _remove(store: Store, task_id: str, number: int) -> int:
     return size + (await store.prune(run, keep=0)).bytes
 
 
-def _assignment(wanted: PendingItem, number: int, facts: TaskFacts) -> TaskMessage:
+def _assignment(pending: PendingItem, number: int, saved: TaskCheckpoints) -> TaskMessage:
     head = (
-        wanted.task_id,
+        pending.task_id,
         number,
-        wanted.job_id,
-        wanted.index,
-        wanted.function,
-        wanted.item,
-        wanted.attempt,
-        wanted.options.checkpoint_interval_s,
-        wanted.options.trace,
+        pending.job_id,
+        pending.index,
+        pending.function,
+        pending.item,
+        pending.attempt,
+        pending.options.checkpoint_interval_s,
+        pending.options.trace,
     )
-    if not facts.sequence:
+    if not saved.sequence:
         return AssignTask(*head)
-    return ResumeTask(*head, facts.sequence, facts.last_checkpoint_at)
+    return ResumeTask(*head, saved.sequence, saved.last_checkpoint_at)

@@ -28,7 +28,7 @@ from .job import Job, is_there_already
 from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
 from .job_views import OVER, LiveTask
 from .lease import Lost
-from .live import ForemanWindow
+from .live import ForemanPublisher
 from .pool import Pool
 from .worker_handle import WorkerHandle
 
@@ -79,7 +79,7 @@ class Foreman:
         """
         self._nursery = nursery
         nursery.start_soon(self.pool.run)
-        nursery.start_soon(ForemanWindow(self).run)
+        nursery.start_soon(ForemanPublisher(self).run)
         nursery.start_soon(self._watch_waiting)
         for job_id in await list_jobs(self.store):
             try:
@@ -272,7 +272,7 @@ class Foreman:
         if lease is None:
             return await self._not_running(task_id)
         if action == "force-checkpoint":
-            if lease.relay is None:
+            if lease.proxy is None:
                 return CONFLICT, "it saves nothing: its job has no checkpoint_interval_s"
             is_asked = lease.force()
         else:

@@ -36,7 +36,7 @@ from .._wire.submission import JobSubmission, head_record, job_records, read_sub
 from .dispatch import Dispatcher, prune_task
 from .job_reader import has_submission, sums_of
 from .pool import PendingItem
-from .task_checkpoints import TaskFacts
+from .task_checkpoints import TaskCheckpoints
 
 log = get_logger(__name__)
 
@@ -257,7 +257,7 @@ class Job:
         submission = self.submission
         if submission is None:
             raise RuntimeError("a job without a submission has no items")
-        wanted = PendingItem(
+        pending = PendingItem(
             self.job_id,
             batch.index,
             task_id_of(self.job_id, batch.index),
@@ -268,12 +268,12 @@ class Job:
             self._down_at,
         )
 
-        async def settle(value: Any, facts: TaskFacts, worker: str) -> None:
-            metadata = {"result": value, "task": facts.to_plain(), "worker": worker}
-            batch.complete(metadata=metadata, totals=sums_of(facts))
+        async def settle(value: Any, saved: TaskCheckpoints, worker: str) -> None:
+            metadata = {"result": value, "task": saved.to_plain(), "worker": worker}
+            batch.complete(metadata=metadata, totals=sums_of(saved))
             await batch.confirm()
 
-        await self.dispatcher.do(wanted, settle, self.note)
+        await self.dispatcher.do(pending, settle, self.note)
 
     async def note(self, index: int, text: str) -> None:
         """Write a note about an item into the job's history."""

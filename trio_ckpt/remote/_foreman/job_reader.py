@@ -37,11 +37,11 @@ from .job_views import (
     LiveTask,
     TaskStatus,
     TaskView,
-    with_facts,
+    with_checkpoints,
     without_states,
 )
 from .live import read_live_job, tasks_of
-from .task_checkpoints import TaskFacts, read_facts
+from .task_checkpoints import TaskCheckpoints, read_task_checkpoints
 
 MAX_STATES = 1_000  # items that are not done, read for the sums of a job
 MAX_SCANNED = 50_000  # records of a job, read for one page of its items: a second or more
@@ -157,16 +157,16 @@ class JobReader:
             check_job_id(job_id)
         except ValueError as error:
             raise UnknownJobError(str(error)) from error
-        look = await read_run_status(self.store, job_id)
-        head = None if look is None else head_of(look.view)
-        if look is None or head is None:
+        run_status = await read_run_status(self.store, job_id)
+        head = None if run_status is None else head_of(run_status.view)
+        if run_status is None or head is None:
             raise UnknownJobError(f"there is no job {job_id!r} in {self.store.url}", run_id=job_id)
         shown = None
-        if look.owner is not None:
-            shown = await read_live_job(self.store, job_id, look.view.owner)
+        if run_status.owner is not None:
+            shown = await read_live_job(self.store, job_id, run_status.view.owner)
         waits = "" if shown is None else shown.waits
         return _Job(
-            self.store, look, head, tasks_of(job_id, shown) if live is None else live, waits
+            self.store, run_status, head, tasks_of(job_id, shown) if live is None else live, waits
         )
 
     async def _task(self, job: _Job, index: int) -> TaskView:
@@ -216,7 +216,7 @@ class _Job:
 
     Attributes:
         store: The foreman's store.
-        look: The status of its run.
+        run_status: The status of its run.
         head: The function and the options.
         live: What the foreman published of the items that workers have.
         waits: Why items wait for a worker that is not there.
@@ -224,24 +224,26 @@ class _Job:
     """
 
     store: Store
-    look: RunStatus
+    run_status: RunStatus
     head: JobHead
     live: Live
     waits: str
     saved: frozenset[str] = frozenset()
-    _facts: dict[str, TaskFacts] = attrs.field(factory=dict[str, TaskFacts], init=False)
+    _checkpoints: dict[str, TaskCheckpoints] = attrs.field(
+        factory=dict[str, TaskCheckpoints], init=False
+    )
 
     @property
     def job_id(self) -> str:
-        return self.look.run_id
+        return self.run_status.run_id
 
     @property
     def generation(self) -> int:
-        return self.look.view.generation
+        return self.run_status.view.generation
 
     @property
     def progress(self) -> Progress:
-        return items_progress(self.look.view)
+        return items_progress(self.run_status.view)
 
     @property
     def total(self) -> int:
@@ -253,7 +255,7 @@ class _Job:
         """The job's status: that of its run, in the terms of the REST interface."""
         if is_cancelled(self.progress):
             return TaskStatus.CANCELLED
-        return STATUSES[self.look.status_of(self.look.summary())]
+        return STATUSES[self.run_status.status_of(self.run_status.summary())]
 
     @property
     def failed_index(self) -> int | None:
@@ -261,13 +263,13 @@ class _Job:
         error = self.progress.error
         return None if error is None else error.batch_index
 
-    async def facts(self, task_id: str) -> TaskFacts:
+    async def checkpoints_of(self, task_id: str) -> TaskCheckpoints:
         """Read the saved states of an item that is not done."""
         if task_id not in self.saved:
-            return TaskFacts()
-        if task_id not in self._facts:
-            self._facts[task_id] = await read_facts(self.store, task_id)
-        return self._facts[task_id]
+            return TaskCheckpoints()
+        if task_id not in self._checkpoints:
+            self._checkpoints[task_id] = await read_task_checkpoints(self.store, task_id)
+        return self._checkpoints[task_id]
 
     async def sums(self) -> tuple[int, float, int]:
         """Count items with saved states, sum percents and checkpoints, over all items."""
@@ -277,10 +279,10 @@ class _Job:
         known = [*self.live, *sorted(self.saved - self.live.keys())]
         left = [task_id for task_id in known if split_task_id(task_id)[1] not in done]
         for task_id in left[:MAX_STATES]:
-            facts = await self.facts(task_id)
-            with_states += facts.checkpoint_count > 0
-            checkpoints += facts.checkpoint_count
-            percents += _percent(facts, self.live.get(task_id))
+            saved = await self.checkpoints_of(task_id)
+            with_states += saved.checkpoint_count > 0
+            checkpoints += saved.checkpoint_count
+            percents += _percent(saved, self.live.get(task_id))
         return with_states, percents, checkpoints
 
     def _sum(self, name: str) -> int:
@@ -300,17 +302,19 @@ class _Job:
         """Return an item that is not done."""
         view = self.plain(index, TaskStatus.PENDING)
         failure = self.progress.failures.get(index)
-        facts, now = await self.facts(view.task_id), self.live.get(view.task_id)
+        saved, now = await self.checkpoints_of(view.task_id), self.live.get(view.task_id)
         return attrs.evolve(
-            with_facts(view, facts),
-            status=await self._status_of(index, facts, now),
+            with_checkpoints(view, saved),
+            status=await self._status_of(index, saved, now),
             attempts=0 if failure is None else failure.attempts,
-            progress_percent=_percent(facts, now),
+            progress_percent=_percent(saved, now),
             worker=None if now is None else now.worker,
             error=None if failure is None else failure.error,
         )
 
-    async def _status_of(self, index: int, facts: TaskFacts, now: LiveTask | None) -> TaskStatus:
+    async def _status_of(
+        self, index: int, saved: TaskCheckpoints, now: LiveTask | None
+    ) -> TaskStatus:
         if index in self.progress.skipped or index == self.failed_index:
             return TaskStatus.FAILED
         if is_cancelled(self.progress):
@@ -320,21 +324,21 @@ class _Job:
         task_id = task_id_of(self.job_id, index)
         if task_id not in self.saved or await self.store.read_owner(task_id) is None:
             return TaskStatus.PENDING
-        return TaskStatus.RUNNING if facts.sequence else TaskStatus.ASSIGNED
+        return TaskStatus.RUNNING if saved.sequence else TaskStatus.ASSIGNED
 
 
-def _percent(facts: TaskFacts, now: LiveTask | None) -> float:
+def _percent(saved: TaskCheckpoints, now: LiveTask | None) -> float:
     """Return the progress of an item that is not done: as its worker reports it, or as saved."""
     if now is not None and now.progress_percent is not None:
         return now.progress_percent
-    return facts.progress_percent or 0.0
+    return saved.progress_percent or 0.0
 
 
 def _done_view(job: _Job, index: int, record: Record) -> TaskView:
-    facts = TaskFacts.from_plain(record.metadata.get("task", {}))
+    saved = TaskCheckpoints.from_plain(record.metadata.get("task", {}))
     worker = record.metadata.get("worker")
     return attrs.evolve(
-        with_facts(job.plain(index, TaskStatus.COMPLETED), facts),
+        with_checkpoints(job.plain(index, TaskStatus.COMPLETED), saved),
         attempts=record.attempts,
         worker=worker if isinstance(worker, str) else None,
         completed_at=record.at,
@@ -359,7 +363,7 @@ def has_submission(view: RunView) -> bool:
     return entry is not None and entry.progress.status is Status.COMPLETE
 
 
-def sums_of(facts: TaskFacts) -> dict[str, int]:
+def sums_of(saved: TaskCheckpoints) -> dict[str, int]:
     """Return what an item that is done adds to the sums of its job."""
-    count = facts.checkpoint_count
+    count = saved.checkpoint_count
     return {CHECKPOINTS: count, WITH_CHECKPOINTS: 1} if count else {}

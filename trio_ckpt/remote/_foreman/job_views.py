@@ -9,7 +9,7 @@ from typing import TypeAlias
 import attrs
 
 from ..._journal.record import ErrorInfo, Status
-from .task_checkpoints import Delta, TaskFacts
+from .task_checkpoints import Delta, TaskCheckpoints
 
 DONE_PERCENT = 100.0
 
@@ -158,20 +158,20 @@ class JobView:
 Live: TypeAlias = Mapping[str, LiveTask]
 
 
-def with_facts(view: TaskView, facts: TaskFacts) -> TaskView:
+def with_checkpoints(view: TaskView, saved: TaskCheckpoints) -> TaskView:
     """Return an item with what is known of its saved states."""
-    blob = facts.base_blob
+    blob = saved.base_blob
     return attrs.evolve(
         view,
-        checkpoint_count=facts.checkpoint_count,
-        last_checkpoint_at=facts.last_checkpoint_at,
-        base_checkpoint_data=facts.base_digest or None,
-        base_checkpoint_size=facts.base_size,
-        delta_checkpoints=facts.deltas,
+        checkpoint_count=saved.checkpoint_count,
+        last_checkpoint_at=saved.last_checkpoint_at,
+        base_checkpoint_data=saved.base_digest or None,
+        base_checkpoint_size=saved.base_size,
+        delta_checkpoints=saved.deltas,
         checkpoint_storage_path=f"blobs/{blob[:2]}/{blob}" if blob else None,
-        inline_bytes=facts.inline_bytes,
-        file_bytes=facts.file_bytes,
-        problem=facts.problem,
+        inline_bytes=saved.inline_bytes,
+        file_bytes=saved.file_bytes,
+        problem=saved.problem,
     )
 
 

@@ -78,7 +78,7 @@ class Lease:
         holder: The worker.
         was: The number under which the worker already holds the item; None: the item is to begin.
         number: The fence: greater than that of any earlier lease of the item; 0: a promise.
-        relay: The worker's access to the store; None: the item saves nothing.
+        proxy: The worker's access to the store; None: the item saves nothing.
         since: When the slot was promised; Unix time, s.
         percent: The progress that the worker reported last.
         is_running: Whether the worker has sent anything about the item.
@@ -93,7 +93,7 @@ class Lease:
     holder: LeaseHolder
     was: int | None = None
     number: int = 0
-    relay: StoreProxy | None = None
+    proxy: StoreProxy | None = None
     since: float = attrs.field(factory=time.time)
     percent: float | None = None
     is_running: bool = False
@@ -119,12 +119,12 @@ class Lease:
         """Whether a number from a worker means this lease, or the one that it continues."""
         return number in (self.number, self.was)
 
-    def offer(self, number: int, relay: StoreProxy | None, message: TaskMessage) -> bool:
+    def offer(self, number: int, proxy: StoreProxy | None, message: TaskMessage) -> bool:
         """Send the assignment to the worker.
 
         Args:
             number: The number of the lease from now on.
-            relay: The worker's access to the store.
+            proxy: The worker's access to the store.
             message: The assignment.
 
         Returns:
@@ -132,7 +132,7 @@ class Lease:
         """
         if self.ending is not None or not self.holder.send(message):
             return False
-        self.number, self.relay = number, relay
+        self.number, self.proxy = number, proxy
         return True
 
     async def run(self, note: Callable[[str], Awaitable[None]]) -> Ending:
@@ -156,17 +156,17 @@ class Lease:
                 await self._changed.wait()
         finally:
             self.forget_calls()
-            if self.relay is not None:
-                self.relay.close()
+            if self.proxy is not None:
+                self.proxy.close()
 
     async def _answer(self, call: _LeaseCall) -> None:
         try:
-            if self.relay is None:
+            if self.proxy is None:
                 return
             if isinstance(call.message, TaskCheckpoint):
-                call.reply(await self.relay.save(call.message))
+                call.reply(await self.proxy.save(call.message))
             else:
-                for part in await self.relay.answer(call.message):
+                for part in await self.proxy.answer(call.message):
                     call.reply(part)
         finally:
             call.handled()
@@ -230,7 +230,7 @@ class Lease:
 
     def force(self) -> bool:
         """Ask for a checkpoint; False: the item saves nothing, or does not run."""
-        if self.relay is None or self.holder.phase_of(self.task_id) is not TaskPhase.RUNNING:
+        if self.proxy is None or self.holder.phase_of(self.task_id) is not TaskPhase.RUNNING:
             return False
         return self.holder.send(ForceCheckpoint(self.task_id, self.number))
 

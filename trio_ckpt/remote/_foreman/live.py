@@ -40,7 +40,7 @@ MAX_ITEMS = 2_000  # of a job: those that were started first
 MAX_ANSWERS = 100
 ANSWER_S = 5.0  # for a foreman to answer: it may be busy
 AGAIN_S = 1.0  # then a request is sent again, in case another one replaced it
-LOOK_S = 0.1
+POLL_S = 0.1
 
 CONFLICT = 409
 
@@ -74,7 +74,7 @@ class LiveJob(msgspec.Struct, frozen=True, array_like=True):
     waits: Text = ""
 
 
-class Asked(msgspec.Struct, frozen=True, array_like=True):
+class ActionRequest(msgspec.Struct, frozen=True, array_like=True):
     """A request.
 
     Attributes:
@@ -88,7 +88,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     target: Id
 
 
-class Answered(msgspec.Struct, frozen=True, array_like=True):
+class ActionReply(msgspec.Struct, frozen=True, array_like=True):
     """An answer: an HTTP status, and its reason."""
 
     number: Name
@@ -98,8 +98,8 @@ class Answered(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_job = msgspec.msgpack.Decoder(LiveJob)
-_decode_asked = msgspec.msgpack.Decoder(Asked)
-_decode_answers = msgspec.msgpack.Decoder(tuple[Answered, ...])
+_decode_asked = msgspec.msgpack.Decoder(ActionRequest)
+_decode_answers = msgspec.msgpack.Decoder(tuple[ActionReply, ...])
 
 
 def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
@@ -116,7 +116,7 @@ def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
 # ---------------------------------------------------------------------------------------
 
 
-class ShownJob(Protocol):
+class PublishedJob(Protocol):
     """A job of a foreman, as far as it is published."""
 
     waits: str
@@ -127,13 +127,13 @@ class ShownJob(Protocol):
         ...
 
 
-class ShownForeman(Protocol):
+class PublishedForeman(Protocol):
     """A foreman, as far as it is published."""
 
     store: Store
 
     @property
-    def jobs(self) -> Mapping[str, ShownJob]:
+    def jobs(self) -> Mapping[str, PublishedJob]:
         """The jobs that are running."""
         ...
 
@@ -152,13 +152,13 @@ class ShownForeman(Protocol):
 
 
 @attrs.define(eq=False)
-class ForemanWindow:
+class ForemanPublisher:
     """Publishes a foreman's state and answers requests; `run` is its task."""
 
-    _foreman: ShownForeman
+    _foreman: PublishedForeman
     _name: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _shown: dict[str, bytes] = attrs.field(factory=dict[str, bytes], init=False)
-    _answers: dict[str, Answered] = attrs.field(factory=dict[str, Answered], init=False)
+    _answers: dict[str, ActionReply] = attrs.field(factory=dict[str, ActionReply], init=False)
 
     async def run(self) -> None:
         """Publish and answer until cancelled; then remove what was published.
@@ -221,12 +221,12 @@ class ForemanWindow:
         if asked is None or asked.number in self._answers:
             return
         code, reason = await self._do(asked)
-        self._answers[asked.number] = Answered(asked.number, code, reason)
+        self._answers[asked.number] = ActionReply(asked.number, code, reason)
         while len(self._answers) > MAX_ANSWERS:
             del self._answers[next(iter(self._answers))]
         await store.publish(_answer_name(self._name), _encode(tuple(self._answers.values())))
 
-    async def _do(self, asked: Asked) -> tuple[int, str]:
+    async def _do(self, asked: ActionRequest) -> tuple[int, str]:
         if asked.action != "cancel":
             return await self._foreman.control(asked.action, asked.target)
         if asked.target not in self._foreman.jobs:
@@ -311,20 +311,20 @@ async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str)
     with give_up_after(ANSWER_S if store.has_live else 0, is_shielded=False):
         while job is None:  # it may have taken the job a moment ago
             job = await read_live_job(store, job_id, stored.owner)
-            await trio.sleep(0 if job is not None else LOOK_S)
+            await trio.sleep(0 if job is not None else POLL_S)
     if job is None:
         return CONFLICT, "its foreman publishes nothing here: ask in the foreman's own process"
-    return await _ask(store, job.foreman, Asked(secrets.token_hex(16), action, target))
+    return await _ask(store, job.foreman, ActionRequest(secrets.token_hex(16), action, target))
 
 
-async def _ask(store: Store, foreman: str, asked: Asked) -> tuple[int, str]:
+async def _ask(store: Store, foreman: str, asked: ActionRequest) -> tuple[int, str]:
     """Publish a request and wait for its answer."""
     with give_up_after(ANSWER_S, is_shielded=False):
         while True:
             await store.publish(_question_name(foreman), _encode(asked))
             again_at = trio.current_time() + AGAIN_S
             while trio.current_time() < again_at:
-                await trio.sleep(LOOK_S)
+                await trio.sleep(POLL_S)
                 answers = _read(_decode_answers, await store.read_live(_answer_name(foreman)))
                 for answer in answers or ():
                     if answer.number == asked.number:

@@ -89,7 +89,7 @@ async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str)
     """
     try:
         async with open_link(socket, Connection(None)) as link:
-            hello = await _let_in(link, terms)
+            hello = await _greet(link, terms)
             if hello is None:
                 return
             try:
@@ -103,7 +103,7 @@ async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str)
         log.info("%s: %s", where, one_line(str(error)))
 
 
-async def _let_in(link: Link, terms: Terms) -> Hello | None:
+async def _greet(link: Link, terms: Terms) -> Hello | None:
     """Receive HELLO; return None if the peer is refused."""
     with trio.move_on_after(HANDSHAKE_S):
         received = await link.receive()

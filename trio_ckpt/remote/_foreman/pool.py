@@ -135,7 +135,7 @@ known whether the worker may continue."""
 class _WaitingItem:
     """An item that waits for a worker."""
 
-    wanted: PendingItem
+    pending: PendingItem
     may_begin: bool  # False: only a worker that already holds it may have it
     is_alone: bool = False  # whether it gets a worker for itself
     ready: trio.Event = attrs.field(factory=trio.Event)
@@ -198,12 +198,12 @@ class Pool:
             self.match()
 
     async def take(
-        self, wanted: PendingItem, claims_until: float, *, is_alone: bool = False
+        self, pending: PendingItem, claims_until: float, *, is_alone: bool = False
     ) -> Lease:
         """Wait for a worker.
 
         Args:
-            wanted: The item.
+            pending: The item.
             claims_until: Until then only a worker that already holds the item gets it; trio's time,
                 s.
             is_alone: Whether the item needs an idle worker, which then gets no other item.
@@ -213,8 +213,8 @@ class Pool:
 
         Cancellation: no slot is promised.
         """
-        waiter = _WaitingItem(wanted, trio.current_time() >= claims_until, is_alone)
-        self._waiting.setdefault(wanted.job_id, {})[wanted.task_id] = waiter
+        waiter = _WaitingItem(pending, trio.current_time() >= claims_until, is_alone)
+        self._waiting.setdefault(pending.job_id, {})[pending.task_id] = waiter
         if is_alone:
             self._lone[waiter] = None
         self.touch()
@@ -249,7 +249,7 @@ class Pool:
         waiters = self._waiting.get(job_id)
         if not waiters:
             return ""
-        function = next(iter(waiters.values())).wanted.function  # the same for all items of a job
+        function = next(iter(waiters.values())).pending.function  # the same for all items of a job
         workers = [worker for worker in self.workers.values() if worker.is_connected]
         if any(worker.runs(function) for worker in workers):
             return ""
@@ -316,7 +316,7 @@ class Pool:
         waiter = self._waiting.get(job_of(task_id), {}).get(task_id)
         if waiter is None:
             return ItemOnConnection.OPEN
-        is_same = waiter.wanted.attempt == held.attempt
+        is_same = waiter.pending.attempt == held.attempt
         return ItemOnConnection.WAITING if is_same else ItemOnConnection.UNWANTED
 
     def _refuse(self, held: HeldItem) -> None:
@@ -347,7 +347,7 @@ class Pool:
         for waiter in tuple(self._lone):
             idle = [worker for worker in self._able_alone(waiter) if worker.is_idle]
             if idle:
-                self._promise(waiter.wanted.task_id, idle[0])
+                self._promise(waiter.pending.task_id, idle[0])
 
     def _keep_one(self) -> None:
         """Stop giving items to one worker, so that it becomes idle for an item that must be alone.
@@ -368,12 +368,12 @@ class Pool:
         return [
             worker
             for worker in self.workers.values()
-            if worker.takes_items and worker.runs(waiter.wanted.function)
+            if worker.takes_items and worker.runs(waiter.pending.function)
         ]
 
     def _give_slot(self, job_id: str, free: list[WorkerHandle]) -> bool:
         waiters = self._waiting[job_id]
-        function = next(iter(waiters.values())).wanted.function  # the same for all items of a job
+        function = next(iter(waiters.values())).pending.function  # the same for all items of a job
         able = [worker for worker in free if worker.free > 0 and worker.runs(function)]
         if not able:
             return False
@@ -389,7 +389,7 @@ class Pool:
         """Give a waiting item to a worker."""
         job_id = job_of(task_id)
         waiter = self._waiting[job_id][task_id]
-        waiter.lease = Lease(task_id, waiter.wanted.function, worker, was)
+        waiter.lease = Lease(task_id, waiter.pending.function, worker, was)
         waiter.lease.is_alone = waiter.is_alone and was is None
         self._holders[task_id] = worker
         worker.leases[task_id] = self.leases[task_id] = waiter.lease
@@ -399,7 +399,7 @@ class Pool:
             self._waiting.move_to_end(job_id)
 
     def _forget_waiter(self, waiter: _WaitingItem) -> None:
-        job_id, task_id = waiter.wanted.job_id, waiter.wanted.task_id
+        job_id, task_id = waiter.pending.job_id, waiter.pending.task_id
         self._lone.pop(waiter, None)
         waiters = self._waiting.get(job_id, {})
         if waiters.get(task_id) is waiter:

@@ -135,12 +135,14 @@ async def serve_foreman(
     foreman = Foreman(store, grace_s, rebalance)
     foreman.port = int(listeners[0].socket.getsockname()[1])
     foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
-    door = Acceptor(foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept)
+    acceptor = Acceptor(
+        foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept
+    )
     async with trio.open_nursery() as nursery:
         await foreman.begin(nursery)
         log.info("listening on %s", foreman.url)
         task_status.started(foreman)
-        await trio.serve_listeners(door.let_in, listeners)
+        await trio.serve_listeners(acceptor.accept, listeners)
 
 
 def check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
@@ -188,7 +190,7 @@ class Acceptor:
     _accept: Accept
     connections: int = attrs.field(default=0, init=False)
 
-    async def let_in(self, stream: trio.SocketStream) -> None:
+    async def accept(self, stream: trio.SocketStream) -> None:
         """Handle one connection; no exception leaves it.
 
         Cancellation: closes the connection.

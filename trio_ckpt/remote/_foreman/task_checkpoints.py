@@ -31,7 +31,7 @@ class Delta(msgspec.Struct, frozen=True):
     created_at: float
 
 
-class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+class TaskCheckpoints(msgspec.Struct, frozen=True, omit_defaults=True):
     """The saved states of an item; stored with its result when the item is done.
 
     Attributes:
@@ -73,7 +73,7 @@ class TaskFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         return plain
 
     @classmethod
-    def from_plain(cls, plain: object) -> TaskFacts:
+    def from_plain(cls, plain: object) -> TaskCheckpoints:
         """The inverse of `to_plain`; empty where the value is not in that form."""
         try:
             return msgspec.convert(plain, cls)
@@ -127,9 +127,9 @@ class _Reading:
         else:
             self.deltas.append(Delta(sequence, size, digest, record.at))
 
-    def facts(self) -> TaskFacts:
+    def facts(self) -> TaskCheckpoints:
         digest, size, blob = self.base or ("", 0, "")
-        return TaskFacts(
+        return TaskCheckpoints(
             checkpoint_count=self.count,
             last_checkpoint_at=None if self.newest is None else self.newest.at,
             base_digest=digest,
@@ -147,7 +147,7 @@ class _Reading:
         )
 
 
-async def read_facts(store: Store, task_id: str) -> TaskFacts:
+async def read_task_checkpoints(store: Store, task_id: str) -> TaskCheckpoints:
     """Read the saved states of an item; empty where its run does not exist or is new.
 
     Raises:

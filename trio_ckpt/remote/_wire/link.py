@@ -23,7 +23,7 @@ from .protocol import Connection, ConnectionPhase, Received
 HEARTBEAT_S = 5.0
 SILENCE_S = 20.0  # four heartbeats: a live peer may miss one or two
 HANDSHAKE_S = 10.0  # for everything that comes before WELCOME
-LOOK_AGAIN_S = 1.0  # this process may have been stopped: bytes that arrived are not read yet
+RECHECK_S = 1.0  # this process may have been stopped: bytes that arrived are not read yet
 GOODBYE_S = 1.0  # to send what is queued
 HIGH_WATER_BYTES = 4 * MIB  # a sender of more than this waits until less is queued
 
@@ -130,7 +130,7 @@ class Link:
         frame: bytes | None = None
         if self._failure is None:
             with trio.CancelScope() as self._reading:
-                again_s = min(LOOK_AGAIN_S, self.heartbeat_s)
+                again_s = min(RECHECK_S, self.heartbeat_s)
                 with give_up_after(self.silence_s + again_s, again_s=again_s, is_shielded=False):
                     frame = await self._socket.receive()
             self._reading = None

@@ -95,7 +95,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     MAX_BYTES: ClassVar[int] = MAX_SMALL_BYTES
 
     @property
-    def lane(self) -> str:
+    def channel(self) -> str:
         """The subject: messages of one channel arrive in order; an empty one overtakes."""
         return ""
 
@@ -106,7 +106,7 @@ class JobMessage(Message, frozen=True, array_like=True):
     job_id: Id
 
     @property
-    def lane(self) -> str:
+    def channel(self) -> str:
         return self.job_id
 
 
@@ -122,7 +122,7 @@ class TaskMessage(Message, frozen=True, array_like=True):
     lease: Lease
 
     @property
-    def lane(self) -> str:
+    def channel(self) -> str:
         return self.task_id
 
 

@@ -264,12 +264,12 @@ class Connection:
     _handled: int = attrs.field(default=0, init=False)  # of these, not credited back
     _number: int = attrs.field(default=0, init=False)
     _first: deque[Fragmenter] = attrs.field(factory=deque[Fragmenter], init=False)
-    _lanes: OrderedDict[str, deque[Fragmenter]] = attrs.field(
+    _channels: OrderedDict[str, deque[Fragmenter]] = attrs.field(
         factory=OrderedDict[str, deque[Fragmenter]], init=False
     )
     _begun: set[int] = attrs.field(factory=set[int], init=False)
     _last: Fragmenter | None = attrs.field(default=None, init=False)
-    _gatherer: Reassembler = attrs.field(factory=Reassembler, init=False)
+    _reassembler: Reassembler = attrs.field(factory=Reassembler, init=False)
     queued_bytes: int = attrs.field(default=0, init=False)
 
     @property
@@ -296,44 +296,44 @@ class Connection:
         if self._first:
             return self._cut(self._first.popleft())  # these messages are one frame each
         is_blocked = False  # a message that waits for credit is not overtaken by a later one
-        for lane, cutters in self._lanes.items():
-            cutter = cutters[0]
-            if cutter.number not in self._begun:
-                is_blocked = is_blocked or len(cutter.body) > self.credit
+        for channel, fragmenters in self._channels.items():
+            fragmenter = fragmenters[0]
+            if fragmenter.number not in self._begun:
+                is_blocked = is_blocked or len(fragmenter.body) > self.credit
                 if is_blocked:
                     continue
-                self.credit -= len(cutter.body)
-                self._begun.add(cutter.number)
-            frame = self._cut(cutter)
-            if cutter.is_over:
-                self._begun.discard(cutter.number)
-                cutters.popleft()
-            if cutters:
-                self._lanes.move_to_end(lane)
+                self.credit -= len(fragmenter.body)
+                self._begun.add(fragmenter.number)
+            frame = self._cut(fragmenter)
+            if fragmenter.is_over:
+                self._begun.discard(fragmenter.number)
+                fragmenters.popleft()
+            if fragmenters:
+                self._channels.move_to_end(channel)
             else:
-                del self._lanes[lane]
+                del self._channels[channel]
             return frame
-        if self._last is not None and not self._lanes:
-            cutter, self._last = self._last, None
-            return self._cut(cutter)
+        if self._last is not None and not self._channels:
+            fragmenter, self._last = self._last, None
+            return self._cut(fragmenter)
         return None
 
-    def _cut(self, cutter: Fragmenter) -> bytes:
-        frame = cutter.next()
-        if cutter.is_over:
-            self.queued_bytes -= len(cutter.body)
+    def _cut(self, fragmenter: Fragmenter) -> bytes:
+        frame = fragmenter.next()
+        if fragmenter.is_over:
+            self.queued_bytes -= len(fragmenter.body)
         return frame
 
     def _queue(self, message: Message, body: bytes) -> None:
         self._number = next_number(self._number)
-        cutter = Fragmenter(message.KIND, self._number, body)
+        fragmenter = Fragmenter(message.KIND, self._number, body)
         self.queued_bytes += len(body)
         if message.KIND is MessageKind.GOODBYE:
-            self._last = cutter
-        elif not message.lane:
-            self._first.append(cutter)
+            self._last = fragmenter
+        elif not message.channel:
+            self._first.append(fragmenter)
         else:
-            self._lanes.setdefault(message.lane, deque()).append(cutter)
+            self._channels.setdefault(message.channel, deque()).append(fragmenter)
 
     # -- receiving --------------------------------------------------------------------------
 
@@ -345,7 +345,7 @@ class Connection:
         """
         frame = decode_frame(data)
         cost = self._admit(frame)
-        body = self._gatherer.add(frame)
+        body = self._reassembler.add(frame)
         if frame.is_first:
             self._granted -= cost
         if body is None:
@@ -360,14 +360,14 @@ class Connection:
             self.role = PeerRole.TO_WORKER if role is PeerRole.WORKER else PeerRole.TO_CLIENT
         else:
             self._step(self._peer_role(), message, RemoteProtocolError)
-        return Received(message, frame.size if message.lane else 0)
+        return Received(message, frame.size if message.channel else 0)
 
     def _admit(self, frame: WireFrame) -> int:
         """Check that a message is allowed before any part of it is kept; return its cost."""
         phases = PHASES[PeerRole.WORKER if self.role is None else self._peer_role()]
         if frame.kind not in phases[self.phase]:
             raise RemoteProtocolError(f"{frame.kind.name} arrived while {self.phase.value}")
-        is_small = frame.kind in _WITHOUT_LANE
+        is_small = frame.kind in _WITHOUT_CHANNEL
         if frame.is_first and not is_small and frame.size > self._granted:
             raise RemoteProtocolError("the peer sent more bytes than its credit allows")
         return 0 if is_small else frame.size
@@ -470,7 +470,7 @@ _PEERS = {
     PeerRole.TO_CLIENT: PeerRole.CLIENT,
 }
 
-_WITHOUT_LANE = frozenset(
+_WITHOUT_CHANNEL = frozenset(
     {
         *(
             MessageKind.HELLO,

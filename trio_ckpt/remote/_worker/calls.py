@@ -28,14 +28,14 @@ from .._wire.messages import (
 
 PATIENCE_S = 600.0  # without a connection: a foreman that moves to another machine, for example
 
-Question = Callable[[int, int], TaskCheckpoint | StoreCall]  # of the call's number and the lease
+MakeCall = Callable[[int, int], TaskCheckpoint | StoreCall]  # of the call's number and the lease
 
 
 @attrs.define(eq=False)
-class _Asked:
+class _PendingCall:
     """A call without an answer."""
 
-    question: Question
+    make_call: MakeCall
     answered: trio.Event = attrs.field(factory=trio.Event)
     parts: list[bytes] = attrs.field(factory=list[bytes])
     ack: CheckpointAck | None = None
@@ -61,9 +61,9 @@ class RpcClient:
     link: Link | None = None
     lost: Exception | None = attrs.field(default=None, init=False)
     numbers: Iterator[int] = attrs.field(factory=itertools.count)
-    _asked: dict[int, _Asked] = attrs.field(factory=dict[int, _Asked], init=False)
+    _pending: dict[int, _PendingCall] = attrs.field(factory=dict[int, _PendingCall], init=False)
 
-    async def ask(self, verb: AnyCall) -> bytes:
+    async def call(self, verb: AnyCall) -> bytes:
         """Make a call to the foreman's store.
 
         Raises:
@@ -72,37 +72,37 @@ class RpcClient:
 
         Cancellation: gives up waiting; the answer is dropped.
         """
-        asked = await self._wait(lambda call, lease: StoreCall(self.task_id, lease, call, verb))
-        return b"".join(asked.parts)
+        pending = await self._wait(lambda call, lease: StoreCall(self.task_id, lease, call, verb))
+        return b"".join(pending.parts)
 
-    async def save(self, question: Question) -> CheckpointAck:
+    async def save(self, make_call: MakeCall) -> CheckpointAck:
         """Save checkpoints in the foreman's store.
 
-        Raises, Cancellation: as for `ask`.
+        Raises, Cancellation: as for `call`.
         """
-        asked = await self._wait(question)
-        if asked.ack is None:
+        pending = await self._wait(make_call)
+        if pending.ack is None:
             raise StoreError("the foreman answered with an unexpected message")
-        return asked.ack
+        return pending.ack
 
-    async def _wait(self, question: Question) -> _Asked:
+    async def _wait(self, make_call: MakeCall) -> _PendingCall:
         if self.lost is not None:
             raise self.lost
-        call, asked = next(self.numbers), _Asked(question)
-        self._asked[call] = asked
+        call, pending = next(self.numbers), _PendingCall(make_call)
+        self._pending[call] = pending
         try:
-            self._send(call, asked)
-            if not await wait_awake(asked.answered, self.patience_s):
+            self._send(call, pending)
+            if not await wait_awake(pending.answered, self.patience_s):
                 raise StoreError(f"the foreman did not answer for {self.patience_s:g} s")
         finally:
-            self._asked.pop(call, None)
-        if asked.error is not None:
-            raise asked.error
-        return asked
+            self._pending.pop(call, None)
+        if pending.error is not None:
+            raise pending.error
+        return pending
 
-    def _send(self, call: int, asked: _Asked) -> None:
+    def _send(self, call: int, pending: _PendingCall) -> None:
         if self.link is not None:
-            self.link.send(asked.question(call, self.lease))
+            self.link.send(pending.make_call(call, self.lease))
 
     # -- the other direction ----------------------------------------------------------------
 
@@ -110,24 +110,24 @@ class RpcClient:
         """Handle an answer; one that no call waits for is dropped."""
         if not isinstance(message, StoreReply | CheckpointAck):
             return
-        asked = self._asked.get(message.call)
-        if asked is None:
+        pending = self._pending.get(message.call)
+        if pending is None:
             return
         if message.fault is not None:
-            asked.error = error_of(message.fault)
+            pending.error = error_of(message.fault)
         if isinstance(message, CheckpointAck):
-            asked.ack = message
+            pending.ack = message
         else:
-            asked.parts.append(message.data)
-        if asked.error is not None or not isinstance(message, StoreReply) or message.is_last:
-            asked.answered.set()
+            pending.parts.append(message.data)
+        if pending.error is not None or not isinstance(message, StoreReply) or message.is_last:
+            pending.answered.set()
 
     def connect(self, link: Link, lease: int) -> None:
         """Continue over a new connection; unanswered calls are sent again."""
         self.link, self.lease = link, lease
-        for call, asked in self._asked.items():
-            asked.parts.clear()
-            self._send(call, asked)
+        for call, pending in self._pending.items():
+            pending.parts.clear()
+            self._send(call, pending)
 
     def disconnect(self) -> None:
         """Mark the connection as lost."""
@@ -140,6 +140,6 @@ class RpcClient:
                 f"work item {self.task_id} is not this worker's any more: {reason}",
                 run_id=self.task_id,
             )
-        for asked in self._asked.values():
-            asked.error = asked.error or self.lost
-            asked.answered.set()
+        for pending in self._pending.values():
+            pending.error = pending.error or self.lost
+            pending.answered.set()

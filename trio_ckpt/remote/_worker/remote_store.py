@@ -59,9 +59,9 @@ class RemoteStore(Store):
 
     durability: Durability = "full"
 
-    def __init__(self, line: RpcClient) -> None:
-        self.url = f"remote:{line.task_id}"
-        self._line = line
+    def __init__(self, rpc: RpcClient) -> None:
+        self.url = f"remote:{rpc.task_id}"
+        self._rpc = rpc
         self._given = 0  # the owner number that the worker's code knows
         self._is_closed = False
 
@@ -70,7 +70,7 @@ class RemoteStore(Store):
         """See `Store.lock_run`.  The foreman already owns the run, for this worker."""
         await self._begin(run_id)
         if self._given == 0:
-            self._given = self._line.lease
+            self._given = self._rpc.lease
         yield self._given
 
     async def save(
@@ -93,12 +93,12 @@ class RemoteStore(Store):
     async def _save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
     ) -> list[Exception | None]:
-        def question(call: int, lease: int) -> TaskCheckpoint:
+        def make_call(call: int, lease: int) -> TaskCheckpoint:
             return TaskCheckpoint(
-                self._line.task_id, lease, call, run.generation, tuple(group), tuple(folds)
+                self._rpc.task_id, lease, call, run.generation, tuple(group), tuple(folds)
             )
 
-        ack = await self._line.save(question)
+        ack = await self._rpc.save(make_call)
         if len(ack.outcomes) != len(group):
             raise StoreError(f"{len(group)} checkpoints have {len(ack.outcomes)} outcomes")
         return [None if fault is None else error_of(fault) for fault in ack.outcomes]
@@ -106,7 +106,7 @@ class RemoteStore(Store):
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         """See `Store.read_run`."""
         await self._begin(run_id)
-        answer = await self._line.ask(ReadRun(generation))
+        answer = await self._rpc.call(ReadRun(generation))
         found: StoredRun | None = _decode(answer, StoredRun | None)
         return found
 
@@ -123,7 +123,7 @@ class RemoteStore(Store):
         if limit < 1:
             raise ValueError(f"limit is {limit}, not positive")
         await self._begin(run_id)
-        answer = await self._line.ask(ReadHistory(stream, generation, cursor, limit))
+        answer = await self._rpc.call(ReadHistory(stream, generation, cursor, limit))
         page: HistoryPage = _decode(answer, HistoryPage)
         return page
 
@@ -146,7 +146,7 @@ class RemoteStore(Store):
     async def _put(self, digest: str, views: list[memoryview]) -> None:
         size, offset = sum(map(len, views)), 0
         for part in _parts(views):
-            answer = await self._line.ask(PutBlob(digest, size, offset, part))
+            answer = await self._rpc.call(PutBlob(digest, size, offset, part))
             if answer != _NIL:
                 raise _BeginAgainError("the foreman lost the earlier parts of the blob")
             offset += len(part)
@@ -156,7 +156,7 @@ class RemoteStore(Store):
         if offset < 0 or (size is not None and size < 0):
             raise ValueError(f"{size} bytes from {offset} on are not a part of a blob")
         await self._begin()
-        return await self._line.ask(ReadBlob(digest, offset, size))
+        return await self._rpc.call(ReadBlob(digest, offset, size))
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""
@@ -171,7 +171,7 @@ class RemoteStore(Store):
         size = 0
         for first in range(0, max(len(known), 1), MAX_SEQUENCES):
             part = tuple(known[first : first + MAX_SEQUENCES])
-            freed: int = _decode(await self._line.ask(DropBlobs(run.generation, stream, part)), int)
+            freed: int = _decode(await self._rpc.call(DropBlobs(run.generation, stream, part)), int)
             size += freed
         return size
 
@@ -211,8 +211,8 @@ class RemoteStore(Store):
         await trio.lowlevel.checkpoint()
         if self._is_closed:
             raise StoreError(f"the store {self.url} is closed")
-        if run_id is not None and run_id != self._line.task_id:
-            raise StoreError(f"this store is for run {self._line.task_id!r}, not {run_id!r}")
+        if run_id is not None and run_id != self._rpc.task_id:
+            raise StoreError(f"this store is for run {self._rpc.task_id!r}, not {run_id!r}")
 
 
 class _BeginAgainError(Exception):

@@ -55,7 +55,7 @@ class Item:
 
     Attributes:
         assigned: The foreman's assignment.
-        line: The item's RPC client.
+        rpc: The item's RPC client.
         work: The object that the function receives.
         may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
         last_word: Makes the message that ends the item; None: the item is running.
@@ -63,7 +63,7 @@ class Item:
     """
 
     assigned: AssignTask
-    line: RpcClient
+    rpc: RpcClient
     work: Work[Any]
     may_be_interrupted: bool = False
     last_word: LastWord | None = attrs.field(default=None, init=False)
@@ -126,7 +126,7 @@ class Item:
     def _take_error(self, error: BaseException) -> None:
         task_id = self.task_id
         is_ours = isinstance(error, StoreError | RunStoppedError)
-        if self.line.lost is not None or is_ours:
+        if self.rpc.lost is not None or is_ours:
             reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
             log.warning("work item %s is dropped here: %s", task_id, reason, extra=at(task_id))
             self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
@@ -145,7 +145,7 @@ class Item:
         if self.assigned.interval_s is None:
             self.work.state = self._new_state(func)
             return await self._call(func)
-        store = RemoteStore(self.line)
+        store = RemoteStore(self.rpc)
         try:
             return await self._run_saving(func, store)
         except StoreDamagedError as error:
@@ -177,7 +177,7 @@ class Item:
                 store=store,
                 fresh=is_fresh,
                 handle_signals=False,
-                save_timeout_s=self.line.patience_s,
+                save_timeout_s=self.rpc.patience_s,
             ) as run,
             run.open_stream(*TASK_STREAM, state=state, recover=True, retry_failed=True) as stream,
             stream.open_batch() as batch,
@@ -202,8 +202,8 @@ class Item:
 
     async def _call(self, func: Callable[..., Any]) -> Any:
         self._has_begun = True
-        if self.line.link is not None:  # mark it as running before it reports progress
-            self.line.link.send(TaskProgress(self.task_id, self.line.lease))
+        if self.rpc.link is not None:  # mark it as running before it reports progress
+            self.rpc.link.send(TaskProgress(self.task_id, self.rpc.lease))
         with self._foreign():
             returned = (await call(func, self.assigned.item, self.work)).unwrap()
             value, _ = as_sent(returned, "the result", allow_nan=True)
@@ -219,18 +219,18 @@ class Item:
     def tell(self, note: str) -> None:
         """Log a note and send it for the job's history."""
         log.warning("work item %s: %s", self.task_id, printable(note), extra=at(self.task_id))
-        if self.line.link is not None:
-            message = TaskProgress(self.task_id, self.line.lease, None, note[:MAX_TEXT_CHARS])
-            self.line.link.send(message)
+        if self.rpc.link is not None:
+            message = TaskProgress(self.task_id, self.rpc.lease, None, note[:MAX_TEXT_CHARS])
+            self.rpc.link.send(message)
 
     def report(self) -> None:
         """Send the item's progress, if there is a connection and the progress has changed."""
         percent = self.work.percent
         if percent is None or percent == self.reported or self.last_word is not None:
             return
-        if self.line.link is not None:
+        if self.rpc.link is not None:
             self.reported = percent
-            self.line.link.send(TaskProgress(self.task_id, self.line.lease, percent))
+            self.rpc.link.send(TaskProgress(self.task_id, self.rpc.lease, percent))
 
 
 def _is_cancellation(error: BaseException) -> bool:

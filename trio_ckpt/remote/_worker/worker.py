@@ -124,7 +124,7 @@ class Worker:
                 await self._session.run(task_status=task_status)
             finally:
                 for item in self.items.values():
-                    item.line.lose("the worker ends")
+                    item.rpc.lose("the worker ends")
                     item.work.scope.cancel()
 
     async def stop(self, reason: str, grace_s: float) -> None:
@@ -146,7 +146,7 @@ class Worker:
         with give_up_after(LAST_WORDS_S, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
-            item.line.lose(reason)
+            item.rpc.lose(reason)
         if self._session is not None:
             await self._session.leave(reason)
 
@@ -159,7 +159,7 @@ class Worker:
 
     def _hello(self) -> Hello:
         held = [
-            HeldItem(item.task_id, item.line.lease, item.assigned.attempt)
+            HeldItem(item.task_id, item.rpc.lease, item.assigned.attempt)
             for item in self.items.values()
         ]
         return Hello(
@@ -178,7 +178,7 @@ class Worker:
 
     def _closed(self) -> None:
         for item in self.items.values():
-            item.line.disconnect()
+            item.rpc.disconnect()
 
     def _received(self, message: Message) -> None:
         if isinstance(message, AssignTask):
@@ -191,7 +191,7 @@ class Worker:
     def _received_about(self, item: Item, message: TaskMessage) -> None:
         match message:
             case StoreReply() | CheckpointAck():
-                item.line.answer(message)
+                item.rpc.answer(message)
             case NewLease():
                 self._go_on(item, message)
             case ForceCheckpoint():
@@ -199,7 +199,7 @@ class Worker:
             case ReleaseTask():
                 item.work.release_reason = message.reason or "the foreman asks for it"
             case Cancel():
-                item.line.lose(message.reason)
+                item.rpc.lose(message.reason)
                 item.work.scope.cancel()
                 if item.last_word is not None:  # it was not sent, or is not needed any more
                     self._say(ReleaseTask(item.task_id, message.lease, "it had ended"))
@@ -213,10 +213,10 @@ class Worker:
         if link is None:
             return
         if item.last_word is not None:
-            item.line.lease = message.lease
+            item.rpc.lease = message.lease
             self._say(item.last_word(message.lease))
         else:
-            item.line.connect(link, message.lease)
+            item.rpc.connect(link, message.lease)
 
     # -- items --------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class Worker:
         session, nursery = self._session, self._nursery
         if session is None or nursery is None:
             return
-        line = RpcClient(
+        rpc = RpcClient(
             assigned.task_id,
             assigned.lease,
             patience_s=self.patience_s,
@@ -234,7 +234,7 @@ class Worker:
         work: Work[object] = Work(
             assigned.task_id, assigned.index, assigned.attempt, assigned.trace, _nothing
         )
-        item = self.items[assigned.task_id] = Item(assigned, line, work, self.may_be_interrupted)
+        item = self.items[assigned.task_id] = Item(assigned, rpc, work, self.may_be_interrupted)
         if self._stopping is not None:
             reason = self._stopping
             item.last_word = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
@@ -248,8 +248,8 @@ class Worker:
         else:
             await _run_traced(item, self.allow, self.tracer)
         if item.last_word is not None:
-            self._say(item.last_word(item.line.lease))
-        if item.line.lost is not None and self._session is not None and self._session.link is None:
+            self._say(item.last_word(item.rpc.lease))
+        if item.rpc.lost is not None and self._session is not None and self._session.link is None:
             self._forget(item)  # no connection, and no foreman that waits for it
 
     def _say(self, message: TaskMessage) -> None:
