@@ -26,6 +26,7 @@ from benchmarks import (
     crawl,
     frontier,
     json_store,
+    maps,
     pages,
     resume,
     state,
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "state": state.measure,
     "crawl": crawl.measure,
     "viewers": viewers.measure,
+    "maps": maps.measure,
 }
 
 

@@ -25,7 +25,14 @@ from .._util.forks import unshare
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
-from ..remote import NotAllowedError, TaskFailedError, connect, new_secret, serve_foreman
+from ..remote import (
+    Client,
+    NotAllowedError,
+    TaskFailedError,
+    connect,
+    new_secret,
+    serve_foreman,
+)
 from ..remote._wire.messages import MAX_SLOTS
 from ..remote._wire.names import check_job_id
 from ..remote._wire.submission import checked_submission, job_options
@@ -159,15 +166,12 @@ async def map_tasks(
     submission = checked_submission(name, items, options)
     if job_id is not None:
         check_job_id(job_id)
-    secret = new_secret()
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
             store = await open_store(any_path("store", store))
             stack.push_async_callback(_close, store)
-        url = await stack.enter_async_context(_foreman(store, secret))
         allow = name.partition(":")[0]
-        await stack.enter_async_context(open_workers(count, url, secret, allow, slots))
-        client = await stack.enter_async_context(connect(url, secret=secret, name="map_tasks"))
+        client = await stack.enter_async_context(open_engine(store, count, allow, slots))
         return await client.map(
             name,
             submission.items,
@@ -176,6 +180,29 @@ async def map_tasks(
             attempts=attempts,
             job_id=job_id,
         )
+
+
+@asynccontextmanager
+async def open_engine(
+    store: Store, count: int, allow: str, slots: int = 1
+) -> AsyncGenerator[Client]:
+    """Run a foreman and workers for a block; yields a client of the foreman.
+
+    Args:
+        store: The store for jobs and checkpoints.
+        count: The number of workers.
+        allow: The module whose functions they run.
+        slots: How many items each worker takes at a time.
+
+    Cancellation: ends the processes.
+    """
+    secret = new_secret()
+    async with (
+        _foreman(store, secret) as url,
+        open_workers(count, url, secret, allow, slots),
+        connect(url, secret=secret, name="map_tasks") as client,
+    ):
+        yield client
 
 
 async def _close(store: Store) -> None:

@@ -1,0 +1,154 @@
+"""`map_tasks`: items per second of a function that takes no time, by 2 workers, at two sizes.
+
+Each item is a call in another process, and its result is saved before the caller sees it.  The
+control is a process pool of the standard library, which keeps nothing; the peer is Dask.  All have
+started, and have run one item, before the time is taken.  Besides the time the section shows the
+CPU time of the process of the caller, which the load of the machine changes less.
+"""
+
+import json
+import multiprocessing
+import subprocess
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+
+import attrs
+import trio
+
+from benchmarks import Options, Section, Target, median
+from benchmarks.peers import PEERS_FOLDER, ensure_environment
+from trio_ckpt.engines._map import open_engine
+from trio_ckpt.remote import Work
+from trio_ckpt.stores import open_store
+
+SIZES = (400, 4_000)
+QUICK_SIZES = (50, 200)
+ROUNDS = 3
+WORKERS = 2
+STATE_BYTES = 1_024
+MODULE = "benchmarks.maps"
+MAX_GROWTH = 1.3  # of the cost of an item from the small size to the large one
+SAVING_SHARE = 0.3  # of the rate of items that save nothing
+PEER = "dask"
+
+
+def double(item: int) -> int:
+    """What each item does: nothing that takes time."""
+    return 2 * item
+
+
+async def double_saving(item: int, work: Work[dict[str, str]]) -> int:
+    """The same, with a checkpoint."""
+    work.state["text"] = "x" * STATE_BYTES
+    await work.point()
+    return 2 * item
+
+
+@attrs.frozen
+class Rate:
+    """What mapping over so many items came to."""
+
+    items_per_s: float
+    cpu_us: float = 0.0  # of the caller's process, for an item
+
+
+async def ours(sizes: tuple[int, ...], *, is_saving: bool) -> list[Rate]:
+    """The rate at each size."""
+    function = f"{MODULE}:{'double_saving' if is_saving else 'double'}"
+    found: list[Rate] = []
+    store = await open_store("memory:")
+    async with open_engine(store, WORKERS, allow=MODULE) as client:
+        call = partial(client.map, checkpoint_interval_s=0.0 if is_saving else None)
+        await call(function, range(WORKERS))
+        for count in sizes:
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
+            values = await call(function, range(count))
+            seconds, cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+            if values != [double(item) for item in range(count)]:
+                raise AssertionError("map_tasks returned other results")
+            found.append(Rate(count / seconds, cpu_s / count * 1e6))
+    await store.aclose()
+    return found
+
+
+def pool(sizes: tuple[int, ...]) -> list[Rate]:
+    """The rate of the standard library's pool at each size, one item for each message."""
+    context = multiprocessing.get_context("spawn")
+    found: list[Rate] = []
+    with ProcessPoolExecutor(WORKERS, mp_context=context) as executor:
+        list(executor.map(double, range(WORKERS)))
+        for count in sizes:
+            began_s = time.perf_counter()
+            list(executor.map(double, range(count)))
+            found.append(Rate(count / (time.perf_counter() - began_s)))
+    return found
+
+
+def dask(options: Options, sizes: tuple[int, ...]) -> tuple[str, list[Rate]]:
+    """Dask's name with its version, and its rate at each size."""
+    if options.peers_cache is None:
+        return "", []
+    python = ensure_environment(options.peers_cache)
+    command = [python, PEERS_FOLDER / "dask_map.py", "--items", *map(str, sizes)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(run.stdout.splitlines()[-1])
+    return found["peer"], [Rate(found["items_per_s"][str(count)]) for count in sizes]
+
+
+def middle(rounds: list[list[Rate]]) -> list[Rate]:
+    """The median round of each size."""
+    return [
+        Rate(median([one.items_per_s for one in each]), median([one.cpu_us for one in each]))
+        for each in zip(*rounds, strict=True)
+    ]
+
+
+def measure(options: Options) -> Section:
+    """Run the section."""
+    sizes = QUICK_SIZES if options.is_quick else SIZES
+    rounds: dict[str, list[list[Rate]]] = {}
+    peer = ""
+    for _ in range(1 if options.is_quick else ROUNDS):
+        rounds.setdefault("process pool", []).append(pool(sizes))
+        peer, found = dask(options, sizes)
+        if peer:
+            rounds.setdefault(PEER, []).append(found)
+        rounds.setdefault("map_tasks", []).append(trio.run(partial(ours, sizes, is_saving=False)))
+        rounds.setdefault("map_tasks, saving", []).append(
+            trio.run(partial(ours, sizes, is_saving=True))
+        )
+    rates = {name: middle(each) for name, each in rounds.items()}
+    plain, saving = rates["map_tasks"], rates["map_tasks, saving"]
+    lines = [
+        f"  {name:<20} {count:>6,} items  {rate.items_per_s:>9,.0f} items/s"
+        + (f"  {rate.cpu_us:>7,.0f} us of CPU each" if rate.cpu_us else "")
+        for name, each in rates.items()
+        for count, rate in zip(sizes, each, strict=True)
+    ]
+    lines.append(f"  dask: {peer or 'left out, give --peers-cache'}")
+    growth, cpu_growth = (
+        plain[0].items_per_s / plain[-1].items_per_s,
+        plain[-1].cpu_us / plain[0].cpu_us,
+    )
+    share = saving[-1].items_per_s / plain[-1].items_per_s
+    between = f"from {sizes[0]:,} to {sizes[-1]:,} items"
+    targets = [
+        Target(f"time of an item {between}", growth, MAX_GROWTH, "x"),
+        Target(f"CPU of an item {between}", cpu_growth, MAX_GROWTH, "x"),
+        Target("rate with a 1 KiB checkpoint each", share, SAVING_SHARE, "x", at_least=True),
+    ]
+    if peer:
+        ratio = plain[-1].items_per_s / rates[PEER][-1].items_per_s
+        targets.insert(0, Target("rate beside Dask", ratio, 1.0, "x", at_least=True))
+    figures: dict[str, object] = {
+        "peer": peer,
+        **{
+            name: [
+                {"items": count, **attrs.asdict(rate)}
+                for count, rate in zip(sizes, each, strict=True)
+            ]
+            for name, each in rates.items()
+        },
+    }
+    return Section(figures, lines, targets)
