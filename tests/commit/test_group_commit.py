@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
-from trio.testing import wait_all_tasks_blocked
 
 import trio_ckpt
 import trio_ckpt._journal.run_status
 import trio_ckpt.cli._show
-from trio_ckpt import Batch, NotEncodableError, open_run, run_batches
+from trio_ckpt import Batch, NotEncodableError, StoreError, open_run, run_batches
 from trio_ckpt._commit.group_commit import GroupCommitter, open_committer
 from trio_ckpt._commit.stream_log import PendingCommit, StreamLog
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._util.arguments import MAX_INDEX
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
-from trio_ckpt.abc import BlobPayload, RunKey
+from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, RunKey
 from trio_ckpt.stores import MemoryStore
 
 LARGE = "x" * 2_000  # of a record that becomes a blob in the stores here
@@ -40,6 +40,16 @@ class CountingStore(MemoryStore):
         digest = await super().put_blob(payload)
         self.put[digest] += 1
         return digest
+
+
+class SlowStore(CountingStore):
+    """Takes half as long for a save as for a blob."""
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        await trio.sleep(self.put_s / 2)
+        return await super().save(run, group, folds)
 
 
 # ---------------------------------------------------------------------------------------
@@ -100,27 +110,21 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Its sequence is another then."""
-    store = CountingStore()
+    store = SlowStore()
     async with (
         store.lock_run("r") as owner,
         open_committer(store, RunKey("r", 0, owner)) as committer,
     ):
         stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
         record = Record(kind=RecordKind.NOTE, at=1.0)
-        bad = await committer.encode(stream_log, encode_record(record), ("0" * 64,))  # is not there
-
-        async def large() -> None:
-            await committer.save(
-                stream_log, Record(kind=RecordKind.NOTE, at=1.0, metadata={"x": LARGE})
-            )
-
-        submission = PendingCommit(stream_log, record, bad, (), lambda _error: None)
-        async with trio.open_nursery() as nursery:
-            stream_log.submitted = bad.sequence  # as if it were on its way
-            nursery.start_soon(large)
-            await wait_all_tasks_blocked()
-            stream_log.submitted -= 1
-            committer.submit(submission)
+        is_absent = ("0" * 64,)
+        bad = await committer.submit(
+            stream_log, record, encode_record(record), lambda _error: None, blobs=is_absent
+        )
+        large = Record(kind=RecordKind.NOTE, at=1.0, metadata={"x": LARGE})
+        await committer.save(stream_log, large)  # the other one fails while its blob is written
+        with pytest.raises(StoreError, match="was not put"):
+            await bad.wait()
     assert stream_log.progress.sequence == 1
     assert store.put.total() == 2
 
@@ -130,14 +134,11 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
 # ---------------------------------------------------------------------------------------
 
 
-def batch_of(
+async def submit_batch(
     committer: GroupCommitter, stream_log: StreamLog, index: int, records: int
 ) -> PendingCommit:
     record = Record(at=1.0, index=index, records=records)
-    sequence = stream_log.submitted + 1
-    sealed = stream_log.tools.seal.close(sequence, encode_record(record))
-    checkpoint = trio_ckpt.abc.Checkpoint(stream_log.text, sequence, sealed)
-    return PendingCommit(stream_log, record, checkpoint, (), lambda _error: None)
+    return await committer.submit(stream_log, record, encode_record(record), lambda _error: None)
 
 
 async def test_records_beyond_what_can_be_counted_are_refused() -> None:
@@ -146,15 +147,13 @@ async def test_records_beyond_what_can_be_counted_are_refused() -> None:
     async with store.lock_run("r") as owner:
         async with open_committer(store, RunKey("r", 0, owner)) as committer:
             stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
-            first = batch_of(committer, stream_log, 0, 2**62)
-            committer.submit(first)
+            await submit_batch(committer, stream_log, 0, 2**62)
             with pytest.raises(NotEncodableError, match="more than the largest count"):
-                committer.submit(batch_of(committer, stream_log, 1, 2**62))
-            second = batch_of(committer, stream_log, 1, 2**62 - 1)
-            committer.submit(second)
+                await submit_batch(committer, stream_log, 1, 2**62)
+            second = await submit_batch(committer, stream_log, 1, 2**62 - 1)
             await second.wait()
             with pytest.raises(NotEncodableError, match="more than the largest count"):
-                committer.submit(batch_of(committer, stream_log, 2, 1))
+                await submit_batch(committer, stream_log, 2, 1)
         view = await store.load_run("r")
         assert view is not None
         assert view.streams["s",].progress.records == 2**63 - 1
@@ -168,13 +167,11 @@ async def test_what_was_not_saved_is_not_counted() -> None:
     ):
         stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
         stream_log.submitted = 7  # so the store refuses it
-        refused = batch_of(committer, stream_log, 0, 2**62)
-        committer.submit(refused)
+        refused = await submit_batch(committer, stream_log, 0, 2**62)
         with pytest.raises(trio_ckpt.StoreConflictError):
             await refused.wait()
         stream_log.submitted = 0
-        landed = batch_of(committer, stream_log, 0, 2**62)
-        committer.submit(landed)
+        landed = await submit_batch(committer, stream_log, 0, 2**62)
         await landed.wait()
         assert (stream_log.progress.records, stream_log.records_ahead) == (2**62, 0)
 

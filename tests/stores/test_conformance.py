@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -118,7 +119,9 @@ class LetsGapsPass(MemoryStore):
         renumbered = []
         for checkpoint in group:
             heads[checkpoint.stream] = heads.get(checkpoint.stream, 0) + 1
-            renumbered.append(attrs.evolve(checkpoint, sequence=heads[checkpoint.stream]))
+            renumbered.append(
+                msgspec.structs.replace(checkpoint, sequence=heads[checkpoint.stream])
+            )
         return await super().save(run, renumbered, folds)
 
 
@@ -296,7 +299,7 @@ class MixesUpCase(MemoryStore):
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
-        lower = [attrs.evolve(one, stream=one.stream.lower()) for one in group]
+        lower = [msgspec.structs.replace(one, stream=one.stream.lower()) for one in group]
         return await super().save(run, lower, folds)
 
 
@@ -457,7 +460,7 @@ class RemovesAttached(MemoryStore):
 class NamesWhatIsNotThere(MemoryStore):
     def _append(self, streams: dict[str, Any], checkpoint: Checkpoint) -> None:
         there = tuple(name for name in checkpoint.blobs if name in self._memory.blobs)
-        checkpoint = attrs.evolve(checkpoint, blobs=there)
+        checkpoint = msgspec.structs.replace(checkpoint, blobs=there)
         super()._append(streams, checkpoint)
 
 
@@ -509,7 +512,7 @@ class DropsTheRecords(MemoryStore):
         log = self._memory.runs[run.run_id].generations[run.generation].get(stream)
         for n in sequences if log is not None and size else ():
             if 1 <= n <= len(log.log):
-                log.log[n - 1] = attrs.evolve(log.log[n - 1], payload=b"")
+                log.log[n - 1] = msgspec.structs.replace(log.log[n - 1], payload=b"")
         return size
 
 

@@ -82,7 +82,7 @@ from .._util.log import get_logger
 from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
-from ..outputs import AppendFile, lines_digest
+from ..outputs import lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
 from .batch import AnyBatch, AttemptState, Batch, check_awaited, digest_of, staged_of
@@ -90,7 +90,7 @@ from .exits import GATE, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
 from .stored_state import EncodedState
-from .stream_log import PendingCommit
+from .stream_log import Lines
 
 log = get_logger(__name__)
 
@@ -332,7 +332,7 @@ class Gate:
         stream, staged, is_done = self.open_stream, staged_of(batch), end is AttemptEnd.CONFIRMED
         committer, stream_log, states = stream.committer, stream.stream_log, stream.state_manager
         state: EncodedState | None = None
-        lines: tuple[tuple[AppendFile, bytes], ...] = ()
+        lines: Lines = ()
         batch.state = AttemptState.SUBMITTED
         try:
             if is_done:  # check
@@ -362,18 +362,15 @@ class Gate:
             return False
 
         def on_outcome(problem: Exception | None) -> None:
-            """Called once by the committer: the record is durable and in progress, or it failed.
-
-            It is called in the order of the records, and no other task runs before it returns.
-            """
+            """Called once by the committer, see `GroupCommitter.submit`."""
             if problem is not None:
                 self._give_up_save(batch, problem)
                 return
             try:
                 if is_done:  # advance
-                    stream.mark_durable(batch, state, checkpoint.sequence, record.at)
+                    stream.mark_durable(batch, state, record.at)
                 if end is not AttemptEnd.RETRIED:
-                    stream.files.release(batch.index, {output.path for output in record.outputs})
+                    stream.files.release(batch.index, record.outputs)
                 stream_log.count(end)
                 stream.close_attempt(batch, end, error)  # wake
                 if not is_done:
@@ -386,9 +383,9 @@ class Gate:
         if committer.observers.all:
             committer.observers.settled(stream.attempt_of(batch))
         blobs = () if state is None else state.kept.blobs
-        checkpoint = await committer.encode(stream_log, payload, blobs)
-        pending = PendingCommit(stream_log, record, checkpoint, lines, on_outcome)
-        committer.submit(pending)  # submit
+        pending = await committer.submit(  # submit
+            stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
+        )
         await pending.wait()  # durable
         if not is_done:
             await stream.restore_state()
@@ -400,7 +397,7 @@ class Gate:
         self,
         batch: AnyBatch,
         state: EncodedState | None,
-        lines: tuple[tuple[AppendFile, bytes], ...],
+        lines: Lines,
     ) -> Record:
         staged = staged_of(batch)
         return Record(
@@ -410,13 +407,13 @@ class Gate:
             attempts=batch.attempt,
             records=staged.records,
             outputs=tuple(staged.outputs.values()),
-            lines=tuple(SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines),
+            lines=tuple([SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines]),
             totals=staged.totals,
             spent=staged.spent,
             cursor=staged.cursor,
             metadata=staged.metadata,
             state=b"" if state is None else state.payload,
-            adds=self.open_stream.encode_adds(staged.adds),
+            adds=self.open_stream.encode_adds(staged.adds) if staged.adds else b"",
             last_index=batch.index if staged.is_last else None,
         )
 

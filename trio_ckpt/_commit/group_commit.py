@@ -32,7 +32,7 @@ from functools import partial
 import trio
 
 from .._journal.progress import Progress
-from .._journal.record import Record, encode_record
+from .._journal.record import Record, RecordKind, encode_record
 from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store
 from .._util.errors import (
     SaveOutcomeUnknownError,
@@ -52,7 +52,7 @@ from .._util.threads import NOT_BEGUN, WorkerThread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 from .observers import Observers
-from .stream_log import FoldSchedule, PendingCommit, StreamLog, refuse_to_abort
+from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog, refuse_to_abort
 
 log = get_logger(__name__)
 
@@ -111,29 +111,59 @@ class GroupCommitter:
         self._stream_logs.append(stream_log)
         return stream_log
 
-    async def encode(
-        self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...] = ()
-    ) -> Checkpoint:
-        """Seal the next record of a stream log; a large one is first written as a durable blob.
+    async def submit(
+        self,
+        stream_log: StreamLog,
+        record: Record,
+        payload: bytes,
+        on_outcome: Callable[[Exception | None], None],
+        *,
+        blobs: tuple[str, ...] = (),
+        lines: Lines = (),
+    ) -> PendingCommit:
+        """Seal the next record of a stream, and queue it for the next group.
 
-        The sequence number is reserved when this returns: call `submit` without a
-        cancellation point between.
+        A large record is first written as a durable blob.
+
+        Args:
+            stream_log: The log of the stream.
+            record: The record.
+            payload: The encoded record.
+            on_outcome: Called once with None or the error: when the record is durable and in
+                progress, or when it is known that it was not saved.  It is called in the order of
+                the records, and no other task runs before it returns.
+            blobs: The blobs that the record names.
+            lines: What is appended before the record is saved.
 
         Raises:
+            NotEncodableError: the stream would count more records than a sum can hold.
             StoreError: the blob cannot be written.
+            TrioCkptError: the run is poisoned.
 
         Cancellation: none; a store that does not write a blob in time poisons the run.
         """
-        if len(payload) >= self._store.inline_limit_bytes:
-            return await self._place_blob(stream_log, payload, blobs)
         tools = stream_log.tools
-        if tools.placing.locked():  # else its blob is sealed and written again for each record
-            with trio.CancelScope(shield=True):
-                await tools.placing.acquire()
-            tools.placing.release()  # the next waiter runs after this one has been submitted
-        sequence = stream_log.submitted + 1
-        sealed = tools.seal.close(sequence, payload)
-        return Checkpoint(stream_log.text, sequence, sealed, blobs=blobs)
+        if len(payload) >= self._store.inline_limit_bytes:
+            checkpoint = await self._place_blob(stream_log, payload, blobs)
+        else:
+            if tools.placing.locked():  # else its blob is sealed and written again for each record
+                with trio.CancelScope(shield=True):
+                    await tools.placing.acquire()
+                tools.placing.release()  # the next waiter runs after this one has been submitted
+            sequence = stream_log.submitted + 1
+            sealed = tools.seal.close(sequence, payload)
+            checkpoint = Checkpoint(stream_log.text, sequence, sealed, None, blobs)
+        if self.poison is not None:
+            raise self.poison
+        if self._is_over:
+            raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
+        produced = record.records if record.kind is RecordKind.BATCH else 0
+        stream_log.reserve(checkpoint.sequence, produced)
+        pending = PendingCommit(stream_log, record, checkpoint, lines, produced, on_outcome)
+        self._queue.append(pending)
+        if self._idle_task is not None:
+            self._wake()
+        return pending
 
     async def _place_blob(
         self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...]
@@ -215,17 +245,15 @@ class GroupCommitter:
         Durability: when this returns the record is durable.
         Cancellation: none once it is submitted.
         """
-        checkpoint = await self.encode(stream_log, encode_record(record), blobs)
-        pending = PendingCommit(
+        pending = await self.submit(
             stream_log,
             record,
-            checkpoint,
-            (),
+            encode_record(record),
             lambda error: on_durable() if error is None else None,
+            blobs=blobs,
         )
-        self.submit(pending)
         await pending.wait()
-        return checkpoint.sequence
+        return pending.checkpoint.sequence
 
     async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
         """Save several records, none of which is about a batch, in one group.
@@ -238,30 +266,12 @@ class GroupCommitter:
         Durability: when this returns all of them are durable.
         Cancellation: none once they are submitted.
         """
-        pending_commits: list[PendingCommit] = []
-        for stream_log, record in records:
-            checkpoint = await self.encode(stream_log, encode_record(record))
-            pending_commits.append(
-                PendingCommit(stream_log, record, checkpoint, (), lambda _error: None)
-            )
-            self.submit(pending_commits[-1])
+        pending_commits = [
+            await self.submit(stream_log, record, encode_record(record), lambda _error: None)
+            for stream_log, record in records
+        ]
         for pending in pending_commits:
             await pending.wait()
-
-    def submit(self, pending: PendingCommit) -> None:
-        """Queue a checkpoint for the next group.
-
-        Raises:
-            NotEncodableError: its stream would count more records than a sum can hold.
-            TrioCkptError: the run is poisoned.
-        """
-        if self.poison is not None:
-            raise self.poison
-        if self._is_over:
-            raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
-        pending.begin()
-        self._queue.append(pending)
-        self._wake()
 
     def close(self) -> None:
         """Let `run` end when everything submitted has been saved."""
@@ -317,11 +327,10 @@ class GroupCommitter:
         group = await self._append_lines(taken) if any(p.lines for p in taken) else taken
         if not group:
             return
-        folds = self._folds.take_due()
-        outcomes = await self._save(group, folds)
-        if len(outcomes) == len(group) and all(outcome is None for outcome in outcomes):
+        outcomes = await self._save(group, self._folds.take_due())
+        if outcomes.count(None) == len(outcomes) == len(group):
+            self._folds.add(group)
             for pending in group:
-                self._folds.add(pending.stream_log)
                 pending.end(None)
         else:
             self._sort_out(group, outcomes)
@@ -377,7 +386,7 @@ class GroupCommitter:
     def _sort_out(self, group: list[PendingCommit], outcomes: list[Exception | None]) -> None:
         for pending, outcome in zip(group, outcomes, strict=True):
             if outcome is None and not pending.is_over:
-                self._folds.add(pending.stream_log)
+                self._folds.add([pending])
                 pending.end(None)
             elif outcome is not None and not pending.is_over:
                 self._fail(pending, outcome)

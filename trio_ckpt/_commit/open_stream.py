@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import attrs
@@ -25,6 +24,7 @@ from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
     AnyToken,
+    Confirmed,
     Failure,
     TokenEvent,
     TokenState,
@@ -320,15 +320,12 @@ class OpenStream:
         frontier = self.frontier
         return b"" if frontier is None else frontier.encode(frontier.news(adds))
 
-    def mark_durable(
-        self, batch: AnyBatch, state: EncodedState | None, sequence: int, at: float
-    ) -> None:
+    def mark_durable(self, batch: AnyBatch, state: EncodedState | None, at: float) -> None:
         """Let the frontier, or the state manager, follow a batch that is confirmed.
 
         Args:
             batch: The batch.
             state: The state in its record; None: there is none, or it has not changed.
-            sequence: The sequence number of its record.
             at: When the record was made; Unix time, s.
         """
         if self.frontier is not None:
@@ -337,6 +334,7 @@ class OpenStream:
             if self.listener is not None and self.frontier.is_ready:
                 self.listener.frontier_grew()
         elif self.state_manager is not None:
+            sequence = self.stream_log.progress.sequence  # that of its record, see `Gate`
             self.state_manager.mark_durable(state, sequence, at, is_confirmed=True)
 
     def mark_state_dirty(self) -> None:
@@ -396,9 +394,8 @@ class OpenStream:
         if end is AttemptEnd.CONFIRMED:
             # It may not where the coordinator was closed during the save.
             if may(token, TokenEvent.CONFIRM):
-                at = datetime.fromtimestamp(record.at, UTC)
-                result = CheckpointResult(record.outputs, record.metadata, record.records, at)
-                move(token, TokenEvent.CONFIRM, result)
+                saved = Confirmed(record.outputs, record.metadata, record.records, record.at)
+                move(token, TokenEvent.CONFIRM, saved)
         elif end is AttemptEnd.RETRIED:
             if may(token, TokenEvent.RETRY):
                 move(token, TokenEvent.RETRY)

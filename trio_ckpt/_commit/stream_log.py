@@ -6,14 +6,15 @@ checkpoint when its outcome is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import attrs
 import trio
 
 from .._journal.folds import encode_progress
 from .._journal.progress import MAX_SUM, Progress, apply
-from .._journal.record import Record, RecordKind, Seal
+from .._journal.record import Record, Seal
 from .._journal.store import AttemptEnd, Checkpoint, Fold
 from .._util.errors import NotEncodableError
 from .._util.exact_sum import ExactSum, add_sums
@@ -29,6 +30,9 @@ log = get_logger(__name__)
 RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 MAX_FOLD_BYTES = 2**28  # fits into a row of a database
 FOLD_BYTES_PER_RECORD = 50  # a quarter of the size of a small record
+
+Lines: TypeAlias = tuple[tuple[AppendFile, bytes], ...]
+"""What is appended to files: for each file its lines."""
 
 
 @attrs.define(eq=False)
@@ -183,38 +187,28 @@ class StreamLog:
 @uninterrupted
 @attrs.define(eq=False)
 class PendingCommit:
-    """One checkpoint that is queued or being saved, and the tasks that wait for it.
+    """One checkpoint that is queued or being saved, and the task that waits for it.
 
     Attributes:
         stream_log: The log of its stream.
         record: The record.
         checkpoint: The record as sealed bytes.
         lines: What is appended before the save: append files of the stream, and bytes for each.
-        on_outcome: Called with None or the error, before any waiting task wakes.
+        produced: How many records the batch produced; 0 where the record is not about a batch.
+        on_outcome: Called with None or the error, before the waiting task wakes.
         is_over: Whether the outcome is known.
         error: Why it was not saved.
-        produced: How many records the batch produced; 0 where the record is not about a batch.
     """
 
     stream_log: StreamLog
     record: Record
     checkpoint: Checkpoint
-    lines: tuple[tuple[AppendFile, bytes], ...]
+    lines: Lines
+    produced: int
     on_outcome: Callable[[Exception | None], None]
     is_over: bool = False
     error: Exception | None = None
-    produced: int = attrs.field(default=0, init=False)
-    _tasks: list[trio.lowlevel.Task] = attrs.field(factory=list[trio.lowlevel.Task], init=False)
-
-    def begin(self) -> None:
-        """Make it the newest checkpoint of its stream.
-
-        Raises:
-            NotEncodableError: its stream would count more records than a sum can hold.
-        """
-        if self.record.kind is RecordKind.BATCH:
-            self.produced = self.record.records
-        self.stream_log.reserve(self.checkpoint.sequence, self.produced)
+    _task: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
 
     async def wait(self) -> None:
         """Wait for the outcome.
@@ -226,13 +220,13 @@ class PendingCommit:
             see `GroupCommitter`.
         """
         if not self.is_over:
-            self._tasks.append(trio.lowlevel.current_task())
+            self._task = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
         if self.error is not None:
             raise self.error
 
     def end(self, error: Exception | None) -> None:
-        """Set the outcome: progress first, then `on_outcome`, then the waiting tasks wake.
+        """Set the outcome: progress first, then `on_outcome`, then the waiting task wakes.
 
         Args:
             error: Why it is not saved; None: it is durable, with its lines.
@@ -253,9 +247,10 @@ class PendingCommit:
             self.wake()
 
     def wake(self) -> None:
-        """Wake the tasks that wait; called again where `end` was interrupted."""
-        while self._tasks:
-            trio.lowlevel.reschedule(self._tasks.pop(0))
+        """Wake the task that waits; called again where `end` was interrupted."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
 
 def refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
@@ -269,10 +264,11 @@ class FoldSchedule:
         self._unfolded = 0
         self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
 
-    def add(self, stream_log: StreamLog) -> None:
-        """Count a record of a stream that is durable."""
-        self._unfolded += 1
-        self._dirty[stream_log] = None
+    def add(self, durable: Sequence[PendingCommit]) -> None:
+        """Count records that are durable."""
+        self._unfolded += len(durable)
+        for pending in durable:
+            self._dirty[pending.stream_log] = None
 
     def take_due(self) -> list[Fold]:
         """Folds of the streams that have enough new records; empty until enough are saved."""

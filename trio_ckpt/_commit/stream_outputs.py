@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import attrs
 import trio
@@ -124,10 +124,11 @@ class StreamFiles:
                 name, f"it belongs to {whose} of stream {has[0]}; give each batch its own file name"
             )
 
-    def release(self, index: int, kept: Collection[str] = ()) -> None:
+    def release(self, index: int, kept: Iterable[Output] = ()) -> None:
         """Release the names that attempts at a batch have reserved, except those in `kept`."""
-        for name in self._claimed.pop(index, ()):
-            if name not in kept:
+        if index in self._claimed:
+            names = self._claimed.pop(index)
+            for name in names.difference([output.path for output in kept]):
                 del self.path_owners[name]
 
     # -- what they hold -----------------------------------------------------------------------

@@ -271,28 +271,36 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         if progress.last_index is not None and (progress.total or 0) < record.expected:
             progress.last_index = None  # a list that was finished has grown
     try:
-        add_amounts(progress.spent, record.spent)
+        if record.spent:
+            add_amounts(progress.spent, record.spent)
         _APPLY[record.kind](progress, record)
     except ValueError as error:
         raise StoreDamagedError(f"checkpoint {sequence} cannot be added: {error}") from error
-    sums = [progress.records, *(progress.sinks.get(lines.path, 0) for lines in record.lines)]
-    if max(map(abs, sums)) >= MAX_SUM:
+    if abs(progress.records) >= MAX_SUM or (
+        record.lines
+        and max(abs(progress.sinks.get(lines.path, 0)) for lines in record.lines) >= MAX_SUM
+    ):
         raise StoreDamagedError(f"checkpoint {sequence} cannot be added: it cannot be counted")
 
 
-def _apply_batch(progress: Progress, record: Record) -> None:
-    _open(progress)
+def _apply_batch(progress: Progress, record: Record) -> None:  # hot path: once for each batch
+    if progress.status is not Status.INTERRUPTED:
+        _open(progress)
     index = _index(record)
     progress.confirmed.add(index)
     if progress.done.add(index) and record.item:
         progress.items = add_marks(progress.items, item_mark(index, record.item))
-    progress.skipped.discard(index)
-    progress.failures.pop(index, None)
-    progress.skips.pop(index, None)
+    if progress.skipped:
+        progress.skipped.discard(index)
+        progress.skips.pop(index, None)
+    if progress.failures:
+        progress.failures.pop(index, None)
     progress.records += record.records
     progress.outputs += len(record.outputs)
-    add_amounts(progress.totals, record.totals)
-    add_amounts(progress.spent_confirmed, record.spent)
+    if record.totals:
+        add_amounts(progress.totals, record.totals)
+    if record.spent:
+        add_amounts(progress.spent_confirmed, record.spent)
     if record.adopted:
         progress.adopted.add(index)
     for lines in record.lines:

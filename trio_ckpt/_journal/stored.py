@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 import attrs
+import msgspec
 
 from .._util.plain import StreamKey
 from .progress import Progress
@@ -25,8 +26,7 @@ class RunKey:
     owner: int
 
 
-@attrs.frozen
-class Checkpoint:
+class Checkpoint(msgspec.Struct, frozen=True):  # one is made for each batch
     """One record to be saved.
 
     Attributes:

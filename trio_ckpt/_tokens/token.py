@@ -33,12 +33,12 @@ import enum
 import time
 import warnings
 from datetime import UTC, datetime
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 import trio
 
-from .._journal.record import CheckpointResult, utc_now
+from .._journal.record import CheckpointResult, Output, utc_now
 from .._util.arguments import reason
 from .._util.errors import (
     BatchCancelledError,
@@ -48,7 +48,7 @@ from .._util.errors import (
     failures_in,
     text_of,
 )
-from .._util.plain import StreamKey
+from .._util.plain import Plain, StreamKey
 from .._util.portal import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 
@@ -341,8 +341,20 @@ def stamp(result: object) -> object:
     return own_result(result)
 
 
+class Confirmed(NamedTuple):
+    """The outcome of a batch of a run; a `CheckpointResult` is made of it for each waiter."""
+
+    outputs: tuple[Output, ...]
+    metadata: dict[str, Plain]
+    records: int
+    at: float  # Unix time, s
+
+
 def own_result(result: object) -> object:
     """A copy of a result for one waiter: changes to its metadata do not reach the others."""
+    if type(result) is Confirmed:
+        outputs, metadata, records, at = result
+        return CheckpointResult(outputs, metadata, records, datetime.fromtimestamp(at, UTC))
     if isinstance(result, CheckpointResult) and result.metadata:
         return attrs.evolve(result)  # which copies the metadata
     return result

@@ -19,6 +19,7 @@ from datetime import datetime
 from functools import partial
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.record import utc_now
@@ -329,7 +330,7 @@ class MemoryStore(Store):
             if 1 <= sequence <= len(log):
                 checkpoint = log[sequence - 1]
                 dropped.update(checkpoint.blobs)
-                log[sequence - 1] = attrs.evolve(checkpoint, blobs=())
+                log[sequence - 1] = msgspec.structs.replace(checkpoint, blobs=())
         size = self._size(dropped)
         for digest in dropped - memory.blobs_named():
             if not memory.pins[digest]:

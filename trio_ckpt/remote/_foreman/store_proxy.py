@@ -282,9 +282,9 @@ class StoreProxy:
             payload = await self.store.read_blob(one.blob)
         sealed = inner.close(one.sequence, outer.open(one.sequence, payload))
         if one.blob is None and len(sealed) < self.store.inline_limit_bytes:
-            return attrs.evolve(one, payload=sealed)
+            return msgspec.structs.replace(one, payload=sealed)
         digest = await self.store.put_blob(sealed)
-        return attrs.evolve(one, payload=b"", blob=digest)
+        return msgspec.structs.replace(one, payload=b"", blob=digest)
 
     def _fold_in(self, generation: int, fold: Fold) -> Fold:
         inner, outer = self._seals(generation, fold.stream)
