@@ -28,7 +28,7 @@ from trio_ckpt._journal.record import TROUBLE
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus
 from trio_ckpt.remote._wire import protocol
-from trio_ckpt.remote._wire.messages import MessageKind
+from trio_ckpt.remote._wire.message import MessageKind
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Delay, FaultyStore
 

@@ -9,10 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from trio_ckpt.remote._wire import frames, message, messages, protocol
+from trio_ckpt.remote._wire import frames, message, protocol
+from trio_ckpt.remote._wire.codec import MESSAGES
 from trio_ckpt.remote._wire.faults import FAULTS
-from trio_ckpt.remote._wire.messages import MESSAGES, JobOptions
-from trio_ckpt.remote._wire.protocol import PHASES, TASKS, PeerRole
+from trio_ckpt.remote._wire.job_messages import JobOptions
+from trio_ckpt.remote._wire.message import VERSIONS
+from trio_ckpt.remote._wire.tables import PHASES, TASKS, PeerRole
+from trio_ckpt.remote._wire.task_messages import AnyCall
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire-protocol.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -69,7 +72,7 @@ def test_the_options_of_a_job() -> None:
 
 
 def test_the_verbs_of_the_store() -> None:
-    verbs = messages.AnyCall.__args__
+    verbs = AnyCall.__args__
     assert [row[:3] for row in table("verb", "name")] == [
         [
             str(verb.__struct_config__.tag),
@@ -124,5 +127,5 @@ def test_every_limit_is_on_the_page() -> None:
 
 
 def test_the_versions() -> None:
-    assert f"There is one: {messages.VERSIONS[0]}" in TEXT
-    assert len(messages.VERSIONS) == 1
+    assert f"There is one: {VERSIONS[0]}" in TEXT
+    assert len(VERSIONS) == 1

@@ -8,16 +8,12 @@ import zlib
 from tests.fuzz.case import Reader, Target, law
 from tests.fuzz.mutate import mutate
 from tests.remote.samples import SAMPLES, exchange, frames_of, hello, open_pair
+from trio_ckpt.remote._wire.codec import MESSAGES, decode_message, encode_message
 from trio_ckpt.remote._wire.errors import ProtocolError, RemoteProtocolError
 from trio_ckpt.remote._wire.frames import HEADER, MAX_PARTIAL, decode_frame, encode_frame
-from trio_ckpt.remote._wire.messages import (
-    MESSAGES,
-    Message,
-    MessageKind,
-    decode_message,
-    encode_message,
-)
-from trio_ckpt.remote._wire.protocol import PHASES, Connection, ConnectionPhase, PeerRole
+from trio_ckpt.remote._wire.message import Message, MessageKind
+from trio_ckpt.remote._wire.protocol import Connection
+from trio_ckpt.remote._wire.tables import PHASES, ConnectionPhase, PeerRole
 
 LENGTH_BYTES = 2  # before each frame of an input of several
 FRAMES = 8  # of one input

@@ -36,8 +36,9 @@ from tests.remote.scenarios import (
     Watch,
 )
 from tests.remote.site import open_site
-from trio_ckpt.remote._wire.messages import MESSAGES, MessageKind, TaskMessage
-from trio_ckpt.remote._wire.protocol import PHASES, TASKS, TaskPhase
+from trio_ckpt.remote._wire.codec import MESSAGES
+from trio_ckpt.remote._wire.message import MessageKind, TaskMessage
+from trio_ckpt.remote._wire.tables import PHASES, TASKS, TaskPhase
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import make_clock, seeded_scheduler
 from trio_ckpt.testing._scheduler import ThreadTurns

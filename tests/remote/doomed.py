@@ -13,8 +13,9 @@ import signal
 import sys
 from typing import Any
 
-from trio_ckpt.remote._wire.messages import Message, TaskMessage
-from trio_ckpt.remote._wire.protocol import Connection, TaskPhase
+from trio_ckpt.remote._wire.message import Message, TaskMessage
+from trio_ckpt.remote._wire.protocol import Connection
+from trio_ckpt.remote._wire.tables import TaskPhase
 
 
 def doom(role_name: str, kind: str, was_name: str, side: str, nth: int) -> None:

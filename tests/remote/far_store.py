@@ -30,9 +30,17 @@ from trio_ckpt.abc import (
     StoredRun,
 )
 from trio_ckpt.remote._foreman.store_proxy import StoreProxy
-from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._wire.link import Link, open_link
-from trio_ckpt.remote._wire.protocol import Connection, PeerRole
+from trio_ckpt.remote._wire.message import Welcome
+from trio_ckpt.remote._wire.protocol import Connection
+from trio_ckpt.remote._wire.tables import PeerRole
+from trio_ckpt.remote._wire.task_messages import (
+    AssignTask,
+    CheckpointAck,
+    StoreCall,
+    StoreReply,
+    TaskCheckpoint,
+)
 from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.remote_store import RemoteStore
 
@@ -65,7 +73,7 @@ class Far:
         task_id = f"t{next(self._names)}"
         lease = max(proxy.owner, 1)
         self.proxies[task_id] = proxy
-        self.foreman.send(m.AssignTask(task_id, lease, "job-1", 0, "pkg:f", None))
+        self.foreman.send(AssignTask(task_id, lease, "job-1", 0, "pkg:f", None))
         while task_id not in self.worker.connection.tasks:
             await trio.lowlevel.checkpoint()
         rpc = self.rpcs[task_id] = RpcClient(task_id, lease, link=self.worker, numbers=self._calls)
@@ -75,7 +83,7 @@ class Far:
         while True:
             received = await self.worker.receive()
             message = received.message
-            if isinstance(message, m.StoreReply | m.CheckpointAck):
+            if isinstance(message, StoreReply | CheckpointAck):
                 self.rpcs[message.task_id].answer(message)
             self.worker.consumed(received)
 
@@ -83,17 +91,17 @@ class Far:
         while True:
             received = await self.foreman.receive()
             message = received.message
-            if isinstance(message, m.StoreCall):
+            if isinstance(message, StoreCall):
                 nursery.start_soon(self._answer, message)
-            elif isinstance(message, m.TaskCheckpoint):
+            elif isinstance(message, TaskCheckpoint):
                 nursery.start_soon(self._save, message)
             self.foreman.consumed(received)
 
-    async def _answer(self, message: m.StoreCall) -> None:
+    async def _answer(self, message: StoreCall) -> None:
         for reply in await self.proxies[message.task_id].answer(message):
             self.foreman.send(reply)
 
-    async def _save(self, message: m.TaskCheckpoint) -> None:
+    async def _save(self, message: TaskCheckpoint) -> None:
         self.foreman.send(await self.proxies[message.task_id].save(message))
 
 
@@ -103,7 +111,7 @@ async def open_far() -> AsyncGenerator[Far]:
     peer, foreman = Connection(PeerRole.WORKER), Connection(None)
     peer.send(hello(PeerRole.WORKER))
     exchange(peer, foreman)
-    foreman.send(m.Welcome(1, 5.0, 20.0, foreman.window))
+    foreman.send(Welcome(1, 5.0, 20.0, foreman.window))
     exchange(foreman, peer)
     here, there = socket_pair()
     async with (

@@ -30,8 +30,8 @@ import attrs
 
 from tests.remote.aims import cells, is_passed_only_by_chance
 from tests.remote.scenarios import Transition
-from trio_ckpt.remote._wire.messages import MessageKind
-from trio_ckpt.remote._wire.protocol import PeerRole, TaskPhase
+from trio_ckpt.remote._wire.message import MessageKind
+from trio_ckpt.remote._wire.tables import PeerRole, TaskPhase
 
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.engines.jobs"

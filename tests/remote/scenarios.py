@@ -15,8 +15,9 @@ from tests.remote import functions
 from tests.remote.site import F, Site, until
 from trio_ckpt import remote
 from trio_ckpt.remote import TaskStatus
-from trio_ckpt.remote._wire.messages import Hello, Message, MessageKind, TaskMessage
-from trio_ckpt.remote._wire.protocol import Connection, ConnectionPhase, PeerRole, TaskPhase
+from trio_ckpt.remote._wire.message import Hello, Message, MessageKind, TaskMessage
+from trio_ckpt.remote._wire.protocol import Connection
+from trio_ckpt.remote._wire.tables import ConnectionPhase, PeerRole, TaskPhase
 from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import MemoryStore
 

@@ -18,7 +18,7 @@ from tests.remote.site import F, Site, open_site, until
 from trio_ckpt import remote
 from trio_ckpt.remote import JobRefusedError, TaskStatus
 from trio_ckpt.remote._client import Client
-from trio_ckpt.remote._wire.messages import MAX_FOLLOWED, MAX_SUBMISSIONS
+from trio_ckpt.remote._wire.message import MAX_FOLLOWED, MAX_SUBMISSIONS
 from trio_ckpt.stores import MemoryStore
 
 JOB = "job-c"

@@ -27,7 +27,8 @@ from trio_ckpt.remote import (
     TaskStatus,
 )
 from trio_ckpt.remote._client import open_client
-from trio_ckpt.remote._wire.messages import TaskMessage, TaskResult
+from trio_ckpt.remote._wire.message import TaskMessage
+from trio_ckpt.remote._wire.task_messages import TaskResult
 from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, FaultyStore

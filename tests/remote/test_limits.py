@@ -11,45 +11,82 @@ from tests.remote.site import F, open_site
 from trio_ckpt import remote
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.remote._foreman.store_proxy import StoreProxy
-from trio_ckpt.remote._wire import messages as m
-from trio_ckpt.remote._wire.message import MAX_ALLOW_BYTES
-from trio_ckpt.remote._wire.messages import Message, decode_message, encode_message
+from trio_ckpt.remote._wire.codec import decode_message, encode_message
+from trio_ckpt.remote._wire.job_messages import (
+    AttachJob,
+    ControlReply,
+    JobDone,
+    JobOptions,
+    JobRefused,
+    JobResult,
+    JobWaits,
+    SubmitJob,
+    TaskError,
+)
+from trio_ckpt.remote._wire.message import (
+    MAX_ALLOW_BYTES,
+    MAX_GROUP,
+    MAX_NAME_CHARS,
+    MAX_SECRET_BYTES,
+    MAX_SEQUENCES,
+    MAX_SLOTS,
+    MAX_STEPS,
+    MAX_TEXT_CHARS,
+    MAX_TRACEBACK_CHARS,
+    VERSIONS,
+    Goodbye,
+    HeldItem,
+    Hello,
+    Message,
+    Refused,
+)
+from trio_ckpt.remote._wire.task_messages import (
+    Cancel,
+    DropBlobs,
+    Fault,
+    ReleaseTask,
+    StoreCall,
+    StoreReply,
+    TaskCheckpoint,
+    TaskFailed,
+    TaskProgress,
+)
 from trio_ckpt.stores import MemoryStore
 
 WIDE = "\U0001f40d"  # four bytes in UTF-8
-NAME = WIDE * m.MAX_NAME_CHARS
-TEXT = WIDE * m.MAX_TEXT_CHARS
+NAME = WIDE * MAX_NAME_CHARS
+TEXT = WIDE * MAX_TEXT_CHARS
 JOB = "job-" + "x" * 96
 TASK = (f"{JOB}.000000", 2**63 - 1)
-ERROR = m.TaskError(NAME, TEXT, WIDE * m.MAX_TRACEBACK_CHARS)
+ERROR = TaskError(NAME, TEXT, WIDE * MAX_TRACEBACK_CHARS)
 BIG = 2**63 - 1
 
 LARGEST: list[Message] = [
-    m.Hello(
-        m.VERSIONS * 16,
+    Hello(
+        VERSIONS * 16,
         "worker",
-        b"s" * m.MAX_SECRET_BYTES,
+        b"s" * MAX_SECRET_BYTES,
         NAME,
         NAME,
-        m.MAX_SLOTS,
+        MAX_SLOTS,
         (NAME,) * (MAX_ALLOW_BYTES // len(NAME.encode())),
-        (m.HeldItem(*TASK, BIG),) * m.MAX_SLOTS,
+        (HeldItem(*TASK, BIG),) * MAX_SLOTS,
     ),
-    m.Refused(NAME, TEXT),
-    m.Goodbye(TEXT),
-    m.SubmitJob(JOB, NAME, m.JobOptions(trace={f"{n:0200}": TEXT for n in range(16)}), 1),
-    m.JobRefused(JOB, NAME, TEXT),
-    m.JobDone(JOB, BIG, "interrupted", ERROR, BIG),
-    m.JobResult(JOB, BIG, BIG, None, ERROR),
-    m.JobWaits(JOB, BIG, TEXT),
-    m.ControlReply(BIG, 409, TEXT),
-    m.AttachJob(JOB, BIG, (BIG,) * m.MAX_STEPS),
-    m.Cancel(*TASK, TEXT),
-    m.ReleaseTask(*TASK, TEXT, is_trouble=True),
-    m.TaskProgress(*TASK, 100.0, TEXT),
-    m.TaskFailed(*TASK, ERROR),
-    m.StoreCall(*TASK, BIG, m.DropBlobs(BIG, TEXT, (BIG,) * m.MAX_SEQUENCES)),
-    m.StoreReply(*TASK, BIG, b"", fault=m.Fault(NAME, TEXT)),
+    Refused(NAME, TEXT),
+    Goodbye(TEXT),
+    SubmitJob(JOB, NAME, JobOptions(trace={f"{n:0200}": TEXT for n in range(16)}), 1),
+    JobRefused(JOB, NAME, TEXT),
+    JobDone(JOB, BIG, "interrupted", ERROR, BIG),
+    JobResult(JOB, BIG, BIG, None, ERROR),
+    JobWaits(JOB, BIG, TEXT),
+    ControlReply(BIG, 409, TEXT),
+    AttachJob(JOB, BIG, (BIG,) * MAX_STEPS),
+    Cancel(*TASK, TEXT),
+    ReleaseTask(*TASK, TEXT, is_trouble=True),
+    TaskProgress(*TASK, 100.0, TEXT),
+    TaskFailed(*TASK, ERROR),
+    StoreCall(*TASK, BIG, DropBlobs(BIG, TEXT, (BIG,) * MAX_SEQUENCES)),
+    StoreReply(*TASK, BIG, b"", fault=Fault(NAME, TEXT)),
 ]
 
 
@@ -66,11 +103,11 @@ async def test_an_answer_about_thousands_of_failed_saves_fits() -> None:
             self, run: RunKey, group: object, folds: object = ()
         ) -> list[Exception | None]:
             await trio.lowlevel.checkpoint()
-            return [remote.RemoteError(TEXT)] * m.MAX_GROUP
+            return [remote.RemoteError(TEXT)] * MAX_GROUP
 
-    group = tuple(Checkpoint("[]", n, b"x") for n in range(1, m.MAX_GROUP + 1))
+    group = tuple(Checkpoint("[]", n, b"x") for n in range(1, MAX_GROUP + 1))
     proxy = StoreProxy(Refusing(), TASK[0], 1)
-    ack = await proxy.save(m.TaskCheckpoint(*TASK, 1, 0, group))
+    ack = await proxy.save(TaskCheckpoint(*TASK, 1, 0, group))
     assert decode_message(ack.KIND, encode_message(ack)) == ack
 
 

@@ -24,14 +24,24 @@ from tests.remote.wire.test_sockets import SECRET, serving
 from trio_ckpt import remote
 from trio_ckpt.remote import Foreman, UnsafeBindingError
 from trio_ckpt.remote._foreman import peers, serve
-from trio_ckpt.remote._wire import link, messages as m, sockets
+from trio_ckpt.remote._wire import link, sockets
 from trio_ckpt.remote._wire.frames import MAX_FRAME_BYTES, decode_frame
-from trio_ckpt.remote._wire.messages import MessageKind
-from trio_ckpt.remote._wire.protocol import PeerRole
+from trio_ckpt.remote._wire.job_messages import AttachJob, JobItems
+from trio_ckpt.remote._wire.message import (
+    MIB,
+    VERSIONS,
+    Credit,
+    Heartbeat,
+    Hello,
+    MessageKind,
+    Refused,
+)
 from trio_ckpt.remote._wire.secrets import check_secret, is_secret, new_secret
+from trio_ckpt.remote._wire.tables import PeerRole
+from trio_ckpt.remote._wire.task_messages import PutBlob, StoreCall
 from trio_ckpt.stores import MemoryStore
 
-HELLO = m.Hello(m.VERSIONS, "worker", SECRET.encode(), "evil", "evil", 1, ALLOW)
+HELLO = Hello(VERSIONS, "worker", SECRET.encode(), "evil", "evil", 1, ALLOW)
 
 
 async def still_works(foreman: Foreman) -> bool:
@@ -130,7 +140,7 @@ FIRST: dict[str, list[bytes | str]] = {
     "garbage": [random.Random(1).randbytes(500)],
     "a damaged frame": [damaged(frames_of(HELLO)[0])],
     "no hello": frames_of(SAMPLES[MessageKind.HEARTBEAT]),
-    "a large kind first": frames_of(m.JobItems("job-1", 0, ["x" * 100_000])),
+    "a large kind first": frames_of(JobItems("job-1", 0, ["x" * 100_000])),
     "a wrong secret": frames_of(hello(PeerRole.WORKER)),
     "hello twice": [*frames_of(HELLO), *frames_of(HELLO)],
     "what only a client may": [*frames_of(HELLO), *frames_of(SAMPLES[MessageKind.CANCEL_JOB])],
@@ -144,7 +154,7 @@ FIRST: dict[str, list[bytes | str]] = {
         *frames_of(SAMPLES[MessageKind.TASK_CHECKPOINT]),
     ],
     "too long a frame": [*frames_of(HELLO), b"\1" * (MAX_FRAME_BYTES + 1)],
-    "credit that was not used": [*frames_of(HELLO), *frames_of(m.Credit(2**30))],
+    "credit that was not used": [*frames_of(HELLO), *frames_of(Credit(2**30))],
 }
 
 
@@ -238,7 +248,7 @@ async def test_an_error_of_ours_ends_one_connection(
 
 async def test_memory_of_one_peer_is_bounded_by_the_window() -> None:
     """Who begins messages and never ends them is stopped when the window is full."""
-    big = m.StoreCall("t", 1, 1, m.PutBlob("d" * 64, 6 * m.MIB, 0, b"x" * (6 * m.MIB)))
+    big = StoreCall("t", 1, 1, PutBlob("d" * 64, 6 * MIB, 0, b"x" * (6 * MIB)))
     async with serving() as foreman:
         async with websocket(foreman) as connection:
             await connection.send_message(frames_of(HELLO)[0])
@@ -265,13 +275,13 @@ async def test_a_peer_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyP
             connection = await trio_websocket.wrap_client_stream(
                 nursery, stream, f"127.0.0.1:{foreman.port}", "/", message_queue_size=1
             )
-            greeting = m.Hello(m.VERSIONS, "client", SECRET.encode(), "slow", "slow")
+            greeting = Hello(VERSIONS, "client", SECRET.encode(), "slow", "slow")
             await connection.send_message(frames_of(greeting)[0])
-            await connection.send_message(frames_of(m.AttachJob("job-big", 1))[0])
+            await connection.send_message(frames_of(AttachJob("job-big", 1))[0])
             with trio.fail_after(HANG_S):
                 while True:  # it says that it is there, and takes nothing
                     try:
-                        await connection.send_message(frames_of(m.Heartbeat())[0])
+                        await connection.send_message(frames_of(Heartbeat())[0])
                     except trio_websocket.ConnectionClosed:
                         break
                     await trio.sleep(0.1)
@@ -349,6 +359,6 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_refusal_says_nothing_of_the_secret() -> None:
-    frame = frames_of(m.Refused("secret", "the secret does not match"))[0]
+    frame = frames_of(Refused("secret", "the secret does not match"))[0]
     assert SECRET.encode() not in bytes(decode_frame(frame).payload)
     assert link.HANDSHAKE_S <= 10

@@ -25,7 +25,7 @@ from trio_ckpt.remote import read_task
 from trio_ckpt.remote._client import open_client
 from trio_ckpt.remote._wire.errors import ConnectionLostError
 from trio_ckpt.remote._wire.link import Link
-from trio_ckpt.remote._wire.messages import Heartbeat, MessageKind
+from trio_ckpt.remote._wire.message import Heartbeat, MessageKind
 from trio_ckpt.remote._wire.protocol import Connection
 from trio_ckpt.stores import MemoryStore
 

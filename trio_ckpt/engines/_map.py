@@ -33,7 +33,7 @@ from ..remote import (
     new_secret,
     serve_foreman,
 )
-from ..remote._wire.messages import MAX_SLOTS
+from ..remote._wire.message import MAX_SLOTS
 from ..remote._wire.names import check_job_id
 from ..remote._wire.submission import checked_submission, job_options
 from ..stores import open_store

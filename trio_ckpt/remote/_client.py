@@ -22,30 +22,26 @@ from .._util.portal import check_trio
 from .._util.text import printable
 from ._following import Following, ItemResult as ItemResult, Results as Results, Submitting
 from ._wire.errors import ConnectionLostError, JobRefusedError, ProtocolError
-from ._wire.link import Link
-from ._wire.messages import (
-    MAX_FOLLOWED,
-    MAX_SUBMISSIONS,
-    VERSIONS,
+from ._wire.job_messages import (
     AttachJob,
     CancelJob,
     Control,
     ControlReply,
-    Hello,
     JobAccepted,
     JobDone,
     JobItems,
     JobRefused,
     JobResult,
     JobWaits,
-    Message,
     SubmitJob,
 )
+from ._wire.link import Link
+from ._wire.message import MAX_FOLLOWED, MAX_SUBMISSIONS, VERSIONS, Hello, Message
 from ._wire.names import check_job_id, new_job_id
-from ._wire.protocol import PeerRole
 from ._wire.reconnect import Dial, ReconnectingSession
 from ._wire.secrets import check_secret
 from ._wire.submission import checked_submission, job_options, parts_of
+from ._wire.tables import PeerRole
 from ._worker.worker import checked_name
 
 log = get_logger(__name__)

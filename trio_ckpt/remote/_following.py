@@ -12,8 +12,8 @@ import trio.lowlevel
 
 from .._util.index_set import IndexSet
 from ._wire.errors import JobCancelledError, JobFailedError, JobRefusedError, TaskFailedError
+from ._wire.job_messages import JobDone, JobRefused, JobResult, TaskError
 from ._wire.link import Link
-from ._wire.messages import JobDone, JobRefused, JobResult, TaskError
 from ._wire.submission import JobSubmission
 
 

@@ -21,7 +21,7 @@ from trio_ckpt.monitor._jobs import Jobs
 from trio_ckpt.remote import TaskStatus
 from trio_ckpt.remote._foreman.job import _save
 from trio_ckpt.remote._foreman.job_reader import MAX_SCANNED, JobReader
-from trio_ckpt.remote._wire.messages import JobOptions
+from trio_ckpt.remote._wire.job_messages import JobOptions
 from trio_ckpt.remote._wire.names import ITEMS_STREAM
 from trio_ckpt.remote._wire.submission import JobSubmission
 from trio_ckpt.stores import MemoryStore

@@ -17,11 +17,13 @@ from tests.remote.samples import exchange, hello
 from trio_ckpt.remote._foreman.lease import Lease, Lost
 from trio_ckpt.remote._foreman.pool import DUE, Due, ItemOnConnection, PendingItem, Pool
 from trio_ckpt.remote._foreman.worker_handle import WorkerHandle
-from trio_ckpt.remote._wire import messages as m
 from trio_ckpt.remote._wire.frames import decode_frame
+from trio_ckpt.remote._wire.job_messages import JobOptions
 from trio_ckpt.remote._wire.link import Link
-from trio_ckpt.remote._wire.messages import HeldItem, MessageKind, TaskMessage
-from trio_ckpt.remote._wire.protocol import Connection, PeerRole, TaskPhase
+from trio_ckpt.remote._wire.message import HeldItem, Hello, MessageKind, TaskMessage, Welcome
+from trio_ckpt.remote._wire.protocol import Connection
+from trio_ckpt.remote._wire.tables import PeerRole, TaskPhase
+from trio_ckpt.remote._wire.task_messages import AssignTask, NewLease, ReleaseTask
 
 FUNCTION = "pkg:f"
 X, Y = "job-1.000000", "job-1.000001"
@@ -52,7 +54,7 @@ class Peer:
         first = greeting(held, slots)
         self.connection.send(first)
         exchange(self.connection, foreman)
-        foreman.send(m.Welcome(1, 5.0, 20.0, foreman.window))
+        foreman.send(Welcome(1, 5.0, 20.0, foreman.window))
         exchange(foreman, self.connection)
         self.handle.disconnect()
         self.handle.connect(Link(_NoSocket(), foreman), first)
@@ -81,7 +83,7 @@ class Peer:
         self.pool.touch(self.handle)
 
 
-def greeting(held: tuple[HeldItem, ...], slots: int) -> m.Hello:
+def greeting(held: tuple[HeldItem, ...], slots: int) -> Hello:
     return msgspec.structs.replace(hello(PeerRole.WORKER), slots=slots, held=held)
 
 
@@ -99,7 +101,7 @@ def new_peer(pool: Pool, name: str, *held: HeldItem, slots: int = 1) -> Peer:
 
 def wanted(task_id: str, attempt: int = 1) -> PendingItem:
     index = int(task_id[-6:])
-    return PendingItem("job-1", index, task_id, FUNCTION, index, attempt, m.JobOptions())
+    return PendingItem("job-1", index, task_id, FUNCTION, index, attempt, JobOptions())
 
 
 @asynccontextmanager
@@ -125,7 +127,7 @@ async def match(pool: Pool) -> None:
 
 def assign(lease: Lease, number: int = NUMBER) -> None:
     """Keep a promise."""
-    message = m.AssignTask(lease.task_id, number, "job-1", 0, FUNCTION, 0)
+    message = AssignTask(lease.task_id, number, "job-1", 0, FUNCTION, 0)
     assert lease.offer(number, None, message)
 
 
@@ -192,7 +194,7 @@ async def test_the_slot_of_a_held_item_that_is_done_becomes_free() -> None:
     async with waiting(pool, Y) as promised:
         await match(pool)
         assert peer.told() == [MessageKind.CANCEL]
-        peer.say(m.ReleaseTask(X, NUMBER, "it had ended"))
+        peer.say(ReleaseTask(X, NUMBER, "it had ended"))
         await match(pool)
         assert peer.told() == [MessageKind.TASK_ACK]
         assert [lease.task_id for lease in promised] == [Y]
@@ -227,7 +229,7 @@ async def test_a_lease_that_never_arrived_is_said_again() -> None:
     async with waiting(pool, X) as promised:
         await match(pool)
         (lease,) = promised
-        assert lease.offer(9, None, m.NewLease(X, 9, NUMBER))
+        assert lease.offer(9, None, NewLease(X, 9, NUMBER))
         peer.reconnect(HeldItem(X, NUMBER, 1))
         await match(pool)
         assert (peer.told(), lease.ending) == ([MessageKind.LEASE], None)
@@ -263,7 +265,7 @@ async def test_what_was_handed_back_is_not_gone_on_with() -> None:
     peer = new_peer(pool, "a")
     lease = await assigned(pool)
     peer.told()
-    peer.say(m.ReleaseTask(X, NUMBER, "it stops"))
+    peer.say(ReleaseTask(X, NUMBER, "it stops"))
     pool.end(lease)
     peer.reconnect(HeldItem(X, NUMBER, 1))
     async with waiting(pool, X):
@@ -296,7 +298,7 @@ async def test_a_promise_ends_with_its_connection() -> None:
         await match(pool)
         (lease,) = promised
         peer.reconnect(HeldItem(X, NUMBER, 1))
-        assert not lease.offer(9, None, m.NewLease(X, 9, NUMBER))
+        assert not lease.offer(9, None, NewLease(X, 9, NUMBER))
         await match(pool)
         assert peer.told() == []
         pool.end(lease)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from tests.remote.samples import SAMPLES, frames_of
+from trio_ckpt.remote._wire.codec import MESSAGES, decode_message, encode_message
 from trio_ckpt.remote._wire.errors import ProtocolError, RemoteProtocolError
 from trio_ckpt.remote._wire.frames import (
     FRAME_BYTES,
@@ -20,14 +21,8 @@ from trio_ckpt.remote._wire.frames import (
     encode_frame,
     next_number,
 )
-from trio_ckpt.remote._wire.messages import (
-    MAX_MESSAGE_BYTES,
-    MESSAGES,
-    JobItems,
-    MessageKind,
-    decode_message,
-    encode_message,
-)
+from trio_ckpt.remote._wire.job_messages import JobItems
+from trio_ckpt.remote._wire.message import MAX_MESSAGE_BYTES, MessageKind
 
 
 @pytest.mark.parametrize("kind", MessageKind, ids=lambda kind: kind.name)

@@ -7,20 +7,35 @@ import itertools
 import pytest
 
 from tests.remote.samples import SAMPLES, T, deliver, exchange, frames_of, hello, open_pair
-from trio_ckpt.remote._wire import messages as m
+from trio_ckpt.remote._wire.codec import MESSAGES
 from trio_ckpt.remote._wire.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from trio_ckpt.remote._wire.frames import FRAME_BYTES, decode_frame
-from trio_ckpt.remote._wire.messages import Message, MessageKind
-from trio_ckpt.remote._wire.protocol import (
-    MAX_CALLS,
-    PHASES,
-    TASKS,
-    WINDOW_BYTES,
-    Connection,
-    ConnectionPhase,
-    PeerRole,
-    TaskPhase,
-    choose_version,
+from trio_ckpt.remote._wire.job_messages import JobItems
+from trio_ckpt.remote._wire.message import (
+    MAX_MESSAGE_BYTES,
+    MIB,
+    Credit,
+    Goodbye,
+    Heartbeat,
+    Message,
+    MessageKind,
+    TaskMessage,
+    Welcome,
+)
+from trio_ckpt.remote._wire.protocol import MAX_CALLS, WINDOW_BYTES, Connection, choose_version
+from trio_ckpt.remote._wire.tables import PHASES, TASKS, ConnectionPhase, PeerRole, TaskPhase
+from trio_ckpt.remote._wire.task_messages import (
+    AssignTask,
+    Cancel,
+    CheckpointAck,
+    NewLease,
+    PutBlob,
+    ReadRun,
+    StoreCall,
+    StoreReply,
+    TaskAck,
+    TaskProgress,
+    TaskResult,
 )
 
 IS_FOREMAN = {
@@ -46,11 +61,11 @@ def sides_in(role: PeerRole, phase: ConnectionPhase) -> tuple[Connection, Connec
         peer.send(hello(peer_role))
         exchange(peer, foreman)
     if phase in (ConnectionPhase.OPEN, ConnectionPhase.CLOSED):
-        foreman.send(m.Welcome(1, 5.0, 20.0, foreman.window))
+        foreman.send(Welcome(1, 5.0, 20.0, foreman.window))
         exchange(foreman, peer)
     speaker, listener = (foreman, peer) if IS_FOREMAN[role] else (peer, foreman)
     if phase is ConnectionPhase.CLOSED:
-        speaker.send(m.Goodbye())
+        speaker.send(Goodbye())
         exchange(speaker, listener)
     return speaker, listener
 
@@ -62,7 +77,7 @@ def sample_for(role: PeerRole, kind: MessageKind) -> Message:
 
 def make_legal(side: Connection, message: Message) -> None:
     """Set up what the other table, of tasks and calls, asks for."""
-    if isinstance(message, m.TaskMessage):
+    if isinstance(message, TaskMessage):
         for was, cells in TASKS.items():
             if any(kind is message.KIND for _, kind in cells):
                 side.tasks[message.task_id] = was
@@ -71,10 +86,10 @@ def make_legal(side: Connection, message: Message) -> None:
             side.tasks[message.task_id] = TaskPhase.ENDED
         if message.KIND is MessageKind.RELEASE_TASK:
             side.tasks[message.task_id] = TaskPhase.RUNNING
-    if isinstance(message, m.CheckpointAck | m.StoreReply):
+    if isinstance(message, CheckpointAck | StoreReply):
         question = SAMPLES[
             MessageKind.TASK_CHECKPOINT
-            if isinstance(message, m.CheckpointAck)
+            if isinstance(message, CheckpointAck)
             else MessageKind.STORE_CALL
         ]
         side._note_call(question)
@@ -127,7 +142,7 @@ TASK_CELLS = [
     for was, role, kind in itertools.product(
         TaskPhase, (PeerRole.WORKER, PeerRole.TO_WORKER), MessageKind
     )
-    if isinstance(SAMPLES[kind], m.TaskMessage) and kind in PHASES[role][ConnectionPhase.OPEN]
+    if isinstance(SAMPLES[kind], TaskMessage) and kind in PHASES[role][ConnectionPhase.OPEN]
 ]
 
 
@@ -178,9 +193,9 @@ def test_what_a_worker_holds_is_held_until_the_foreman_speaks() -> None:
     worker, foreman = open_pair(PeerRole.WORKER, "a", "b", "c")
     assert foreman.tasks == worker.tasks == dict.fromkeys("abc", TaskPhase.HELD)
     with pytest.raises(LocalProtocolError):
-        worker.send(m.TaskResult("a", 6, 1))
-    foreman.send(m.NewLease("a", 7, 6))
-    foreman.send(m.Cancel("b", 6))
+        worker.send(TaskResult("a", 6, 1))
+    foreman.send(NewLease("a", 7, 6))
+    foreman.send(Cancel("b", 6))
     exchange(foreman, worker)
     wanted = {"a": TaskPhase.RUNNING, "b": TaskPhase.STOPPING, "c": TaskPhase.HELD}
     assert worker.tasks == foreman.tasks == wanted
@@ -209,32 +224,32 @@ def running() -> tuple[Connection, Connection]:
 
 def test_an_answer_is_to_what_was_asked() -> None:
     worker, foreman = running()
-    worker.send(m.StoreCall(*T, 5, m.ReadRun()))
+    worker.send(StoreCall(*T, 5, ReadRun()))
     exchange(worker, foreman)
     for wrong in (
-        m.StoreReply(*T, 6),
-        m.CheckpointAck(*T, 5),
-        m.StoreReply("other", 7, 5),
+        StoreReply(*T, 6),
+        CheckpointAck(*T, 5),
+        StoreReply("other", 7, 5),
     ):
         with pytest.raises(ProtocolError):
             foreman.send(wrong)
         with pytest.raises(RemoteProtocolError):
             worker.receive(frames_of(wrong)[0])
-    foreman.send(m.StoreReply(*T, 5, b"a", is_last=False))
-    foreman.send(m.StoreReply(*T, 5, b"b"))
+    foreman.send(StoreReply(*T, 5, b"a", is_last=False))
+    foreman.send(StoreReply(*T, 5, b"b"))
     exchange(foreman, worker)
     with pytest.raises(LocalProtocolError, match="does not answer any call"):
-        foreman.send(m.StoreReply(*T, 5, b"c"))
+        foreman.send(StoreReply(*T, 5, b"c"))
     assert worker.calls == foreman.calls == {}
 
 
 def test_an_acknowledged_item_has_no_questions_left() -> None:
     """What was asked under a lease that was lost has no answer: it does not count for ever."""
     worker, foreman = running()
-    worker.send(m.StoreCall(*T, 5, m.ReadRun()))
-    worker.send(m.TaskResult(*T, 1))
+    worker.send(StoreCall(*T, 5, ReadRun()))
+    worker.send(TaskResult(*T, 1))
     exchange(worker, foreman)
-    foreman.send(m.TaskAck(*T))
+    foreman.send(TaskAck(*T))
     exchange(foreman, worker)
     assert worker.calls == foreman.calls == {}
 
@@ -242,11 +257,11 @@ def test_an_acknowledged_item_has_no_questions_left() -> None:
 def test_questions_have_numbers_of_their_own_and_are_limited() -> None:
     worker, foreman = running()
     for call in range(MAX_CALLS):
-        worker.send(m.StoreCall(*T, call, m.ReadRun()))
+        worker.send(StoreCall(*T, call, ReadRun()))
     exchange(worker, foreman)
     with pytest.raises(LocalProtocolError, match="was already made"):
-        worker.send(m.StoreCall(*T, 5, m.ReadRun()))
-    flood = m.StoreCall(*T, MAX_CALLS, m.ReadRun())
+        worker.send(StoreCall(*T, 5, ReadRun()))
+    flood = StoreCall(*T, MAX_CALLS, ReadRun())
     with pytest.raises(LocalProtocolError, match="wait for an answer"):
         worker.send(flood)
     with pytest.raises(RemoteProtocolError, match="wait for an answer"):
@@ -255,13 +270,13 @@ def test_questions_have_numbers_of_their_own_and_are_limited() -> None:
 
 # -- order and size -------------------------------------------------------------------------
 
-BIG = b"x" * (6 * m.MIB)
+BIG = b"x" * (6 * MIB)
 
 
 def two_tasks() -> tuple[Connection, Connection]:
     worker, foreman = open_pair()
     for task_id in "ab":
-        foreman.send(m.AssignTask(task_id, 1, "job-1", 0, "pkg:f", 3))
+        foreman.send(AssignTask(task_id, 1, "job-1", 0, "pkg:f", 3))
     exchange(foreman, worker)
     return worker, foreman
 
@@ -276,9 +291,9 @@ def sent(connection: Connection) -> list[MessageKind]:
 
 def test_a_heartbeat_waits_behind_one_frame_at_most() -> None:
     worker, _ = two_tasks()
-    worker.send(m.TaskResult("a", 1, BIG))
+    worker.send(TaskResult("a", 1, BIG))
     first = worker.next_frame()
-    worker.send(m.Heartbeat())
+    worker.send(Heartbeat())
     second = worker.next_frame()
     assert first is not None
     assert second is not None
@@ -290,10 +305,10 @@ def test_channels_take_turns_and_each_is_in_order() -> None:
     """A small message of another item waits behind one frame of a large one; of the same item,
     behind all of it."""
     worker, foreman = two_tasks()
-    worker.send(m.StoreCall("a", 1, 1, m.PutBlob("d" * 64, len(BIG), 0, BIG)))
-    worker.send(m.TaskResult("a", 1, "small"))
+    worker.send(StoreCall("a", 1, 1, PutBlob("d" * 64, len(BIG), 0, BIG)))
+    worker.send(TaskResult("a", 1, "small"))
     assert worker.next_frame() is not None
-    worker.send(m.TaskProgress("b", 1, 1.0))
+    worker.send(TaskProgress("b", 1, 1.0))
     kinds = sent(worker)
     assert kinds.index(MessageKind.TASK_PROGRESS) <= 1
     assert kinds[-1] is MessageKind.TASK_RESULT
@@ -302,8 +317,8 @@ def test_channels_take_turns_and_each_is_in_order() -> None:
 
 def test_goodbye_is_the_last() -> None:
     worker, foreman = two_tasks()
-    worker.send(m.TaskResult("a", 1, BIG))
-    worker.send(m.Goodbye())
+    worker.send(TaskResult("a", 1, BIG))
+    worker.send(Goodbye())
     kinds = sent(worker)
     assert kinds[-1] is MessageKind.GOODBYE
     assert kinds.count(MessageKind.TASK_RESULT) == -(-(len(BIG) + 20) // FRAME_BYTES)
@@ -313,10 +328,10 @@ def test_goodbye_is_the_last() -> None:
 def test_what_is_begun_fits_and_what_is_granted_can_be_used() -> None:
     """Three messages of 6 MiB in a window of 16: the third begins when the first is handled."""
     worker, foreman = two_tasks()
-    foreman.send(m.AssignTask("c", 1, "job-1", 0, "pkg:f", 3))
+    foreman.send(AssignTask("c", 1, "job-1", 0, "pkg:f", 3))
     exchange(foreman, worker)
     for task_id in "abc":
-        worker.send(m.TaskResult(task_id, 1, BIG))
+        worker.send(TaskResult(task_id, 1, BIG))
     frames: list[bytes] = []
     while (frame := worker.next_frame()) is not None:
         frames.append(frame)
@@ -332,16 +347,16 @@ def test_what_is_begun_fits_and_what_is_granted_can_be_used() -> None:
 def test_what_waits_for_credit_is_not_overtaken_by_what_begins_later() -> None:
     worker, _ = two_tasks()
     worker.credit = 2**20
-    worker.send(m.TaskResult("a", 1, BIG))
-    worker.send(m.TaskResult("b", 1, "small"))
+    worker.send(TaskResult("a", 1, BIG))
+    worker.send(TaskResult("b", 1, "small"))
     assert worker.next_frame() is None
-    worker.send(m.Heartbeat())
+    worker.send(Heartbeat())
     assert sent(worker) == [MessageKind.HEARTBEAT]
 
 
 def test_more_than_is_granted_is_refused_before_it_is_kept() -> None:
     worker, foreman = two_tasks()
-    body = m.StoreCall("a", 1, 1, m.PutBlob("d" * 64, len(BIG), 0, BIG))
+    body = StoreCall("a", 1, 1, PutBlob("d" * 64, len(BIG), 0, BIG))
     for number in range(2):
         foreman.receive(frames_of(body, number)[0])
     with pytest.raises(RemoteProtocolError, match="more bytes than its credit"):
@@ -354,29 +369,29 @@ def test_credit_that_was_not_used_is_refused() -> None:
     worker, foreman = two_tasks()
     foreman.credit = WINDOW_BYTES - 4
     with pytest.raises(RemoteProtocolError, match="credit"):
-        foreman.receive(frames_of(m.Credit(5))[0])
-    foreman.receive(frames_of(m.Credit(4))[0])
+        foreman.receive(frames_of(Credit(5))[0])
+    foreman.receive(frames_of(Credit(4))[0])
     assert foreman.credit == WINDOW_BYTES
     assert worker.phase is ConnectionPhase.OPEN
 
 
 def test_a_large_kind_before_the_welcome_is_refused_at_once() -> None:
     foreman = Connection(None)
-    big = m.JobItems("job-1", 0, [BIG])
+    big = JobItems("job-1", 0, [BIG])
     with pytest.raises(RemoteProtocolError, match="JOB_ITEMS arrived while new"):
         foreman.receive(frames_of(big)[0])
     assert len(foreman._reassembler) == 0
 
 
 def test_the_largest_message_fits_into_the_window() -> None:
-    assert max(struct.MAX_BYTES for struct in m.MESSAGES.values()) <= WINDOW_BYTES
-    assert m.MAX_MESSAGE_BYTES <= WINDOW_BYTES
+    assert max(struct.MAX_BYTES for struct in MESSAGES.values()) <= WINDOW_BYTES
+    assert MAX_MESSAGE_BYTES <= WINDOW_BYTES
 
 
 def test_kinds_without_a_channel_are_one_frame() -> None:
     for kind, message in SAMPLES.items():
         if not message.channel:
-            assert m.MESSAGES[kind].MAX_BYTES <= FRAME_BYTES, kind
+            assert MESSAGES[kind].MAX_BYTES <= FRAME_BYTES, kind
 
 
 # -- versions -------------------------------------------------------------------------------
@@ -393,4 +408,4 @@ def test_a_welcome_to_a_version_that_is_not_known_is_refused() -> None:
     worker.send(hello(PeerRole.WORKER))
     exchange(worker, foreman)
     with pytest.raises(RemoteProtocolError, match="version 2"):
-        worker.receive(frames_of(m.Welcome(2, 5.0, 20.0, WINDOW_BYTES))[0])
+        worker.receive(frames_of(Welcome(2, 5.0, 20.0, WINDOW_BYTES))[0])

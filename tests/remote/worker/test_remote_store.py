@@ -17,7 +17,7 @@ from trio_ckpt._util.errors import StoreConflictError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.remote._foreman import store_proxy
 from trio_ckpt.remote._foreman.store_proxy import StoreProxy
-from trio_ckpt.remote._wire import messages as m
+from trio_ckpt.remote._wire.task_messages import BEGIN_AGAIN, PutBlob, StoreCall, TaskCheckpoint
 from trio_ckpt.remote._worker import remote_store
 from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.remote_store import RemoteStore
@@ -117,7 +117,7 @@ async def test_a_save_that_is_sent_again_is_acknowledged_again(autojump_clock: M
         proxy = StoreProxy(near, "r", owner)
 
         async def save(*checkpoints: Checkpoint) -> list[str | None]:
-            ack = await proxy.save(m.TaskCheckpoint("r", owner, 1, 0, checkpoints))
+            ack = await proxy.save(TaskCheckpoint("r", owner, 1, 0, checkpoints))
             assert ack.fault is None
             return [fault and fault.code for fault in ack.outcomes]
 
@@ -210,7 +210,7 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
         near._memory.blobs.clear()
         whole, parts = StoreProxy._put, 0
 
-        async def forgetful(self: StoreProxy, part: m.PutBlob) -> bytes:
+        async def forgetful(self: StoreProxy, part: PutBlob) -> bytes:
             nonlocal parts
             parts += 1
             if parts == 3:
@@ -230,7 +230,7 @@ async def test_a_large_blob_goes_in_parts_and_a_lost_part_begins_it_again(
 
 
 async def _begin_again() -> bytes:
-    return m.BEGIN_AGAIN
+    return BEGIN_AGAIN
 
 
 async def test_a_blob_that_is_not_what_its_name_says_is_refused(autojump_clock: MockClock) -> None:
@@ -238,11 +238,11 @@ async def test_a_blob_that_is_not_what_its_name_says_is_refused(autojump_clock: 
     async with open_far() as far, near.lock_run("r") as owner:
         proxy, store, _ = await given(far, near, "r", owner)
         for wrong, says in (
-            (m.PutBlob("0" * 64, 1, 0, b"x"), "the SHA-256 of the received blob is"),
-            (m.PutBlob("0" * 64, 5, 0, b"123456"), "a part of a blob goes beyond its end"),
-            (m.PutBlob("0" * 64, store_proxy.MAX_BLOB_BYTES + 1, 0, b"1"), "a blob of"),
+            (PutBlob("0" * 64, 1, 0, b"x"), "the SHA-256 of the received blob is"),
+            (PutBlob("0" * 64, 5, 0, b"123456"), "a part of a blob goes beyond its end"),
+            (PutBlob("0" * 64, store_proxy.MAX_BLOB_BYTES + 1, 0, b"1"), "a blob of"),
         ):
-            (reply,) = await proxy.answer(m.StoreCall("r", owner, 1, wrong))
+            (reply,) = await proxy.answer(StoreCall("r", owner, 1, wrong))
             assert reply.fault is not None
             assert reply.fault.message.startswith(says)
         with pytest.raises(StoreError, match="does not belong to run"):
@@ -327,6 +327,6 @@ async def test_a_store_that_hangs_is_an_unknown_outcome(autojump_clock: MockCloc
     near = FaultyStore(MemoryStore(), {1: Delay(10 * store_proxy.SAVE_TIMEOUT_S)})
     async with near.lock_run("r") as owner:
         proxy = StoreProxy(near, "r", owner)
-        ack = await proxy.save(m.TaskCheckpoint("r", owner, 1, 0, (Checkpoint(A, 1, b"1"),)))
+        ack = await proxy.save(TaskCheckpoint("r", owner, 1, 0, (Checkpoint(A, 1, b"1"),)))
         assert ack.fault is not None
         assert ack.fault.code == "unknown"

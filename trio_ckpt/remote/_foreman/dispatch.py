@@ -18,13 +18,13 @@ from ..._util.errors import StoreDamagedError
 from ..._util.log import get_logger
 from ..._util.text import duration, plural, printable
 from .._wire.errors import TaskFailedError, TaskLostError
-from .._wire.messages import (
+from .._wire.message import TaskMessage
+from .._wire.task_messages import (
     AssignTask,
     NewLease,
     ReleaseTask,
     ResumeTask,
     TaskFailed,
-    TaskMessage,
     TaskResult,
 )
 from .lease import Ending, Lease, Lost

@@ -20,7 +20,7 @@ from ..._util.patience import sleep_awake
 from ..._util.text import one_line, plural, printable
 from .._wire.errors import JobRefusedError, UnknownJobError
 from .._wire.link import Link
-from .._wire.messages import Hello
+from .._wire.message import Hello
 from .._wire.names import check_job_id, split_task_id
 from .._wire.submission import JobSubmission, read_submission
 from .dispatch import Dispatcher, prune_task

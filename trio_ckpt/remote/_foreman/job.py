@@ -30,7 +30,7 @@ from .._wire.errors import (
     TaskFailedError,
     TaskLostError,
 )
-from .._wire.messages import JobOptions
+from .._wire.job_messages import JobOptions
 from .._wire.names import ITEMS_STREAM, task_id_of
 from .._wire.submission import JobSubmission, head_record, job_records, read_submission
 from .dispatch import Dispatcher, prune_task

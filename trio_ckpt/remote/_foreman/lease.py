@@ -16,17 +16,17 @@ from typing import Protocol
 import attrs
 import trio
 
-from .._wire.messages import (
+from .._wire.message import TaskMessage
+from .._wire.tables import TaskPhase
+from .._wire.task_messages import (
     ForceCheckpoint,
     ReleaseTask,
     StoreCall,
     TaskCheckpoint,
     TaskFailed,
-    TaskMessage,
     TaskProgress,
     TaskResult,
 )
-from .._wire.protocol import TaskPhase
 from .store_proxy import StoreProxy
 
 

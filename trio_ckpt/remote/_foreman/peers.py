@@ -24,35 +24,33 @@ from .._wire.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
-from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, Link, Socket, open_link
-from .._wire.messages import (
-    MAX_FOLLOWED,
-    MAX_SUBMISSIONS,
-    MAX_TEXT_CHARS,
+from .._wire.job_messages import (
     AttachJob,
     CancelJob,
     Control,
     ControlReply,
-    Goodbye,
-    Hello,
     JobAccepted,
     JobItems,
     JobRefused,
-    Refused,
-    ReleaseTask,
-    Slots,
-    StoreCall,
     SubmitJob,
-    TaskCheckpoint,
-    TaskFailed,
+)
+from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S, Link, Socket, open_link
+from .._wire.message import (
+    MAX_FOLLOWED,
+    MAX_SUBMISSIONS,
+    MAX_TEXT_CHARS,
+    Goodbye,
+    Hello,
+    Refused,
+    Slots,
     TaskMessage,
-    TaskResult,
     Welcome,
 )
 from .._wire.names import check_job_id
 from .._wire.protocol import Connection, Received, choose_version
 from .._wire.secrets import is_secret
 from .._wire.submission import MAX_JOB_BYTES, JobSubmission, check_function
+from .._wire.task_messages import ReleaseTask, StoreCall, TaskCheckpoint, TaskFailed, TaskResult
 from .foreman import CONFLICT, Foreman
 from .pool import Pool
 from .results import feed_results

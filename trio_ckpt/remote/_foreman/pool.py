@@ -32,9 +32,11 @@ import trio
 
 from ..._util.log import Place, at
 from ..._util.patience import wait_awake
-from .._wire.messages import Cancel, HeldItem, JobOptions, NewLease, TaskAck
+from .._wire.job_messages import JobOptions
+from .._wire.message import HeldItem
 from .._wire.names import ITEMS_STREAM
-from .._wire.protocol import TaskPhase
+from .._wire.tables import TaskPhase
+from .._wire.task_messages import Cancel, NewLease, TaskAck
 from .lease import Lease, Lost
 from .worker_handle import WorkerHandle
 

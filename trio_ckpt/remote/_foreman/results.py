@@ -19,18 +19,9 @@ from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.index_set import IndexSet
 from ..._util.plain import check_run_id
 from .._wire.errors import TaskFailedError
+from .._wire.job_messages import AttachJob, JobDone, JobRefused, JobResult, JobWaits, TaskError
 from .._wire.link import Link
-from .._wire.messages import (
-    MAX_NAME_CHARS,
-    MAX_TEXT_CHARS,
-    MAX_TRACEBACK_CHARS,
-    AttachJob,
-    JobDone,
-    JobRefused,
-    JobResult,
-    JobWaits,
-    TaskError,
-)
+from .._wire.message import MAX_NAME_CHARS, MAX_TEXT_CHARS, MAX_TRACEBACK_CHARS
 from .._wire.names import ITEMS_STREAM
 from .foreman import Foreman
 from .job import Job

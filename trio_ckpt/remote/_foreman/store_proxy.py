@@ -31,10 +31,9 @@ from ..._util.patience import end_awake
 from ..._util.plain import decode_key
 from ..._util.threads import run_blocking
 from .._wire.faults import fault_of
-from .._wire.messages import (
+from .._wire.message import MAX_TEXT_CHARS, MIB
+from .._wire.task_messages import (
     BEGIN_AGAIN,
-    MAX_TEXT_CHARS,
-    MIB,
     CheckpointAck,
     DropBlobs,
     PutBlob,

@@ -9,9 +9,10 @@ import attrs
 from ..._util.log import get_logger
 from .._wire.errors import LocalProtocolError
 from .._wire.link import Link
-from .._wire.messages import AssignTask, HeldItem, Hello, NewLease, TaskAck, TaskMessage
+from .._wire.message import HeldItem, Hello, TaskMessage
 from .._wire.names import is_allowed
-from .._wire.protocol import TaskPhase
+from .._wire.tables import TaskPhase
+from .._wire.task_messages import AssignTask, NewLease, TaskAck
 from .lease import Lease
 
 log = get_logger(__name__)

@@ -11,7 +11,8 @@ from ..._util.errors import (
     class_name,
     text_of,
 )
-from .messages import MAX_TEXT_CHARS, Fault
+from .message import MAX_TEXT_CHARS
+from .task_messages import Fault
 
 FAULTS: dict[str, type[Exception]] = {
     "conflict": StoreConflictError,

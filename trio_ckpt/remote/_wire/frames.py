@@ -20,8 +20,9 @@ import zlib
 
 import attrs
 
+from .codec import MESSAGES
 from .errors import RemoteProtocolError
-from .messages import MAX_SMALL_BYTES, MESSAGES, MessageKind
+from .message import MAX_SMALL_BYTES, MessageKind
 
 FRAME_VERSION = 1
 FRAME_BYTES = MAX_SMALL_BYTES  # of payload

@@ -17,8 +17,9 @@ import trio
 from ..._util.nursery import open_service_nursery
 from ..._util.patience import give_up_after
 from .errors import ConnectionLostError, ProtocolError
-from .messages import MIB, Credit, Goodbye, Heartbeat, Message
-from .protocol import Connection, ConnectionPhase, Received
+from .message import MIB, Credit, Goodbye, Heartbeat, Message
+from .protocol import Connection, Received
+from .tables import ConnectionPhase
 
 HEARTBEAT_S = 5.0
 SILENCE_S = 20.0  # four heartbeats: a live peer may miss one or two

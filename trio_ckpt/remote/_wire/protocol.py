@@ -28,191 +28,31 @@ begun can be finished, and the other side never holds more than the window.
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict, deque
+from typing import NamedTuple
 
 import attrs
 
+from .codec import MESSAGES, decode_message, encode_message
 from .errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from .frames import Fragmenter, Reassembler, WireFrame, decode_frame, next_number
-from .messages import (
+from .message import (
     MIB,
     VERSIONS,
-    CheckpointAck,
     Credit,
     Hello,
+    JobMessage,
     Message,
     MessageKind,
-    StoreCall,
-    StoreReply,
-    TaskCheckpoint,
     TaskMessage,
     Welcome,
-    decode_message,
-    encode_message,
 )
+from .tables import PHASES, TASKS, ConnectionPhase, PeerRole, TaskPhase
+from .task_messages import CheckpointAck, StoreCall, StoreReply, TaskCheckpoint
 
 WINDOW_BYTES = 16 * MIB  # two of the largest messages: one is handled while the next arrives
 MAX_CALLS = 256  # unanswered calls of a worker; each slot has a few
 CREDIT_SHARE = 4  # credit is returned when this fraction (1/4) of the window has been handled
-
-
-class PeerRole(enum.Enum):
-    """The role of the sender; a foreman has one role for workers and one for clients."""
-
-    WORKER = "worker"
-    CLIENT = "client"
-    TO_WORKER = "foreman to worker"
-    TO_CLIENT = "foreman to client"
-
-    __hash__ = object.__hash__
-
-
-class ConnectionPhase(enum.Enum):
-    """State of a connection."""
-
-    NEW = "new"
-    GREETED = "greeted"
-    OPEN = "open"
-    CLOSED = "closed"
-
-    __hash__ = object.__hash__
-
-
-def _open(*kinds: MessageKind) -> dict[MessageKind, ConnectionPhase]:
-    """The messages that keep an open connection open, and those that close it."""
-    always = (MessageKind.HEARTBEAT, MessageKind.CREDIT)
-    return {
-        **dict.fromkeys((*always, *kinds), ConnectionPhase.OPEN),
-        MessageKind.GOODBYE: ConnectionPhase.CLOSED,
-    }
-
-
-_WELCOMES = {MessageKind.WELCOME: ConnectionPhase.OPEN, MessageKind.REFUSED: ConnectionPhase.CLOSED}
-
-PHASES: dict[PeerRole, dict[ConnectionPhase, dict[MessageKind, ConnectionPhase]]] = {
-    PeerRole.WORKER: {
-        ConnectionPhase.NEW: {MessageKind.HELLO: ConnectionPhase.GREETED},
-        ConnectionPhase.GREETED: {},
-        ConnectionPhase.OPEN: _open(
-            *(
-                MessageKind.SLOTS,
-                MessageKind.TASK_CHECKPOINT,
-                MessageKind.STORE_CALL,
-                MessageKind.TASK_PROGRESS,
-            ),
-            *(MessageKind.TASK_RESULT, MessageKind.TASK_FAILED, MessageKind.RELEASE_TASK),
-        ),
-        ConnectionPhase.CLOSED: {},
-    },
-    PeerRole.TO_WORKER: {
-        ConnectionPhase.NEW: {},
-        ConnectionPhase.GREETED: _WELCOMES,
-        ConnectionPhase.OPEN: _open(
-            *(
-                MessageKind.ASSIGN_TASK,
-                MessageKind.RESUME_TASK,
-                MessageKind.LEASE,
-                MessageKind.CANCEL,
-                MessageKind.RELEASE_TASK,
-            ),
-            *(
-                MessageKind.FORCE_CHECKPOINT,
-                MessageKind.CHECKPOINT_ACK,
-                MessageKind.STORE_REPLY,
-                MessageKind.TASK_ACK,
-            ),
-        ),
-        ConnectionPhase.CLOSED: {},
-    },
-    PeerRole.CLIENT: {
-        ConnectionPhase.NEW: {MessageKind.HELLO: ConnectionPhase.GREETED},
-        ConnectionPhase.GREETED: {},
-        ConnectionPhase.OPEN: _open(
-            *(
-                MessageKind.SUBMIT_JOB,
-                MessageKind.JOB_ITEMS,
-                MessageKind.ATTACH_JOB,
-                MessageKind.CANCEL_JOB,
-                MessageKind.CONTROL,
-            )
-        ),
-        ConnectionPhase.CLOSED: {},
-    },
-    PeerRole.TO_CLIENT: {
-        ConnectionPhase.NEW: {},
-        ConnectionPhase.GREETED: _WELCOMES,
-        ConnectionPhase.OPEN: _open(
-            *(
-                MessageKind.JOB_ACCEPTED,
-                MessageKind.JOB_REFUSED,
-                MessageKind.JOB_RESULT,
-                MessageKind.JOB_DONE,
-            ),
-            *(MessageKind.CONTROL_REPLY, MessageKind.JOB_WAITS),
-        ),
-        ConnectionPhase.CLOSED: {},
-    },
-}
-"""Role of the sender, phase, message kind -> next phase."""
-
-
-class TaskPhase(enum.Enum):
-    """State of a work item between the foreman and one worker."""
-
-    NONE = "none"
-    HELD = "held"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    ENDED = "ended"
-
-    __hash__ = object.__hash__
-
-
-_W, _F = PeerRole.WORKER, PeerRole.TO_WORKER
-
-TASKS: dict[TaskPhase, dict[tuple[PeerRole, MessageKind], TaskPhase]] = {
-    TaskPhase.NONE: {
-        (_F, MessageKind.ASSIGN_TASK): TaskPhase.RUNNING,
-        (_F, MessageKind.RESUME_TASK): TaskPhase.RUNNING,
-    },
-    TaskPhase.HELD: {
-        (_F, MessageKind.LEASE): TaskPhase.RUNNING,
-        (_F, MessageKind.CANCEL): TaskPhase.STOPPING,
-    },
-    TaskPhase.RUNNING: {
-        (_W, MessageKind.TASK_CHECKPOINT): TaskPhase.RUNNING,
-        (_W, MessageKind.STORE_CALL): TaskPhase.RUNNING,
-        (_W, MessageKind.TASK_PROGRESS): TaskPhase.RUNNING,
-        (_W, MessageKind.TASK_RESULT): TaskPhase.ENDED,
-        (_W, MessageKind.TASK_FAILED): TaskPhase.ENDED,
-        (_W, MessageKind.RELEASE_TASK): TaskPhase.ENDED,
-        (_F, MessageKind.CHECKPOINT_ACK): TaskPhase.RUNNING,
-        (_F, MessageKind.STORE_REPLY): TaskPhase.RUNNING,
-        (_F, MessageKind.FORCE_CHECKPOINT): TaskPhase.RUNNING,
-        (_F, MessageKind.RELEASE_TASK): TaskPhase.RUNNING,
-        (_F, MessageKind.CANCEL): TaskPhase.STOPPING,
-    },
-    TaskPhase.STOPPING: {
-        (_W, MessageKind.TASK_CHECKPOINT): TaskPhase.STOPPING,
-        (_W, MessageKind.STORE_CALL): TaskPhase.STOPPING,
-        (_W, MessageKind.TASK_PROGRESS): TaskPhase.STOPPING,
-        (_W, MessageKind.TASK_RESULT): TaskPhase.ENDED,
-        (_W, MessageKind.TASK_FAILED): TaskPhase.ENDED,
-        (_W, MessageKind.RELEASE_TASK): TaskPhase.ENDED,
-        (_F, MessageKind.CHECKPOINT_ACK): TaskPhase.STOPPING,
-        (_F, MessageKind.STORE_REPLY): TaskPhase.STOPPING,
-    },
-    TaskPhase.ENDED: {
-        (_F, MessageKind.CHECKPOINT_ACK): TaskPhase.ENDED,
-        (_F, MessageKind.STORE_REPLY): TaskPhase.ENDED,
-        (_F, MessageKind.FORCE_CHECKPOINT): TaskPhase.ENDED,
-        (_F, MessageKind.RELEASE_TASK): TaskPhase.ENDED,
-        (_F, MessageKind.CANCEL): TaskPhase.ENDED,
-        (_F, MessageKind.TASK_ACK): TaskPhase.NONE,
-    },
-}
-"""State of an item, role of the sender, message kind -> next state."""
 
 
 @attrs.frozen
@@ -228,8 +68,7 @@ class Received:
     cost: int
 
 
-@attrs.define(eq=False)
-class _OpenCall:
+class _OpenCall(NamedTuple):
     """A call without an answer."""
 
     task_id: str
@@ -271,11 +110,6 @@ class Connection:
     _last: Fragmenter | None = attrs.field(default=None, init=False)
     _reassembler: Reassembler = attrs.field(factory=Reassembler, init=False)
     queued_bytes: int = attrs.field(default=0, init=False)
-
-    @property
-    def is_foreman(self) -> bool:
-        """Whether this side is the foreman."""
-        return self.role not in (PeerRole.WORKER, PeerRole.CLIENT)
 
     # -- sending ----------------------------------------------------------------------------
 
@@ -354,27 +188,26 @@ class Connection:
             message = decode_message(frame.kind, body)
         except ProtocolError as error:
             raise RemoteProtocolError(str(error)) from error
+        role = self._peer_role
         if self.role is None and isinstance(message, Hello):
             role = PeerRole(message.role)
-            self._step(role, message, RemoteProtocolError)
-            self.role = PeerRole.TO_WORKER if role is PeerRole.WORKER else PeerRole.TO_CLIENT
-        else:
-            self._step(self._peer_role(), message, RemoteProtocolError)
+        self._step(role, message, RemoteProtocolError)
+        self.role = role.peer
         return Received(message, frame.size if message.channel else 0)
 
     def _admit(self, frame: WireFrame) -> int:
         """Check that a message is allowed before any part of it is kept; return its cost."""
-        phases = PHASES[PeerRole.WORKER if self.role is None else self._peer_role()]
-        if frame.kind not in phases[self.phase]:
+        if frame.kind not in PHASES[self._peer_role][self.phase]:
             raise RemoteProtocolError(f"{frame.kind.name} arrived while {self.phase.value}")
         is_small = frame.kind in _WITHOUT_CHANNEL
         if frame.is_first and not is_small and frame.size > self._granted:
             raise RemoteProtocolError("the peer sent more bytes than its credit allows")
         return 0 if is_small else frame.size
 
+    @property
     def _peer_role(self) -> PeerRole:
-        """The role of the other side, which is known."""
-        return _PEERS[self.role] if self.role is not None else PeerRole.WORKER
+        """The role of the other side; before HELLO, a worker and a client may send the same."""
+        return PeerRole.WORKER if self.role is None else self.role.peer
 
     def consumed(self, received: Received) -> None:
         """Mark a message as handled, so that the other side may send more."""
@@ -421,8 +254,7 @@ class Connection:
 
     def _forget_task(self, task_id: str) -> None:
         self.tasks.pop(task_id, None)
-        for call in [call for call, asked in self.calls.items() if asked.task_id == task_id]:
-            del self.calls[call]
+        self.calls = {n: call for n, call in self.calls.items() if call.task_id != task_id}
 
     def _check_task(
         self, role: PeerRole, message: Message, error: type[ProtocolError]
@@ -443,14 +275,14 @@ class Connection:
                 raise error(f"more than {MAX_CALLS} calls wait for an answer")
         elif isinstance(message, CheckpointAck | StoreReply):
             call = self.calls.get(message.call)
-            is_save = isinstance(message, CheckpointAck)
-            if call is None or (call.task_id, call.is_save) != (message.task_id, is_save):
+            if call != (message.task_id, isinstance(message, CheckpointAck)):
                 raise error(f"{message.KIND.name} {message.call} does not answer any call")
 
     def _note_call(self, message: Message) -> None:
         if isinstance(message, TaskCheckpoint | StoreCall):
-            is_save = isinstance(message, TaskCheckpoint)
-            self.calls[message.call] = _OpenCall(message.task_id, is_save)
+            self.calls[message.call] = _OpenCall(
+                message.task_id, isinstance(message, TaskCheckpoint)
+            )
         elif isinstance(message, CheckpointAck) or (
             isinstance(message, StoreReply) and message.is_last
         ):
@@ -459,30 +291,12 @@ class Connection:
     def _take_welcome(self, message: Welcome, error: type[ProtocolError]) -> None:
         if message.version not in VERSIONS:
             raise error(f"version {message.version} of the protocol is not supported")
-        if not self.is_foreman:  # no message that costs credit was sent before
+        if self.role in (PeerRole.WORKER, PeerRole.CLIENT):  # nothing that costs credit was sent
             self.window = self.credit = self._granted = message.window_bytes
 
 
-_PEERS = {
-    PeerRole.WORKER: PeerRole.TO_WORKER,
-    PeerRole.CLIENT: PeerRole.TO_CLIENT,
-    PeerRole.TO_WORKER: PeerRole.WORKER,
-    PeerRole.TO_CLIENT: PeerRole.CLIENT,
-}
-
 _WITHOUT_CHANNEL = frozenset(
-    {
-        *(
-            MessageKind.HELLO,
-            MessageKind.WELCOME,
-            MessageKind.REFUSED,
-            MessageKind.GOODBYE,
-            MessageKind.HEARTBEAT,
-            MessageKind.CREDIT,
-        ),
-        MessageKind.SLOTS,
-        *(MessageKind.CONTROL, MessageKind.CONTROL_REPLY),
-    }
+    kind for kind, struct in MESSAGES.items() if not issubclass(struct, JobMessage | TaskMessage)
 )
 """Kinds without a subject, so without an order: one frame each, without credit."""
 

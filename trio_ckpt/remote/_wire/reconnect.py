@@ -16,8 +16,9 @@ from ..._util.log import get_logger
 from ..._util.text import one_line, printable
 from .errors import ConnectionLostError, HandshakeRefusedError, ProtocolError
 from .link import HANDSHAKE_S, Link, Socket, open_link
-from .messages import Goodbye, Hello, Message, Refused, Welcome
-from .protocol import Connection, PeerRole
+from .message import Goodbye, Hello, Message, Refused, Welcome
+from .protocol import Connection
+from .tables import PeerRole
 
 log = get_logger(__name__)
 

@@ -6,7 +6,7 @@ import hmac
 import secrets
 from typing import cast
 
-from .messages import MAX_SECRET_BYTES
+from .message import MAX_SECRET_BYTES
 
 MIN_SECRET_BYTES = 16  # 128 bits, if they are random
 _RANDOM_BYTES = 32

@@ -17,14 +17,8 @@ from ..._util.arguments import flag, mapping, one_of, seconds, several, shown, t
 from ..._util.errors import StoreDamagedError
 from ..._util.plain import JOB_STREAM, as_plain
 from .errors import NotAllowedError
-from .messages import (
-    MAX_ATTEMPTS,
-    MAX_JOB_ITEMS,
-    MAX_LOSSES,
-    MAX_NAME_CHARS,
-    MIB,
-    JobOptions,
-)
+from .job_messages import MAX_ATTEMPTS, MAX_LOSSES, JobOptions
+from .message import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB
 
 MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
 ITEMS_BYTES = MIB  # of items, in one message

@@ -17,14 +17,8 @@ from ..._util.errors import StoreConflictError, StoreError
 from ..._util.patience import wait_awake
 from .._wire.faults import error_of
 from .._wire.link import Link
-from .._wire.messages import (
-    AnyCall,
-    CheckpointAck,
-    StoreCall,
-    StoreReply,
-    TaskCheckpoint,
-    TaskMessage,
-)
+from .._wire.message import TaskMessage
+from .._wire.task_messages import AnyCall, CheckpointAck, StoreCall, StoreReply, TaskCheckpoint
 
 PATIENCE_S = 600.0  # without a connection: a foreman that moves to another machine, for example
 

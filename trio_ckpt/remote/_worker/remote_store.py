@@ -35,17 +35,8 @@ from ..._journal.store import (
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.threads import run_blocking
 from .._wire.faults import error_of
-from .._wire.messages import (
-    MAX_MESSAGE_BYTES,
-    MAX_SEQUENCES,
-    MIB,
-    DropBlobs,
-    PutBlob,
-    ReadBlob,
-    ReadHistory,
-    ReadRun,
-    TaskCheckpoint,
-)
+from .._wire.message import MAX_MESSAGE_BYTES, MAX_SEQUENCES, MIB
+from .._wire.task_messages import DropBlobs, PutBlob, ReadBlob, ReadHistory, ReadRun, TaskCheckpoint
 from .calls import RpcClient
 
 PART_BYTES = MIB  # of a blob, in one message

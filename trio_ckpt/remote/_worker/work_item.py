@@ -24,20 +24,11 @@ from ..._util.errors import (
 from ..._util.log import at, get_logger
 from ..._util.text import message_of, one_line, printable
 from .._wire.errors import TaskFailedError
-from .._wire.messages import (
-    MAX_NAME_CHARS,
-    MAX_TEXT_CHARS,
-    MAX_TRACEBACK_CHARS,
-    AssignTask,
-    ReleaseTask,
-    TaskError,
-    TaskFailed,
-    TaskMessage,
-    TaskProgress,
-    TaskResult,
-)
+from .._wire.job_messages import TaskError
+from .._wire.message import MAX_NAME_CHARS, MAX_TEXT_CHARS, MAX_TRACEBACK_CHARS, TaskMessage
 from .._wire.names import TASK_STREAM
 from .._wire.submission import as_sent
+from .._wire.task_messages import AssignTask, ReleaseTask, TaskFailed, TaskProgress, TaskResult
 from .calls import RpcClient
 from .remote_store import RemoteStore
 from .work import Work, call, find_function, settings_of

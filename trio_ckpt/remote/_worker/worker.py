@@ -24,30 +24,32 @@ from ..._util.patience import give_up_after
 from ..._util.portal import check_trio
 from ..._util.text import plural
 from .._wire.link import Link
-from .._wire.messages import (
+from .._wire.message import (
     MAX_ALLOW_BYTES,
     MAX_ALLOWED,
     MAX_NAME_CHARS,
     MAX_SLOTS,
     VERSIONS,
+    HeldItem,
+    Hello,
+    Message,
+    Slots,
+    TaskMessage,
+)
+from .._wire.reconnect import Dial, ReconnectingSession
+from .._wire.secrets import check_secret
+from .._wire.tables import PeerRole, TaskPhase
+from .._wire.task_messages import (
     AssignTask,
     Cancel,
     CheckpointAck,
     ForceCheckpoint,
-    HeldItem,
-    Hello,
-    Message,
     NewLease,
     ReleaseTask,
-    Slots,
     StoreReply,
     TaskAck,
     TaskFailed,
-    TaskMessage,
 )
-from .._wire.protocol import PeerRole, TaskPhase
-from .._wire.reconnect import Dial, ReconnectingSession
-from .._wire.secrets import check_secret
 from .calls import PATIENCE_S, RpcClient
 from .work import Work, check_module
 from .work_item import Item
