@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -316,7 +317,7 @@ async def test_edge_case_4_over_the_wire_damaged_records(autojump_clock: MockClo
             site.kill_worker("a")
             run = store._memory.runs[TASK]
             log = run.generations[run.generation]['["task"]'].log
-            object.__setattr__(log[-1], "payload", b"x" * 50)
+            msgspec.structs.force_setattr(log[-1], "payload", b"x" * 50)
             await site.start_worker("b")
         assert found == [trained(1)]
         said = await notes(store)
