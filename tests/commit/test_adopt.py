@@ -16,6 +16,7 @@ import pytest
 from tests.opening import begin
 from trio_ckpt import Frontier, Output, OutputClaimedError, Status
 from trio_ckpt._commit.adopt import RECORDS_PER_SAVE, adopt_outputs
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.outputs import RawCheck
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import FaultyStore
@@ -248,7 +249,7 @@ async def test_many_are_adopted_in_groups_of_bounded_size(tmp_path: Path) -> Non
     count = 2 * RECORDS_PER_SAVE + 5
     async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         found = {n: (Output(f"{n}", 0, 0, ""),) for n in range(count)}
-        await adopt_outputs(stream.open_stream, found)
+        await adopt_outputs(loop_cursor_of(stream).open_stream, found)
         assert len(stream.progress.adopted) == count
     assert max(store.groups) <= RECORDS_PER_SAVE
 

@@ -37,7 +37,7 @@ from trio_ckpt._commit.gate import Passed
 from trio_ckpt._commit.retry import Again
 from trio_ckpt._commit.stream_outputs import StreamFiles
 from trio_ckpt._journal.record import Record, RecordKind, decode_record
-from trio_ckpt._runs.stream import Stream
+from trio_ckpt._runs.stream import Stream, loop_cursor_of
 from trio_ckpt._util.plain import encode_key
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, Fail, FaultyStore
@@ -184,7 +184,7 @@ async def test_every_cell(
         run.open_stream("s", state=initial) as stream,
         trio.open_nursery() as nursery,
     ):
-        gate, open_stream = stream.loop_cursor.gate, stream.open_stream
+        gate, open_stream = loop_cursor_of(stream).gate, loop_cursor_of(stream).open_stream
         open_stream.extent.begin_source(None, is_open_ended=True)
         batch = gate.hand_out(0, None, b"")
         nursery.start_soon(wait, batch)
@@ -239,7 +239,7 @@ async def test_a_retried_attempt_runs_again_under_the_same_token(
         begin(store) as run,
         run.open_stream("s", retry=RETRY) as stream,
     ):
-        gate = stream.loop_cursor.gate
+        gate = loop_cursor_of(stream).gate
         batch = gate.hand_out(0, None, b"")
         batch.fail(BodyError("once"))
         assert await gate.pass_gate(batch, NEXT) == Again(5.0)
@@ -262,11 +262,11 @@ async def test_a_final_failure_through_the_token_asks_no_table() -> None:
         begin(store) as run,
         run.open_stream("s", retry=RETRY, on_fail="record") as stream,
     ):
-        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
         assert batch.token.fail(BodyError("no"))
         assert not batch.token.fail(BodyError("twice"))
         with pytest.raises(BatchFailedError) as info:
-            await stream.loop_cursor.gate.pass_gate(batch, NEXT)
+            await loop_cursor_of(stream).gate.pass_gate(batch, NEXT)
         assert isinstance(info.value.__cause__, BodyError)
         assert (info.value.run_id, info.value.stream, info.value.batch_index) == ("r", ("s",), 0)
 
@@ -281,13 +281,13 @@ async def test_a_completed_batch_that_fails_its_checks_is_a_failed_attempt(
         begin(store, output_dir=tmp_path) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
         batch.complete(outputs=["never-written.json"])
         if way is CANCEL:
-            assert await stream.loop_cursor.gate.pass_gate(batch, way, None) is Passed.GO_ON
+            assert await loop_cursor_of(stream).gate.pass_gate(batch, way, None) is Passed.GO_ON
         else:
             with pytest.raises(BatchFailedError, match="never-written"):
-                await stream.loop_cursor.gate.pass_gate(batch, way)
+                await loop_cursor_of(stream).gate.pass_gate(batch, way)
         assert batch.token.state is FAILED
         assert [record.kind for record in await records_of(store)] == [RecordKind.ATTEMPT]
     assert await left_on_restart(store, None) == 0
@@ -308,17 +308,17 @@ async def test_a_save_that_fails_leaves_no_token_pending(
             begin(store) as run,
             run.open_stream("s") as stream,
         ):
-            batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+            batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
             SETTLE[state](batch)
             if way in (ERROR, CANCEL):
-                await stream.loop_cursor.gate.pass_gate(batch, way, BodyError("body"))
+                await loop_cursor_of(stream).gate.pass_gate(batch, way, BodyError("body"))
                 assert "save 2 fails as planned" in caplog.text
             else:
                 with pytest.raises(Exception, match="save 2 fails as planned"):
-                    await stream.loop_cursor.gate.pass_gate(batch, way)
+                    await loop_cursor_of(stream).gate.pass_gate(batch, way)
             assert batch.token.state is FAILED
             assert stream.progress.sequence == 0
-            assert stream.open_stream.stop.busy == 0
+            assert loop_cursor_of(stream).open_stream.stop.busy == 0
     assert await records_of(inner) == []
     assert await left_on_restart(inner, None) == 0
 
@@ -337,7 +337,7 @@ async def test_who_waits_for_a_submitted_batch_gets_its_outcome() -> None:
         begin(store) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
         batch.complete()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(confirm, batch)
@@ -356,7 +356,7 @@ async def test_cancelling_who_waits_for_a_submitted_batch_abandons_nothing(
         run.open_stream("s") as stream,
         trio.open_nursery() as nursery,
     ):
-        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
         batch.complete()
         nursery.start_soon(batch.confirm)
         while batch.state is not S.SUBMITTED:
@@ -374,11 +374,11 @@ async def test_what_a_cancelled_attempt_has_cost_is_kept() -> None:
         run.open_stream("s") as stream,
     ):
         for way, error in [(CANCEL, None), (ERROR, BodyError("late"))]:
-            batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+            batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
             batch.spend(usd=0.25)
             if way is ERROR:
                 batch.complete(totals={"pages": 1})
-            await stream.loop_cursor.gate.pass_gate(batch, way, error)
+            await loop_cursor_of(stream).gate.pass_gate(batch, way, error)
         assert stream.progress.spent["usd"].value == 0.5
         assert stream.progress.totals == {}
         assert stream.progress.failures == {}
@@ -389,7 +389,7 @@ async def test_nothing_is_staged_for_an_attempt_that_is_over(tmp_path: Any) -> N
         begin(output_dir=tmp_path) as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
         batch.complete()
         await batch.confirm()
         with pytest.raises(RuntimeError, match="is over"):
@@ -405,7 +405,7 @@ async def test_a_refused_complete_stages_nothing() -> None:
         begin() as run,
         run.open_stream("s") as stream,
     ):
-        batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
         with pytest.raises(ValueError, match="records must be an int"):
             batch.complete(cursor=7, records=-1)
         assert batch.complete()
@@ -438,10 +438,10 @@ async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
         run.open_stream("s", state={"n": 0}) as stream,
     ):
         for way, settle in [(CANCEL, S.OPEN), (ERROR, S.COMPLETED), (ERROR, S.FAILED)]:
-            batch = stream.loop_cursor.gate.hand_out(0, None, b"")
+            batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
             stream.state["n"] += 1
             SETTLE[settle](batch)
-            await stream.loop_cursor.gate.pass_gate(batch, way, BodyError())
+            await loop_cursor_of(stream).gate.pass_gate(batch, way, BodyError())
             assert stream.state == {"n": 0}
 
 

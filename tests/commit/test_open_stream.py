@@ -20,6 +20,7 @@ from trio_ckpt import (
 )
 from trio_ckpt._commit.extent import Extent
 from trio_ckpt._commit.open_stream import LoopPolicy, OpenStream
+from trio_ckpt._runs.stream import loop_cursor_of
 
 PACKAGE = Path(trio_ckpt.__file__).parent
 OWNERS = {"_commit/open_stream.py", "_commit/gate.py", "_commit/extent.py"}
@@ -89,7 +90,7 @@ async def test_the_policy_of_a_loop_ends_with_the_loop(tmp_path: Path) -> None:
         open_run("r", store="memory:", output_dir=tmp_path, handle_signals=False) as run,
         run.open_stream("s", retry=table) as stream,
     ):
-        own = stream.open_stream.policy
+        own = loop_cursor_of(stream).open_stream.policy
         assert own == LoopPolicy(table)
         with pytest.raises(BodyError):
             await run_batches(
@@ -97,12 +98,12 @@ async def test_the_policy_of_a_loop_ends_with_the_loop(tmp_path: Path) -> None:
             )
         assert checked == [{}]
         assert stream.progress.failures[1].attempts == 1
-        assert stream.open_stream.policy is own
-        assert stream.open_stream.listener is None
+        assert loop_cursor_of(stream).open_stream.policy is own
+        assert loop_cursor_of(stream).open_stream.listener is None
         with pytest.raises(BodyError):
             await run_batches(stream, range(2), refuse)
         assert stream.progress.failures[1].attempts == 3
-        assert stream.open_stream.policy is own
+        assert loop_cursor_of(stream).open_stream.policy is own
 
 
 async def test_a_changed_retry_table_holds_from_the_next_failure_on() -> None:
@@ -114,10 +115,10 @@ async def test_a_changed_retry_table_holds_from_the_next_failure_on() -> None:
         async def fail(batch: Batch[int]) -> None:
             if batch.attempt == 1:
                 rule = RetryRule((BodyError,), attempts=3, backoff_s=0.0)
-                stream.open_stream.change_retry(RetryTable((rule,)))
+                loop_cursor_of(stream).open_stream.change_retry(RetryTable((rule,)))
             raise BodyError
 
         with pytest.raises(BodyError):
             await run_batches(stream, range(1), fail)
         assert stream.progress.failures[0].attempts == 3
-        assert stream.open_stream.policy.retry == RetryTable()
+        assert loop_cursor_of(stream).open_stream.policy.retry == RetryTable()

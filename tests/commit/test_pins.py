@@ -15,6 +15,7 @@ from tests.opening import begin
 from trio_ckpt import CannotRedoError, Stream
 from trio_ckpt._commit import stored_state
 from trio_ckpt._commit.pins import MAX_PINS
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -190,13 +191,18 @@ async def test_unpinning_while_a_snapshot_is_saved_confuses_no_account(
                     assert await snapshot.point()
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(snapshot.wait)
-                        while stream.open_stream.stream_log.submitted == stream.progress.sequence:
+                        while (
+                            loop_cursor_of(stream).open_stream.stream_log.submitted
+                            == stream.progress.sequence
+                        ):
                             await trio.lowlevel.checkpoint()  # until the snapshot is on its way
                         await stream.unpin(label)
             batch.complete()
             await batch.confirm()
             break
-        sequences = stream.open_stream.state_manager.versions.take_dropped((), is_complete=True)  # type: ignore[union-attr]
+        sequences = loop_cursor_of(stream).open_stream.state_manager.versions.take_dropped(
+            (), is_complete=True
+        )  # type: ignore[union-attr]
         store = await open_store(folder)
         history = [entry async for entry in trio_ckpt.read_history(store, "r", KEY)]
         states = {entry.sequence for entry in history if entry.state_bytes}
@@ -214,8 +220,8 @@ async def test_what_cannot_be_pinned_is_refused() -> None:
                 with pytest.raises(ValueError, match="a label"):
                     await stream.pin(label)
             for number in range(MAX_PINS):
-                stream.open_stream.stream_log.progress.pins[str(number)] = trio_ckpt.Pin(
-                    0.0, None, b""
+                loop_cursor_of(stream).open_stream.stream_log.progress.pins[str(number)] = (
+                    trio_ckpt.Pin(0.0, None, b"")
                 )
             await stream.pin("7")
             with pytest.raises(ValueError, match=f"{MAX_PINS} pins"):

@@ -14,6 +14,7 @@ from tests.opening import begin
 from trio_ckpt import Batch, CannotRedoError, Run, Status, Stream, run_batches
 from trio_ckpt._maintenance.offline import open_maintenance
 from trio_ckpt._runs import verify
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt.abc import HistoryPage, Store
 from trio_ckpt.stores import MemoryStore
 
@@ -183,7 +184,7 @@ class HeldSecondPage(MemoryStore):
 
 async def produce(run: Run, each: int, worked: list[int] | None = None) -> Stream[None]:
     """Every batch that is left; the first few leave a file, whose size is what they produce."""
-    store = run.store
+    store = open_run_of(run).store
 
     async def handle(batch: Batch[Any]) -> None:
         if worked is not None:

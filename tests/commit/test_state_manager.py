@@ -23,6 +23,7 @@ from tests.opening import begin
 from trio_ckpt import Batch, NotEncodableError, Run
 from trio_ckpt._commit import state_manager
 from trio_ckpt._commit.exits import Exit
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.abc import Store
 from trio_ckpt.state import _plan, check_kind
 from trio_ckpt.stores import MemoryStore, open_store
@@ -103,7 +104,7 @@ async def test_a_skipped_batch_leaves_nothing_of_itself_in_the_state() -> None:
 
 
 async def batch_is_over(stream: Any, before: Any) -> None:
-    await stream.loop_cursor.settle_open(Exit.NEXT)
+    await loop_cursor_of(stream).settle_open(Exit.NEXT)
     assert bits(stream.state) == before
 
 
@@ -354,7 +355,7 @@ async def test_a_new_chain_begins_before_one_is_long() -> None:
         async for batch in stream.batches(range(120)):
             stream.state["a"][batch.index] += 1.0
             batch.complete()
-        assert len(stream.open_stream.state_manager.head.chain) <= 51  # type: ignore[union-attr]
+        assert len(loop_cursor_of(stream).open_stream.state_manager.head.chain) <= 51  # type: ignore[union-attr]
 
 
 # -- what is kept -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 
 from tests.frameworks.tools import restore, train, train_killed
 from tests.opening import begin
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.state._arrays.buffers import collect
 from trio_ckpt.stores import MemoryStore
 
@@ -52,6 +53,6 @@ async def test_an_array_that_is_kept_is_saved_once() -> None:
         async for batch in stream.batches(range(3)):
             stream.state["n"] += 1
             batch.complete()
-        assert stream.open_stream.state_manager is not None
-        (report,) = stream.open_stream.state_manager.reports.values()
+        assert loop_cursor_of(stream).open_stream.state_manager is not None
+        (report,) = loop_cursor_of(stream).open_stream.state_manager.reports.values()
         assert (report.rung, report.changed_bytes) == ("identity", 0)

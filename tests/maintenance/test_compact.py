@@ -15,6 +15,7 @@ from tests.opening import begin
 from trio_ckpt import Retention, Status, UnknownStreamError, open_maintenance
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt._maintenance.verify_states import check_states
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt.abc import Store
 from trio_ckpt.cli import main
 from trio_ckpt.state._chain import read_chain
@@ -178,7 +179,7 @@ async def test_old_arrays_go_as_asked_and_pinned_ones_stay(tmp_path: Path) -> No
     async with begin(store) as run:
         with pytest.raises(trio_ckpt.CannotRedoError):
             await run.rewind(KEY, to=5, reason="x")
-        pin = run._progress[KEY].pins["early"]
+        pin = open_run_of(run).stream_table.progress[KEY].pins["early"]
         await run.rewind(KEY, to=pin.batch_index, reason="x")
         async with run.open_stream(*KEY, state=new()) as stream:
             assert stream.state["a"][0] == np.random.default_rng(1).normal(size=1)[0]

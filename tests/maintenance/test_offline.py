@@ -23,6 +23,7 @@ from trio_ckpt import (
 )
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt._journal.record import RecordKind
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt._util.plain import RUN_STREAM
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
@@ -266,7 +267,9 @@ async def test_maintenance_is_no_work_and_moves_no_clock(monkeypatch: pytest.Mon
     store, now = MemoryStore(), [1_000.0]
     monkeypatch.setattr("time.time", lambda: now[0])
     async with begin(store) as run, run.open_stream("t") as stream:
-        stream.open_stream.opened_at = now[0]  # its default was bound to the real clock
+        loop_cursor_of(stream).open_stream.opened_at = now[
+            0
+        ]  # its default was bound to the real clock
         async for batch in stream.batches(range(3)):
             now[0] += 5
             if batch.index == 1:

@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from tests.opening import begin
 from trio_ckpt import StoreError, open_run
 from trio_ckpt._runs.live_view import MAX_TOKENS, decode_live, live_view, read_live
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt._tokens.registry import touch
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
@@ -127,7 +128,7 @@ async def test_another_process_sees_the_pending_tokens(tmp_path: Path, scheme: s
     async with begin(url) as run:
         async with run.open_stream("a", "b") as stream, stream.open_batch() as batch:
             batch.complete()
-            await run.store.publish("r", b"")  # whatever the run itself has published
+            await open_run_of(run).store.publish("r", b"")  # whatever the run itself has published
             other = await open_store(url, create=False)
             view = await other.load_run("r")
             assert view is not None

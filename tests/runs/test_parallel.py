@@ -24,6 +24,7 @@ from trio_ckpt import (
     TokenNeverSettledError,
     run_batches,
 )
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt.stores import MemoryStore
 
@@ -515,12 +516,12 @@ async def test_a_batch_that_is_opened_waits_for_the_pause_too(
         async for batch in stream.batches(range(3)):
             if batch.attempt == 1:
                 batch.fail(LimitedError(10.0))
-                stream.open_stream.pause_for(40.0, "a server asked")
+                loop_cursor_of(stream).open_stream.pause_for(40.0, "a server asked")
             else:
                 batch.complete()
                 break
         assert trio.current_time() == pytest.approx(40)
-        stream.open_stream.pause_for(7.0, "a server asked")
+        loop_cursor_of(stream).open_stream.pause_for(7.0, "a server asked")
         async with stream.open_batch() as batch:
             assert trio.current_time() == pytest.approx(47)
             batch.complete()

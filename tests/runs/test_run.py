@@ -37,6 +37,7 @@ from trio_ckpt import (
     open_run,
     run_batches,
 )
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CommitThenError, Delay, Fail, FaultyStore, Hang, Reject
 
@@ -259,7 +260,7 @@ async def test_a_save_that_errored_but_committed_is_never_doubled() -> None:
             await work(run)
     async with begin(inner.after_crash()) as run:
         assert await work(run) == [2]
-        assert run._progress[("s",)].records == 3
+        assert run.view().streams["s",].progress.records == 3
 
 
 async def test_one_bad_checkpoint_in_a_group_fails_its_stream_alone() -> None:
@@ -333,7 +334,7 @@ async def test_damaged_outputs_are_done_again_exactly(tmp_path: Path) -> None:
     for expected in ([3, 5, 9], []):
         async with begin(store, output_dir=tmp_path) as run:
             assert await write(run, 20) == expected
-            progress = run._progress[("s",)]
+            progress = open_run_of(run).stream_table.progress["s",]
             assert (progress.records, progress.totals["n"].value) == (20, 20)
             assert progress.status is Status.COMPLETE
     for index in range(12):
@@ -411,7 +412,7 @@ async def test_more_records_than_a_page_are_verified_beside_the_run(tmp_path: Pa
     (tmp_path / "1050.json").unlink()
     async with begin(store, output_dir=tmp_path) as run:
         assert sorted(await write(run, 1_100)) == [2, 1050]
-        assert run._progress[("s",)].totals["n"].value == 1_100
+        assert open_run_of(run).stream_table.progress["s",].totals["n"].value == 1_100
 
 
 @pytest.mark.parametrize("run_id", ["", ".", "..", "a/b", "a\\b", "a\n", "x" * 201])

@@ -29,6 +29,7 @@ from trio_ckpt import (
 )
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._runs.config import canonical_config, config_digest
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore
 
@@ -209,7 +210,7 @@ async def test_more_sessions_than_fit_on_a_page() -> None:
     async with begin(store) as run:
         for _ in range(1_200):
             note = Record(kind=RecordKind.NOTE, at=0.0)
-            await run._committer.save(run._committer.stream_logs[0], note)
+            await open_run_of(run).committer.save(open_run_of(run).committer.stream_logs[0], note)
     async with begin(store):
         pass
     assert [view.how for view in await read_sessions(store, "r")] == ["ended", "ended"]

@@ -19,6 +19,7 @@ import trio
 
 from tests.opening import begin
 from trio_ckpt import Run
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt.state import zeros
 from trio_ckpt.state._arrays import engine
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena, ArenaClosedError
@@ -76,7 +77,7 @@ async def test_hundreds_of_streams_with_arrays_share_an_arena_and_a_tracker() ->
             stream.state["a"][0] = number
             await stream.save()
         assert descriptors() <= before + 2
-        assert run._tools.engine().arena.statistics().used_bytes == 0
+        assert open_run_of(run).tools.engine().arena.statistics().used_bytes == 0
         for stream in streams:
             await stream.finish()
     assert descriptors() <= before
@@ -86,7 +87,7 @@ async def test_a_run_without_arrays_has_no_arena() -> None:
     async with begin() as run, run.open_stream("s", state={"n": 0}) as stream:
         stream.state["n"] = 1
         await stream.save()
-        assert not run._tools.is_open
+        assert not open_run_of(run).tools.is_open
         await stream.finish()
 
 
@@ -95,7 +96,7 @@ async def test_the_arena_goes_with_the_run_not_with_a_stream() -> None:
         for name in "ab":
             async with run.open_stream(name, state={"a": np.zeros(10)}) as stream:
                 await stream.finish()
-        arena = run._tools.engine().arena
+        arena = open_run_of(run).tools.engine().arena
         arena.reserve_nowait().release()  # type: ignore[union-attr]
     with pytest.raises(ArenaClosedError):
         arena.reserve_nowait()
@@ -117,7 +118,7 @@ async def test_the_memory_of_a_closed_stream_is_no_longer_watched(
         for number in range(3):
             await one_stream(run, str(number))
         gc.collect()  # a task that ended may be in a cycle
-        tracker = run._tools.engine().tracker
+        tracker = open_run_of(run).tools.engine().tracker
         assert isinstance(tracker, Tracker)
         assert tracker.regions == len(kernel.protected) == 1
         await kept.finish()
@@ -167,6 +168,6 @@ async def test_more_streams_than_threads_save_through_an_arena_for_two(
         async with trio.open_nursery() as nursery:
             for number in range(count):
                 nursery.start_soon(work, run, number)
-        assert run._tools.engine().arena.statistics().used_bytes == 0
+        assert open_run_of(run).tools.engine().arena.statistics().used_bytes == 0
         assert run.exit_code == 0
     assert most == 1

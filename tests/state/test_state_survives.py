@@ -23,6 +23,7 @@ import trio
 from tests.opening import begin
 from tests.state.arrays.test_capture import open_simulated
 from trio_ckpt._journal.history import read_pages
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, RunKey
 from trio_ckpt.state import empty
 from trio_ckpt.state._arrays import engine
@@ -253,7 +254,7 @@ async def test_no_state_of_a_program_that_goes_on_is_torn() -> None:
                     array[1 + number * 7 % 39_999] += 1
                     array[0] = array[1:].sum()
                     assert await snapshots.point()
-                    while stream.open_stream.state_manager.is_saving:  # type: ignore[union-attr]
+                    while loop_cursor_of(stream).open_stream.state_manager.is_saving:  # type: ignore[union-attr]
                         changes += 1
                         array[1 + changes * 997 % 39_999] += 1
                         array[0] = array[1:].sum()

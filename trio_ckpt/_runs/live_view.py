@@ -19,7 +19,7 @@ from .._util.errors import text_of
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.uninterrupted import uninterrupted
-from .run import Run
+from .run import Run, open_run_of
 
 log = get_logger(__name__)
 
@@ -117,7 +117,7 @@ def live_view(run: Run) -> LiveView:
     statistics = run.statistics()
     return LiveView(
         at=now,
-        owner=run.peek().owner,
+        owner=open_run_of(run).committer.run_key.owner,
         tokens=live_tokens(tokens),
         pending=len(tokens),
         session_confirmed=statistics.session_confirmed,
@@ -165,7 +165,7 @@ async def publish_live(run: Run) -> None:
 
     Cancellation: ends it; the removal is shielded.
     """
-    store, registry = run.store, run.coordinator.registry
+    store, registry = open_run_of(run).store, run.coordinator.registry
     version, has_published = registry.version, False
     pause_s = PUBLISH_EVERY_S  # before the first one, too: a short run pays nothing
     try:

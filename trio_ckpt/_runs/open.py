@@ -30,13 +30,16 @@ from ..outputs import ARCHIVE, OutputDir, SystemPath
 from ..state._shared_capture import ArrayTools
 from ..stores import open_store
 from .announce import announce_start, announce_stop
+from .closing import close_run
 from .config import canonical_config
 from .generations import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from .live_view import publish_live
 from .manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
+from .open_run import OpenRun
 from .resume import Settings
 from .run import Run
 from .session import OnConfigChange, SessionRecorder, compare_config, report_of
+from .stream_table import StreamTable
 from .verify import Verify
 
 log = get_logger(__name__)
@@ -189,20 +192,19 @@ async def open_run(
             await session.begin()
             if outputs is not None:
                 await clear_outputs(store, committer.run_key, session, view, outputs)
-            run = Run(
-                view=view,
-                store=store,
-                committer=committer,
-                stop=stop,
-                nursery=nursery,
-                coordinator=coordinator or CheckpointCoordinator(),
-                outputs=outputs,
-                settings=attrs.evolve(settings, outputs_since=session.outputs_since),
-                tools=tools,
-                found=found,
-                runtime_s=session.runtime_s,
-                resume_command=resume_command or shlex.join(sys.orig_argv) or None,
+            open_run = OpenRun(
+                store,
+                committer,
+                stop,
+                nursery,
+                coordinator or CheckpointCoordinator(),
+                outputs,
+                attrs.evolve(settings, outputs_since=session.outputs_since),
+                tools,
+                resume_command or shlex.join(sys.orig_argv) or None,
+                StreamTable.of(committer, view, session.runtime_s),
             )
+            run = Run(open_run, found)
             if store.has_live:
                 nursery.start_soon(publish_live, run)
             body_error: BaseException | None = None
@@ -211,14 +213,14 @@ async def open_run(
                     yield run
             except BaseException as error:
                 body_error = error
-            body_error = await run.close(body_error, grace_s)
+            body_error = await close_run(open_run, body_error, grace_s)
             # The end is saved last: the next start cleans up after a session without one.
             try:
                 if outputs is not None:
                     session.facts[WRITTEN] = await leave_manifest(
                         store,
                         committer,
-                        run.view(),
+                        open_run.view(),
                         outputs,
                         session.facts,
                         is_wanted=body_error is None,

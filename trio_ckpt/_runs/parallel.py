@@ -23,7 +23,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
 from .loop import Items, LoopCursor, estimated
 from .source import Source
-from .stream import Stream
+from .stream import Stream, loop_cursor_of
 
 log = get_logger(__name__)
 
@@ -79,7 +79,8 @@ async def run_batches(
     Cancellation: batches in flight are cancelled, completed ones are saved.
     """
     instance("stream", stream, Stream, "an open stream")
-    loop_cursor, open_stream = stream.loop_cursor, stream.open_stream
+    loop_cursor = loop_cursor_of(stream)
+    open_stream = loop_cursor.open_stream
     loop_cursor.check_owner()
     function("handler", handler)
     concurrency = whole_number("concurrency", concurrency, least=1, most=MAX_CONCURRENCY)

@@ -1,70 +1,45 @@
 """An open run: its streams, its phases, and how it is left."""
 
+# The live state of a run is in a private field.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-)
-from functools import partial
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import Any, Literal, TypeVar, overload
 
 import attrs
-import trio
 
-from .._commit.awaits import Calls, awaits_noted
-from .._commit.group_commit import GroupCommitter
-from .._commit.open_stream import LoopPolicy, OpenStream
+from .._commit.awaits import awaits_noted
 from .._commit.redo import Redo
 from .._commit.retry import NO_RETRIES, RetryTable
-from .._commit.shutdown import Stop
-from .._commit.stream_outputs import SINK, PathOwners, StreamFiles
-from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.statistics import RunStatistics
-from .._journal.store import Observer, RunView, Store, StreamView
+from .._journal.store import Observer, RunView, StreamView
 from .._journal.summary import Summary, current_phase
-from .._tokens.coordinator import CheckpointCoordinator
-from .._tokens.registry import touch
 from .._util.arguments import (
     MAX_INDEX,
     flag,
     instance,
     one_of,
-    path_text,
     several,
     stream_key,
     text,
     whole_number,
 )
-from .._util.errors import (
-    EXIT_DRAINED,
-    RunStoppedError,
-    StoreConflictError,
-    StreamBusyError,
-    StreamFailedError,
-    StreamsStillOpenError,
-    describe_batch,
-)
+from .._util.errors import StreamBusyError
 from .._util.index_set import IndexSet
-from .._util.patience import give_up_after
-from .._util.plain import PHASE, RUN_STREAM, StreamKey, check_stream_key, encode_key
+from .._util.plain import PHASE, StreamKey, check_stream_key
 from .._util.uninterrupted import uninterrupted
-from ..outputs import OutputDir, Validate, Validator
+from ..outputs import Validate, Validator
 from ..state._retention import Retention
-from ..state._shared_capture import ArrayTools
-from .leaving import is_only_stopped, is_own_failure
-from .manifest import MANIFEST
+from .open_run import OpenRun
 from .phase import Phase, open_phase
-from .resume import Resume, Settings
 from .session import ResumeReport
 from .stream import Stream
 from .stream_list import Listed, add_to_list
-from .stream_table import StreamTable
-from .waits import Waits
+from .stream_opening import StreamRequest, own_stream
 
 S = TypeVar("S")
 
@@ -80,46 +55,13 @@ class Run:
         coordinator: The coordinator of its tokens; ``run.coordinator.registry`` is for monitors.
     """
 
-    def __init__(
-        self,
-        *,
-        view: RunView | None,
-        store: Store,
-        committer: GroupCommitter,
-        stop: Stop,
-        nursery: trio.Nursery,
-        coordinator: CheckpointCoordinator,
-        outputs: OutputDir | None,
-        settings: Settings,
-        tools: ArrayTools,
-        found: ResumeReport,
-        runtime_s: float,
-        resume_command: str | None,
-    ) -> None:
-        self.run_id = committer.run_key.run_id
+    def __init__(self, open_run: OpenRun, found: ResumeReport) -> None:
+        self.run_id = open_run.run_id
         self.found = found
-        self.coordinator = coordinator
-        self._stream_table = StreamTable.of(committer, view, runtime_s)
-        self._progress = self._stream_table.progress
-        self._store = store
-        self._committer = committer
-        self._stop = stop
-        self._nursery = nursery
-        self._outputs = outputs
-        self._settings = settings
-        self._tools = tools
-        self._resume_command = resume_command
-        self._opened = self._stream_table.opened
-        self._rewinding: set[StreamKey] = set()
-        self._list_lock = trio.Lock()
-        self._calls = Calls()
-        self._waits = Waits(self._stream_table, stop, self._stopped)
-        stop.changed = self._wake_waiters
-        self._path_owners: PathOwners = {
-            path: (encode_key(key), SINK) for key, p in self._progress.items() for path in p.sinks
-        }
-        if outputs is not None:
-            self._path_owners[MANIFEST] = (encode_key(RUN_STREAM), SINK)
+        self.coordinator = open_run.coordinator
+        self._open_run = open_run
+        self._stream_table = open_run.stream_table
+        self._calls = open_run.calls
 
     @property
     def exit_code(self) -> int:
@@ -133,7 +75,7 @@ class Run:
     @property
     def is_stopping(self) -> bool:
         """Whether a signal or `request_stop` has requested a stop."""
-        return self._stop.is_requested
+        return self._open_run.stop.is_requested
 
     def request_stop(self) -> None:
         """Stop in good order: hand out nothing more, save what is open, cancel the streams.
@@ -141,7 +83,7 @@ class Run:
         It may be called from any task, any thread and any signal handler, more than once; on a
         run that has ended it has no effect.
         """
-        self._stop.ask()  # a second signal forces; a second call changes nothing
+        self._open_run.stop.ask()  # a second signal forces; a second call changes nothing
 
     # -- streams ----------------------------------------------------------------------------
 
@@ -225,119 +167,23 @@ class Run:
         Durability: when the block has ended, completed batches are durable.
         Cancellation: entering and leaving are schedule points; completed batches are saved.
         """
-        key = check_stream_key(parts)
-        one_of("on_fail", on_fail, ("raise", "record"))
-        first_index = whole_number("first_index", first_index)
-        if retry is not None:
-            instance("retry", retry, RetryTable, "a RetryTable")
-        settings = attrs.evolve(
-            self._settings,
-            recover=recover,
-            retry_failed=self._settings.retry_failed if retry_failed is None else retry_failed,
-            retention=self._settings.retention if retention is None else retention,
+        own = self._open_run.settings
+        request = StreamRequest(
+            check_stream_key(parts),
+            whole_number("first_index", first_index),
+            NO_RETRIES if retry is None else instance("retry", retry, RetryTable, "a RetryTable"),
+            one_of("on_fail", on_fail, ("raise", "record")),
+            None if validate is None else Validator.of(validate),
+            output_dir,
+            attrs.evolve(
+                own,
+                recover=recover,
+                retry_failed=own.retry_failed if retry_failed is None else retry_failed,
+                retention=own.retention if retention is None else retention,
+            ),
         )
-        checked = self._files_for(validate, output_dir)
-        self._check_free(key)
-        self._check_first_index(key, first_index)
-        open_stream = self._make_open_stream(key, first_index, retry, checked)
-        resume = Resume(self._store, open_stream, settings, self._tools)
-        scope = trio.CancelScope()
-        self._stop.scopes.add(scope)
-        try:
-            if self._stop.exit_code:
-                scope.cancel()
-            with scope:
-                await trio.lowlevel.checkpoint()
-                stream: Stream[S] = await resume.open(state, self._nursery)
-                try:
-                    yield stream
-                except BaseException as error:
-                    await resume.close()
-                    await stream.leave(error)
-                    if not (on_fail == "record" and is_own_failure(error, key)):
-                        raise
-                else:
-                    await stream.leave(None)  # it may wait for the verification
-                    self._check_left(stream, on_fail)
-            if scope.cancelled_caught:
-                raise self._stopped()
-        finally:
-            self._stop.scopes.discard(scope)
-            await resume.close()
-            open_stream.close()
-            del self._opened[key]
-            self._waits.left(key)
-            touch(self.coordinator.registry)
-
-    def _files_for(
-        self, validate: Validate | None, folder: str | None
-    ) -> tuple[str, Validator | None]:
-        validator = None if validate is None else Validator.of(validate)
-        if folder is None:
-            return "", validator
-        if self._outputs is None:
-            raise ValueError(
-                "output_dir= of a stream is below that of the run, which has none: give "
-                "open_run(output_dir=...)"
-            )
-        name = os.path.normpath(path_text("output_dir", folder))
-        return "" if name == "." else self._outputs.relative(name), validator
-
-    def _make_open_stream(
-        self,
-        key: StreamKey,
-        first_index: int,
-        retry: RetryTable | None,
-        checked: tuple[str, Validator | None],
-    ) -> OpenStream:
-        stream_log = self._stream_table.stream_log(key)
-        files = StreamFiles(
-            self.run_id,
-            stream_log,
-            self._path_owners,
-            self._committer.check_owner,
-            self._outputs,
-            *checked,
-            self._settings.outputs_since,
-        )
-        self._opened[key] = open_stream = OpenStream(
-            self.run_id,
-            stream_log,
-            self._committer,
-            self.coordinator,
-            self._stop,
-            LoopPolicy(retry or NO_RETRIES, files.validator),
-            files,
-            self._nursery,
-            first_index=first_index,
-            phase=self._stream_table.phases[-1][1] if self._stream_table.phases else None,
-            failed=self._stream_table.failures.setdefault(key, {}),
-            settled=partial(self._waits.settled, key),
-        )
-        self._waits.opened(key)
-        return open_stream
-
-    def _check_left(self, stream: Stream[Any], on_fail: str) -> None:
-        if stream.open_stream.has_failed:
-            if on_fail == "raise" and stream.error is not None:
-                raise StreamFailedError(
-                    stream.error.message,
-                    run_id=self.run_id,
-                    stream=stream.key,
-                    retryable=stream.error.retryable,
-                )
-        elif self._stop.is_requested and stream.status is not Status.COMPLETE:
-            raise self._stopped()
-
-    def _stopped(self) -> RunStoppedError:
-        error = RunStoppedError(
-            self.run_id,
-            exit_code=self._stop.exit_code or EXIT_DRAINED,
-            resume_command=self._resume_command,
-            poison=self._committer.poison,
-        )
-        error.__cause__ = self._committer.poison
-        return error
+        async with own_stream(self._open_run, request, state) as stream:
+            yield stream
 
     # -- the list of streams ------------------------------------------------------------------
 
@@ -359,12 +205,12 @@ class Run:
         Durability: when this returns the list is durable.
         Cancellation: none once it is being saved.
         """
-        self._check_open()
+        self._open_run.check_open()
         given = several("keys", keys, "stream keys")
         wanted = list(dict.fromkeys(check_stream_key(stream_key("a key", key)) for key in given))
-        async with self._list_lock:
-            listed = await add_to_list(self._stream_table, self._committer, wanted)
-        touch(self.coordinator.registry)
+        async with self._open_run.list_lock:
+            listed = await add_to_list(self._stream_table, self._open_run.committer, wanted)
+        self._open_run.touch()
         return listed
 
     def streams_to_process(
@@ -413,40 +259,16 @@ class Run:
         key = stream_key("key", key)
         to = whole_number("to", to, least=-MAX_INDEX)
         text("reason", reason)
-        self._check_free(key)
+        run = self._open_run
+        run.check_free(key)
         self._stream_table.check_known(key)
-        redo = Redo(
-            self._store,
-            self._committer,
-            self._stream_table.stream_log(key),
-            self._outputs,
-            self._path_owners,
-        )
-        self._rewinding.add(key)
+        stream_log = self._stream_table.stream_log(key)
+        redo = Redo(run.store, run.committer, stream_log, run.outputs, run.path_owners)
+        run.rewinding.add(key)
         try:
             return await redo.rewind(to, reason)
         finally:
-            self._rewinding.discard(key)
-
-    def _check_first_index(self, key: StreamKey, first_index: int) -> None:
-        progress = self._progress.get(key, Progress())
-        if progress.opens and progress.first_index != first_index and len(progress.done):
-            raise ValueError(
-                f"{describe_batch(self.run_id, key, None)} was begun with "
-                f"first_index={progress.first_index}, not {first_index}"
-            )
-
-    def _check_open(self) -> None:
-        if self._stream_table.is_closed:
-            raise trio.ClosedResourceError(f"run {self.run_id!r} is closed")
-
-    def _check_free(self, key: StreamKey) -> None:
-        self._check_open()
-        where = describe_batch(self.run_id, key, None)
-        if key in self._opened:
-            raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
-        if key in self._rewinding:
-            raise StreamBusyError(f"{where} is being rewound", run_id=self.run_id, stream=key)
+            run.rewinding.discard(key)
 
     # -- phases -------------------------------------------------------------------------------
 
@@ -469,25 +291,29 @@ class Run:
         Durability: when the block has ended, how it ended is durable.
         Cancellation: entering and leaving are schedule points.
         """
-        self._check_open()
-        check_stream_key((name,))
-        key = (PHASE, name)
-        if key in self._stream_table.phases:
+        run, table = self._open_run, self._stream_table
+        run.check_open()
+        key = (PHASE, *check_stream_key((name,)))
+        if key in table.phases:
             raise StreamBusyError(f"phase {name!r} is open already", run_id=self.run_id, stream=key)
-        self._stream_table.phases.append(key)
-        retries, stream_log = self._settings.retry_failed, self._stream_table.stream_log(key)
-        opened = open_phase(self._committer, stream_log, self._progress, retry_failed=retries)
+        table.phases.append(key)
+        opened = open_phase(
+            run.committer,
+            table.stream_log(key),
+            table.progress,
+            retry_failed=run.settings.retry_failed,
+        )
         try:
             async with opened as phase:
                 yield phase
         finally:
-            self._stream_table.phases.remove(key)
-            touch(self.coordinator.registry)
+            table.phases.remove(key)
+            run.touch()
 
     @property
     def current_phase(self) -> str | None:
         """The newest phase that is not complete."""
-        return current_phase(self._progress)
+        return current_phase(self._stream_table.progress)
 
     @property
     def phases(self) -> dict[str, Status]:
@@ -512,17 +338,12 @@ class Run:
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA of the run at this moment."""
         statistics = self._stream_table.statistics()
-        stopping = None if self._stream_table.ended is not None else self._stop.stopping()
+        stopping = None if self._stream_table.ended is not None else self._open_run.stop.stopping()
         if stopping is None:
             return statistics
         return attrs.evolve(statistics, stopping=stopping, eta_s=None)
 
     # -- for monitors -------------------------------------------------------------------------
-
-    @property
-    def store(self) -> Store:
-        """The store that the run is saved in."""
-        return self._store
 
     @property
     def open_streams(self) -> frozenset[StreamKey]:
@@ -531,24 +352,14 @@ class Run:
 
     def view(self) -> RunView:
         """The progress of every stream at this moment, as copies that are made for each call."""
-        live = self.peek()
+        live = self._open_run.view()
         copies = {k: StreamView(k, seen.progress.copy()) for k, seen in live.streams.items()}
         return attrs.evolve(live, streams=copies)
-
-    def peek(self) -> RunView:
-        """The progress of every stream without copies, for the library's own readers."""
-        key = self._committer.run_key
-        progress = {
-            **self._progress,
-            **{stream_log.key: stream_log.progress for stream_log in self._committer.stream_logs},
-        }
-        streams = {name: StreamView(name, part) for name, part in progress.items()}
-        return RunView(key.run_id, key.generation, key.owner, streams)
 
     def observing(self, observer: Observer) -> AbstractContextManager[None]:
         """Call an observer with what the run does while the block runs."""
         instance("observer", observer, Observer, "an Observer")
-        return self._committer.observers.adding(observer)
+        return self._open_run.committer.observers.adding(observer)
 
     # -- waiting ------------------------------------------------------------------------------
 
@@ -570,53 +381,9 @@ class Run:
         Cancellation: always a cancellation and a schedule point.
         """
         key = stream.key if isinstance(stream, Stream) else stream_key("stream", stream)
-        await self._waits.wait_confirmed(key, indexes)
+        await self._open_run.waits.wait_confirmed(key, indexes)
 
-    # -- leaving -----------------------------------------------------------------------------
 
-    async def close(self, error: BaseException | None, grace_s: float) -> BaseException | None:
-        """End streams that are still open; returns the exception that leaves the run's block.
-
-        Their tasks have `grace_s` seconds to pass the gate.
-
-        Cancellation: none.
-        """
-        self._stream_table.is_closed = True
-        error = error or self._calls.problem(f"run {self.run_id!r}")
-        registry = self.coordinator.registry
-        if self._opened:
-            names = ", ".join(repr("/".join(key)) for key in self._opened)
-            error = error or StreamsStillOpenError(
-                f"run {self.run_id!r} was left while streams were open in other tasks: {names}; "
-                "open the nursery inside open_run",
-                run_id=self.run_id,
-            )
-            self._stop.cancel_streams(EXIT_DRAINED)
-            with give_up_after(grace_s):
-                version = registry.version
-                while self._opened:
-                    version = await registry.wait_changed(version)
-            for open_stream in tuple(self._opened.values()):
-                open_stream.close()
-        self._stream_table.ended = trio.current_time()
-        self._wake_waiters()
-        return self._stop_instead(error)
-
-    def _wake_waiters(self) -> None:
-        """Wake the monitors, and all tasks that wait for batches: the run stops, or is closed."""
-        self._waits.wake_all()
-        touch(self.coordinator.registry)
-
-    def _stop_instead(self, error: BaseException | None) -> BaseException | None:
-        """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""
-        poison = self._committer.poison
-        if not self._stop.is_requested and poison is None:
-            return error
-        if error is None:
-            if poison is None and self._stream_table.exit_code(has_ended=False) != EXIT_DRAINED:
-                return None  # a start would find nothing to do
-        elif not is_only_stopped(error, poison):
-            if error.__context__ is None and not isinstance(error, trio.Cancelled):
-                error.__context__ = self._stopped()
-            return error
-        return poison if isinstance(poison, StoreConflictError) else self._stopped()
+def open_run_of(run: Run) -> OpenRun:
+    """The live state of an open run: for the library's own readers, out of reach of users."""
+    return run._open_run

@@ -1,5 +1,8 @@
 """A stream: an ordered sequence of batches, owned by one trio task."""
 
+# What the library's own loops need of a stream is in private fields.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import time
@@ -19,7 +22,6 @@ from .._commit.archive_states import prune_states
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
 from .._commit.exits import Exit, exit_of
-from .._commit.open_stream import OpenStream
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots, check_snapshots_awaited
@@ -519,27 +521,22 @@ class Stream(Generic[S]):
             open_stream, self._left(total, None, None), path_of, is_adopted=adopt_outputs
         )
 
-    # -- ownership ------------------------------------------------------------------------------
 
-    @property
-    def open_stream(self) -> OpenStream:
-        """The open stream below this one; for the library's own loops."""
-        return self._open_stream
+def loop_cursor_of(stream: Stream[Any]) -> LoopCursor:
+    """The position of a stream's owner: for the library's own loops, out of reach of users."""
+    return stream._loop_cursor
 
-    @property
-    def loop_cursor(self) -> LoopCursor:
-        """The position of its owner; for the library's own loops."""
-        return self._loop_cursor
 
-    async def leave(self, error: BaseException | None) -> None:
-        """Pass the gate for an open batch, record a failure, leave no token pending.
+async def leave(stream: Stream[Any], error: BaseException | None) -> None:
+    """Pass the gate for an open batch, record a failure, leave no token pending.
 
-        Args:
-            error: The exception that leaves the block; None: the block ends normally.
+    Args:
+        stream: The stream.
+        error: The exception that leaves its block; None: the block ends normally.
 
-        Cancellation: as for the block that is left: a batch that is being saved is waited for.
-        """
-        try:
-            await leave_stream(self._loop_cursor, error)
-        finally:
-            self._open_stream.stream_log.rest(trio.current_time() - self._opened)
+    Cancellation: as for the block that is left: a batch that is being saved is waited for.
+    """
+    try:
+        await leave_stream(stream._loop_cursor, error)
+    finally:
+        stream._open_stream.stream_log.rest(trio.current_time() - stream._opened)

@@ -17,7 +17,7 @@ from .._journal.history import run_facts
 from .._journal.run_status import run_status_from
 from .._journal.store import Owner, RunSummary, RunView, Store
 from .._runs.live_view import LiveView, live_tokens, live_view, read_live
-from .._runs.run import Run
+from .._runs.run import Run, open_run_of
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.errors import UnknownRunError
 from ..remote import UnknownJobError
@@ -74,7 +74,8 @@ class RunSource(WatchedSource):
     run: Run
     stuck_after_s: float | None = None
     store: Store = attrs.field(
-        default=attrs.Factory(lambda source: source.run.store, takes_self=True), init=False
+        default=attrs.Factory(lambda source: open_run_of(source.run).store, takes_self=True),
+        init=False,
     )
     _version: int = attrs.field(default=-1, init=False)
 
@@ -89,11 +90,11 @@ class RunSource(WatchedSource):
         run = self.run
         if run_id != run.run_id:
             raise UnknownRunError(f"run {run_id!r} is not the one that is watched", run_id=run_id)
-        view = run.peek()
+        view = open_run_of(run).view()
         facts = run_facts(view)
         owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
         status = attrs.evolve(
-            run_status_from(run.store, view, owner), open_streams=run.open_streams
+            run_status_from(self.store, view, owner), open_streams=run.open_streams
         )
         return RunSnapshot(status, live_view(run), "inside", time.time(), self.stuck_after_s)
 

@@ -15,6 +15,7 @@ from tests.remote import functions
 from tests.remote.site import F, open_site
 from trio_ckpt import Progress, remote
 from trio_ckpt._journal.record import Record, RecordKind
+from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt._util.plain import JOB_STREAM
 from trio_ckpt.abc import HistoryPage, Owner, StoredRun
 from trio_ckpt.monitor._jobs import Jobs
@@ -65,10 +66,14 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
         begin(store, JOB) as run,
         run.open_stream(*ITEMS_STREAM) as stream,
     ):
-        head = stream.open_stream.committer.add_stream_log(JOB_STREAM, Progress())
-        await _save(stream, head, JobSubmission(F + "square", list(range(total)), JobOptions(10.0)))
-        stream_log, now = stream.open_stream.stream_log, time.time()
-        await stream.open_stream.committer.save_all(
+        head = loop_cursor_of(stream).open_stream.committer.add_stream_log(JOB_STREAM, Progress())
+        await _save(
+            loop_cursor_of(stream).open_stream,
+            head,
+            JobSubmission(F + "square", list(range(total)), JobOptions(10.0)),
+        )
+        stream_log, now = loop_cursor_of(stream).open_stream.stream_log, time.time()
+        await loop_cursor_of(stream).open_stream.committer.save_all(
             (
                 stream_log,
                 Record(

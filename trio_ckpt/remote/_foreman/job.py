@@ -9,6 +9,7 @@ import attrs
 import trio
 
 from ..._commit.batch import Batch
+from ..._commit.open_stream import OpenStream
 from ..._commit.retry import RetryRule, RetryTable, Then
 from ..._commit.stream_log import StreamLog
 from ..._journal.history import ended_at
@@ -17,8 +18,8 @@ from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error, tr
 from ..._journal.store import Store
 from ..._runs.open import open_run
 from ..._runs.parallel import run_batches
-from ..._runs.run import Run
-from ..._runs.stream import Stream
+from ..._runs.run import Run, open_run_of
+from ..._runs.stream import Stream, loop_cursor_of
 from ..._tokens.registry import TokenRegistry, touch
 from ..._util.errors import RunLockedError, StoreError, TrioCkptError, failures_in, text_of
 from ..._util.log import at, get_logger
@@ -90,7 +91,7 @@ class Job:
     problem: ErrorInfo | None = attrs.field(default=None, init=False)
     waits: str = attrs.field(default="", init=False)
     _waits_since: float | None = attrs.field(default=None, init=False)
-    _stream: Stream[None] | None = attrs.field(default=None, init=False)
+    _open_stream: OpenStream | None = attrs.field(default=None, init=False)
     _stream_log: StreamLog | None = attrs.field(default=None, init=False)  # of the submission
     _registry: TokenRegistry | None = attrs.field(default=None, init=False)
     _down_at: float | None = attrs.field(default=None, init=False)
@@ -99,17 +100,17 @@ class Job:
     @property
     def standing(self) -> tuple[int, Progress] | None:
         """The generation of its run, and its progress, live; None: not known yet."""
-        if self._stream is None:
+        if self._open_stream is None:
             return None
         return (
-            self._stream.open_stream.committer.run_key.generation,
-            self._stream.open_stream.stream_log.progress,
+            self._open_stream.committer.run_key.generation,
+            self._open_stream.stream_log.progress,
         )
 
     @property
     def owner(self) -> int | None:
         """The number under which its run is owned; None: not known yet."""
-        return None if self._stream is None else self._stream.open_stream.committer.run_key.owner
+        return None if self._open_stream is None else self._open_stream.committer.run_key.owner
 
     @property
     def registry(self) -> TokenRegistry | None:
@@ -118,9 +119,8 @@ class Job:
 
     def is_done(self, index: int) -> bool:
         """Whether an item has a result, or failed for good."""
-        return self._stream is not None and self._stream.open_stream.stream_log.progress.is_done(
-            index
-        )
+        stream = self._open_stream
+        return stream is not None and stream.stream_log.progress.is_done(index)
 
     def is_open(self, index: int) -> bool:
         """Whether an item may still be wanted, as far as is known."""
@@ -145,20 +145,20 @@ class Job:
         Durability: when this returns True the options are durable.
         """
         await self.ready.wait()
-        stream, stream_log, submission = self._stream, self._stream_log, self.submission
+        stream, stream_log, submission = self._open_stream, self._stream_log, self.submission
         if self.over.is_set() or stream is None or stream_log is None or submission is None:
             return False
         if options == submission.options:
             return True
         changed = attrs.evolve(submission, options=options)
         try:
-            await stream.open_stream.committer.save(stream_log, head_record(changed, time.time()))
+            await stream.committer.save(stream_log, head_record(changed, time.time()))
         except StoreError:
             raise
         except TrioCkptError:  # the run is closed
             return False
         self.submission = changed
-        stream.open_stream.change_retry(retries(options))
+        stream.change_retry(retries(options))
         return True
 
     def note_waiting(self, reason: str) -> None:
@@ -219,11 +219,11 @@ class Job:
         self, store: Store, run: Run, stream: Stream[None], new: JobSubmission | None
     ) -> JobSubmission | None:
         """Make the submission durable; None: this run has never had one."""
-        open_stream, view = stream.open_stream, run.peek()
+        open_stream, view = loop_cursor_of(stream).open_stream, open_run_of(run).view()
         if not has_submission(view):
             if new is not None:
                 self._stream_log = open_stream.committer.add_stream_log(JOB_STREAM, Progress())
-                await _save(stream, self._stream_log, new)
+                await _save(open_stream, self._stream_log, new)
             return new
         self._stream_log = open_stream.committer.add_stream_log(
             JOB_STREAM, view.streams[JOB_STREAM].progress
@@ -239,7 +239,8 @@ class Job:
         return new
 
     async def _work(self, run: Run, stream: Stream[None], submission: JobSubmission) -> None:
-        self._stream, self._registry = stream, run.coordinator.registry
+        self._open_stream = loop_cursor_of(stream).open_stream
+        self._registry = run.coordinator.registry
         self.ready.set()
         self.dispatcher.pool.touch()
         with self._scope:
@@ -277,8 +278,8 @@ class Job:
 
     async def note(self, index: int, text: str) -> None:
         """Write a note about an item into the job's history."""
-        if self._stream is not None:
-            await self._stream.open_stream.save_plain(trouble(f"item {index}: {text}", index=index))
+        if self._open_stream is not None:
+            await self._open_stream.save_plain(trouble(f"item {index}: {text}", index=index))
 
     async def _sweep(self, store: Store) -> None:
         """Remove the saved states of ended items that a crash left behind."""
@@ -295,13 +296,13 @@ class Job:
                     )
 
 
-async def _save(stream: Stream[None], stream_log: StreamLog, submission: JobSubmission) -> None:
+async def _save(open_stream: OpenStream, stream_log: StreamLog, submission: JobSubmission) -> None:
     """Save a submission, and before it the number of items: none of them is done.
 
     Both are in one group, so a reader of the job knows the number of items from the moment that the
     job is accepted.
     """
-    open_stream, now = stream.open_stream, time.time()
+    now = time.time()
     total = Record(kind=RecordKind.SAVE, at=now, expected=len(submission.items))
     await open_stream.committer.save_all(
         [

@@ -1,0 +1,56 @@
+"""Closing a run: streams that are still open end, and the right exception leaves its block."""
+
+from __future__ import annotations
+
+import trio
+
+from .._util.errors import EXIT_DRAINED, StoreConflictError, StreamsStillOpenError
+from .._util.patience import give_up_after
+from .leaving import is_only_stopped
+from .open_run import OpenRun
+
+
+async def close_run(
+    run: OpenRun, error: BaseException | None, grace_s: float
+) -> BaseException | None:
+    """End streams that are still open; returns the exception that leaves the run's block.
+
+    Their tasks have `grace_s` seconds to pass the gate.
+
+    Cancellation: none.
+    """
+    table, registry = run.stream_table, run.coordinator.registry
+    table.is_closed = True
+    error = error or run.calls.problem(f"run {run.run_id!r}")
+    if table.opened:
+        names = ", ".join(repr("/".join(key)) for key in table.opened)
+        error = error or StreamsStillOpenError(
+            f"run {run.run_id!r} was left while streams were open in other tasks: {names}; "
+            "open the nursery inside open_run",
+            run_id=run.run_id,
+        )
+        run.stop.cancel_streams(EXIT_DRAINED)
+        with give_up_after(grace_s):
+            version = registry.version
+            while table.opened:
+                version = await registry.wait_changed(version)
+        for open_stream in tuple(table.opened.values()):
+            open_stream.close()
+    table.ended = trio.current_time()
+    run.wake_waiters()
+    return _stop_instead(run, error)
+
+
+def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | None:
+    """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""
+    poison = run.committer.poison
+    if not run.stop.is_requested and poison is None:
+        return error
+    if error is None:
+        if poison is None and run.stream_table.exit_code(has_ended=False) != EXIT_DRAINED:
+            return None  # a start would find nothing to do
+    elif not is_only_stopped(error, poison):
+        if error.__context__ is None and not isinstance(error, trio.Cancelled):
+            error.__context__ = run.stopped()
+        return error
+    return poison if isinstance(poison, StoreConflictError) else run.stopped()
