@@ -72,7 +72,7 @@ class Host:
     def check_wait(self, token: CheckpointToken[Any]) -> None:
         pass
 
-    def moved(self, token: CheckpointToken[Any]) -> None:
+    def moved(self, token: CheckpointToken[Any], *, is_final: bool) -> None:
         self.seen.append(token.state)
 
 

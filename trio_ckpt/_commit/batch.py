@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from .._journal.record import CheckpointResult, Output
-from .._tokens.token import CheckpointToken, TokenEvent, may, move, portal_of
+from .._tokens.token import CheckpointToken, TokenEvent, may, move
 from .._util.arguments import (
     flag,
     reason as reason_of,
@@ -162,17 +162,14 @@ class Batch(Generic[T]):
     _host: BatchHost
     _gate: BatchGate
     _given: T  # the item itself: attempts can change only their copies
-    _digest: bytes = b""
-    _task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task)
+    _digest: bytes
+    _task: trio.lowlevel.Task
+    _portal: Portal  # to the trio run in which it was handed out
     state: AttemptState = AttemptState.OPEN
     _staged: Staged = attrs.field(factory=Staged)
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
     _calls: Calls | None = attrs.field(default=None, init=False)
-
-    @property
-    def _portal(self) -> Portal:
-        return portal_of(self.token)
 
     # -- settling -----------------------------------------------------------------------
 
@@ -216,9 +213,10 @@ class Batch(Generic[T]):
         """
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
-        check_awaited(self)
-        paths = several("outputs", outputs, "paths")
-        if flag("last", last):
+        if self._calls is not None:
+            check_awaited(self)
+        paths = outputs if type(outputs) is tuple else several("outputs", outputs, "paths")
+        if last is not False and flag("last", last):
             self._host.check_last(self)
         if cursor is not UNSET:
             self._host.check_cursor()

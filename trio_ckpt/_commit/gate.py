@@ -64,8 +64,16 @@ from .._journal.record import (
 )
 from .._journal.store import AttemptEnd
 from .._tokens.coordinator import new_token
-from .._tokens.token import CANCELLED, WITHDRAWN, AnyToken, Failure, TokenState, failure_of
-from .._util.arguments import whole_number
+from .._tokens.token import (
+    CANCELLED,
+    WITHDRAWN,
+    AnyToken,
+    Failure,
+    TokenState,
+    failure_of,
+    portal_of,
+)
+from .._util.arguments import MAX_INDEX, whole_number
 from .._util.errors import (
     BatchFailedError,
     NotEncodableError,
@@ -85,7 +93,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
-from .batch import AnyBatch, AttemptState, Batch, check_awaited, digest_of, staged_of
+from .batch import AnyBatch, AttemptState, Batch, Staged, check_awaited, digest_of, staged_of
 from .exits import GATE, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
@@ -95,6 +103,8 @@ from .stream_log import Lines
 log = get_logger(__name__)
 
 _LEAVING = (Exit.ERROR, Exit.CANCEL)
+_WITHOUT_SAVE = (GateAction.PASS, GateAction.REFUSE, GateAction.ILLEGAL)
+_NO_SHIELD = nullcontext()
 _REFUSALS = (OutputError, NotEncodableError, NeverAwaitedError, MemoryError)  # of the checks
 
 
@@ -105,12 +115,8 @@ class Passed(enum.Enum):
     ENDED = "the loop ends"
 
 
-def _ignore(_token: AnyToken) -> None:
-    """Do nothing: no test watches."""
-
-
-watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None]] = trio.lowlevel.RunVar(
-    "trio_ckpt handed out", _ignore
+watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None] | None] = trio.lowlevel.RunVar(
+    "trio_ckpt handed out", None
 )
 """Called, in this trio run, with the token of each attempt: for `trio_ckpt.testing`."""
 
@@ -125,6 +131,9 @@ class Gate:
     """
 
     open_stream: OpenStream
+    _watch: Callable[[AnyToken], None] | None = attrs.field(
+        factory=watch_handed_out.get, init=False
+    )
 
     def hand_out(self, index: int, item: Any, digest: bytes) -> AnyBatch:
         """Make the next attempt at a batch.
@@ -133,8 +142,9 @@ class Gate:
             StreamBusyError: an attempt at it is open.
             ValueError: the index is above `MAX_INDEX`.
         """
-        whole_number("the index of a batch", index)
         stream = self.open_stream
+        if index > MAX_INDEX:
+            whole_number("the index of a batch", index)
         if index in stream.open:
             raise StreamBusyError(
                 f"{stream.where(index)} is open already: settle it, or use run_batches for several "
@@ -152,15 +162,20 @@ class Gate:
             stream.failed.pop(index, None)
         before = stream.stream_log.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
-        batch: AnyBatch = Batch(index, copy_plain(item), attempt, token, stream, self, item, digest)
+        own, task = copy_plain(item), trio.lowlevel.current_task()
+        portal = portal_of(token)
+        batch: AnyBatch = Batch(
+            index, own, attempt, token, stream, self, item, digest, task, portal
+        )
         if stream.state_manager is not None:
             batch.resumed_from = stream.state_manager.begin_batch(index)
         stream.open[index] = batch
         stream.handed_at = trio.current_time()
-        stream.stop.enter_batch(token)
+        stream.stop.enter_batch(token, task)
         if stream.committer.observers.all:
             stream.committer.observers.began(stream.attempt_of(batch))
-        watch_handed_out.get()(token)
+        if self._watch is not None:
+            self._watch(token)
         return batch
 
     async def pass_gate(
@@ -175,10 +190,18 @@ class Gate:
 
         Cancellation: none once something is being saved.
         """
+        stream = self.open_stream
         try:
-            return await self._pass(batch, way, error)
+            if batch.state is AttemptState.SUBMITTED:
+                await self._wait_submitted(batch, way)
+            if (way is Exit.CANCEL or stream.stop.is_parking) and is_ended_from_outside(batch):
+                batch.state = AttemptState.OPEN
+                await self._carry_out(GateAction.CANCEL, batch, Exit.CANCEL, None)
+            action = GATE[batch.state][way]
+            if action in _WITHOUT_SAVE:
+                return self._answer(action, batch, way)
+            return await self._carry_out(action, batch, way, error)
         finally:
-            stream = self.open_stream
             if stream.committer.observers.all and batch.state is AttemptState.OVER:
                 stream.committer.observers.left(stream.attempt_of(batch))
 
@@ -189,28 +212,30 @@ class Gate:
         """
         await self.pass_gate(batch, Exit.CONFIRM)
 
-    async def _pass(
-        self, batch: AnyBatch, way: Exit, error: BaseException | None
-    ) -> Passed | Again:
-        stream = self.open_stream
-        if batch.state is AttemptState.SUBMITTED:
-            await self._wait_submitted(batch, way)
-        if (way is Exit.CANCEL or stream.stop.is_parking) and is_ended_from_outside(batch):
-            batch.state = AttemptState.OPEN
-            await self._pass(batch, Exit.CANCEL, None)
-        action = GATE[batch.state][way]
-        if action is GateAction.PASS:
-            if way is Exit.CONFIRM:
-                self._check_confirmed(batch)
-            return Passed.GO_ON
+    def _answer(self, action: GateAction, batch: AnyBatch, way: Exit) -> Passed:
+        """Carry out an action that changes nothing."""
         if action is GateAction.REFUSE:
             raise self._forgotten(batch)
         if action is GateAction.ILLEGAL:
             raise RuntimeError("a withdrawn batch has nothing to confirm")
-        shield = trio.CancelScope(shield=True) if way in _LEAVING else nullcontext()
+        if way is Exit.CONFIRM:
+            self._check_confirmed(batch)
+        return Passed.GO_ON
+
+    async def _carry_out(
+        self, action: GateAction, batch: AnyBatch, way: Exit, error: BaseException | None
+    ) -> Passed | Again:
+        """Carry out an action that saves, or ends the attempt without a record."""
+        stream = self.open_stream
+        if action is GateAction.SAVE_OR_REJECT:  # the body may have been changing the state
+            action = GateAction.SAVE if stream.state_manager is None else GateAction.CANCEL
         try:
-            with shield:
-                return await self._act(action, batch, way, error)
+            with trio.CancelScope(shield=True) if way in _LEAVING else _NO_SHIELD:
+                if action is GateAction.SAVE:
+                    if await self._save(batch, AttemptEnd.CONFIRMED):
+                        return Passed.GO_ON
+                    action = GATE[batch.state][way]  # its checks have made it a failed one
+                return await self._end_unconfirmed(action, batch, error)
         except (TokenNeverSettledError, BatchFailedError, StreamFailedError):
             raise
         except Exception as problem:
@@ -229,16 +254,11 @@ class Gate:
                 stream.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
             raise
 
-    async def _act(
-        self, action: GateAction, batch: AnyBatch, way: Exit, error: BaseException | None
+    async def _end_unconfirmed(
+        self, action: GateAction, batch: AnyBatch, error: BaseException | None
     ) -> Passed | Again:
-        stream, settled_with = self.open_stream, staged_of(batch).error
-        if action is GateAction.SAVE_OR_REJECT:  # the body may have been changing the state
-            action = GateAction.SAVE if stream.state_manager is None else GateAction.CANCEL
+        settled_with = staged_of(batch).error
         match action:
-            case GateAction.SAVE:
-                if not await self._save(batch, AttemptEnd.CONFIRMED):
-                    return await self._act(GATE[batch.state][way], batch, way, error)
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
             case GateAction.RECORD if batch.state is AttemptState.SKIPPED:
@@ -350,7 +370,7 @@ class Gate:
                 else:
                     await states.wait_saved()
             record = stream.introduce(  # encode
-                self._batch_record(batch, state, lines)
+                self._batch_record(batch, staged, state, lines)
                 if is_done
                 else self._record_of_end(batch, end, error, retryable=retryable)
             )
@@ -396,10 +416,10 @@ class Gate:
     def _batch_record(
         self,
         batch: AnyBatch,
+        staged: Staged,
         state: EncodedState | None,
         lines: Lines,
     ) -> Record:
-        staged = staged_of(batch)
         return Record(
             at=time.time(),
             index=batch.index,

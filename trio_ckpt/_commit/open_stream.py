@@ -27,7 +27,6 @@ from .._tokens.token import (
     Confirmed,
     Failure,
     TokenEvent,
-    TokenState,
     failure_of,
     may,
     move,
@@ -290,7 +289,8 @@ class OpenStream:
 
     def introduce(self, record: Record) -> Record:
         """Add to a record what the records do not have yet about the stream as a whole."""
-        progress, extent, news = self.stream_log.progress, self.extent, dict[str, object]()
+        progress, extent = self.stream_log.progress, self.extent
+        news: dict[str, object] = {}
         if progress.opened_at != self.opened_at:
             news["opened"] = Opened(self.opened_at, self.first_index)
         if self.phase is not None and self.phase != progress.phase:
@@ -366,8 +366,8 @@ class OpenStream:
         if was_open:
             self.stop.leave_batch(batch.token)
         batch.state = AttemptState.OVER
-        if self.awaited and (event := self.awaited.pop(batch.index, None)) is not None:
-            event.set()
+        if batch.index in self.awaited:
+            self.awaited.pop(batch.index).set()
         if was_open and self.committer.observers.all:
             reason = None if error is None else failure_of(error).reason
             self.committer.observers.ended(self.attempt_of(batch), end, reason)
@@ -456,12 +456,12 @@ class OpenStream:
                 "a body that waits for its own token waits for ever: use 'await batch.confirm()'"
             )
 
-    def moved(self, token: AnyToken) -> None:
+    def moved(self, token: AnyToken, *, is_final: bool) -> None:
         """Notify the registry, and for a settled token also the task that waits for the batch."""
-        if token.state not in (TokenState.PENDING, TokenState.COMPLETED):
+        if is_final:
             self.tokens.pop(token.batch_index, None)
             self.settled(token.batch_index)
-        token_moved(self.coordinator.registry, token)
+        token_moved(self.coordinator.registry, token, is_final=is_final)
 
     # -- the host of batches --------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Stop:
 
     Attributes:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
+        is_parking: Loops must wait instead of beginning another batch.
         scopes: The cancel scopes of the open streams.
         workers: Tasks of the library that work for the task of whose nursery they are.
         body: The cancel scope of the run's block, which a second request cancels.
@@ -56,6 +57,7 @@ class Stop:
         self._of_tasks: dict[trio.lowlevel.Task, list[AnyToken]] = {}
         self._ends_at = math.inf  # when the grace period is over, on trio's clock
         self.exit_code = 0
+        self.is_parking = False
         self.scopes: set[trio.CancelScope] = set()
         self.workers: set[trio.lowlevel.Task] = set()
         self._portal = Portal.here()
@@ -82,7 +84,7 @@ class Stop:
         No loop gets another batch after this; trio's own thread does the rest.
         """
         if not self._is_requested:
-            self._is_requested = True
+            self._is_requested = self.is_parking = True
             with suppress(trio.RunFinishedError):  # there is nothing left to stop
                 self._portal.trio_token.run_sync_soon(self._begin)
 
@@ -95,7 +97,7 @@ class Stop:
         if self._is_requested:
             self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
             self.body.cancel()
-        self._is_requested = True
+        self._is_requested = self.is_parking = True
         self._forced_code = forced_code
         self._begin()
 
@@ -107,23 +109,24 @@ class Stop:
             self._idle.set()
         self.changed()
 
-    def enter_batch(self, token: AnyToken) -> None:
-        """Add a batch, whose body the calling task runs, to those that a stop waits for."""
-        self._enter(token, trio.lowlevel.current_task())
-
-    def _enter(self, token: AnyToken, task: trio.lowlevel.Task) -> None:
+    def enter_batch(self, token: AnyToken, task: trio.lowlevel.Task) -> None:
+        """Add a batch, whose body the given task runs, to those that a stop waits for."""
         self._open[token] = task
-        self._of_tasks.setdefault(task, []).append(token)
+        if task in self._of_tasks:
+            self._of_tasks[task].append(token)
+        else:
+            self._of_tasks[task] = [token]
 
     def leave_batch(self, token: AnyToken) -> None:
         """Remove a batch from those that a stop waits for."""
         task = self._open.pop(token, None)
         if task is not None:
             tokens = self._of_tasks[task]
-            tokens.remove(token)
-            if not tokens:
+            if len(tokens) == 1:
                 del self._of_tasks[task]
-        if not self._open and self._requested.is_set():
+            else:
+                tokens.remove(token)
+        if self.is_parking and not self._open and self._requested.is_set():
             self._idle.set()
 
     @asynccontextmanager
@@ -146,12 +149,7 @@ class Stop:
             await self.park()
         finally:
             if token.is_pending:
-                self.enter_batch(token)
-
-    @property
-    def is_parking(self) -> bool:
-        """Whether loops must wait instead of beginning another batch."""
-        return self._is_requested or self.exit_code != 0
+                self.enter_batch(token, trio.lowlevel.current_task())
 
     async def park(self) -> None:
         """Return at once, or never while a stop is under way.
@@ -184,7 +182,7 @@ class Stop:
         finally:
             for token, body in taken:
                 if token.is_pending:
-                    self._enter(token, body)
+                    self.enter_batch(token, body)
 
     async def see_through(self) -> None:
         """Wait for a request, then for the open batches, then cancel the streams.
@@ -224,6 +222,7 @@ class Stop:
     def cancel_streams(self, exit_code: int) -> None:
         """Cancel every open stream; those that open later end at once."""
         self.exit_code = self.exit_code or exit_code
+        self.is_parking = self._is_requested or self.exit_code != 0
         for scope in self.scopes:
             scope.cancel()
         self.changed()

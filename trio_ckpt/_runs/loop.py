@@ -133,7 +133,7 @@ class LoopCursor:
 
         It is CANCEL where a cancelled scope around the loop has ended the body.
         """
-        return Exit.CANCEL if self.around.were_cancelled() else way
+        return Exit.CANCEL if self.around.were_cancelled(self.task) else way
 
     async def settle_open(self, way: Exit) -> Passed:
         """Pass the gate for the batch of the loop; where it runs again, wait until it may."""
@@ -364,6 +364,7 @@ class Batches(Generic[T]):
         self._end = end
         self._estimate = estimate
         self._source: Source[T] | None = None
+        self._first = max(start or 0, loop_cursor.open_stream.first_index)
 
     def __aiter__(self) -> Batches[T]:
         return self
@@ -382,12 +383,20 @@ class Batches(Generic[T]):
             )
         else:
             await loop_cursor.settle_open(Exit.NEXT)
-        found = await self._find_next(source)
-        if found is None:  # also during a stop: what is done is done
-            raise StopAsyncIteration
-        await loop_cursor.wait_for_turn(found[0])
+        while True:
+            index = loop_cursor.progress.first_left(self._first)
+            is_beyond = self._end is not None and index > self._end
+            if source.is_open_ended:
+                is_beyond = is_beyond or loop_cursor.is_past_end(index)
+            found = None if is_beyond else source.get(index)
+            if found is not None:
+                break
+            if not await loop_cursor.wait_verified():  # the verification re-queued nothing
+                await loop_cursor.complete_source(source, None if is_beyond else index)
+                raise StopAsyncIteration  # also during a stop: what is done is done
+        await loop_cursor.wait_for_turn(index)
         await trio.lowlevel.checkpoint_if_cancelled()
-        batch: Batch[T] = loop_cursor.gate.hand_out(*found)
+        batch: Batch[T] = loop_cursor.gate.hand_out(index, *found)
         loop_cursor.hold(batch)
         return batch
 
@@ -401,19 +410,3 @@ class Batches(Generic[T]):
         await loop_cursor.begin_range(source.stop, self._start, self._end, self._estimate)
         loop_cursor.loop = self
         return source
-
-    async def _find_next(self, source: Source[T]) -> tuple[int, T | None, bytes] | None:
-        loop_cursor = self._loop_cursor
-        start = max(self._start or 0, loop_cursor.open_stream.first_index)
-        while True:
-            index = loop_cursor.progress.first_left(start)
-            is_beyond = self._end is not None and index > self._end
-            if source.is_open_ended:
-                is_beyond = is_beyond or loop_cursor.is_past_end(index)
-            found = None if is_beyond else source.get(index)
-            if found is not None:
-                return index, *found
-            if not await loop_cursor.wait_verified():
-                break  # the verification re-queued nothing
-        await loop_cursor.complete_source(source, None if is_beyond else index)
-        return None

@@ -58,6 +58,9 @@ class Source(Generic[T]):
         first_index: The index of the first item's batch.
         key: Gives the key of an item; see `default_key`.
 
+    Attributes:
+        is_open_ended: Only the loop can know where it ends.
+
     Raises:
         TypeError: `items` is something else, for example a generator, which cannot be read
             again, or a str, whose items would be its letters.
@@ -77,6 +80,7 @@ class Source(Generic[T]):
             )
         if key is not None:
             function("key", key)
+        self.is_open_ended = items is None
         self._given = cast("list[T]", items) if kind_of(items) is list else None
         self._list: Sequence[T] | None = None
         self._make: Callable[[], Iterable[T]] | None = None
@@ -113,11 +117,6 @@ class Source(Generic[T]):
                 self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted)) + digest
 
     @property
-    def is_open_ended(self) -> bool:
-        """Whether only the loop can know where it ends."""
-        return self._list is None and self._make is None
-
-    @property
     def stop(self) -> int | None:
         """One more than the last batch; None: it is not known without reading on."""
         return None if self._list is None else self._first + len(self._list)
@@ -130,26 +129,22 @@ class Source(Generic[T]):
         """
         position = index - self._first
         if self._list is not None:
-            self._check_length(len(self._list))
-            if not 0 <= position < len(self._list):
+            count = len(self._list)
+            if self._given is not None and len(self._given) != count:
+                raise _length_error(count, len(self._given))
+            if not 0 <= position < count:
                 return None
             item = self._list[position]
-            return item, self._checked(index, item)
+            digest = item_digest(self._key_of(index, item))
+            if self._noted:
+                self._check_unchanged(index, digest)
+            return item, digest
         if self._make is not None:
             return self._read_to(position, self._make) if position >= 0 else None
         return None, b""
 
-    def _check_length(self, count: int) -> None:
-        if self._given is not None and len(self._given) != count:
-            raise RuntimeError(
-                f"the list of items had {count:,} when the loop began, and has "
-                f"{len(self._given):,} now: a loop works on the list that it was given; put work "
-                "that is found on the way into a Frontier"
-            )
-
-    def _checked(self, index: int, item: T) -> bytes:
-        """The digest of an item of a list; RuntimeError if the item has changed."""
-        digest = item_digest(self._key_of(index, item))
+    def _check_unchanged(self, index: int, digest: bytes) -> None:
+        """Raise RuntimeError if an item of a list has changed, as its digest says."""
         at = (index - self._first) * ITEM_DIGEST_BYTES
         noted = self._noted[at : at + ITEM_DIGEST_BYTES]
         if noted and bytes(noted) not in (digest, _NOT_NOTED):
@@ -157,7 +152,6 @@ class Source(Generic[T]):
                 f"the item of batch {index} was changed since the loop began, so the next start "
                 "could not recognize it; change batch.item instead, which is a copy"
             )
-        return digest
 
     def _read_to(
         self, position: int, make: Callable[[], Iterable[T]]
@@ -198,3 +192,10 @@ class Source(Generic[T]):
         """The key of the item that the source gives for a batch now, or "nothing"."""
         found = self.get(index)
         return "nothing" if found is None else self._key_of(index, cast("T", found[0]))
+
+
+def _length_error(count: int, now: int) -> RuntimeError:
+    return RuntimeError(
+        f"the list of items had {count:,} when the loop began, and has {now:,} now: a loop works "
+        "on the list that it was given; put work that is found on the way into a Frontier"
+    )

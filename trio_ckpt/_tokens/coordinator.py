@@ -22,11 +22,10 @@ from .._util.errors import TokenNeverSettledError, describe_batch
 from .._util.plain import StreamKey, check_run_id, check_stream_key
 from .._util.portal import Portal, check_trio
 from .._util.uninterrupted import uninterrupted
-from .registry import TokenRegistry, add_token, check_free, find_in_any, token_moved
+from .registry import TokenRegistry, find_in_any, make_token, token_moved
 from .token import (
     CANCELLED,
     AnyToken,
-    CheckpointToken,
     Failure,
     TokenEvent,
     TokenHost,
@@ -182,10 +181,8 @@ def new_token(
     """
     if coordinator._is_closed:
         raise trio.ClosedResourceError("the coordinator is closed")
-    check_free(coordinator.registry, run_id, stream, batch_index)
-    token: AnyToken = CheckpointToken(run_id, stream, batch_index, host)
+    token = make_token(coordinator.registry, run_id, stream, batch_index, host)
     coordinator._portal = portal_of(token)
-    add_token(coordinator.registry, token)
     return token
 
 
@@ -213,8 +210,8 @@ class _Immediate:
     def check_wait(self, token: AnyToken) -> None:
         """Allow every wait: any task may settle a token without a run."""
 
-    def moved(self, token: AnyToken) -> None:
-        token_moved(self._registry, token)
+    def moved(self, token: AnyToken, *, is_final: bool) -> None:
+        token_moved(self._registry, token, is_final=is_final)
 
 
 def _fail(token: AnyToken, failure: Failure) -> None:

@@ -17,7 +17,7 @@ from .._util.arguments import whole_number
 from .._util.errors import DuplicateCheckpointError, describe_batch
 from .._util.plain import StreamKey
 from .._util.uninterrupted import uninterrupted
-from .token import AnyToken
+from .token import AnyToken, CheckpointToken, TokenHost
 
 MAX_NAMED = 5  # streams in one message
 
@@ -98,13 +98,16 @@ def find_in_any(registry: TokenRegistry, run_id: str, batch_index: int) -> AnyTo
     return found[0] if found else None
 
 
-def check_free(registry: TokenRegistry, run_id: str, stream: StreamKey, batch_index: int) -> None:
-    """Check that a batch may have a new token.
+def make_token(
+    registry: TokenRegistry, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost
+) -> AnyToken:
+    """Make a token whose events `host` handles, and add it.
 
     Raises:
         DuplicateCheckpointError: a token of the batch is pending.
     """
-    if (run_id, stream, batch_index) in registry._tokens:
+    place = (run_id, stream, batch_index)
+    if place in registry._tokens:
         raise DuplicateCheckpointError(
             f"a token of {describe_batch(run_id, stream, batch_index)} is pending already: "
             "settle that one first",
@@ -112,18 +115,16 @@ def check_free(registry: TokenRegistry, run_id: str, stream: StreamKey, batch_in
             stream=stream,
             batch_index=batch_index,
         )
-
-
-def add_token(registry: TokenRegistry, token: AnyToken) -> None:
-    """Add a new token; call `check_free` before it is made."""
-    registry._tokens[token.run_id, token.stream, token.batch_index] = token
-    registry._of_streams += bool(token.stream)
+    token: AnyToken = CheckpointToken(run_id, stream, batch_index, host)
+    registry._tokens[place] = token
+    registry._of_streams += bool(stream)
     touch(registry)
+    return token
 
 
-def token_moved(registry: TokenRegistry, token: AnyToken) -> None:
-    """Publish that a token's state has changed; a settled token is removed."""
-    if not token.is_pending:
+def token_moved(registry: TokenRegistry, token: AnyToken, *, is_final: bool) -> None:
+    """Publish that a token's state has changed; one in a final state is removed."""
+    if is_final:
         found = registry._tokens.pop((token.run_id, token.stream, token.batch_index), None)
         registry._of_streams -= found is not None and bool(token.stream)
     touch(registry)

@@ -150,8 +150,8 @@ class TokenHost(Protocol):
         """Raise RuntimeError where the waiting task is the one that has to settle the token."""
         ...
 
-    def moved(self, token: AnyToken) -> None:
-        """Called when the token's state has changed."""
+    def moved(self, token: AnyToken, *, is_final: bool) -> None:
+        """Called when the token's state has changed; `is_final`: it does not change again."""
         ...
 
 
@@ -329,8 +329,9 @@ def move(token: AnyToken, event: TokenEvent, outcome: object = None) -> None:
         raise RuntimeError(f"{token!r} cannot {event.value}")
     token._state = state
     token._outcome = outcome
-    token._host.moved(token)
-    if token._event is not None and state in _FINAL:
+    is_final = state in _FINAL
+    token._host.moved(token, is_final=is_final)
+    if is_final and token._event is not None:
         token._event.set()
 
 

@@ -30,8 +30,11 @@ class Surroundings:
         if status is None or status is not self._innermost:
             self._innermost, self._scopes = status, _scopes_of(status) or _of_nurseries(task)
 
-    def were_cancelled(self) -> bool:
-        """Whether one of them was cancelled and has been left."""
+    def were_cancelled(self, task: trio.lowlevel.Task) -> bool:
+        """Whether one of those around a task was cancelled and has been left."""
+        status: object = getattr(task, "_cancel_status", None)
+        if status is not None and status is self._innermost:
+            return False  # it is in the same scope as before, so it has left none
         return any(scope.cancelled_caught for scope in self._scopes)
 
 
