@@ -1,8 +1,7 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
-python -m benchmarks [--only tokens,steps,resume,frontier,answers,pages,json,state,...]
-                     [--quick] [--folder DIR] [--peers-cache DIR] [--json FILE]
-                     [--large-state-mib 2048]
+python -m benchmarks [--only tokens,steps,...] [--quick] [--folder DIR] [--peers-cache DIR]
+                     [--json FILE] [--large-state-mib 2048]
 """
 
 import argparse
@@ -21,7 +20,6 @@ import attrs
 from benchmarks import (
     Options,
     Section,
-    Target,
     answers,
     crawl,
     frontier,
@@ -29,8 +27,10 @@ from benchmarks import (
     maps,
     pages,
     resume,
+    start,
     state,
     steps,
+    targets,
     tokens,
     viewers,
 )
@@ -38,6 +38,7 @@ from benchmarks import (
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "tokens": tokens.measure,
     "steps": steps.measure,
+    "start": start.measure,
     "resume": resume.measure,
     "frontier": frontier.measure,
     "answers": answers.measure,
@@ -75,15 +76,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def verdict(target: Target) -> str:
-    """One line about a target."""
-    sign = ">=" if target.at_least else "<="
-    met = "met" if target.is_met else "NOT MET"
-    return (
-        f"  {met:<8} {target.name:<46} {target.value:>9,.3g} {sign} {target.limit:g} {target.unit}"
-    )
-
-
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -112,22 +104,19 @@ def main() -> None:
         peers_cache=arguments.peers_cache,
         large_state_mib=0 if arguments.quick else arguments.large_state_mib,
     )
+    sections: dict[str, object] = {}
     report: dict[str, object] = {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "quick": options.is_quick,
         "machine": machine(),
         "versions": versions(),
+        "sections": sections,
     }
     for name in arguments.only:
         print(f"\n== {name} ==", flush=True)
         section = SECTIONS[name](options)
-        print("\n".join([*section.lines, *map(verdict, section.targets)]), flush=True)
-        report[name] = {
-            "figures": section.figures,
-            "targets": [
-                {**attrs.asdict(target), "is_met": target.is_met} for target in section.targets
-            ],
-        }
+        print("\n".join([*section.lines, *targets.verdicts(name, section.found)]), flush=True)
+        sections[name] = attrs.asdict(section)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"\nwritten: {arguments.json}", file=sys.stderr)

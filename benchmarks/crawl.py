@@ -1,12 +1,11 @@
 """The crawl with two kills, by our crawler and by the peers; see benchmarks.crawl_kills."""
 
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import attrs
 
-from benchmarks import Options, Section, Target
+from benchmarks import Found, Options, Section
 from benchmarks.crawl_kills import (
     CrawlFigures,
     crawler_command,
@@ -14,13 +13,11 @@ from benchmarks.crawl_kills import (
     report,
     site_command,
 )
+from benchmarks.peers import ensure_environment, with_version
 
 PAGES = 3_000
-QUICK_PAGES = 300
-MIN_PAGES_PER_S = 700
-MIN_RATIO = {"scrapy": 2.5, "crawlee": 5.0}
-MAX_FIRST_FETCH_S = 0.3
-CONCURRENCY = 16
+QUICK_PAGES = 60
+PEERS = {"scrapy": "Scrapy", "crawlee": "Crawlee"}
 
 
 def crawl(name: str, options: Options) -> CrawlFigures:
@@ -32,44 +29,44 @@ def crawl(name: str, options: Options) -> CrawlFigures:
         return measure_crawl(command, site_command(pages), pages, out=out)
 
 
-def judge(found: dict[str, CrawlFigures]) -> list[Target]:
-    """Ours against its targets and the peers of the same run."""
-    ours = found.get("ours")
-    if ours is None:
-        return []
-    first_s = max(each for each in (*ours.first_fetch_s, 0.0) if each is not None)
-    gone = ours.never_fetched + ours.lost_records + ours.duplicate_records + ours.torn_records
-    targets = [
-        Target("crawl: pages per second", ours.pages_per_s, MIN_PAGES_PER_S, "/s", at_least=True),
-        Target("crawl: never fetched, lost, repeated, torn", gone, 0, "pages"),
-        Target(
-            "crawl: extra fetches per kill",
-            ours.extra_fetches / max(1, ours.kills),
-            CONCURRENCY,
-            "",
-        ),
-        Target("crawl: start to first fetch, the slowest", first_s, MAX_FIRST_FETCH_S, "s"),
-    ]
-    for peer, ratio in MIN_RATIO.items():
-        if peer in found:
-            times = ours.pages_per_s / found[peer].pages_per_s
-            targets.append(Target(f"crawl: against {peer}", times, ratio, "x", at_least=True))
-    return targets
+def first_fetch_s(figures: CrawlFigures) -> float:
+    """The slowest start of a crawl, to its first fetch."""
+    return max(each for each in (*figures.first_fetch_s, 0.0) if each is not None)
+
+
+def judge(found: dict[str, CrawlFigures]) -> dict[str, Found]:
+    """Ours beside the site's own count, and beside the peers of the same run."""
+    ours, peers = (
+        found["ours"],
+        {PEERS[name]: each for name, each in found.items() if name in PEERS},
+    )
+    wrong = ours.never_fetched + ours.lost_records + ours.duplicate_records + ours.torn_records
+    site = f"{ours.fetched + ours.extra_fetches:,} requests to {ours.pages:,} pages"
+    starts = ", ".join(f"{name} {first_fetch_s(each):.2f} s" for name, each in peers.items())
+    rates = {name: each.pages_per_s for name, each in peers.items()}
+    rows = {
+        "crawl with two kills: pages never fetched, lost, repeated, torn": Found(wrong, site),
+        "crawl: repeated requests of a kill": Found(ours.extra_fetches / max(1, ours.kills), site),
+        "crawl: start to the first fetch": Found(first_fetch_s(ours), site, starts),
+    }
+    for name, rate in rates.items():
+        rows[f"crawl: pages/s against {name}"] = Found(ours.pages_per_s / rate, f"{rate:,.0f}/s")
+    return rows
 
 
 def measure(options: Options) -> Section:
-    """Run it; what is not there is left out."""
-    names = ["ours"] if find_spec("examples.crawler") is not None else []
+    """Run it; peers that are not installed are left out."""
+    names, peers = ["ours"], tuple[str, ...]()
     if options.peers_cache is not None:
-        names += MIN_RATIO
+        names += PEERS
+        python = ensure_environment(options.peers_cache)
+        peers = tuple(with_version(python, name) for name in PEERS)
     found = {name: crawl(name, options) for name in names}
     lines = [report(name, figures) for name, figures in found.items()]
-    if "ours" not in found:
-        lines.append("ours: left out, there is no examples.crawler")
-    if options.peers_cache is None:
+    if not peers:
         lines.append("peers: left out, give --peers-cache")
     figures: dict[str, object] = {
         name: {**attrs.asdict(each), "pages_per_s": each.pages_per_s}
         for name, each in found.items()
     }
-    return Section(figures, lines, judge(found))
+    return Section(figures, lines, judge(found), peers)

@@ -37,6 +37,7 @@ ROWS_PER_MIB = MIB // (ROW_FLOATS * 4)
 SHARES = (0.0, 0.01, 1.0)
 PROBE_S = 0.001
 PLAIN = "plain.bin"
+LAST_SAVES = 20  # of a chain, whose median is what a save takes by then
 
 
 @attrs.frozen
@@ -133,6 +134,7 @@ async def time_saves(folder: Path, mib: int, rounds: int) -> dict[str, object]:
     return {
         "saves": {share: [attrs.asdict(save) for save in each] for share, each in saves.items()},
         "memory_mib": resident_mib("VmHWM") - before,
+        "changed_bytes": int(len(weights) * 0.01) * weights[0].nbytes,
     }
 
 
@@ -222,10 +224,11 @@ async def time_lag(folder: Path, mib: int, rung: str, rounds: int) -> dict[str, 
             run.open_stream("train", state={"weights": weights, "step": 0}) as stream,
         ):
             batch: Batch[Any]
+            kept: Floats = stream.state["weights"]  # the stream's own: it began with a copy
             async for batch in stream.batches(range(1)):
                 async with stream.snapshots(every_s=0.0) as snapshots:
                     for _ in range(rounds):
-                        await trio.to_thread.run_sync(write, weights, None)
+                        await trio.to_thread.run_sync(write, kept, None)
                         probe.is_on = True
                         assert await snapshots.point(), "no snapshot was taken"
                         await snapshots.wait()
@@ -243,25 +246,32 @@ async def time_lag(folder: Path, mib: int, rung: str, rounds: int) -> dict[str, 
 async def build_chain(folder: Path, mib: int, deltas: int) -> dict[str, object]:
     """A state and so many differences to it, 1 % of scattered rows each."""
     stored_state.MAX_DELTAS, stored_state.SHARE_OF_DEAD = deltas + 1, float("inf")
-    weights = make_weights(mib)
     rng = np.random.default_rng(1)
+    taken_ms = list[float]()
     async with (
         open_run("state", store=folder / "store", handle_signals=False) as run,
-        run.open_stream("train", state={"weights": weights, "step": 0}) as stream,
+        run.open_stream("train", state={"weights": make_weights(mib), "step": 0}) as stream,
     ):
+        weights: Floats = stream.state["weights"]  # the stream's own: it began with a copy
         batch: Batch[Any]
         async for batch in stream.batches():
-            write(stream.state["weights"], choose(weights, 0.01, rng))
+            write(weights, choose(weights, 0.01, rng))
             stream.state["step"] += 1
+            started = time.perf_counter()
             batch.complete()
             await batch.confirm()
+            taken_ms.append((time.perf_counter() - started) * 1000)
             if batch.index == deltas - 1:
                 break
         statistics = stream.statistics().state
     (folder / PLAIN).write_bytes(weights.tobytes())
     assert statistics is not None, "there is no state"
     assert statistics.chain == deltas + 1, "the chain began again"
-    return {"digest": xxhash.xxh3_128_hexdigest(weights), "mib": statistics.saved_bytes / MIB}
+    return {
+        "digest": xxhash.xxh3_128_hexdigest(weights),
+        "mib": statistics.saved_bytes / MIB,
+        "last_save_ms": median(taken_ms[-LAST_SAVES:]),
+    }
 
 
 async def time_restores(folder: Path, mib: int, rounds: int) -> dict[str, object]:

@@ -1,54 +1,39 @@
 """Durable sequential batches: each one is on the disk before its loop gets the next.
 
 1, 8 and 64 loops, each a stream of one run on the SQLite store, with nothing in the body but
-``batch.complete()``.  The controls (benchmarks.controls) take turns with ours, ratios are made
-within a round, and the median round is shown.  Memory is of a fresh process; so is the time that
-the import takes beyond trio's.
+``batch.complete()``; then 100 and 1,000 streams.  The controls (benchmarks.controls) take turns
+with ours, ratios are made within a round, and the median round is shown.
 """
 
-import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import attrs
 import trio
 
-from benchmarks import Options, Section, Target, folder_bytes, median
-from benchmarks.controls import raw_sqlite, thread_hop_sqlite
-from benchmarks.peers import PEERS_FOLDER, ensure_environment
+from benchmarks import Found, Options, Section, best, folder_bytes, median, median_ratio
+from benchmarks.controls import ROW_BYTES, Figures, raw_sqlite, thread_hop_sqlite
+from benchmarks.peers import PEERS_FOLDER, ensure_environment, with_version
 from trio_ckpt import Batch, Run, Stream, open_run
 
 LOOPS = (1, 8, 64)
-PEERS = ("dbos", "langgraph")
+STREAMS = (100, 1_000)  # as many loops: what a batch costs must not grow with them
+PEERS = {"dbos": "DBOS", "langgraph": "LangGraph"}
 # Long enough for several checkpoints of the write-ahead log in every round.
-BATCHES_PER_LOOP = {1: 2_000, 8: 2_000, 64: 1_000}
+BATCHES_PER_LOOP = {1: 2_000, 8: 2_000, 64: 1_000, 100: 200, 1_000: 20}
+QUICK_BATCHES_PER_LOOP = {1: 50, 8: 10, 64: 2, 100: 1, 1_000: 1}
 ROUNDS = 5
-QUICK_SHARE = 10  # of the batches
-QUICK_ROUNDS = 3
-FRESH_BATCHES = 64_000
-IMPORT_REPEATS = 7
-
-MIN_OF_THREAD_HOP = 0.85
-MIN_OF_RAW = {8: 2.3, 64: 8.0}
-MAX_CPU_US = 40.0
-MAX_BYTES = 100
-MAX_RSS_MB = 35.0
-MAX_IMPORT_S = 0.15
-
-_TIME_IMPORT = (
-    "import time, trio; started = time.perf_counter(); import trio_ckpt; "
-    "print(time.perf_counter() - started)"
-)
+QUICK_ROUNDS = 1
+STEPS = 1_000  # of a peer
+QUICK_STEPS = 100
 
 
 @attrs.frozen
 class Steps:
-    """What some loops together came to."""
+    """What some loops together came to, ours or a peer's."""
 
     per_s: float
     cpu_us: float
@@ -83,32 +68,8 @@ def ours(folder: Path, loops: int, batches: int) -> Steps:
     return Steps(count / seconds, cpu_s / count * 1e6, grown / count)
 
 
-def peak_rss_bytes() -> int:
-    """The most memory held so far; ru_maxrss would count that of the parent before the exec."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def fresh_rss_mb(folder: Path, batches: int) -> float:
-    """The peak memory of a fresh process that runs 64 loops."""
-    command = [sys.executable, "-m", "benchmarks.steps", "--folder", str(folder)]
-    done = subprocess.run([*command, "--batches", str(batches)], check=True, stdout=subprocess.PIPE)
-    return float(done.stdout) / 1e6
-
-
-def import_s(repeats: int) -> float:
-    """Seconds that importing takes in a fresh process that has trio already."""
-    command = [sys.executable, "-c", _TIME_IMPORT]
-    return median(
-        [
-            float(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-            for _ in range(repeats)
-        ]
-    )
-
-
-def peer(name: str, python: Path, folder: Path, loops: int, steps: int) -> dict[str, float]:
-    """The figures that a peer prints about itself."""
+def peer(name: str, python: Path, folder: Path, loops: int, steps: int) -> Steps:
+    """What a peer prints about itself."""
     folder.mkdir()
     command = [str(python), str(PEERS_FOLDER / f"{name}_steps.py"), "--steps", str(steps)]
     done = subprocess.run(
@@ -117,76 +78,74 @@ def peer(name: str, python: Path, folder: Path, loops: int, steps: int) -> dict[
         stdout=subprocess.PIPE,
     )
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return figures
+    cpu_us, bytes_each = figures["cpu_s"] / steps * 1e6, figures["db_bytes"] / steps
+    return Steps(figures["steps_per_s"], cpu_us, bytes_each)
 
 
 @attrs.define
 class Rounds:
     """Every round's figures, in the order of the rounds."""
 
-    raw_per_s: list[float] = attrs.field(factory=list)
-    raw_cpu_us: list[float] = attrs.field(factory=list)
-    hop_per_s: list[float] = attrs.field(factory=list)
-    hop_cpu_us: list[float] = attrs.field(factory=list)
-    ours: dict[int, list[Steps]] = attrs.field(factory=lambda: {loops: [] for loops in LOOPS})
+    raw: list[Figures] = attrs.field(factory=list)
+    hop: list[Figures] = attrs.field(factory=list)
+    ours: dict[int, list[Steps]] = attrs.field(
+        factory=lambda: {loops: [] for loops in BATCHES_PER_LOOP}
+    )
 
-    def add(self, folder: Path, share: int) -> None:
+    def add(self, folder: Path, batches_per_loop: dict[int, int]) -> None:
         """Measure one round."""
-        commits = BATCHES_PER_LOOP[1] // share
-        raw = raw_sqlite(folder, commits)
-        self.raw_per_s.append(raw.per_s)
-        self.raw_cpu_us.append(raw.cpu_us)
-        hop = thread_hop_sqlite(folder, commits)
-        self.hop_per_s.append(hop.per_s)
-        self.hop_cpu_us.append(hop.cpu_us)
-        for loops in LOOPS:
+        self.raw.append(raw_sqlite(folder, batches_per_loop[1]))
+        self.hop.append(thread_hop_sqlite(folder, batches_per_loop[1]))
+        for loops, batches in batches_per_loop.items():
             home = folder / str(loops)
             home.mkdir()
-            self.ours[loops].append(ours(home, loops, BATCHES_PER_LOOP[loops] // share))
+            self.ours[loops].append(ours(home, loops, batches))
 
-    def of(self, loops: int, get: Callable[[Steps], float]) -> float:
-        """A figure of the median round."""
-        return median([get(steps) for steps in self.ours[loops]])
+    def middle(self, loops: int) -> Steps:
+        """Each figure of the median round."""
+        each = self.ours[loops]
+        return Steps(
+            median([steps.per_s for steps in each]),
+            median([steps.cpu_us for steps in each]),
+            median([steps.bytes_each for steps in each]),
+        )
 
-    def ratio(self, loops: int, control_per_s: list[float]) -> float:
+    def ratio(self, loops: int, control: list[Figures]) -> float:
         """Our rate against a control's of the same round, the median."""
-        pairs = zip(self.ours[loops], control_per_s, strict=True)
-        return median([steps.per_s / control for steps, control in pairs])
+        rates = [steps.per_s for steps in self.ours[loops]]
+        return median_ratio(rates, [figures.per_s for figures in control])
 
 
-def judge(rounds: Rounds, rss_mb: float, imported_s: float) -> list[Target]:
-    """The targets of ours."""
-    return [
-        Target(
-            "1 loop against thread_hop_sqlite",
-            rounds.ratio(1, rounds.hop_per_s),
-            MIN_OF_THREAD_HOP,
-            "x",
-            at_least=True,
+Peers = dict[int, dict[str, Steps]]  # by loops and by name
+
+
+def judge(rounds: Rounds, peers: Peers) -> dict[str, Found]:
+    """What belongs to the rows of the table."""
+    raw = f"{median([figures.per_s for figures in rounds.raw]):,.0f}/s"
+    hop = f"{median([figures.per_s for figures in rounds.hop]):,.0f}/s"
+    raw_cpu = f"{median([figures.cpu_us for figures in rounds.raw]):,.0f} us"
+    cpu_us = {loops: [steps.cpu_us for steps in each] for loops, each in rounds.ours.items()}
+    rates = {
+        loops: best({name: each.per_s for name, each in of_loops.items()}, "/s")
+        for loops, of_loops in peers.items()
+    }
+    least_cpu = best(
+        {name: each.cpu_us for name, each in peers.get(64, {}).items()}, " us", least=True
+    )
+    few, many = STREAMS
+    return {
+        "1 loop": Found(rounds.ratio(1, rounds.hop), hop, rates.get(1, "")),
+        "8 loops": Found(rounds.ratio(8, rounds.raw), raw, rates.get(8, "")),
+        "64 loops": Found(rounds.ratio(64, rounds.raw), raw, rates.get(64, "")),
+        "64 loops: CPU": Found(median(cpu_us[64]), raw_cpu, least_cpu),
+        "1,000 streams": Found(rounds.ratio(many, rounds.raw), raw),
+        "CPU of a batch: 1,000 streams against 100": Found(
+            median_ratio(cpu_us[many], cpu_us[few]), f"{median(cpu_us[few]):,.0f} us"
         ),
-        *(
-            Target(
-                f"{loops} loops against raw_sqlite",
-                rounds.ratio(loops, rounds.raw_per_s),
-                limit,
-                "x",
-                at_least=True,
-            )
-            for loops, limit in MIN_OF_RAW.items()
+        "database of a batch, 1 loop": Found(
+            rounds.middle(1).bytes_each, f"{ROW_BYTES} bytes and its key"
         ),
-        Target("64 loops: CPU", rounds.of(64, lambda s: s.cpu_us), MAX_CPU_US, "us/batch"),
-        *(
-            Target(
-                f"{loops} loops: database",
-                rounds.of(loops, lambda s: s.bytes_each),
-                MAX_BYTES,
-                "bytes/batch",
-            )
-            for loops in LOOPS
-        ),
-        Target("peak memory of a fresh process", rss_mb, MAX_RSS_MB, "MB"),
-        Target("import beyond trio", imported_s, MAX_IMPORT_S, "s"),
-    ]
+    }
 
 
 def line(name: str, per_s: float, cpu_us: float, raw: float, hop: float, size: str = "") -> str:
@@ -196,78 +155,61 @@ def line(name: str, per_s: float, cpu_us: float, raw: float, hop: float, size: s
 
 def measure(options: Options) -> Section:
     """Run it."""
-    share = QUICK_SHARE if options.is_quick else 1
+    batches_per_loop = QUICK_BATCHES_PER_LOOP if options.is_quick else BATCHES_PER_LOOP
     rounds = Rounds()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="steps-") as temporary:
         home = Path(temporary)
         for number in range(QUICK_ROUNDS if options.is_quick else ROUNDS):
             folder = home / f"round {number}"
             folder.mkdir()
-            rounds.add(folder, share)
-        rss_mb = fresh_rss_mb(home / "fresh", FRESH_BATCHES // share)
-        imported_s = import_s(IMPORT_REPEATS)
-        peers = measure_peers(options, home, 1_000 // share)
+            rounds.add(folder, batches_per_loop)
+        peers, versions = measure_peers(options, home, QUICK_STEPS if options.is_quick else STEPS)
 
-    raw, hop = median(rounds.raw_per_s), median(rounds.hop_per_s)
+    raw = median([figures.per_s for figures in rounds.raw])
+    hop = median([figures.per_s for figures in rounds.hop])
+    raw_cpu_us = median([figures.cpu_us for figures in rounds.raw])
+    hop_cpu_us = median([figures.cpu_us for figures in rounds.hop])
     lines = [
         f"{'':<20} {'per s':>9} {'CPU us':>8} {'x raw':>7} {'x hop':>7} {'bytes':>8}",
-        line("raw_sqlite", raw, median(rounds.raw_cpu_us), 1, raw / hop),
-        line("thread_hop_sqlite", hop, median(rounds.hop_cpu_us), hop / raw, 1),
+        line("raw_sqlite", raw, raw_cpu_us, 1, raw / hop),
+        line("thread_hop_sqlite", hop, hop_cpu_us, hop / raw, 1),
     ]
-    figures: dict[str, object] = {
-        "raw_per_s": rounds.raw_per_s,
-        "thread_hop_per_s": rounds.hop_per_s,
-        "rss_mb": rss_mb,
-        "import_s": imported_s,
-        "peers": peers,
-    }
-    for loops in LOOPS:
-        figures[f"loops {loops}"] = [attrs.asdict(steps) for steps in rounds.ours[loops]]
-        lines.append(
-            line(
-                f"ours, {loops} loops",
-                rounds.of(loops, lambda s: s.per_s),
-                rounds.of(loops, lambda s: s.cpu_us),
-                rounds.ratio(loops, rounds.raw_per_s),
-                rounds.ratio(loops, rounds.hop_per_s),
-                f"{rounds.of(loops, lambda s: s.bytes_each):.0f}",
-            )
+    rows = {f"ours, {loops} loops": rounds.middle(loops) for loops in rounds.ours}
+    for loops, of_loops in peers.items():
+        rows |= {f"{name}, {loops} loops": each for name, each in of_loops.items()}
+    lines += [
+        line(
+            name,
+            each.per_s,
+            each.cpu_us,
+            each.per_s / raw,
+            each.per_s / hop,
+            f"{each.bytes_each:.0f}",
         )
-    for name, each in peers.items():
-        cpu_us = each["cpu_s"] / each["steps"] * 1e6
-        size = f"{each['db_bytes'] / each['steps']:.0f}"
-        per_s = each["steps_per_s"]
-        lines.append(line(name, per_s, cpu_us, per_s / raw, per_s / hop, size))
-    lines.append(f"peak memory {rss_mb:.1f} MB, import beyond trio {imported_s * 1000:.0f} ms")
+        for name, each in rows.items()
+    ]
     if not peers:
         lines.append("peers: left out, give --peers-cache")
-    return Section(figures, lines, judge(rounds, rss_mb, imported_s))
-
-
-def measure_peers(options: Options, home: Path, steps: int) -> dict[str, dict[str, float]]:
-    """The peers by as many loops as ours, where their environment may be made."""
-    if options.peers_cache is None:
-        return {}
-    python = ensure_environment(options.peers_cache)
-    return {
-        f"{name}, {loops} loops": peer(name, python, home / f"{name} {loops}", loops, steps)
-        for name in PEERS
-        for loops in LOOPS
+    figures: dict[str, object] = {
+        "raw_per_s": [figures.per_s for figures in rounds.raw],
+        "thread_hop_per_s": [figures.per_s for figures in rounds.hop],
+        "ours": {loops: list(map(attrs.asdict, each)) for loops, each in rounds.ours.items()},
+        "peers": {
+            loops: {name: attrs.asdict(each) for name, each in of_loops.items()}
+            for loops, of_loops in peers.items()
+        },
     }
+    return Section(figures, lines, judge(rounds, peers), versions)
 
 
-def main() -> None:
-    """Run 64 loops and print this process's peak memory in bytes: what measure starts afresh."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--folder", type=Path, required=True, help="of a new store")
-    parser.add_argument("--batches", type=int, default=FRESH_BATCHES)
-    options = parser.parse_args()
-    trio.run(run_loops, options.folder, 64, options.batches // 64)
-    if "numpy" in sys.modules:
-        raise RuntimeError("NumPy was imported; the figure is to be without it")
-    print(peak_rss_bytes())
-
-
-if __name__ == "__main__":
-    main()
+def measure_peers(options: Options, home: Path, steps: int) -> tuple[Peers, tuple[str, ...]]:
+    """The peers by as many loops as ours, and their versions, where they may be installed."""
+    if options.peers_cache is None:
+        return {}, ()
+    python = ensure_environment(options.peers_cache)
+    found: Peers = {}
+    for module, name in PEERS.items():
+        for loops in LOOPS:
+            folder = home / f"{module} {loops}"
+            found.setdefault(loops, {})[name] = peer(module, python, folder, loops, steps)
+    return found, tuple(with_version(python, name) for name in PEERS)

@@ -48,3 +48,12 @@ def ensure_environment(folder: Path, requirements: Path = REQUIREMENTS) -> Path:
         )
         (environment / _COMPLETE).touch()
     return python
+
+
+def with_version(python: Path, package: str) -> str:
+    """A package of a peers' environment with its version, as ``scrapy 2.19.0``."""
+    code = "import sys, importlib.metadata as m; print(m.version(sys.argv[1]))"
+    done = subprocess.run(
+        [str(python), "-c", code, package], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return f"{package} {done.stdout.strip()}"

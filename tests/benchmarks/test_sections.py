@@ -1,0 +1,42 @@
+"""Every section of the benchmarks runs in its quick form, and says all that its table wants."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import Options, targets
+from benchmarks.__main__ import SECTIONS
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_prints_its_figures_and_their_controls(name: str, tmp_path: Path) -> None:
+    section = SECTIONS[name](Options(folder=tmp_path, is_quick=True))
+    assert section.lines
+    assert section.figures
+    lines = targets.verdicts(name, section.found)
+    rows = targets.of_section(name)
+    assert len(lines) == len(rows) > 0
+    for row, line in zip(rows, lines, strict=True):
+        if row.needs_peers:  # peers are installed by the full run alone
+            assert row.name not in section.found
+            assert "not measured" in line
+            continue
+        found = section.found[row.name]
+        assert f"{found.value:,.3g} {row.target} | {row.control}: {found.control}" in line
+        assert re.search(r"\d", found.control), "the control has no figure"
+
+
+def test_every_row_is_of_a_section_and_has_a_name_of_its_own() -> None:
+    assert {row.section for row in targets.ROWS} == SECTIONS.keys()
+    assert len(targets.BY_NAME) == len(targets.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "met"), [(False, [True, True, False]), (True, [False, True, True])]
+)
+def test_a_target_is_met_on_its_side(at_least: bool, met: list[bool]) -> None:
+    row = targets.Row("s", "work", "x", 2, "nothing", at_least=at_least)
+    assert [row.is_met(value) for value in (1.9, 2, 2.1)] == met
