@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -28,9 +27,10 @@ from .._wire.task_messages import (
     TaskResult,
 )
 from .lease import Ending, Lease, Lost
-from .pool import PendingItem, Pool
+from .pool import Pool
 from .store_proxy import StoreProxy
 from .task_checkpoints import TaskCheckpoints, read_task_checkpoints
+from .waiting import PendingItem
 
 log = get_logger(__name__)
 
@@ -93,7 +93,8 @@ class Dispatcher:
                 return
             claims_until = self._started + RECLAIM_S if saved.sequence else 0.0
             is_suspect = losses >= SUSPECT_AFTER
-            lease = await self.pool.take(pending, claims_until, is_alone=is_suspect)
+            offer = None if pending.is_saving else partial(self._offer, pending)
+            lease = await self.pool.take(pending, claims_until, is_alone=is_suspect, offer=offer)
             ending = await self._lend(pending, lease, lost_at, settle, note)
             match ending:
                 case TaskResult():
@@ -145,36 +146,33 @@ class Dispatcher:
     ) -> Ending:
         """Lease the item to one worker; return how the lease ended."""
         try:
-            saved = TaskCheckpoints()
-            if pending.is_saving:
-                saved = await self._reset_if_stale(
-                    pending, lost_at if lease.was is None else None, note
-                )
-            async with self._own(pending) as (number, proxy):
-                if lease.was is None:
-                    message = _assignment(pending, number, saved)
-                else:
-                    message = NewLease(pending.task_id, number, lease.was)
-                if not lease.offer(number, proxy, message):
+            if not pending.is_saving:
+                ending = await lease.run(partial(self._note, pending, note))
+                if isinstance(ending, TaskResult):
+                    await settle(ending.value, TaskCheckpoints(), lease.holder.name)
+                return ending
+            saved = await self._reset_if_stale(
+                pending, lost_at if lease.was is None else None, note
+            )
+            async with self.store.lock_run(pending.task_id) as number:
+                proxy = StoreProxy(self.store, pending.task_id, number)
+                if not lease.offer(number, proxy, _assignment(pending, lease, number, saved)):
                     return Lost.MESSAGE
                 ending = await lease.run(partial(self._note, pending, note))
                 if isinstance(ending, TaskResult):
-                    if pending.is_saving:
-                        saved = await read_task_checkpoints(self.store, pending.task_id)
+                    saved = await read_task_checkpoints(self.store, pending.task_id)
                     await settle(ending.value, saved, lease.holder.name)
-                    await self._prune(pending, lease)
+                    if not pending.options.keep_checkpoints:
+                        await _remove(self.store, pending.task_id, lease.number)
             return ending
         finally:
             self.pool.end(lease)
 
-    @asynccontextmanager
-    async def _own(self, pending: PendingItem) -> AsyncGenerator[tuple[int, StoreProxy | None]]:
-        """Own the item's run for a lease; an item that saves nothing gets a number of its own."""
-        if not pending.is_saving:
-            yield next(self._counter), None
-            return
-        async with self.store.lock_run(pending.task_id) as number:
-            yield number, StoreProxy(self.store, pending.task_id, number)
+    def _offer(self, pending: PendingItem, lease: Lease) -> None:
+        """Send the assignment of an item that saves nothing: its lease has a number of its own."""
+        number = next(self._counter)
+        if not lease.offer(number, None, _assignment(pending, lease, number, TaskCheckpoints())):
+            lease.lose(Lost.MESSAGE)
 
     async def _note(self, pending: PendingItem, note: Note, text: str) -> None:
         """Record a worker's note in the job's history."""
@@ -215,12 +213,6 @@ class Dispatcher:
             await prune_task(self.store, pending.task_id)
             await note(pending.index, text)
             return TaskCheckpoints()
-
-    async def _prune(self, pending: PendingItem, lease: Lease) -> None:
-        """Remove the saved states of an item that is done, best effort."""
-        if not pending.is_saving or pending.options.keep_checkpoints:
-            return
-        await _remove(self.store, pending.task_id, lease.number)
 
     async def _clean_up(self, pending: PendingItem) -> None:
         """Remove the saved states of an item that no worker has, best effort."""
@@ -270,7 +262,12 @@ async def _remove(store: Store, task_id: str, number: int) -> int:
     return size + (await store.prune(run, keep=0)).bytes
 
 
-def _assignment(pending: PendingItem, number: int, saved: TaskCheckpoints) -> TaskMessage:
+def _assignment(
+    pending: PendingItem, lease: Lease, number: int, saved: TaskCheckpoints
+) -> TaskMessage:
+    """Return the message that begins a lease under its number."""
+    if lease.was is not None:
+        return NewLease(pending.task_id, number, lease.was)
     head = (
         pending.task_id,
         number,

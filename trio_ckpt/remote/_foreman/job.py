@@ -36,8 +36,8 @@ from .._wire.names import ITEMS_STREAM, task_id_of
 from .._wire.submission import JobSubmission, head_record, job_records, read_submission
 from .dispatch import Dispatcher, prune_task
 from .job_reader import has_submission, sums_of
-from .pool import PendingItem
 from .task_checkpoints import TaskCheckpoints
+from .waiting import PendingItem
 
 log = get_logger(__name__)
 

@@ -84,6 +84,7 @@ class Lease:
         is_running: Whether the worker has sent anything about the item.
         is_asked_back: Whether the worker was asked to hand the item back.
         is_alone: Whether the worker gets no other item during this lease.
+        changed: Set when there is something to handle, and replaced before the next wait.
         ending: How the lease ended; None: it has not ended.
         lost_at: When the worker was lost; Unix time, s.
     """
@@ -99,11 +100,11 @@ class Lease:
     is_running: bool = False
     is_asked_back: bool = False
     is_alone: bool = False
+    changed: trio.Event = attrs.field(factory=trio.Event)
     ending: Ending | None = attrs.field(default=None, init=False)
     lost_at: float | None = attrs.field(default=None, init=False)
     _notes: deque[str] = attrs.field(factory=deque[str], init=False)  # for the job's history
     _calls: deque[_LeaseCall] = attrs.field(factory=deque["_LeaseCall"], init=False)
-    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     @property
     def is_offered(self) -> bool:
@@ -152,8 +153,8 @@ class Lease:
                         await self._answer(self._calls.popleft())
                 if self.ending is not None:
                     return self.ending
-                self._changed = trio.Event()
-                await self._changed.wait()
+                self.changed = trio.Event()
+                await self.changed.wait()
         finally:
             self.forget_calls()
             if self.proxy is not None:
@@ -186,7 +187,7 @@ class Lease:
         """
         self.is_running = True
         self._calls.append(_LeaseCall(message, reply, handled))
-        self._changed.set()
+        self.changed.set()
 
     def take(self, message: TaskMessage) -> None:
         """Handle any other message of the worker."""
@@ -201,7 +202,7 @@ class Lease:
                 self.ending = self.ending or message
             case _:
                 return
-        self._changed.set()
+        self.changed.set()
 
     def forget_calls(self) -> None:
         """Drop unanswered calls: the worker sends them again on its next connection."""
@@ -226,7 +227,7 @@ class Lease:
         if self.ending is None:
             self.lost_at = at
             self.ending = how
-        self._changed.set()
+        self.changed.set()
 
     def force(self) -> bool:
         """Ask for a checkpoint; False: the item saves nothing, or does not run."""

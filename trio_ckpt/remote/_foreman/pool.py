@@ -24,60 +24,21 @@ from __future__ import annotations
 
 import enum
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import attrs
 import trio
 
-from ..._util.log import Place, at
 from ..._util.patience import wait_awake
-from .._wire.job_messages import JobOptions
 from .._wire.message import HeldItem
-from .._wire.names import ITEMS_STREAM
 from .._wire.tables import TaskPhase
 from .._wire.task_messages import Cancel, NewLease, TaskAck
 from .lease import Lease, Lost
+from .waiting import PendingItem, WaitingItem, WaitingItems
 from .worker_handle import WorkerHandle
 
 MAX_NAMED = 5  # modules in one line
 NOT_WANTED = "its result is not wanted any more"
-
-
-@attrs.frozen
-class PendingItem:
-    """A work item that is to be done.
-
-    Attributes:
-        job_id: The item's job.
-        index: The item's index in the job.
-        task_id: The item's id.
-        function: The function to call.
-        item: The function's argument.
-        attempt: 1 for the first attempt.
-        options: The options of the job.
-        down_at: The foreman's last save before it was started; Unix time, s; None: it did not
-            work at this job before.
-    """
-
-    job_id: str
-    index: int
-    task_id: str
-    function: str
-    item: Any
-    attempt: int
-    options: JobOptions
-    down_at: float | None = None
-
-    @property
-    def is_saving(self) -> bool:
-        """Whether the item takes checkpoints."""
-        return self.options.checkpoint_interval_s is not None
-
-    @property
-    def place(self) -> Place:
-        """The context of log lines about the item."""
-        return at(self.job_id, ITEMS_STREAM, self.index)
 
 
 class ItemOnConnection(enum.Enum):
@@ -134,17 +95,6 @@ known whether the worker may continue."""
 
 
 @attrs.define(eq=False)
-class _WaitingItem:
-    """An item that waits for a worker."""
-
-    pending: PendingItem
-    may_begin: bool  # False: only a worker that already holds it may have it
-    is_alone: bool = False  # whether it gets a worker for itself
-    ready: trio.Event = attrs.field(factory=trio.Event)
-    lease: Lease | None = None
-
-
-@attrs.define(eq=False)
 class Pool:
     """All workers, and all items that wait.
 
@@ -161,12 +111,12 @@ class Pool:
     workers: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle])
     leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
     _holders: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle], init=False)
-    _waiting: OrderedDict[str, dict[str, _WaitingItem]] = attrs.field(
-        factory=OrderedDict[str, dict[str, _WaitingItem]], init=False
+    _waiting: OrderedDict[str, WaitingItems] = attrs.field(
+        factory=OrderedDict[str, WaitingItems], init=False
     )
     _newest: dict[str, dict[str, int]] = attrs.field(factory=dict[str, dict[str, int]], init=False)
     # by job and item: the newest lease if its worker may continue it, or 0 if it may not
-    _lone: dict[_WaitingItem, None] = attrs.field(factory=dict[_WaitingItem, None], init=False)
+    _lone: dict[WaitingItem, None] = attrs.field(factory=dict[WaitingItem, None], init=False)
     _kept: WorkerHandle | None = attrs.field(default=None, init=False)
     _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _touched: dict[WorkerHandle, None] = attrs.field(factory=dict[WorkerHandle, None], init=False)
@@ -174,7 +124,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """The number of items that wait."""
-        return sum(map(len, self._waiting.values()))
+        return sum(len(waiting.items) for waiting in self._waiting.values())
 
     # -- what changes -------------------------------------------------------------------------
 
@@ -200,7 +150,12 @@ class Pool:
             self.match()
 
     async def take(
-        self, pending: PendingItem, claims_until: float, *, is_alone: bool = False
+        self,
+        pending: PendingItem,
+        claims_until: float,
+        *,
+        is_alone: bool = False,
+        offer: Callable[[Lease], None] | None = None,
     ) -> Lease:
         """Wait for a worker.
 
@@ -209,22 +164,30 @@ class Pool:
             claims_until: Until then only a worker that already holds the item gets it; trio's time,
                 s.
             is_alone: Whether the item needs an idle worker, which then gets no other item.
+            offer: Called with the promise as soon as there is one; sends the assignment, or ends
+                the lease.
 
         Returns:
-            The promise of a slot of a worker; release it with `end`.
+            The promise of a slot of a worker; with `offer` the lease, when it has ended or has
+            something to handle.  Release it with `end`.
 
         Cancellation: no slot is promised.
         """
-        waiter = _WaitingItem(pending, trio.current_time() >= claims_until, is_alone)
-        self._waiting.setdefault(pending.job_id, {})[pending.task_id] = waiter
+        may_begin = trio.current_time() >= claims_until
+        waiter = WaitingItem(pending, may_begin, is_alone, offer)
+        waiting = self._waiting.get(pending.job_id)
+        if waiting is None:
+            waiting = self._waiting[pending.job_id] = WaitingItems(pending.function)
+        waiting.add(waiter)
         if is_alone:
             self._lone[waiter] = None
         self.touch()
         try:
-            if not waiter.may_begin:
+            if not may_begin:
                 await wait_awake(waiter.ready, claims_until - trio.current_time())
-                waiter.may_begin = True
-                self.touch()
+                if waiter.lease is None:
+                    waiting.let_begin(waiter)
+                    self.touch()
             await waiter.ready.wait()
         except BaseException:
             if waiter.lease is not None:
@@ -248,10 +211,10 @@ class Pool:
 
     def why_waiting(self, job_id: str) -> str:
         """Say why no connected worker will ever take the items of a job; empty: one will."""
-        waiters = self._waiting.get(job_id)
-        if not waiters:
+        waiting = self._waiting.get(job_id)
+        if waiting is None:
             return ""
-        function = next(iter(waiters.values())).pending.function  # the same for all items of a job
+        function = waiting.function
         workers = [worker for worker in self.workers.values() if worker.is_connected]
         if any(worker.runs(function) for worker in workers):
             return ""
@@ -315,7 +278,7 @@ class Pool:
         newest = self._newest.get(job_of(task_id), {}).get(task_id, held.lease)
         if lease is not None or newest != held.lease or not self.is_open(task_id):
             return ItemOnConnection.UNWANTED
-        waiter = self._waiting.get(job_of(task_id), {}).get(task_id)
+        waiter = self._waiter_of(task_id)
         if waiter is None:
             return ItemOnConnection.OPEN
         is_same = waiter.pending.attempt == held.attempt
@@ -363,7 +326,7 @@ class Pool:
         if self._kept not in able:
             self._kept = min(able, key=lambda worker: worker.slots - worker.free, default=None)
 
-    def _able_alone(self, waiter: _WaitingItem) -> list[WorkerHandle]:
+    def _able_alone(self, waiter: WaitingItem) -> list[WorkerHandle]:
         """Workers that an item which must be alone may have once they are idle."""
         if not waiter.may_begin:
             return []
@@ -374,39 +337,43 @@ class Pool:
         ]
 
     def _give_slot(self, job_id: str, free: list[WorkerHandle]) -> bool:
-        waiters = self._waiting[job_id]
-        function = next(iter(waiters.values())).pending.function  # the same for all items of a job
-        able = [worker for worker in free if worker.free > 0 and worker.runs(function)]
-        if not able:
+        waiting = self._waiting[job_id]
+        able = [worker for worker in free if worker.free > 0 and worker.runs(waiting.function)]
+        chosen = waiting.choose(able) if able else None
+        if chosen is None:
             return False
-        for task_id in _in_order(waiters):
-            waiter = waiters[task_id]
-            fit = [worker for worker in able if task_id not in worker.tasks]
-            if fit and waiter.may_begin and not waiter.is_alone:
-                self._promise(task_id, max(fit, key=lambda worker: worker.free))
-                return True
-        return False
+        self._promise(*chosen)
+        return True
+
+    def _waiter_of(self, task_id: str) -> WaitingItem | None:
+        waiting = self._waiting.get(job_of(task_id))
+        return None if waiting is None else waiting.items.get(task_id)
 
     def _promise(self, task_id: str, worker: WorkerHandle, was: int | None = None) -> None:
         """Give a waiting item to a worker."""
         job_id = job_of(task_id)
-        waiter = self._waiting[job_id][task_id]
-        waiter.lease = Lease(task_id, waiter.pending.function, worker, was)
-        waiter.lease.is_alone = waiter.is_alone and was is None
+        waiter = self._waiting[job_id].items[task_id]
+        lease = waiter.lease = Lease(
+            task_id, waiter.pending.function, worker, was, changed=waiter.ready
+        )
+        lease.is_alone = waiter.is_alone and was is None
         self._holders[task_id] = worker
-        worker.leases[task_id] = self.leases[task_id] = waiter.lease
-        waiter.ready.set()
+        worker.leases[task_id] = self.leases[task_id] = lease
         self._forget_waiter(waiter)
         if job_id in self._waiting:
             self._waiting.move_to_end(job_id)
+        if waiter.offer is not None:
+            waiter.offer(lease)
+        else:
+            waiter.ready.set()
 
-    def _forget_waiter(self, waiter: _WaitingItem) -> None:
+    def _forget_waiter(self, waiter: WaitingItem) -> None:
         job_id, task_id = waiter.pending.job_id, waiter.pending.task_id
         self._lone.pop(waiter, None)
-        waiters = self._waiting.get(job_id, {})
-        if waiters.get(task_id) is waiter:
-            del waiters[task_id]
-            if not waiters:
+        waiting = self._waiting.get(job_id)
+        if waiting is not None and waiting.items.get(task_id) is waiter:
+            del waiting.items[task_id]
+            if not waiting.items:
                 del self._waiting[job_id]
 
     def _rebalance(self) -> None:
@@ -429,9 +396,3 @@ class Pool:
 def job_of(task_id: str) -> str:
     """Return the job id of a work item."""
     return task_id.rpartition(".")[0]
-
-
-def _in_order(task_ids: Collection[str]) -> Iterator[str]:
-    """Items in the order of their indexes; usually only the first one is used."""
-    yield min(task_ids)
-    yield from sorted(task_ids)[1:]

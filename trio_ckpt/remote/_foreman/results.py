@@ -28,7 +28,7 @@ from .job import Job
 from .job_reader import has_submission, is_cancelled, items_progress
 
 NO_DETAILS: Mapping[str, Any] = {}
-EXTRA = 20  # records read beyond the missing results: failed attempts, notes
+PAGE = 1_000  # records, at most; as many as results are missing, and some for notes between them
 
 
 async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
@@ -116,7 +116,7 @@ async def _send_new(
     if missing <= 0:
         return
     records = iter_records(
-        foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(1_000, missing + EXTRA)
+        foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(PAGE, missing + 1)
     )
     async with aclosing(records):
         async for _, record in records:

@@ -33,6 +33,7 @@ else:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__trio_ckpt_task__"
+_imported: set[str] = set()  # modules whose import has ended: they need no thread again
 
 
 @attrs.frozen
@@ -112,7 +113,11 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]
     if attribute.startswith("_"):
         raise NotAllowedError(f"{name!r} is private")
     try:
-        module = await run_blocking(importlib.import_module, module_name)
+        if module_name in _imported:
+            module = importlib.import_module(module_name)
+        else:
+            module = await run_blocking(importlib.import_module, module_name)
+            _imported.add(module_name)
     except ModuleNotFoundError as error:
         raise NotAllowedError(f"{name!r} cannot be imported: {text_of(error)}") from error
     func = getattr(module, attribute, None)

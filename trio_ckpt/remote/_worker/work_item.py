@@ -50,6 +50,7 @@ class Item:
         work: The object that the function receives.
         may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
         last_word: Makes the message that ends the item; None: the item is running.
+        is_reported: Whether the foreman was told that the item runs.
         reported: The progress that was reported last.
     """
 
@@ -58,6 +59,7 @@ class Item:
     work: Work[Any]
     may_be_interrupted: bool = False
     last_word: LastWord | None = attrs.field(default=None, init=False)
+    is_reported: bool = attrs.field(default=False, init=False)
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
     _told: set[str] = attrs.field(factory=set[str], init=False)
@@ -193,8 +195,6 @@ class Item:
 
     async def _call(self, func: Callable[..., Any]) -> Any:
         self._has_begun = True
-        if self.rpc.link is not None:  # mark it as running before it reports progress
-            self.rpc.link.send(TaskProgress(self.task_id, self.rpc.lease))
         with self._foreign():
             returned = (await call(func, self.assigned.item, self.work)).unwrap()
             value, _ = as_sent(returned, "the result", allow_nan=True)
@@ -215,12 +215,15 @@ class Item:
             self.rpc.link.send(message)
 
     def report(self) -> None:
-        """Send the item's progress, if there is a connection and the progress has changed."""
+        """Send the item's progress if it has changed; the first report says that the item runs.
+
+        An item that ends before the first report is due costs no message for it.
+        """
         percent = self.work.percent
-        if percent is None or percent == self.reported or self.last_word is not None:
+        if self.is_reported and percent == self.reported:
             return
-        if self.rpc.link is not None:
-            self.reported = percent
+        if self._has_begun and self.last_word is None and self.rpc.link is not None:
+            self.is_reported, self.reported = True, percent
             self.rpc.link.send(TaskProgress(self.task_id, self.rpc.lease, percent))
 
 
