@@ -27,12 +27,13 @@ from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from ..remote import (
     Client,
+    Foreman,
     NotAllowedError,
     TaskFailedError,
-    connect,
     new_secret,
     serve_foreman,
 )
+from ..remote._inside import connect_inside
 from ..remote._wire.message import MAX_SLOTS
 from ..remote._wire.names import check_job_id
 from ..remote._wire.submission import checked_submission, job_options
@@ -198,9 +199,9 @@ async def open_engine(
     """
     secret = new_secret()
     async with (
-        _foreman(store, secret) as url,
-        open_workers(count, url, secret, allow, slots),
-        connect(url, secret=secret, name="map_tasks") as client,
+        _foreman(store, secret) as foreman,
+        open_workers(count, foreman.url, secret, allow, slots),
+        connect_inside(foreman, secret, "map_tasks") as client,
     ):
         yield client
 
@@ -233,16 +234,17 @@ def name_of(func: Callable[..., Any]) -> str:
 
 
 @asynccontextmanager
-async def _foreman(store: Store, secret: str) -> AsyncGenerator[str]:
-    """Run a foreman on the loopback device for a block; yields its URL."""
+async def _foreman(store: Store, secret: str) -> AsyncGenerator[Foreman]:
+    """Run a foreman on the loopback device for a block."""
 
-    async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+    async def serve(*, task_status: trio.TaskStatus[Foreman]) -> None:
         await serve_foreman(
             store, secret=secret, port=0, grace_s=DEFAULT_GRACE_S, task_status=task_status
         )
 
     async with open_service_nursery() as nursery:
-        yield (await nursery.start(serve)).url
+        foreman: Foreman = await nursery.start(serve)
+        yield foreman
 
 
 @asynccontextmanager
