@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from trio_ckpt._util.errors import (
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import SqliteStore
 from trio_ckpt.stores._sqlite import writer
+from trio_ckpt.stores._sqlite.schema import MAX_ROWS
 
 
 async def test_bad_fold_saves_nothing(folder: Path) -> None:
@@ -194,6 +196,59 @@ async def test_second_writer_with_the_same_owner_is_noticed(folder: Path) -> Non
         assert await store.save(run, [*chain(A, 3, 3), *chain(B, 1, 1)]) == [None, None]
         await intruder.save(run, chain(A, 4, 4))
         assert await store.save(run, chain(A, 5, 5)) == [None]
+    await store.aclose()
+    await intruder.aclose()
+
+
+async def _saved(store: SqliteStore, stream: str) -> list[tuple[int, bytes]]:
+    page = await store.history("run", stream)
+    return sorted((record.sequence, record.payload) for record in page.records)
+
+
+async def test_a_group_larger_than_a_statement_is_saved_whole(folder: Path) -> None:
+    """Many streams with one record, and one with many, in any order."""
+    store = await SqliteStore.open(folder)
+    names = [f'["s{n}"]' for n in range(2 * MAX_ROWS + 7)]
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, [Checkpoint(name, 1, b"1") for name in (*names, A)])
+        group = [Checkpoint(name, 2, b"2") for name in names]
+        for place, checkpoint in enumerate(chain(A, 2, 100)):
+            group.insert(2 * place, checkpoint)
+        assert await store.save(run, group) == [None] * len(group)
+        assert await heads(store) == {**dict.fromkeys(names, 2), A: 100}
+        assert await _saved(store, names[-1]) == [(1, b"1"), (2, b"2")]
+        assert await _saved(store, A) == [(n, b"%d" % n) for n in range(1, 101)]
+        assert await store.save(run, chain(A, 101, 101)) == [None]
+    await store.aclose()
+
+
+async def test_a_bad_record_late_in_a_large_group_is_the_only_one_refused(folder: Path) -> None:
+    store = await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, [*chain(A, 1, 1), *chain(B, 1, 1)])
+        bad = Checkpoint(B, 2, "no bytes")  # type: ignore[arg-type]
+        *outcomes, refused = await store.save(run, [*chain(A, 2, MAX_ROWS + 2), bad])
+        assert outcomes == [None] * (MAX_ROWS + 1)
+        assert isinstance(refused, StoreError)
+        assert await heads(store) == {A: MAX_ROWS + 2, B: 1}
+        assert await _saved(store, A) == [(n, b"%d" % n) for n in range(1, MAX_ROWS + 3)]
+    await store.aclose()
+    with closing(sqlite3.connect(folder / "state.db")) as database:
+        assert database.execute("SELECT count(*) FROM log").fetchone() == (MAX_ROWS + 3,)
+
+
+@pytest.mark.parametrize("taken", [A, B])
+async def test_a_group_behind_a_second_writer_saves_nothing(folder: Path, taken: str) -> None:
+    store, intruder = await SqliteStore.open(folder), await SqliteStore.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, [*chain(A, 1, 1), *chain(B, 1, 1)])
+        await intruder.save(run, chain(taken, 2, 2))
+        with pytest.raises(StoreConflictError, match="without owning the run"):
+            await store.save(run, [*chain(A, 2, 3), *chain(B, 2, 2)])
+        assert await heads(store) == {A: 1, B: 1, taken: 2}
     await store.aclose()
     await intruder.aclose()
 

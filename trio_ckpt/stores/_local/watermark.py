@@ -163,7 +163,7 @@ class WatermarkWriter:
         seen = self._seen.get(run_id)
         if seen is not None:
             now = seen.records + records
-            self._write(attrs.evolve(seen, generation=generation, records=now))
+            self._write(Watermark(run_id, seen.owner, generation, now))
 
     def need_own(self, run_id: str) -> None:
         """Check that the watermark of a run is what was written last.

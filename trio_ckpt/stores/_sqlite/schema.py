@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 import sys
@@ -77,6 +78,26 @@ IS_NAMED = (
     "SELECT 1 FROM log WHERE blob = :digest "
     "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
 )
+
+MAX_ROWS = 64  # of one statement: its length grows with them
+
+
+@functools.cache
+def append_rows(count: int) -> str:
+    """Return the statement that adds rows to the log, each with five values."""
+    rows = ", ".join(["(?, ?, ?, ?, ?)"] * count)
+    return f"INSERT INTO log (id, stream, sequence, prev, payload) VALUES {rows}"  # noqa: S608
+
+
+@functools.cache
+def move_heads(count: int) -> str:
+    """Return the compare-and-set of heads: by stream their new values, and the old sequence."""
+    by_stream = f"CASE stream{' WHEN ? THEN ?' * count} END"
+    return (
+        f"UPDATE heads SET sequence = {by_stream}, last = {by_stream} "  # noqa: S608
+        f"WHERE stream IN ({', '.join('?' * count)}) AND sequence = {by_stream}"
+    )
+
 
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 

@@ -33,10 +33,10 @@ would assume that it is the last one and remove the log of the store that stands
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn, TypeVar
 
 import attrs
 
@@ -66,19 +66,24 @@ from .schema import (
     FIND_HEAD,
     FIND_RUN,
     IS_NAMED,
+    MAX_ROWS,
     READ_ATTACHED,
     SUM_HEADS,
+    append_rows,
     check_format,
     connect,
     explain_sqlite,
     make_database,
     make_folders,
+    move_heads,
     primary_code,
     set_durability,
     store_error,
 )
 
 logger = get_logger(__name__)
+
+T = TypeVar("T")
 
 # Errors that values can cause; SQLite's own trouble (disk, locks, damage) is not among them.
 _BAD_VALUE = (
@@ -100,7 +105,8 @@ _READ_HEAD = "SELECT sequence, last FROM heads WHERE stream = ?"
 _ADD_STREAM = "INSERT INTO streams (run, generation, stream) VALUES (?, ?, ?)"
 _ADD_HEAD = "INSERT INTO heads (stream, sequence, last) VALUES (?, 0, 0)"
 _APPEND = "INSERT INTO log (stream, sequence, prev, payload, blob) VALUES (?, ?, ?, ?, ?)"
-_MOVE_HEAD = "UPDATE heads SET sequence = ?, last = ? WHERE stream = ? AND sequence = ?"
+_LAST_ROW = "SELECT coalesce(max(id), 0) FROM log"
+_UNDO = "DELETE FROM log WHERE id > ?"
 _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
 _DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
@@ -110,6 +116,15 @@ class _SqliteHead(NamedTuple):
     stream: int
     sequence: int
     last: int
+
+
+def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield rows in parts of few sizes, so that the statements for them stay prepared."""
+    at = 0
+    while left := len(rows) - at:
+        size = min(MAX_ROWS, 1 << (left.bit_length() - 1))
+        yield rows[at : at + size]
+        at += size
 
 
 @attrs.define
@@ -220,7 +235,7 @@ class SqliteWriter:
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
     ) -> list[Exception | None]:
         """See `Store.save`."""
-        with explain_sqlite(self._database, "saving"):
+        try:
             self._begin()
             try:
                 known = self._fence(run)
@@ -232,6 +247,8 @@ class SqliteWriter:
                 self._known.pop(run.run_id, None)
                 self._roll_back()
                 raise
+        except sqlite3.Error as error:
+            raise store_error(self._database, "saving", error) from error
         known.heads.update(moved)
         self._known[run.run_id] = known
         return outcomes
@@ -318,27 +335,70 @@ class SqliteWriter:
         self, known: _Known, group: Sequence[Checkpoint]
     ) -> tuple[list[Exception | None], dict[str, _SqliteHead]]:
         """Add the group to the log and move the heads; return the outcome of each."""
-        moved: dict[str, _SqliteHead] = {}
-        moves: list[tuple[int, int, int, int]] = []
-        outcomes = save_each(group, partial(self._append_one, known, moved, moves), _REFUSED)
-        if moves and self._cursor.executemany(_MOVE_HEAD, moves).rowcount != len(moves):
-            raise StoreConflictError(
-                f"{self._database}: another process has written to the same streams without "
-                "owning the run, or an older copy was put back: nothing was saved"
-            )
+        before: dict[str, _SqliteHead] = {}
+        outcomes: list[Exception | None] = [None] * len(group)
+        moved = self._append_together(known, group) if len(group) > 1 else {}
+        if not moved:
+            outcomes = save_each(group, partial(self._append_one, known, before, moved), _REFUSED)
+        moves = [
+            (before.get(stream) or known.heads[stream], head) for stream, head in moved.items()
+        ]
+        for part in _parts(moves):
+            new = [value for _, head in part for value in (head.stream, head.sequence)]
+            last = [value for _, head in part for value in (head.stream, head.last)]
+            old = [value for head, _ in part for value in (head.stream, head.sequence)]
+            values = (*new, *last, *[head.stream for _, head in part], *old)
+            if self._cursor.execute(move_heads(len(part)), values).rowcount != len(part):
+                raise StoreConflictError(
+                    f"{self._database}: another process has written to the same streams without "
+                    "owning the run, or an older copy was put back: nothing was saved"
+                )
         return outcomes, moved
+
+    def _append_together(
+        self, known: _Known, group: Sequence[Checkpoint]
+    ) -> dict[str, _SqliteHead]:
+        """Add the records of a group in few statements, and return the heads that move.
+
+        In each statement the thread gives the interpreter's lock away, and may wait for it
+        afterwards, so a group of many records is not as many statements.
+
+        Returns:
+            Empty where a record needs more: it has blobs, does not follow a cached head, or has a
+            value that SQLite refuses.  Then nothing is added.
+        """
+        moved: dict[str, _SqliteHead] = {}
+        rows: list[tuple[int, int, int, int, bytes]] = []
+        (before,) = self._cursor.execute(_LAST_ROW).fetchone()
+        for row, checkpoint in enumerate(group, before + 1):
+            stream, sequence = checkpoint.stream, checkpoint.sequence
+            head = moved.get(stream) or known.heads.get(stream)
+            if head is None or head.sequence != sequence - 1:
+                return {}
+            if checkpoint.blob is not None or checkpoint.blobs:
+                return {}
+            rows.append((row, head.stream, sequence, head.last, checkpoint.payload))
+            moved[stream] = _SqliteHead(head.stream, sequence, row)
+        try:
+            for part in _parts(rows):
+                values = [value for row_values in part for value in row_values]
+                self._cursor.execute(append_rows(len(part)), values)
+        except _BAD_VALUE:
+            self._cursor.execute(_UNDO, (before,))
+            return {}
+        return moved
 
     def _append_one(
         self,
         known: _Known,
+        before: dict[str, _SqliteHead],
         moved: dict[str, _SqliteHead],
-        moves: list[tuple[int, int, int, int]],
         checkpoint: Checkpoint,
     ) -> None:
         sequence, blob = checkpoint.sequence, checkpoint.blob
         head = moved.get(checkpoint.stream)
         if head is None:
-            head = self._find_head(known, checkpoint.stream, sequence)
+            head = before[checkpoint.stream] = self._find_head(known, checkpoint.stream, sequence)
         if sequence != head.sequence + 1:
             raise StoreConflictError(f"the next one is {head.sequence + 1}")
         if blob is not None or checkpoint.blobs:
@@ -350,7 +410,6 @@ class SqliteWriter:
             rows = [(head.stream, sequence, place, digest) for place, digest in names]
             self._cursor.executemany(_ATTACH, rows)
         moved[checkpoint.stream] = _SqliteHead(head.stream, sequence, last)
-        moves.append((sequence, last, head.stream, sequence - 1))
 
     def _find_head(self, known: _Known, stream: str, sequence: int) -> _SqliteHead:
         """Return the head that a checkpoint follows: cached, read, or empty for a new stream."""
