@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import math
 import threading
 import time
@@ -116,6 +117,41 @@ async def test_real_clock_is_left_alone() -> None:
     with hold_clock() as is_mock:
         assert not is_mock
     assert await run_blocking(threading.get_ident) != threading.get_ident()
+
+
+async def test_calls_over_the_limit_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They begin in the order they came; one that is cancelled before it began is not made."""
+    monkeypatch.setattr(threads, "MAX_THREADS", 2)
+    release, begun, scope = threading.Event(), list[int](), trio.CancelScope()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        release.wait()
+
+    async def cancelled() -> None:
+        with scope:
+            await run_blocking(begun.append, 5)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(run_blocking, work, number)
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(cancelled)
+        await trio.testing.wait_all_tasks_blocked()
+        while len(begun) < 2:  # noqa: ASYNC110  # a thread sets no event of trio
+            await trio.sleep(0.001)
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(begun) == [0, 1]
+        release.set()
+    assert sorted(begun) == [0, 1, 2, 3, 4]
+    assert await run_blocking(divmod, 7, 2) == (3, 1)
+
+
+async def test_call_has_the_context_variables_of_its_caller() -> None:
+    variable = contextvars.ContextVar[str]("variable")
+    variable.set("of the caller")
+    assert await run_blocking(variable.get) == "of the caller"
 
 
 async def test_stuck_call_is_named(

@@ -126,20 +126,22 @@ async def _chains(
                 return
 
 
-def _parts(store: Store, digest: str, size: int) -> Iterator[bytes]:
+def _parts(
+    store: Store, digest: str, size: int, trio_token: trio.lowlevel.TrioToken
+) -> Iterator[bytes]:
     """Read a blob part by part; called in the thread of the store that it is copied into."""
     for offset in range(0, size, READ_BYTES):
         wanted = min(READ_BYTES, size - offset)
-        yield trio.from_thread.run(store.read_blob, digest, offset, wanted)
+        yield trio.from_thread.run(store.read_blob, digest, offset, wanted, trio_token=trio_token)
 
 
 async def _copy(
     store: Store, committer: GroupCommitter, archive_log: StreamLog, sequence: int, record: Record
 ) -> None:
-    blobs = blobs_of(record.state)
+    blobs, token = blobs_of(record.state), trio.lowlevel.current_trio_token()
     for digest in blobs:
         size = decode_frame(record.state).data_bytes
-        if await committer.put_blob(_parts(store, digest, size)) != digest:
+        if await committer.put_blob(_parts(store, digest, size, token)) != digest:
             raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
         kind=RecordKind.NOTE,

@@ -99,7 +99,7 @@ MAX_POLLS = 10_000  # 0.7 s; a thread that takes longer goes on beside the tasks
 
 
 class ThreadTurns(trio.abc.Instrument):
-    """Lets one thread of trio's pool run at a time, and no task beside it.
+    """Lets one of trio's cached threads run at a time, and no task beside it.
 
     When a task has started a thread, or answered one, trio waits here until that thread has
     posted its next message: that it is done, or a call to trio.  So threads take turns with
@@ -145,7 +145,7 @@ def _waits_for_thread(task: trio.lowlevel.Task) -> bool:
     at: Any = task.coro
     while at is not None and (code := getattr(at, "cr_code", None)) is not None:
         at = at.cr_await
-        if code.co_name == "to_thread_run_sync":
+        if code.co_name in ("to_thread_run_sync", "run_blocking"):
             inner = getattr(at, "cr_code", None)
             return inner is not None and inner.co_name == "wait_task_rescheduled"
     return False

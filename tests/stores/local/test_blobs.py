@@ -20,6 +20,7 @@ import trio
 
 from tests.hangs import HANG_S
 from tests.stores.tools import A, B, chain, failing_commit, make
+from trio_ckpt._util import threads
 from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import JsonStore, SqliteStore, open_store
@@ -466,8 +467,8 @@ async def test_put_during_a_removal_waits_and_writes_again(
 async def test_removing_needs_none_of_the_threads_that_wait_for_it(
     scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Puts of a blob that is being removed may take all of trio's threads."""
-    monkeypatch.setattr(trio.to_thread.current_default_thread_limiter(), "total_tokens", 1)
+    """Puts of a blob that is being removed may take all threads for blocking calls."""
+    monkeypatch.setattr(threads, "MAX_THREADS", 1)
     store = await open_store(f"{scheme}:{folder}")
     token = trio.lowlevel.current_trio_token()
     real_doom, real_wait = blob_pins.BlobPins.doom, threading.Condition.wait_for
