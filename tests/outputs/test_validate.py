@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import attrs
+import jsonschema
 import pytest
 
 from trio_ckpt import OutputError, OutputInvalidError
@@ -301,6 +302,40 @@ def test_a_schema_that_refers_to_itself_is_refused() -> None:
     assert "without end" in refuse({"$ref": "#"}, {}).reason
 
 
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"pattern": r"^\D+$"}, "\u0663"),  # a digit, but none of ECMA's
+        ({"$defs": {"a": {"pattern": r"^\D+$"}}, "$ref": "#/$defs/a"}, "\u0663"),
+        ({"patternProperties": {r"\d": False}}, {"\u0663": 1}),
+        ({"multipleOf": 0.1}, 0.3),
+        ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "items": {"$ref": "#/$defs/a"}}, [1]),
+    ],
+)
+def test_what_libraries_read_otherwise_is_decided_by_jsonschema(
+    monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], value: Any
+) -> None:
+    fast = refuse(schema, value)
+    monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    slow = refuse(schema, value)
+    assert (fast.field, fast.reason) == (slow.field, slow.reason)
+
+
+def test_what_jsonschema_rs_accepts_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = {"$defs": {"text": {"type": "string"}}, "items": {"$ref": "#/$defs/text"}}
+    validator, calls = Validator.of([SCHEMA, shared]), list[object]()
+
+    def iter_errors(_: object, value: object) -> tuple[()]:
+        calls.append(value)
+        return ()
+
+    monkeypatch.setattr(jsonschema.Draft202012Validator, "iter_errors", iter_errors)
+    validator.check("page.json", b'{"title": 1, "lines": [{"text": 1}]}')
+    assert not calls
+    validator.check("page.json", b'{"lines": []}')
+    assert calls == [{"lines": []}]
+
+
 def test_a_schema_that_is_changed_later_changes_nothing() -> None:
     schema: dict[str, Any] = {"type": "object"}
     validator = Validator.of(schema)
@@ -416,7 +451,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
 def test_the_libraries_are_imported_only_where_they_are_used() -> None:
     code = (
         "import sys, trio_ckpt.outputs as o; o.Validator.of(print);"
-        "assert not {'cattrs', 'jsonschema', 'referencing'} & set(sys.modules)"
+        "assert not {'cattrs', 'jsonschema', 'jsonschema_rs', 'referencing'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
