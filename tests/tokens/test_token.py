@@ -32,6 +32,7 @@ from trio_ckpt._tokens.token import (
     move,
     stamp,
 )
+from trio_ckpt._util.portal import Portal
 
 P, DONE, CONFIRMED, FAILED, GONE = TokenState
 COMPLETE, CONFIRM, FAIL, REJECT, RETRY, WITHDRAW = TokenEvent
@@ -81,7 +82,7 @@ def outcome_of(event: TokenEvent) -> object:
 
 
 def token_in(state: TokenState, host: Host) -> CheckpointToken[Any]:
-    token: CheckpointToken[Any] = CheckpointToken("run", ("a", "b"), 3, host)
+    token: CheckpointToken[Any] = CheckpointToken("run", ("a", "b"), 3, host, Portal.here())
     for event in ROUTES[state]:
         move(token, event, outcome_of(event))
     assert token.state is state

@@ -24,6 +24,7 @@ import trio
 from .._journal.record import CheckpointResult, Output
 from .._tokens.token import CheckpointToken, TokenEvent, may, move
 from .._util.arguments import (
+    MAX_INDEX,
     flag,
     reason as reason_of,
     several,
@@ -223,10 +224,11 @@ class Batch(Generic[T]):
             cursor = as_plain(cursor, "cursor")
         plain = {} if metadata is None else as_metadata(metadata)
         amounts = {} if totals is None else as_amounts(totals, "totals")
-        count = whole_number("records", records)
+        if type(records) is not int or not 0 <= records <= MAX_INDEX:
+            records = whole_number("records", records)
         staged = self._staged
         staged.cursor, staged.totals, staged.metadata = cursor, amounts, plain
-        staged.records = count
+        staged.records = records
         staged.is_last = last
         staged.adopted += paths
         self.state = AttemptState.COMPLETED

@@ -63,7 +63,7 @@ from .._journal.record import (
     encode_record,
 )
 from .._journal.store import AttemptEnd
-from .._tokens.coordinator import new_token
+from .._tokens.registry import make_token
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -71,7 +71,6 @@ from .._tokens.token import (
     Failure,
     TokenState,
     failure_of,
-    portal_of,
 )
 from .._util.arguments import MAX_INDEX, whole_number
 from .._util.errors import (
@@ -155,22 +154,20 @@ class Gate:
             )
         token = stream.tokens.get(index)
         if token is None:
-            token = new_token(
-                stream.coordinator, stream.run_id, stream.stream_log.key, index, stream
-            )
+            registry, key = stream.coordinator.registry, stream.stream_log.key
+            token = make_token(registry, stream.run_id, key, index, stream, stream.portal)
             stream.tokens[index] = token
             stream.failed.pop(index, None)
         before = stream.stream_log.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
         own, task = copy_plain(item), trio.lowlevel.current_task()
-        portal = portal_of(token)
         batch: AnyBatch = Batch(
-            index, own, attempt, token, stream, self, item, digest, task, portal
+            index, own, attempt, token, stream, self, item, digest, task, stream.portal
         )
         if stream.state_manager is not None:
             batch.resumed_from = stream.state_manager.begin_batch(index)
         stream.open[index] = batch
-        stream.handed_at = trio.current_time()
+        stream.handed_at = stream.portal.clock.current_time()
         stream.stop.enter_batch(token, task)
         if stream.committer.observers.all:
             stream.committer.observers.began(stream.attempt_of(batch))

@@ -38,6 +38,7 @@ from .._util.errors import (
     leaves_of,
 )
 from .._util.log import Place, at, get_logger
+from .._util.portal import Portal
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
@@ -110,6 +111,7 @@ class OpenStream:
             unchanged.
         listener: The loop that several batches are worked on by; None: there is no such loop.
         settled: Called with the index of a batch that is durable, or has failed.
+        portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
     """
 
@@ -139,6 +141,7 @@ class OpenStream:
     listener: LoopListener | None = None
     settled: Callable[[int], None] = lambda _index: None
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
+    portal: Portal = attrs.field(factory=Portal.here)
 
     @property
     def has_failed(self) -> bool:

@@ -6,9 +6,6 @@ The coordinator makes tokens, knows the pending ones, and fails those that are l
 closed, so that no waiter sleeps for ever.
 """
 
-# `new_token` is for the streams of runs, out of reach of users.
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
@@ -22,21 +19,16 @@ from .._util.errors import TokenNeverSettledError, describe_batch
 from .._util.plain import StreamKey, check_run_id, check_stream_key
 from .._util.portal import Portal, check_trio
 from .._util.uninterrupted import uninterrupted
-from .registry import TokenRegistry, find_in_any, make_token, token_moved
+from .registry import TokenRegistry, close_registry, find_in_any, make_token, token_moved
 from .token import (
-    CANCELLED,
     AnyToken,
     Failure,
     TokenEvent,
-    TokenHost,
     failure_of,
     may,
     move,
-    portal_of,
     stamp,
 )
-
-_CLOSED = Failure("its coordinator was closed before it was settled", error=CANCELLED.error)
 
 
 @uninterrupted
@@ -53,8 +45,6 @@ class CheckpointCoordinator:
     def __init__(self) -> None:
         self.registry = TokenRegistry()
         self._host = _Immediate(self.registry)
-        self._is_closed = False
-        self._portal: Portal | None = None  # the portal of the newest token
 
     def create_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = ()
@@ -78,7 +68,7 @@ class CheckpointCoordinator:
         stream = stream_key("stream", stream)
         if stream:
             check_stream_key(stream)
-        return new_token(self, run_id, stream, batch_index, self._host)
+        return make_token(self.registry, run_id, stream, batch_index, self._host, Portal.here())
 
     def find_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey | None = None
@@ -143,13 +133,7 @@ class CheckpointCoordinator:
             trio.RunFinishedError: the call comes from another thread, after ``trio.run()`` has
                 ended.
         """
-        self._is_closed = True
-        if self._portal is not None:
-            self._portal.run(self._fail_pending)
-
-    def _fail_pending(self) -> None:
-        for token in self.registry.pending():
-            _fail(token, _CLOSED)
+        close_registry(self.registry)
 
     async def __aenter__(self) -> CheckpointCoordinator:
         check_trio()
@@ -164,26 +148,6 @@ class CheckpointCoordinator:
     ) -> None:
         self.close()
         await trio.lowlevel.cancel_shielded_checkpoint()
-
-
-def new_token(
-    coordinator: CheckpointCoordinator,
-    run_id: str,
-    stream: StreamKey,
-    batch_index: int,
-    host: TokenHost,
-) -> AnyToken:
-    """Make a token whose events `host` handles.
-
-    Raises:
-        DuplicateCheckpointError: the batch has a pending token.
-        trio.ClosedResourceError: the coordinator is closed.
-    """
-    if coordinator._is_closed:
-        raise trio.ClosedResourceError("the coordinator is closed")
-    token = make_token(coordinator.registry, run_id, stream, batch_index, host)
-    coordinator._portal = portal_of(token)
-    return token
 
 
 class _Immediate:

@@ -16,10 +16,20 @@ import trio
 from .._util.arguments import whole_number
 from .._util.errors import DuplicateCheckpointError, describe_batch
 from .._util.plain import StreamKey
+from .._util.portal import Portal
 from .._util.uninterrupted import uninterrupted
-from .token import AnyToken, CheckpointToken, TokenHost
+from .token import (
+    CANCELLED,
+    AnyToken,
+    CheckpointToken,
+    Failure,
+    TokenEvent,
+    TokenHost,
+    move,
+)
 
 MAX_NAMED = 5  # streams in one message
+_CLOSED = Failure("its coordinator was closed before it was settled", error=CANCELLED.error)
 
 
 @uninterrupted
@@ -30,12 +40,14 @@ class TokenRegistry:
         version: Grows with every change of any token, and when a stream opens or ends.
     """
 
-    __slots__ = ("_changed", "_of_streams", "_tokens", "version")
+    __slots__ = ("_changed", "_is_closed", "_of_streams", "_portal", "_tokens", "version")
 
     def __init__(self) -> None:
         self._tokens: dict[tuple[str, StreamKey, int], AnyToken] = {}
         self._of_streams = 0  # tokens that have a stream
         self._changed: trio.Event | None = None
+        self._is_closed = False
+        self._portal: Portal | None = None  # that of the newest token
         self.version = 0
 
     def __len__(self) -> int:
@@ -99,13 +111,21 @@ def find_in_any(registry: TokenRegistry, run_id: str, batch_index: int) -> AnyTo
 
 
 def make_token(
-    registry: TokenRegistry, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost
+    registry: TokenRegistry,
+    run_id: str,
+    stream: StreamKey,
+    batch_index: int,
+    host: TokenHost,
+    portal: Portal,
 ) -> AnyToken:
     """Make a token whose events `host` handles, and add it.
 
     Raises:
         DuplicateCheckpointError: a token of the batch is pending.
+        trio.ClosedResourceError: the registry is closed.
     """
+    if registry._is_closed:
+        raise trio.ClosedResourceError("the coordinator is closed")
     place = (run_id, stream, batch_index)
     if place in registry._tokens:
         raise DuplicateCheckpointError(
@@ -115,11 +135,24 @@ def make_token(
             stream=stream,
             batch_index=batch_index,
         )
-    token: AnyToken = CheckpointToken(run_id, stream, batch_index, host)
+    token: AnyToken = CheckpointToken(run_id, stream, batch_index, host, portal)
+    registry._portal = portal
     registry._tokens[place] = token
     registry._of_streams += bool(stream)
     touch(registry)
     return token
+
+
+def close_registry(registry: TokenRegistry) -> None:
+    """Fail the pending tokens and take no more, from any thread."""
+    registry._is_closed = True
+    if registry._portal is not None:
+        registry._portal.run(_fail_pending, registry)
+
+
+def _fail_pending(registry: TokenRegistry) -> None:
+    for token in registry.pending():
+        move(token, TokenEvent.REJECT, _CLOSED)
 
 
 def token_moved(registry: TokenRegistry, token: AnyToken, *, is_final: bool) -> None:

@@ -182,9 +182,11 @@ class CheckpointToken(Generic[T]):
         "stream",
     )
 
-    def __init__(self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost) -> None:
-        self._portal = Portal.here()  # first: outside of trio there is no token
-        self._created = trio.current_time()
+    def __init__(
+        self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost, portal: Portal
+    ) -> None:
+        self._portal = portal
+        self._created = portal.clock.current_time()
         self._created_at = time.time()
         self.run_id = run_id
         self.stream = stream
