@@ -70,7 +70,7 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
         await _save(
             loop_cursor_of(stream).open_stream,
             head,
-            JobSubmission(F + "square", list(range(total)), JobOptions(10.0)),
+            JobSubmission(F + "square", JobOptions(10.0), list(range(total))),
         )
         stream_log, now = loop_cursor_of(stream).open_stream.stream_log, time.time()
         await loop_cursor_of(stream).open_stream.committer.save_all(

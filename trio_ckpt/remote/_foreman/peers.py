@@ -268,7 +268,7 @@ class _Client:
         if len(incoming.items) == incoming.submit.total:
             del self._incoming[job_id]
             submit = incoming.submit
-            submission = JobSubmission(submit.function, incoming.items, submit.options)
+            submission = JobSubmission(submit.function, submit.options, incoming.items)
             taken = self._taken[job_id] = trio.Event()
             nursery.start_soon(self._guard, self._submit, job_id, submission, taken)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
 
-import attrs
 import msgspec
 
 from ..._journal.history import iter_records
 from ..._journal.record import TROUBLE, Record, RecordKind
 from ..._journal.store import Store
+from ..._util.plain import Plain
 from ...state import decode_frame, frame_digest
 from .._wire.names import TASK_STREAM
 
@@ -63,13 +62,13 @@ class TaskCheckpoints(msgspec.Struct, frozen=True, omit_defaults=True):
     problem: str = ""
     sequence: int = 0
     saved_at: float | None = None
-    result: Any = None
+    result: Plain = None
     is_done: bool = False
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Plain]:
         """Return the form that is stored with the result, without the result."""
         kept = msgspec.structs.replace(self, result=None, is_done=False)
-        plain: dict[str, Any] = msgspec.to_builtins(kept)
+        plain: dict[str, Plain] = msgspec.to_builtins(kept)
         return plain
 
     @classmethod
@@ -81,70 +80,42 @@ class TaskCheckpoints(msgspec.Struct, frozen=True, omit_defaults=True):
             return cls()
 
 
-@attrs.define
-class _Reading:
-    """Collects the saved states from records, newest first."""
-
-    count: int = 0
-    newest: Record | None = None
-    base: tuple[str, int, str] | None = None
-    deltas: list[Delta] = attrs.field(factory=list[Delta])
-    inline_bytes: int = 0
-    file_bytes: int = 0
-    percent: float | None = None
-    problem: str = ""
-    sequence: int = 0
-    saved_at: float | None = None
-    done: Record | None = None
-
-    def add(self, sequence: int, record: Record) -> None:
-        if not self.sequence:
-            self.sequence, self.saved_at = sequence, record.at
-        if record.kind is RecordKind.BATCH and self.done is None:
-            self.done = record
-        problem = record.metadata.get(TROUBLE) if record.kind is RecordKind.NOTE else None
-        if isinstance(problem, str) and not self.problem:
-            self.problem = problem
-        if not record.state:
-            return
-        self.count += 1
-        if self.newest is None:
-            self.newest = record
+def _with_record(saved: TaskCheckpoints, sequence: int, record: Record) -> TaskCheckpoints:
+    """Add a record to what is known; records come newest first."""
+    changes: dict[str, object] = {}
+    if not saved.sequence:
+        changes = {"sequence": sequence, "saved_at": record.at}
+    if record.kind is RecordKind.BATCH and not saved.is_done:
+        changes |= {"result": record.metadata.get("result"), "is_done": True}
+    problem = record.metadata.get(TROUBLE) if record.kind is RecordKind.NOTE else None
+    if isinstance(problem, str) and not saved.problem:
+        changes["problem"] = problem
+    if record.state:
+        changes["checkpoint_count"] = saved.checkpoint_count + 1
+        if not saved.checkpoint_count:
             percent = record.metadata.get("progress_percent")
-            self.percent = float(percent) if isinstance(percent, int | float) else None
-        if self.base is None:
-            self._add_frame(sequence, record)
+            changes["last_checkpoint_at"] = record.at
+            changes["progress_percent"] = (
+                float(percent) if isinstance(percent, int | float) else None
+            )
+        if not saved.base_digest:
+            changes |= _with_frame(saved, sequence, record)
+    return msgspec.structs.replace(saved, **changes) if changes else saved
 
-    def _add_frame(self, sequence: int, record: Record) -> None:
-        frame = decode_frame(record.state)
-        file_bytes = frame.data_bytes if frame.blob else 0
-        size = len(record.state) + file_bytes
-        digest = frame_digest(record.state).hex()
-        self.inline_bytes += len(record.state)
-        self.file_bytes += file_bytes
-        if frame.is_full:
-            self.base = digest, size, frame.blob
-        else:
-            self.deltas.append(Delta(sequence, size, digest, record.at))
 
-    def facts(self) -> TaskCheckpoints:
-        digest, size, blob = self.base or ("", 0, "")
-        return TaskCheckpoints(
-            checkpoint_count=self.count,
-            last_checkpoint_at=None if self.newest is None else self.newest.at,
-            base_digest=digest,
-            base_size=size,
-            base_blob=blob,
-            deltas=tuple(reversed(self.deltas)),
-            inline_bytes=self.inline_bytes,
-            file_bytes=self.file_bytes,
-            progress_percent=self.percent,
-            problem=self.problem,
-            sequence=self.sequence,
-            saved_at=self.saved_at,
-            result=None if self.done is None else self.done.metadata.get("result"),
-            is_done=self.done is not None,
-        )
+def _with_frame(saved: TaskCheckpoints, sequence: int, record: Record) -> dict[str, object]:
+    """Return what the frame of a record changes, where the newest state builds on it."""
+    frame = decode_frame(record.state)
+    file_bytes = frame.data_bytes if frame.blob else 0
+    size = len(record.state) + file_bytes
+    digest = frame_digest(record.state).hex()
+    changes: dict[str, object] = {
+        "inline_bytes": saved.inline_bytes + len(record.state),
+        "file_bytes": saved.file_bytes + file_bytes,
+    }
+    if frame.is_full:
+        return changes | {"base_digest": digest, "base_size": size, "base_blob": frame.blob}
+    return changes | {"deltas": (Delta(sequence, size, digest, record.at), *saved.deltas)}
 
 
 async def read_task_checkpoints(store: Store, task_id: str) -> TaskCheckpoints:
@@ -154,10 +125,10 @@ async def read_task_checkpoints(store: Store, task_id: str) -> TaskCheckpoints:
         StoreDamagedError: a record is damaged.
     """
     stored = await store.read_run(task_id)
-    reading = _Reading()
+    saved = TaskCheckpoints()
     if stored is not None:
         records = iter_records(store, task_id, stored.generation, TASK_STREAM)
         async with aclosing(records):
             async for sequence, record in records:
-                reading.add(sequence, record)
-    return reading.facts()
+                saved = _with_record(saved, sequence, record)
+    return saved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Literal, Self
 
 import attrs
 import msgspec
@@ -15,7 +15,7 @@ from ..._journal.record import Record, RecordKind, Status
 from ..._journal.store import RunView, Store
 from ..._util.arguments import flag, mapping, one_of, seconds, several, shown, text, whole_number
 from ..._util.errors import StoreDamagedError
-from ..._util.plain import JOB_STREAM, as_plain
+from ..._util.plain import JOB_STREAM, Plain, as_plain
 from .errors import NotAllowedError
 from .job_messages import MAX_ATTEMPTS, MAX_LOSSES, JobOptions
 from .message import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB
@@ -26,46 +26,6 @@ STORED_DEPTH = 2  # a value is stored as a part of a record: ``metadata.items[3]
 MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
-
-
-@attrs.frozen
-class JobSubmission:
-    """A job as its client submitted it.
-
-    Attributes:
-        function: ``module:function``.
-        items: The work items; each has one result.
-        options: How the job is run.
-    """
-
-    function: str
-    items: Sequence[Any]
-    options: JobOptions
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the job in its stored form."""
-        return {
-            "function": self.function,
-            "items": list(self.items),
-            "options": msgspec.to_builtins(self.options),
-        }
-
-    def is_same_work(self, other: JobSubmission) -> bool:
-        """Whether both jobs run the same function on the same items; the options may differ."""
-        return self.function == other.function and list(self.items) == list(other.items)
-
-    @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> JobSubmission:
-        """The inverse of `to_plain`.
-
-        Raises:
-            StoreDamagedError: the value is not a stored job.
-        """
-        try:
-            options = msgspec.convert(plain["options"], JobOptions)
-            return cls(str(plain["function"]), list(plain["items"]), options)
-        except (KeyError, TypeError, msgspec.ValidationError) as error:
-            raise StoreDamagedError(f"a job cannot be read: {error}") from error
 
 
 @attrs.frozen
@@ -80,9 +40,40 @@ class JobHead:
     function: str
     options: JobOptions
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Plain]:
         """Return the head in its stored form."""
         return {"function": self.function, "options": msgspec.to_builtins(self.options)}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Plain], run_id: str) -> Self:
+        """The inverse of `to_plain`.
+
+        Raises:
+            StoreDamagedError: the value is not a stored job.
+        """
+        try:
+            return msgspec.convert(plain, cls)
+        except msgspec.ValidationError as error:
+            raise StoreDamagedError(f"a job cannot be read: {error}", run_id=run_id) from error
+
+
+@attrs.frozen
+class JobSubmission(JobHead):
+    """A job as its client submitted it.
+
+    Attributes:
+        items: The work items; each has one result.
+    """
+
+    items: list[Plain]
+
+    def to_plain(self) -> dict[str, Plain]:
+        """Return the job in its stored form."""
+        return super().to_plain() | {"items": self.items}
+
+    def is_same_work(self, other: JobSubmission) -> bool:
+        """Whether both jobs run the same function on the same items; the options may differ."""
+        return self.function == other.function and self.items == other.items
 
 
 def job_records(submission: JobSubmission, at: float) -> tuple[Record, Record]:
@@ -93,8 +84,8 @@ def job_records(submission: JobSubmission, at: float) -> tuple[Record, Record]:
 
 def head_record(submission: JobSubmission, at: float) -> Record:
     """Return the head record of a submission; the newest head has the options that count."""
-    head = JobHead(submission.function, submission.options).to_plain()
-    return Record(kind=RecordKind.FINISH, at=at, last_index=0, metadata=head)
+    metadata = JobHead.to_plain(submission)
+    return Record(kind=RecordKind.FINISH, at=at, last_index=0, metadata=metadata)
 
 
 def head_of(view: RunView) -> JobHead | None:
@@ -106,12 +97,7 @@ def head_of(view: RunView) -> JobHead | None:
     entry = view.streams.get(JOB_STREAM)
     if entry is None or entry.progress.status is not Status.COMPLETE:
         return None
-    plain = entry.progress.metadata
-    try:
-        options = msgspec.convert(plain["options"], JobOptions)
-        return JobHead(str(plain["function"]), options)
-    except (KeyError, TypeError, msgspec.ValidationError) as error:
-        raise StoreDamagedError(f"a job cannot be read: {error}", run_id=view.run_id) from error
+    return JobHead.from_plain(entry.progress.metadata, view.run_id)
 
 
 def check_function(name: str) -> str:
@@ -126,7 +112,7 @@ def check_function(name: str) -> str:
     return name
 
 
-def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int]:
+def as_sent(value: object, path: str, *, allow_nan: bool = False) -> tuple[Plain, int]:
     """Return a copy of an item or a result as the other side decodes it, and its size in bytes.
 
     Args:
@@ -148,7 +134,9 @@ def as_sent(value: Any, path: str, *, allow_nan: bool = False) -> tuple[Any, int
     return plain, size
 
 
-def checked_submission(function: str, items: Iterable[Any], options: JobOptions) -> JobSubmission:
+def checked_submission(
+    function: str, items: Iterable[object], options: JobOptions
+) -> JobSubmission:
     """Build a job that a foreman accepts; its items are copies.
 
     Raises:
@@ -158,7 +146,7 @@ def checked_submission(function: str, items: Iterable[Any], options: JobOptions)
     values = several("items", items, "JSON-like values")
     if len(values) > MAX_JOB_ITEMS:
         raise ValueError(f"a job has at most {MAX_JOB_ITEMS:,} items, not {len(values):,}")
-    plain: list[Any] = []
+    plain: list[Plain] = []
     total = 0
     for place, value in enumerate(values):
         item, size = as_sent(value, f"items[{place}]")
@@ -166,7 +154,7 @@ def checked_submission(function: str, items: Iterable[Any], options: JobOptions)
         total += size
     if total > MAX_JOB_BYTES:
         raise ValueError(f"the items have {total:,} bytes, over {MAX_JOB_BYTES:,}")
-    return JobSubmission(name, plain, options)
+    return JobSubmission(name, options, plain)
 
 
 MAX_INTERVAL_S = 1e9
@@ -220,9 +208,9 @@ def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
     return found
 
 
-def parts_of(items: Sequence[Any]) -> Iterable[tuple[int, list[Any]]]:
+def parts_of(items: Sequence[Plain]) -> Iterable[tuple[int, list[Plain]]]:
     """Split items into messages; each comes with the index of its first item."""
-    part: list[Any] = []
+    part: list[Plain] = []
     first = size = 0
     for place, item in enumerate(items):
         part.append(item)
@@ -243,11 +231,11 @@ async def read_submission(store: Store, job_id: str) -> JobSubmission | None:
     stored = await store.read_run(job_id)
     if stored is None:
         return None
-    newest: dict[str, Any] = {}
+    newest: dict[str, Plain] = {}
     async with aclosing(iter_records(store, job_id, stored.generation, JOB_STREAM)) as records:
         async for _, record in records:
             if record.kind is RecordKind.FINISH:
                 newest = newest or record.metadata
             if record.kind is RecordKind.BATCH:
-                return JobSubmission.from_plain({**record.metadata, **newest})
+                return JobSubmission.from_plain(record.metadata | newest, job_id)
     return None
