@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import trio
@@ -18,6 +18,7 @@ from .._util.arguments import text
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
+from .._util.plain import Plain
 from .._util.portal import check_trio
 from .._util.text import printable
 from ._following import Following, ItemResult as ItemResult, Results as Results, Submitting
@@ -40,17 +41,18 @@ from ._wire.message import MAX_FOLLOWED, MAX_SUBMISSIONS, VERSIONS, Hello, Messa
 from ._wire.names import check_job_id, new_job_id
 from ._wire.reconnect import Dial, ReconnectingSession
 from ._wire.secrets import check_secret
-from ._wire.submission import checked_submission, job_options, parts_of
+from ._wire.submission import JobArguments, checked_submission, job_options, parts_of
 from ._wire.tables import PeerRole
 from ._worker.worker import checked_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # Python has it from 3.12 on
 
 log = get_logger(__name__)
 
 CONNECT_S = 5.0  # for the first connection: a wrong address fails soon; later ones are waited for
 UNKNOWN = "unknown"  # refuses an ATTACH_JOB; every other code refuses a submission
 CANCEL_S = 1.0  # for the foreman to report that a job has ended
-
-Errors = Literal["raise", "collect"]
 
 
 @attrs.define(eq=False)
@@ -92,17 +94,11 @@ class Client:
     async def map(
         self,
         function: str,
-        items: Iterable[Any],
+        items: Iterable[object],
         *,
-        checkpoint_interval_s: float | None = None,
-        errors: Errors = "raise",
-        attempts: int = 1,
-        losses: int = 5,
-        max_age_s: float = 3_600.0,
-        keep_checkpoints: bool = False,
         job_id: str | None = None,
-        trace: dict[str, str] | None = None,
-    ) -> list[Any]:
+        **options: Unpack[JobArguments],
+    ) -> list[Plain]:
         """Call a function with each item on the workers; return the results in order.
 
         Args:
@@ -138,18 +134,7 @@ class Client:
         """
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
         try:
-            await self.submit(
-                function,
-                items,
-                checkpoint_interval_s=checkpoint_interval_s,
-                errors=errors,
-                attempts=attempts,
-                losses=losses,
-                max_age_s=max_age_s,
-                keep_checkpoints=keep_checkpoints,
-                job_id=job_id,
-                trace=trace,
-            )
+            await self.submit(function, items, job_id=job_id, **options)
             return await self.attach(job_id)
         except trio.Cancelled:
             await self._cancel_now(job_id)
@@ -158,16 +143,10 @@ class Client:
     async def submit(
         self,
         function: str,
-        items: Iterable[Any],
+        items: Iterable[object],
         *,
-        checkpoint_interval_s: float | None = None,
-        errors: Errors = "raise",
-        attempts: int = 1,
-        losses: int = 5,
-        max_age_s: float = 3_600.0,
-        keep_checkpoints: bool = False,
         job_id: str | None = None,
-        trace: dict[str, str] | None = None,
+        **options: Unpack[JobArguments],
     ) -> str:
         """Submit a job and return without waiting for its results.
 
@@ -179,17 +158,8 @@ class Client:
         Durability: when this returns the job is durable at the foreman.
         Cancellation: the job may or may not have been submitted.
         """
-        options = job_options(
-            checkpoint_interval_s=checkpoint_interval_s,
-            errors=errors,
-            attempts=attempts,
-            losses=losses,
-            max_age_s=max_age_s,
-            keep_checkpoints=keep_checkpoints,
-            trace=trace,
-        )
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
-        submission = checked_submission(function, items, options)
+        submission = checked_submission(function, items, job_options(**options))
         lock = self._locks.setdefault(job_id, trio.Lock())  # submissions of one name take turns
         async with lock, self._room:
             self._unwanted.discard(job_id)
@@ -233,25 +203,32 @@ class Client:
         following.call = next(self._calls)
         self._session.send(AttachJob(following.job_id, following.call, following.have))
 
-    async def map_unordered(self, function: str, items: Iterable[Any], **options: Any) -> Results:
+    async def map_unordered(
+        self,
+        function: str,
+        items: Iterable[object],
+        *,
+        job_id: str | None = None,
+        **options: Unpack[JobArguments],
+    ) -> Results:
         """Submit a job and iterate over its results: ``async for result in await …``.
 
         Args:
-            function, items, options: As for `map`.  Each result has its index.
+            function, items, job_id, options: As for `map`.  Each result has its index.
 
         Durability: when this returns the job is durable at the foreman.
         Cancellation: the job continues; `cancel` ends it.
         """
-        return self.results(await self.submit(function, items, **options))
+        return self.results(await self.submit(function, items, job_id=job_id, **options))
 
-    async def attach(self, job_id: str) -> list[Any]:
+    async def attach(self, job_id: str) -> list[Plain]:
         """Wait for all results of a job, in order; also of a job whose client has died.
 
         Raises, Returns: as for `map`.
 
         Cancellation: the job continues.
         """
-        found: dict[int, Any] = {}
+        found: dict[int, Plain] = {}
         async for result in self.results(job_id):
             found[result.index] = result.value if result.error is None else result.error
         return [found[index] for index in sorted(found)]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any
 
 import attrs
 import trio
 import trio.lowlevel
 
 from .._util.index_set import IndexSet
+from .._util.plain import Plain
 from ._wire.errors import JobCancelledError, JobFailedError, JobRefusedError, TaskFailedError
 from ._wire.job_messages import JobDone, JobRefused, JobResult, TaskError
 from ._wire.link import Link
@@ -28,7 +28,7 @@ class ItemResult:
     """
 
     index: int
-    value: Any
+    value: Plain
     error: TaskFailedError | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Literal, Self
+from typing import Literal, Self, TypedDict
 
 import attrs
 import msgspec
@@ -160,11 +160,23 @@ def checked_submission(
 MAX_INTERVAL_S = 1e9
 
 
+class JobArguments(TypedDict, total=False):
+    """The arguments of a client that are options of a job; `Client.map` describes them."""
+
+    checkpoint_interval_s: float | None
+    errors: Literal["raise", "collect"]
+    attempts: int
+    losses: int
+    max_age_s: float
+    keep_checkpoints: bool
+    trace: Mapping[str, str] | None
+
+
 def job_options(
     *,
-    checkpoint_interval_s: float | None,
-    errors: Literal["raise", "collect"],
-    attempts: int,
+    checkpoint_interval_s: float | None = None,
+    errors: Literal["raise", "collect"] = "raise",
+    attempts: int = 1,
     losses: int = 5,
     max_age_s: float = 3_600.0,
     keep_checkpoints: bool = False,
