@@ -92,7 +92,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run the benchmarks."""
+    """Run the benchmarks: `-- --keep` shows the run in docs/explanation/performance.md."""
     session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor]")
     peers = str(session.cache_dir / "peers")  # DBOS and the like have an environment of their own
     session.run("python", "-m", "benchmarks", "--peers-cache", peers, *session.posargs)

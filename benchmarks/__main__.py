@@ -1,7 +1,7 @@
 """Run the benchmarks, print what they found, and say which targets are met.
 
 python -m benchmarks [--only tokens,steps,...] [--quick] [--folder DIR] [--peers-cache DIR]
-                     [--json FILE] [--large-state-mib 2048]
+                     [--json FILE] [--keep] [--large-state-mib 2048]
 """
 
 import argparse
@@ -11,11 +11,12 @@ import platform
 import sqlite3
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import attrs
+import msgspec
 
 from benchmarks import (
     Options,
@@ -34,6 +35,7 @@ from benchmarks import (
     tokens,
     viewers,
 )
+from benchmarks.kept import Run, keep_run
 
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "tokens": tokens.measure,
@@ -51,7 +53,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
 }
 
 
-def machine() -> dict[str, object]:
+def machine() -> dict[str, str | int]:
     """What was measured on."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -61,7 +63,7 @@ def machine() -> dict[str, object]:
         "release": platform.release(),
         "architecture": platform.machine(),
         "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
+        "cores": os.cpu_count() or 0,
     }
 
 
@@ -88,7 +90,12 @@ def parse_arguments() -> argparse.Namespace:
         "--large-state-mib", type=int, default=0, metavar="MIB", help="also measure this state"
     )
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--keep", action="store_true", help="show this run in docs/explanation/performance.md"
+    )
     options = parser.parse_args()
+    if options.keep and options.quick:
+        parser.error("a quick run is not kept: its sizes are not those of the table")
     options.only = options.only.split(",")
     if unknown := set(options.only) - SECTIONS.keys():
         parser.error(f"no such benchmarks: {', '.join(sorted(unknown))}")
@@ -104,22 +111,35 @@ def main() -> None:
         peers_cache=arguments.peers_cache,
         large_state_mib=0 if arguments.quick else arguments.large_state_mib,
     )
-    sections: dict[str, object] = {}
-    report: dict[str, object] = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "quick": options.is_quick,
-        "machine": machine(),
-        "versions": versions(),
-        "sections": sections,
-    }
+    run = Run(
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        machine=machine(),
+        versions=versions(),
+        peers=[],
+        found={},
+    )
+    figures: dict[str, object] = {}
+    failed = list[str]()
     for name in arguments.only:
         print(f"\n== {name} ==", flush=True)
-        section = SECTIONS[name](options)
+        try:
+            section = SECTIONS[name](options)
+        except Exception:  # the others are worth their time all the same
+            traceback.print_exc()
+            failed.append(name)
+            continue
         print("\n".join([*section.lines, *targets.verdicts(name, section.found)]), flush=True)
-        sections[name] = attrs.asdict(section)
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"\nwritten: {arguments.json}", file=sys.stderr)
+        run.found |= section.found
+        run.peers += (peer for peer in section.peers if peer not in run.peers)
+        figures[name] = section.figures
+        if arguments.json is not None:
+            report = {**msgspec.to_builtins(run), "quick": options.is_quick, "figures": figures}
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if arguments.keep:
+        keep_run(run)
+        print("\nkept; python docs/diagrams.py shows it")
+    if failed:
+        sys.exit(f"sections that failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ LOOPS = (1, 8, 64)
 STREAMS = (100, 1_000)  # as many loops: what a batch costs must not grow with them
 PEERS = {"dbos": "DBOS", "langgraph": "LangGraph"}
 # Long enough for several checkpoints of the write-ahead log in every round.
-BATCHES_PER_LOOP = {1: 2_000, 8: 2_000, 64: 1_000, 100: 200, 1_000: 20}
+BATCHES_PER_LOOP = {1: 2_000, 8: 2_000, 64: 1_000, 100: 50, 1_000: 50}
 QUICK_BATCHES_PER_LOOP = {1: 50, 8: 10, 64: 2, 100: 1, 1_000: 1}
 ROUNDS = 5
 QUICK_ROUNDS = 1

@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import kept, targets  # noqa: E402  # the path comes first
 from tests.proof import read_rows  # noqa: E402  # the path comes first
 from trio_ckpt._commit.exits import GATE, Exit  # noqa: E402  # the path comes first
 from trio_ckpt._tokens.token import TRANSITIONS, TokenState  # noqa: E402
@@ -82,6 +83,41 @@ def proof_tables() -> str:
     return "\n\n".join(tables)
 
 
+def performance_table(run: kept.Run | None = None) -> str:
+    """What a run of the benchmarks measured: a row for each target, and on what.
+
+    Args:
+        run: Which; None: the one that was kept.
+    """
+    run = run or kept.read_run()
+    rows = [
+        ["work", "control of the same run", "best peer of the same run", "measured", "target", ""],
+        ["---", "---", "---", "--:", "--:", "---"],
+    ]
+    for row in targets.ROWS:
+        found = run.found.get(row.name)
+        if found is None:
+            peer = f"{row.peer}: not measured" if row.peer else ""
+            rows.append([row.name, row.control, peer, "not measured", row.target, ""])
+            continue
+        peer = found.peer or (f"{row.peer}: not measured" if row.peer else "")
+        met = "met" if row.is_met(found.value) else "**not met**"
+        control, measured = f"{row.control}: {found.control}", f"{found.value:,.3g} {row.unit}"
+        rows.append([row.name, control, peer, measured, row.target, met])
+    return "\n\n".join([_table(rows), _of_run(run)])
+
+
+def _of_run(run: kept.Run) -> str:
+    """When, where and with what a run of the benchmarks was."""
+    where = run.machine
+    built_on = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    return (
+        f"Run of {run.at} on {where['system']} {where['release']}, {where['architecture']}, "
+        f"{where['cores']} cores ({where['cpu']}), with {built_on}. "
+        f"Peers: {', '.join(run.peers) or 'none was measured'}."
+    )
+
+
 def _tall_table(name: str, names: tuple[str, ...], figures: dict[str, int | str]) -> str:
     """A sweep with many figures: a row for each, a column for each kind that it is of."""
     cells: dict[str, dict[str, str]] = {}
@@ -111,6 +147,7 @@ def _shown(value: int | str) -> str:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     EXPLANATION / "how-it-works.md": {"token": token_diagram, "gate": gate_table},
     EXPLANATION / "guarantees.md": {"proof": proof_tables},
+    EXPLANATION / "performance.md": {"performance": performance_table},
 }
 
 

@@ -60,8 +60,8 @@ class WaitingItem:
         pending: The item.
         may_begin: Whether any worker may have it; False: only one that already holds it.
         is_alone: Whether it gets a worker for itself.
-        offer: Called with the promise of a slot, and sends the assignment; None: whoever waits
-            sends it.
+        offer: Called with the promise of a slot, and sends the assignment; None: the task that
+            waits sends it.
         ready: Set when a slot is promised, or when the lease that was offered has changed.
         lease: The promise.
     """
