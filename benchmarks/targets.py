@@ -146,6 +146,6 @@ def _verdict(row: Row, found: Found | None) -> str:
     met = "met" if row.is_met(found.value) else "NOT MET"
     peer = f"; {found.peer}" if found.peer else ""
     return (
-        f"  {met:<8} {row.name:<46} {found.value:>9,.3g} {row.target}"
+        f"  {met:<8} {row.name:<46} {found.value:>9,.4g} {row.target}"
         f" | {row.control}: {found.control}{peer}"
     )

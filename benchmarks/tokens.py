@@ -15,6 +15,7 @@ import trio
 
 from benchmarks import Found, Options, Section, median
 from trio_ckpt import CheckpointCoordinator, CheckpointToken
+from trio_ckpt._util.portal import Portal
 
 COUNT = 10_000  # indexes, so that most of them are no cached small ints
 
@@ -98,10 +99,10 @@ async def measure_tokens(rounds: int) -> tuple[float, float, float, float, float
         slotted_ns.append(ns_each(make_slotted, indexes))
         token_ns.append(ns_each(make_tokens, indexes))
     slotted = bytes_each(lambda index: Slotted("run", (), index, None), indexes)
-    host = Host()
+    host, portal = Host(), Portal.here()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # these are dropped unsettled
-        bare = bytes_each(lambda index: CheckpointToken("run", (), index, host), indexes)
+        bare = bytes_each(lambda index: CheckpointToken("run", (), index, host, portal), indexes)
     async with CheckpointCoordinator() as coordinator:
         with_entry = bytes_each(lambda i: coordinator.create_checkpoint("run", i), indexes)
     return median(slotted_ns), median(token_ns), slotted, bare, with_entry

@@ -25,7 +25,7 @@ def test_a_section_prints_its_figures_and_their_controls(name: str, tmp_path: Pa
             assert "not measured" in line
             continue
         found = section.found[row.name]
-        assert f"{found.value:,.3g} {row.target} | {row.control}: {found.control}" in line
+        assert f"{found.value:,.4g} {row.target} | {row.control}: {found.control}" in line
         assert re.search(r"\d", found.control), "the control has no figure"
 
 
