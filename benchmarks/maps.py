@@ -37,7 +37,7 @@ def double(item: int) -> int:
 
 
 async def double_saving(item: int, work: Work[dict[str, str]]) -> int:
-    """The same, with a checkpoint."""
+    """What an item does that also saves a checkpoint."""
     work.state["text"] = "x" * STATE_BYTES
     await work.point()
     return 2 * item
