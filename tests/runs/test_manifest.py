@@ -16,9 +16,11 @@ from tests.opening import begin
 from trio_ckpt import OutputClaimedError, Run, StoreError, open_maintenance
 from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Status
+from trio_ckpt._journal.store import RunKey
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt._runs.config import canonical_config, config_digest
-from trio_ckpt._runs.manifest import MAX_MANIFEST_HEAD_BYTES, is_complete, manifest_owner
+from trio_ckpt._runs.manifest import MAX_MANIFEST_HEAD_BYTES, RunContents, manifest_owner
+from trio_ckpt._util.plain import StreamKey
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.outputs._names import temp_name
 from trio_ckpt.stores import MemoryStore
@@ -392,6 +394,10 @@ async def test_thousands_of_outputs_are_written_page_by_page(tmp_path: Path) -> 
 
 def test_complete_is_all_that_has_begun() -> None:
     done, left = (Progress(sequence=1, status=s) for s in (Status.COMPLETE, Status.PENDING))
+
+    def is_complete(parts: dict[StreamKey, Progress]) -> bool:
+        return RunContents(RunKey("r", 0, 1), parts, {}).is_complete
+
     assert not is_complete({})
     assert not is_complete({(): done})
     assert is_complete({("a",): done, (): left})

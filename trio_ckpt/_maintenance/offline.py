@@ -22,7 +22,7 @@ from .._journal.record import Record, RecordKind
 from .._journal.store import Pruned, RunKey, RunView, Store
 from .._journal.summary import in_order
 from .._runs.generations import ARCHIVING, archive_generations, archived_note, replaced_by_next
-from .._runs.manifest import MANIFEST, is_complete, set_manifest_aside, write_manifest
+from .._runs.manifest import MANIFEST, RunContents, set_manifest_aside, write_manifest
 from .._runs.resume import up_to
 from .._util.arguments import (
     MAX_INDEX,
@@ -336,12 +336,9 @@ async def rewrite_manifest(maintenance: Maintenance) -> bool:
     Cancellation: a cancellation point before each step; the old manifest may be in the
         archive already, and the next call writes the new one.
     """
-    parts = {key: entry.progress for key, entry in maintenance.view.streams.items()}
-    if maintenance.outputs is None or not is_complete(parts):
+    contents = RunContents.of(maintenance.view)
+    if maintenance.outputs is None or not contents.is_complete:
         return False
     label = f"{maintenance.view.run_id}-{maintenance._run_key.generation}-damaged"
     await run_blocking(maintenance.outputs.archive, [MANIFEST], label)
-    facts = run_facts(maintenance.view)
-    return await write_manifest(
-        maintenance.store, maintenance._run_key, parts, maintenance.outputs, facts
-    )
+    return await write_manifest(maintenance.store, contents, maintenance.outputs)

@@ -7,21 +7,19 @@ the outputs: the data after the confirmed end of an append file, and the manifes
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any
 
 import attrs
 
 from .._journal.history import run_facts
 from .._journal.record import Status
-from .._journal.store import Finding, FindingKind, RunKey, RunView, Severity, Store
+from .._journal.store import Finding, FindingKind, RunView, Severity, Store
 from .._runs.manifest import (
     MANIFEST,
     WRITTEN,
-    count_checkpoints,
-    is_complete,
+    RunContents,
     is_set_aside,
     manifest_owner,
     manifest_pieces,
@@ -70,8 +68,7 @@ async def check_outputs_of(
             if finding.is_damage and await has_moved(store, view):
                 finding = attrs.evolve(finding, severity=Severity.NOTE)
             yield finding
-        every = {key: entry.progress for key, entry in view.streams.items()}
-        if is_whole and not drift.problems and is_complete(every):
+        if is_whole and not drift.problems and RunContents.of(view).is_complete:
             found = await _check_manifest(store, view, outputs, where)
             if found is not None and not await has_moved(store, view):
                 yield found
@@ -116,20 +113,18 @@ async def _check_manifest(
     store: Store, view: RunView, outputs: OutputDir, where: str
 ) -> Finding | None:
     """Compare the manifest of a complete run with one that is built from the records."""
-    parts = {key: entry.progress for key, entry in view.streams.items()}
+    contents = RunContents.of(view)
     where, run_id = f"{where}, {MANIFEST}", view.run_id
     finding = partial(Finding, where, kind=FindingKind.OUTPUT, run_id=run_id, path=MANIFEST)
     owner = await run_blocking(manifest_owner, outputs)
-    facts = run_facts(view)
-    run_key = RunKey(run_id, view.generation, view.owner)
     if owner is None:  # a session that was killed, or could not write it, has left no manifest
-        was_written = facts.get(WRITTEN) == count_checkpoints(parts)
-        is_aside = await run_blocking(is_set_aside, run_key, parts, outputs, facts)
+        was_written = contents.session_metadata.get(WRITTEN) == contents.checkpoints
+        is_aside = await run_blocking(is_set_aside, contents, outputs)
         what = ASIDE if was_written and is_aside else LOST if was_written else "it is not there yet"
         advice = "the next start writes it, and so does --repair"
         severity = Severity.BAD if what is LOST else Severity.NOTE
         return finding(what, advice, severity)
-    pieces = manifest_pieces(store, run_key, parts, outputs, facts)
+    pieces = manifest_pieces(store, contents, outputs)
     try:
         there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))
         with closing(there):
@@ -142,25 +137,23 @@ async def _check_manifest(
     if is_same:
         return None
     found = await run_blocking(written_of, outputs)
-    why = _why_another(run_key, found, facts, count_checkpoints(parts))
+    why = _why_another(contents, found)
     if why is not None:
         return Finding(where, why, severity=Severity.NOTE, kind=FindingKind.OUTPUT, run_id=run_id)
     return finding("it is not what was written", REWRITE)
 
 
-def _why_another(
-    run_key: RunKey, found: tuple[str, int, int, str] | None, facts: Mapping[str, Any], now: int
-) -> str | None:
+def _why_another(contents: RunContents, found: tuple[str, int, int, str] | None) -> str | None:
     """Say why a manifest need not match the records; None: it must match."""
-    written = facts.get(WRITTEN)
-    ours = (run_key.run_id, run_key.generation)
+    written = contents.session_metadata.get(WRITTEN)
+    run, generation, now, digest = tuple(contents.identity().values())[1:]
     outdated = "it was written before the newest checkpoints: the next start writes it again"
     if written is not None:  # a session records which manifest it has written
-        is_that = found is not None and found[:3] == (*ours, written)
+        is_that = found is not None and found[:3] == (run, generation, written)
         return outdated if is_that and written != now else None
-    if found is None or found[0] != run_key.run_id:
+    if found is None or found[0] != run:
         return "it is not this run's, which has written none"
-    return outdated if found[1:] != (run_key.generation, now, facts.get("config_digest")) else None
+    return outdated if found[1:] != (generation, now, digest) else None
 
 
 class _Compared:

@@ -14,12 +14,13 @@ The outputs of a generation that was pruned in between, or cannot be read, stay 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 
 from .._journal.history import iter_records
+from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
-from .._journal.store import RunKey, RunView, Store
+from .._journal.store import RunView, Store
 from .._util.errors import StoreDamagedError
 from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, StreamKey
@@ -72,9 +73,8 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
 
 async def clear_outputs(
     store: Store,
-    run_key: RunKey,
     session: SessionRecorder,
-    view: RunView | None,
+    parts: Mapping[StreamKey, Progress],
     outputs: OutputDir,
 ) -> None:
     """Archive what a new session must not find: old outputs, and an outdated manifest.
@@ -82,13 +82,12 @@ async def clear_outputs(
     Durability: when this returns the moves and their record are durable.
     """
     try:
-        generations: list[int] = session.facts.get(ARCHIVING, [])
-        await archive_generations(store, run_key.run_id, generations, outputs)
+        generations: list[int] = session.metadata.get(ARCHIVING, [])
+        await archive_generations(store, session.committer.run_key.run_id, generations, outputs)
         if generations:
-            await session.save(archived_note(session.facts["began"]))
-            del session.facts[ARCHIVING]
-        parts = {} if view is None else {key: e.progress for key, e in view.streams.items()}
-        await set_outdated_aside(run_key, parts, outputs, session.facts)
+            await session.save(archived_note(session.metadata["began"]))
+            del session.metadata[ARCHIVING]
+        await set_outdated_aside(session.contents(parts), outputs)
     except BaseException as error:
         await session.end(error)
         raise

@@ -18,13 +18,13 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Any
 
+import attrs
 import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_outputs import OWNER_AGE_S
-from .._journal.history import LiveRecords, read_pages
+from .._journal.history import LiveRecords, read_pages, run_facts
 from .._journal.progress import Progress
 from .._journal.record import Output, Status
 from .._journal.store import RunKey, RunView, Store
@@ -33,7 +33,7 @@ from .._util.errors import OutputError, StoreConflictError, StoreError, TrioCkpt
 from .._util.exact_sum import shown
 from .._util.index_set import MAX_LISTED, IndexSet
 from .._util.log import at, get_logger
-from .._util.plain import RUN_STREAM, StreamKey, encode_key, nan_as_null
+from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key, nan_as_null
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 
@@ -49,12 +49,53 @@ WRITTEN = "manifest"  # in session metadata: how many checkpoints its manifest w
 MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to find the run that a manifest belongs to
 
 
+@attrs.frozen
+class RunContents:
+    """What a manifest is made from, beside the records of the outputs.
+
+    Attributes:
+        run_key: The run.
+        parts: The progress of every stream.
+        session_metadata: That of its newest session.
+    """
+
+    run_key: RunKey
+    parts: Mapping[StreamKey, Progress]
+    session_metadata: Mapping[str, Plain]
+
+    @classmethod
+    def of(cls, view: RunView) -> RunContents:
+        """The contents of a run as the store has it."""
+        parts = {key: entry.progress for key, entry in view.streams.items()}
+        return cls(RunKey(view.run_id, view.generation, view.owner), parts, run_facts(view))
+
+    @property
+    def checkpoints(self) -> int:
+        """How many checkpoints a manifest counts: those of all streams but the run's own."""
+        return sum(part.sequence for key, part in self.parts.items() if key != RUN_STREAM)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run is complete: all its streams and phases are."""
+        begun = [part for key, part in self.parts.items() if key and part.sequence > 0]
+        return bool(begun) and all(part.status is Status.COMPLETE for part in begun)
+
+    def identity(self) -> dict[str, Plain]:
+        """The first fields of a manifest: no two states of a run have equal ones."""
+        return {
+            "format": FORMAT,
+            "run": self.run_key.run_id,
+            "generation": self.run_key.generation,
+            "checkpoints": self.checkpoints,
+            "config_digest": self.session_metadata.get("config_digest", ""),
+        }
+
+
 async def leave_manifest(
     store: Store,
     committer: GroupCommitter,
-    view: RunView,
+    contents: RunContents,
     outputs: OutputDir,
-    facts: Mapping[str, Any],
     *,
     is_wanted: bool,
 ) -> int | None:
@@ -65,34 +106,28 @@ async def leave_manifest(
     """
     if isinstance(committer.poison, StoreConflictError):
         return None  # the manifest belongs to the process that owns the run now
-    key, parts = committer.run_key, {name: entry.progress for name, entry in view.streams.items()}
+    run_id = contents.run_key.run_id
     with trio.CancelScope(shield=True):
         try:
             if committer.poison is None:
                 await committer.check_owner(OWNER_AGE_S)
-            if not (is_wanted and is_complete(parts)):
-                await set_outdated_aside(key, parts, outputs, facts)
-            elif await is_current(key, parts, outputs, facts) or await write_manifest(
-                store, key, parts, outputs, facts
+            if not (is_wanted and contents.is_complete):
+                await set_outdated_aside(contents, outputs)
+            elif await is_current(contents, outputs) or await write_manifest(
+                store, contents, outputs
             ):
-                return count_checkpoints(parts)
+                return contents.checkpoints
         except TrioCkptError as error:
             log.warning(
                 "the manifest of run %r could not be written: %s",
-                key.run_id,
+                run_id,
                 error,
-                extra=at(key.run_id),
+                extra=at(run_id),
             )
     return None
 
 
-async def write_manifest(
-    store: Store,
-    run_key: RunKey,
-    parts: Mapping[StreamKey, Progress],
-    outputs: OutputDir,
-    facts: Mapping[str, Any],
-) -> bool:
+async def write_manifest(store: Store, contents: RunContents, outputs: OutputDir) -> bool:
     """Write ``manifest.json`` into the output folder.
 
     It has the run, its configuration, its sums, and for each stream its outputs (path, size,
@@ -104,18 +139,19 @@ async def write_manifest(
 
     Durability: when this returns the manifest survives power loss.
     """
-    if await run_blocking(manifest_owner, outputs) not in (None, run_key.run_id):
+    run_id = contents.run_key.run_id
+    if await run_blocking(manifest_owner, outputs) not in (None, run_id):
         log.warning(
             "%s is the manifest of another run: none is written for this one",
             MANIFEST,
-            extra=at(run_key.run_id),
+            extra=at(run_id),
         )
         return False
     # After a power cut the temporary file of an earlier, failed manifest may exist again.
     await run_blocking(outputs.remove_orphans, [""])
     file = await run_blocking(outputs.create, MANIFEST)
     with closing(file):
-        async with aclosing(manifest_pieces(store, run_key, parts, outputs, facts)) as pieces:
+        async with aclosing(manifest_pieces(store, contents, outputs)) as pieces:
             async for piece in pieces:
                 await run_blocking(file.write, piece.encode())
         await run_blocking(file.commit)
@@ -123,20 +159,17 @@ async def write_manifest(
 
 
 async def manifest_pieces(
-    store: Store,
-    run_key: RunKey,
-    parts: Mapping[StreamKey, Progress],
-    outputs: OutputDir,
-    facts: Mapping[str, Any],
+    store: Store, contents: RunContents, outputs: OutputDir
 ) -> AsyncGenerator[str]:
     """The text of the manifest, piece by piece; see `write_manifest`."""
+    parts = contents.parts
     mine = {key: parts[key] for key in sorted(in_order(parts), key=partial(_place, parts))}
     whole = summarize((), mine)
     phases = {name: status.value for name, status in phase_statuses(parts).items()}
-    head: dict[str, Any] = {
-        **_identity(run_key, parts, facts),
+    head: dict[str, Plain] = {
+        **contents.identity(),
         "completed_at": whole.completed_at,
-        "config": facts["config"],
+        "config": contents.session_metadata["config"],
         "batches": whole.confirmed,
         "skipped": whole.skipped,
         "records": whole.records,
@@ -164,7 +197,7 @@ async def manifest_pieces(
         }
         yield (",\n" if place else "\n") + _dump(entry)[:-1] + ',"outputs":['
         if progress.outputs:
-            async with aclosing(_outputs(store, run_key, key, progress)) as pages:
+            async with aclosing(_outputs(store, contents.run_key, key, progress)) as pages:
                 separator = "\n"
                 async for page in pages:
                     yield separator + ",\n".join(page)
@@ -185,7 +218,7 @@ def _place(parts: Mapping[StreamKey, Progress], key: StreamKey) -> tuple[float, 
     return (math.inf if position is None else position, encode_key(key))
 
 
-def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+def _by_name(values: Mapping[str, Plain]) -> dict[str, Plain]:
     return dict(sorted(values.items()))
 
 
@@ -205,7 +238,7 @@ async def _outputs(
                 yield lines
 
 
-def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Any]:
+def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Plain]:
     """The entry of an append file, up to its confirmed bytes."""
     hasher = hashlib.sha256()
     if size:
@@ -215,7 +248,7 @@ def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Any]:
     return {"path": path, "size": size, "sha256": hasher.hexdigest()}
 
 
-def _entry(index: int, output: Output) -> dict[str, Any]:
+def _entry(index: int, output: Output) -> dict[str, Plain]:
     return {
         "path": output.path,
         "size": output.size,
@@ -224,7 +257,7 @@ def _entry(index: int, output: Output) -> dict[str, Any]:
     }
 
 
-def _dump(value: Any) -> str:
+def _dump(value: Plain) -> str:
     """Compact JSON; NaN and infinity, which metadata may have and JSON has not, become null."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if "NaN" in text or "Infinity" in text:  # it may also be part of a name
@@ -260,15 +293,10 @@ def _owner(head: bytes | None) -> str | None:
     return name if isinstance(name, str) else ""
 
 
-async def is_current(
-    run_key: RunKey,
-    parts: Mapping[StreamKey, Progress],
-    outputs: OutputDir,
-    facts: Mapping[str, Any],
-) -> bool:
+async def is_current(contents: RunContents, outputs: OutputDir) -> bool:
     """Whether the run has a manifest, and nothing has changed since it was written."""
     head = await run_blocking(_read_head, outputs)
-    wanted = _dump(_identity(run_key, parts, facts))[:-1].encode() + b","
+    wanted = _dump(contents.identity())[:-1].encode() + b","
     return head is not None and head.startswith(wanted)
 
 
@@ -286,17 +314,7 @@ def _written(head_bytes: bytes | None) -> tuple[str, int, int, str] | None:
     return (owner, int(match[1]), int(match[2]), match[3]) if owner and match else None
 
 
-def count_checkpoints(parts: Mapping[StreamKey, Progress]) -> int:
-    """How many checkpoints a manifest counts: those of all streams but the run's own."""
-    return sum(progress.sequence for key, progress in parts.items() if key != RUN_STREAM)
-
-
-async def set_outdated_aside(
-    run_key: RunKey,
-    parts: Mapping[StreamKey, Progress],
-    outputs: OutputDir,
-    facts: Mapping[str, Any],
-) -> None:
+async def set_outdated_aside(contents: RunContents, outputs: OutputDir) -> None:
     """Move the run's manifest into the archive if anything has changed since it was written.
 
     Raises:
@@ -304,8 +322,8 @@ async def set_outdated_aside(
 
     Durability: when this returns the move survives power loss.
     """
-    if not await is_current(run_key, parts, outputs, facts):
-        await set_manifest_aside(run_key, outputs)
+    if not await is_current(contents, outputs):
+        await set_manifest_aside(contents.run_key, outputs)
 
 
 async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
@@ -323,44 +341,20 @@ async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
         )
 
 
-def is_set_aside(
-    run_key: RunKey,
-    parts: Mapping[StreamKey, Progress],
-    outputs: OutputDir,
-    facts: Mapping[str, Any],
-) -> bool:
+def is_set_aside(contents: RunContents, outputs: OutputDir) -> bool:
     """Whether the archive has the manifest that would be current: a change began and was killed.
 
     Blocks.
     """
-    label = _label_of_outdated(run_key)
+    label = _label_of_outdated(contents.run_key)
     try:
         head = outputs.archived_head(MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
     except OutputError:  # it cannot be read
         return False
-    identity = _identity(run_key, parts, facts)
+    identity = contents.identity()
     wanted = tuple(identity[name] for name in ("run", "generation", "checkpoints", "config_digest"))
     return _written(head) == wanted
 
 
 def _label_of_outdated(run_key: RunKey) -> str:
     return f"{run_key.run_id}-{run_key.generation}-outdated"
-
-
-def _identity(
-    run_key: RunKey, parts: Mapping[StreamKey, Progress], facts: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The first fields of a manifest: no two states of a run have equal ones."""
-    return {
-        "format": FORMAT,
-        "run": run_key.run_id,
-        "generation": run_key.generation,
-        "checkpoints": count_checkpoints(parts),
-        "config_digest": facts.get("config_digest", ""),
-    }
-
-
-def is_complete(parts: Mapping[StreamKey, Progress]) -> bool:
-    """Whether a run is complete: all its streams and phases are."""
-    begun = [progress for key, progress in parts.items() if key and progress.sequence > 0]
-    return bool(begun) and all(progress.status is Status.COMPLETE for progress in begun)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, get_args
+from typing import TypeVar, get_args
 
 import attrs
 import trio
@@ -15,13 +15,14 @@ import trio
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
 from .._commit.observers import Observers
 from .._commit.shutdown import Stop, receive_signals, release_signals, take_signals
-from .._journal.store import Observer, RunKey, Store
+from .._journal.progress import Progress
+from .._journal.store import Observer, RunKey, RunView, Store
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
 from .._util.errors import EXIT_DRAINED, RunStoppedError
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
-from .._util.plain import check_run_id
+from .._util.plain import StreamKey, check_run_id
 from .._util.portal import check_trio
 from .._util.text import plural, printable
 from .._util.threads import run_blocking
@@ -34,15 +35,17 @@ from .closing import close_run
 from .config import canonical_config
 from .generations import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from .live_view import publish_live
-from .manifest import WRITTEN, count_checkpoints, is_current, leave_manifest
+from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
-from .resume import Settings
+from .request import OnConfigChange, RunRequest, Settings
 from .run import Run
-from .session import OnConfigChange, SessionRecorder, compare_config, report_of
+from .session import ResumeReport, SessionRecorder, compare_config, report_of
 from .stream_table import StreamTable
 from .verify import Verify
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 DEFAULT_GRACE_S = 30.0
 
@@ -53,7 +56,7 @@ async def open_run(
     run_id: str,
     *,
     store: Store | str | os.PathLike[str],
-    config: Any = None,
+    config: object = None,
     exclude: Collection[str] = (),
     tunable: Collection[str] = (),
     on_config_change: OnConfigChange = "refuse",
@@ -112,125 +115,220 @@ async def open_run(
     Cancellation: completed batches are saved before it takes effect.
     """
     check_trio()
-    check_run_id(run_id)
-    one_of("on_config_change", on_config_change, get_args(OnConfigChange))
-    settings = Settings(verify, redo_missing, retry_failed)
-    flag("fresh", fresh)
-    if handle_signals is not None:
-        flag("handle_signals", handle_signals)
-    grace_s = seconds("grace_s", grace_s, is_endless_allowed=True)
-    save_timeout_s = seconds("save_timeout_s", save_timeout_s, is_endless_allowed=True)
-    if resume_command is not None:
-        text("resume_command", resume_command)
-    if coordinator is not None:
-        instance("coordinator", coordinator, CheckpointCoordinator, "a CheckpointCoordinator")
-    observers = Observers(
-        instance("an observer", observer, Observer, "an Observer")
-        for observer in several("observe", observe, "observers")
-    )
     if output_dir is not None:
         path_text("output_dir", output_dir)  # only checked: tests give other kinds of folders
     exclude = several("exclude", exclude, "names of fields")
-    tunable = several("tunable", tunable, "names of fields")
-    plain = canonical_config(config, exclude)
+    request = RunRequest(
+        run_id=check_run_id(run_id),
+        on_config_change=one_of("on_config_change", on_config_change, get_args(OnConfigChange)),
+        settings=Settings(verify, redo_missing, retry_failed),
+        is_fresh=flag("fresh", fresh),
+        handle_signals=_optional(flag, "handle_signals", handle_signals),
+        grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
+        save_timeout_s=seconds("save_timeout_s", save_timeout_s, is_endless_allowed=True),
+        resume_command=_optional(text, "resume_command", resume_command),
+        coordinator=CheckpointCoordinator()
+        if coordinator is None
+        else instance("coordinator", coordinator, CheckpointCoordinator, "a CheckpointCoordinator"),
+        observers=Observers(
+            instance("an observer", observer, Observer, "an Observer")
+            for observer in several("observe", observe, "observers")
+        ),
+        output_dir=output_dir,
+        exclude=exclude,
+        tunable=several("tunable", tunable, "names of fields"),
+        config=canonical_config(config, exclude),
+        store=store if isinstance(store, Store) else any_path("store", store),
+    )
     async with AsyncExitStack() as stack:
-        if not isinstance(store, Store):
-            store = await open_store(any_path("store", store))
-            stack.push_async_callback(_close_store, store)
-        owner = await stack.enter_async_context(store.lock_run(run_id))
-        outputs = None
-        if output_dir is not None:
-            outputs = await run_blocking(OutputDir.open, output_dir)
-            stack.callback(outputs.close)
-            if not isinstance(output_dir, SystemPath) and (place := store.url.partition(":")[2]):
-                await run_blocking(outputs.keep_out_of, place)
-        tools = ArrayTools()
-        stack.callback(tools.close)
-        view = await store.load_run(run_id)
-        generation = view.generation if view is not None else 0
-        change = compare_config(
-            None if fresh else view, plain, exclude, tunable, on_config_change, run_id
-        )
-        archiving = [] if view is None else await left_to_archive(store, view)
-        if fresh or change.is_restart:
-            if view is not None and view.streams:
-                archiving = await replaced_by_next(store, view)
-                generation += 1
-            view = None
-        stop = Stop(grace_s)
-        committer = GroupCommitter(
-            store,
-            RunKey(run_id, generation, owner),
-            save_timeout_s=save_timeout_s,
-            on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
-            observers=observers,
-        )
-        found = report_of(view)
-        announce_start(run_id, found, is_of_program=handle_signals is not False)
-        is_begun_again = generation > 0 and found.sessions == 0
-        if (found.may_have_left_files or is_begun_again) and outputs is not None:
-            await _remove_orphans(run_id, outputs)
-        session = SessionRecorder(
-            committer,
-            view,
-            config=plain,
-            changes=change.fields,
-            output_dir=outputs.root if outputs is not None else None,
-            # A store in memory forgets every run: outputs of earlier runs may be replaced.
-            may_replace=fresh or generation > 0 or store.url == "memory:",
-        )
-        if found.sessions == 0 and session.outputs_since and outputs is not None:
-            await _warn_of_strangers(run_id, outputs, store)
-        if archiving:
-            session.facts[ARCHIVING] = archiving
-        parts = {} if view is None else {key: entry.progress for key, entry in view.streams.items()}
-        if outputs is not None and await is_current(
-            committer.run_key, parts, outputs, session.facts
-        ):
-            session.facts[WRITTEN] = count_checkpoints(parts)
-        async with _background_tasks(committer, stop, handle_signals) as nursery:
+        place = await _lock(request, stack)
+        generation = await _choose_generation(request, place)
+        found = await _announce(request, place, generation)
+        stop = Stop(request.grace_s)
+        committer = _make_committer(request, place, generation, stop)
+        session = await _make_session(request, place, generation, committer)
+        async with _background_tasks(committer, stop, request.handle_signals) as nursery:
             await session.begin()
-            if outputs is not None:
-                await clear_outputs(store, committer.run_key, session, view, outputs)
-            open_run = OpenRun(
-                store,
-                committer,
-                stop,
-                nursery,
-                coordinator or CheckpointCoordinator(),
-                outputs,
-                attrs.evolve(settings, outputs_since=session.outputs_since),
-                tools,
-                resume_command or shlex.join(sys.orig_argv) or None,
-                StreamTable.of(committer, view, session.runtime_s),
-            )
-            run = Run(open_run, found)
-            if store.has_live:
+            if place.outputs is not None:
+                await clear_outputs(place.store, session, generation.parts, place.outputs)
+            own = _make_open_run(request, place, generation, session, stop, nursery)
+            run = Run(own, found)
+            if place.store.has_live:
                 nursery.start_soon(publish_live, run)
-            body_error: BaseException | None = None
+            error: BaseException | None = None
             try:
                 with stop.body:
                     yield run
-            except BaseException as error:
-                body_error = error
-            body_error = await close_run(open_run, body_error, grace_s)
-            # The end is saved last: the next start cleans up after a session without one.
-            try:
-                if outputs is not None:
-                    session.facts[WRITTEN] = await leave_manifest(
-                        store,
-                        committer,
-                        open_run.view(),
-                        outputs,
-                        session.facts,
-                        is_wanted=body_error is None,
-                    )
-            finally:
-                await session.end(body_error)
-            if isinstance(body_error, RunStoppedError):
-                announce_stop(run_id, body_error)
-            if body_error is not None:
-                raise body_error
+            except BaseException as raised:
+                error = raised
+            error = await close_run(own, error, request.grace_s)
+            await _end_session(own, session, error)
+            if error is not None:
+                raise error
+
+
+def _optional(check: Callable[[str, T], T], name: str, value: T | None) -> T | None:
+    return None if value is None else check(name, value)
+
+
+# -- the phases, in their order -----------------------------------------------------------------
+
+
+@attrs.frozen
+class _Place:
+    """What a locked run is kept in; the exit stack of `open_run` closes it."""
+
+    store: Store
+    owner: int
+    outputs: OutputDir | None
+    tools: ArrayTools
+
+
+async def _lock(request: RunRequest, stack: AsyncExitStack) -> _Place:
+    """Open the store, take the lock of the run, open the folder of its outputs."""
+    store = request.store
+    if not isinstance(store, Store):
+        store = await open_store(store)
+        stack.push_async_callback(_close_store, store)
+    owner = await stack.enter_async_context(store.lock_run(request.run_id))
+    outputs = None
+    if request.output_dir is not None:
+        outputs = await run_blocking(OutputDir.open, request.output_dir)
+        stack.callback(outputs.close)
+        if not isinstance(request.output_dir, SystemPath) and (path := _path_of(store)):
+            await run_blocking(outputs.keep_out_of, path)
+    tools = ArrayTools()
+    stack.callback(tools.close)
+    return _Place(store, owner, outputs, tools)
+
+
+@attrs.frozen
+class _Generation:
+    """The generation that a session works on.
+
+    Attributes:
+        number: Its number.
+        view: What the store has of it; None: nothing yet.
+        changes: The fields of the configuration that have changed.
+        archiving: The generations whose outputs are still to be archived.
+    """
+
+    number: int
+    view: RunView | None
+    changes: tuple[tuple[str, str, str], ...]
+    archiving: list[int]
+
+    @property
+    def parts(self) -> dict[StreamKey, Progress]:
+        """The progress of every stream."""
+        streams = {} if self.view is None else self.view.streams
+        return {key: entry.progress for key, entry in streams.items()}
+
+
+async def _choose_generation(request: RunRequest, place: _Place) -> _Generation:
+    """Load the run, compare its configuration, and go on with it or begin the next generation."""
+    view = await place.store.load_run(request.run_id)
+    change = compare_config(None if request.is_fresh else view, request)
+    if view is None:
+        return _Generation(0, None, change.fields, [])
+    if not (request.is_fresh or change.is_restart):
+        left = await left_to_archive(place.store, view)
+        return _Generation(view.generation, view, change.fields, left)
+    if not view.streams:  # nothing is saved in it, so it can be begun again as it is
+        left = await left_to_archive(place.store, view)
+        return _Generation(view.generation, None, change.fields, left)
+    left = await replaced_by_next(place.store, view)
+    return _Generation(view.generation + 1, None, change.fields, left)
+
+
+async def _announce(request: RunRequest, place: _Place, generation: _Generation) -> ResumeReport:
+    """Log how the run begins or resumes, and remove what a killed session left half-written."""
+    found = report_of(generation.view)
+    announce_start(request.run_id, found, is_of_program=request.handle_signals is not False)
+    is_begun_again = generation.number > 0 and found.sessions == 0
+    if (found.may_have_left_files or is_begun_again) and place.outputs is not None:
+        for path in await run_blocking(place.outputs.remove_orphans):  # best effort
+            log.info(
+                "%s was left by the last session and is removed", path, extra=at(request.run_id)
+            )
+    return found
+
+
+def _make_committer(
+    request: RunRequest, place: _Place, generation: _Generation, stop: Stop
+) -> GroupCommitter:
+    return GroupCommitter(
+        place.store,
+        RunKey(request.run_id, generation.number, place.owner),
+        save_timeout_s=request.save_timeout_s,
+        on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
+        observers=request.observers,
+    )
+
+
+async def _make_session(
+    request: RunRequest, place: _Place, generation: _Generation, committer: GroupCommitter
+) -> SessionRecorder:
+    """Make the session, with what its first record says of outputs and manifest."""
+    outputs, view = place.outputs, generation.view
+    # A store in memory forgets every run: outputs of earlier runs may be replaced.
+    is_memory = place.store.url == "memory:"
+    session = SessionRecorder(
+        committer,
+        view,
+        config=request.config,
+        changes=generation.changes,
+        output_dir=None if outputs is None else outputs.root,
+        may_replace=request.is_fresh or generation.number > 0 or is_memory,
+    )
+    if generation.archiving:
+        session.metadata[ARCHIVING] = generation.archiving
+    if outputs is not None:
+        if session.metadata["session"] == 1 and session.outputs_since:
+            await _warn_of_strangers(request.run_id, outputs, place.store)
+        contents = session.contents(generation.parts)
+        if await is_current(contents, outputs):
+            session.metadata[WRITTEN] = contents.checkpoints
+    return session
+
+
+def _make_open_run(
+    request: RunRequest,
+    place: _Place,
+    generation: _Generation,
+    session: SessionRecorder,
+    stop: Stop,
+    nursery: trio.Nursery,
+) -> OpenRun:
+    return OpenRun(
+        place.store,
+        session.committer,
+        stop,
+        nursery,
+        request.coordinator,
+        place.outputs,
+        attrs.evolve(request.settings, outputs_since=session.outputs_since),
+        place.tools,
+        request.resume_command or shlex.join(sys.orig_argv) or None,
+        StreamTable(session.committer, session.runtime_s, generation.parts),
+    )
+
+
+async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseException | None) -> None:
+    """Write the manifest, and save how the session ended.
+
+    The end is saved last: the next start cleans up after a session without one.
+    """
+    try:
+        if run.outputs is not None:
+            contents = session.contents(run.parts())
+            session.metadata[WRITTEN] = await leave_manifest(
+                run.store, run.committer, contents, run.outputs, is_wanted=error is None
+            )
+    finally:
+        await session.end(error)
+    if isinstance(error, RunStoppedError):
+        announce_stop(run.run_id, error)
 
 
 @asynccontextmanager
@@ -264,6 +362,11 @@ async def _close_store(store: Store) -> None:
         await store.aclose()
 
 
+def _path_of(store: Store) -> str:
+    """The path in the URL of a store; empty: it has none."""
+    return store.url.partition(":")[2]
+
+
 def _strangers(outputs: OutputDir, store: str) -> list[str]:
     """The names in a folder that are neither the archive nor on the path of the store."""
     own = ""
@@ -274,7 +377,7 @@ def _strangers(outputs: OutputDir, store: str) -> list[str]:
 
 async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> None:
     """Warn that a new run finds files in its folder: its store may have been lost."""
-    strangers = await run_blocking(_strangers, outputs, store.url.partition(":")[2])
+    strangers = await run_blocking(_strangers, outputs, _path_of(store))
     if strangers:
         log.warning(
             "the run is new, but its output folder has %s already, such as %s: a batch "
@@ -284,9 +387,3 @@ async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> N
             printable(strangers[0]),
             extra=at(run_id),
         )
-
-
-async def _remove_orphans(run_id: str, outputs: OutputDir) -> None:
-    """Remove half-written files that the last session left, best effort."""
-    for path in await run_blocking(outputs.remove_orphans):
-        log.info("%s was left by the last session and is removed", path, extra=at(run_id))

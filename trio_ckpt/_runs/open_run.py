@@ -9,6 +9,7 @@ from .._commit.awaits import Calls
 from .._commit.group_commit import GroupCommitter
 from .._commit.shutdown import Stop
 from .._commit.stream_outputs import SINK, PathOwners
+from .._journal.progress import Progress
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator
 from .._tokens.registry import touch
@@ -17,7 +18,7 @@ from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from ..outputs import OutputDir
 from ..state._shared_capture import ArrayTools
 from .manifest import MANIFEST
-from .resume import Settings
+from .request import Settings
 from .stream_table import StreamTable
 from .waits import Waits
 
@@ -87,12 +88,15 @@ class OpenRun:
         if key in self.rewinding:
             raise StreamBusyError(f"{where} is being rewound", run_id=self.run_id, stream=key)
 
+    def parts(self) -> dict[StreamKey, Progress]:
+        """The progress of every stream, also of the run's own."""
+        logs = {log.key: log.progress for log in self.committer.stream_logs}
+        return {**self.stream_table.progress, **logs}
+
     def view(self) -> RunView:
         """The progress of every stream at this moment, without copies."""
         key = self.committer.run_key
-        logs = {log.key: log.progress for log in self.committer.stream_logs}
-        parts = {**self.stream_table.progress, **logs}
-        streams = {name: StreamView(name, part) for name, part in parts.items()}
+        streams = {name: StreamView(name, part) for name, part in self.parts().items()}
         return RunView(key.run_id, key.generation, key.owner, streams)
 
     def stopped(self) -> RunStoppedError:

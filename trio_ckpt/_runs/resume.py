@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, cast
 
 import attrs
 import trio
@@ -18,35 +18,21 @@ from .._commit.state_manager import StateManager
 from .._journal.history import read_pages
 from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
-from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
 from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
 from ..state import Frontier, FrontierItems, Plan, StateChangedError
-from ..state._retention import Retention, Versions
+from ..state._retention import Versions
 from ..state._shared_capture import ArrayTools
 from .loop import LoopCursor
+from .request import Settings
 from .stream import Stream
-from .verify import Verifier, Verify
+from .verify import Verifier
 
 log = get_logger(__name__)
 
 S = TypeVar("S")
-
-
-@attrs.frozen
-class Settings:
-    """How a run resumes; see the arguments of `open_run` and `Run.open_stream`."""
-
-    verify: Verify = attrs.field(validator=checked_by(one_of, choices=get_args(Verify)))
-    redo_missing: bool = attrs.field(validator=checked_by(flag))
-    retry_failed: bool = attrs.field(validator=checked_by(flag))
-    retention: Retention = attrs.field(
-        factory=Retention, validator=checked_by(instance, kind=Retention, what="a Retention")
-    )
-    recover: bool = attrs.field(default=False, validator=checked_by(flag))
-    outputs_since: float = 0.0  # older files were not written by the run; Unix time, s
 
 
 @attrs.define(eq=False)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Literal
 
 import attrs
 import trio
@@ -28,15 +27,15 @@ from .._journal.summary import in_order, summarize
 from .._util.errors import ConfigChangedError, RunStoppedError, class_name
 from .._util.exact_sum import Number, shown
 from .._util.log import at, get_logger
-from .._util.plain import PHASE, RUN_STREAM
+from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
 from .._util.text import number, plural
 from .config import config_digest, diff_config, has_field, without_fields
+from .manifest import RunContents
+from .request import RunRequest
 
 log = get_logger(__name__)
 
 CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels stamp files by a coarser clock
-
-OnConfigChange = Literal["refuse", "restart", "accept"]
 
 
 @attrs.frozen
@@ -101,9 +100,9 @@ def report_of(view: RunView | None) -> ResumeReport:
     every = {key: entry.progress for key, entry in view.streams.items()}
     parts = {key: every[key] for key in in_order(every)}
     whole = summarize((), parts)
-    facts = run_facts(view)
+    session_metadata = run_facts(view)
     return ResumeReport(
-        sessions=facts.get("session", 0),
+        sessions=session_metadata.get("session", 0),
         streams=len(parts),
         confirmed=whole.confirmed,
         skipped=whole.skipped,
@@ -111,8 +110,8 @@ def report_of(view: RunView | None) -> ResumeReport:
         records=whole.records,
         totals=whole.totals,
         spent=whole.spent,
-        last_end=facts.get("ended", KILLED) if facts else None,
-        ended_at=ended_at(view) if facts else None,
+        last_end=session_metadata.get("ended", KILLED) if session_metadata else None,
+        ended_at=ended_at(view) if session_metadata else None,
     )
 
 
@@ -129,42 +128,31 @@ class ConfigChange:
     is_restart: bool = False
 
 
-def compare_config(
-    view: RunView | None,
-    plain: dict[str, Any],
-    exclude: Collection[str],
-    tunable: Collection[str],
-    policy: OnConfigChange,
-    run_id: str,
-) -> ConfigChange:
-    """Compare the configuration with that of the last session.
+def compare_config(view: RunView | None, request: RunRequest) -> ConfigChange:
+    """Compare the configuration of a request with that of the last session.
 
     Args:
-        view: The run in the store; None: there is none.
-        plain: The configuration of this session, without the excluded fields.
-        exclude: Fields that are ignored, also in the configuration of the last session.
-        tunable: Fields that may change.
-        policy: What a change of any other field means.
-        run_id: The run, for messages.
+        view: The run in the store; None: there is none, or it is not gone on with.
+        request: What `open_run` is asked for.
 
     Raises:
-        ConfigChangedError: another field has changed, and the policy is to refuse.
+        ConfigChangedError: a field has changed that may not, and the policy is to refuse.
         ValueError: neither configuration has a field that `tunable` names.
     """
-    facts = run_facts(view) if view is not None else {}
-    kept = without_fields(facts.get("config", {}), exclude)
-    for name in tunable:
-        if not has_field(plain, name) and not has_field(kept, name):
+    before, run_id = run_facts(view) if view is not None else {}, request.run_id
+    kept = without_fields(before.get("config", {}), request.exclude)
+    for name in request.tunable:
+        if not has_field(request.config, name) and not has_field(kept, name):
             raise ValueError(f"tunable names {name!r}, which is not a field of config")
-    if "config" not in facts:
+    if "config" not in before:
         return ConfigChange()
-    changes = diff_config(kept, plain)
-    refused = tuple(change for change in changes if not _is_tunable(change[0], tunable))
+    changes = diff_config(kept, request.config)
+    refused = tuple(change for change in changes if not _is_tunable(change[0], request.tunable))
     for name, was, now in changes:
         log.info("config of run %r: %s: %s -> %s", run_id, name, was, now, extra=at(run_id))
-    if refused and policy == "refuse":
+    if refused and request.on_config_change == "refuse":
         raise ConfigChangedError(run_id, refused)
-    return ConfigChange(changes, bool(refused) and policy == "restart")
+    return ConfigChange(changes, bool(refused) and request.on_config_change == "restart")
 
 
 def _is_tunable(field: str, tunable: Collection[str]) -> bool:
@@ -178,7 +166,8 @@ class SessionRecorder:
     Attributes:
         runtime_s: For how long the run was open in earlier sessions, in seconds.
         outputs_since: Files that are older were not written by the run; Unix time, s.
-        facts: The metadata of the records of the session.
+        committer: Saves the records of the session.
+        metadata: The metadata of its records.
     """
 
     def __init__(
@@ -186,7 +175,7 @@ class SessionRecorder:
         committer: GroupCommitter,
         view: RunView | None,
         *,
-        config: dict[str, Any],
+        config: dict[str, Plain],
         changes: tuple[tuple[str, str, str], ...],
         output_dir: str | None,
         may_replace: bool = False,
@@ -203,7 +192,7 @@ class SessionRecorder:
                 their names.
         """
         own = view.streams.get(RUN_STREAM) if view is not None else None
-        self._committer = committer
+        self.committer = committer
         self._stream_log: StreamLog = committer.add_stream_log(
             RUN_STREAM, own.progress if own else Progress()
         )
@@ -212,7 +201,7 @@ class SessionRecorder:
         # A new run has no files yet; later sessions allow for the coarser clock of files.
         since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
         self.outputs_since: float = 0.0 if may_replace else since if before else began
-        self.facts: dict[str, Any] = {
+        self.metadata: dict[str, Plain] = {
             "session": before.get("session", 0) + 1,
             "runtime_s": self.runtime_s,
             "changes": changes,
@@ -230,40 +219,44 @@ class SessionRecorder:
 
         Durability: when this returns the record is durable.
         """
-        await self._committer.save(self._stream_log, _fact(RecordKind.SESSION, self.facts))
+        await self.save(Record(kind=RecordKind.SESSION, at=time.time(), metadata=self.metadata))
 
     async def save(self, record: Record) -> None:
         """Save another record of the run's own stream.
 
         Durability: when this returns the record is durable.
         """
-        await self._committer.save(self._stream_log, record)
+        await self.committer.save(self._stream_log, record)
+
+    def contents(self, parts: Mapping[StreamKey, Progress]) -> RunContents:
+        """What a manifest of the run is made from now.
+
+        Args:
+            parts: The progress of every stream.
+        """
+        return RunContents(self.committer.run_key, parts, self.metadata)
 
     async def end(self, error: BaseException | None) -> None:
         """Save how the session ended, best effort.
 
         Cancellation: none.
         """
-        if self._committer.poison is not None:
+        if self.committer.poison is not None:
             return
-        facts = {
-            **self.facts,
-            "ended": _how_ended(error),
-            "at": time.time(),
-            "counts": _counts(self._committer),
-        }
+        now = time.time()
+        end = {"ended": _how_ended(error), "at": now, "counts": _counts(self.committer)}
         with trio.CancelScope(shield=True):
             try:
-                await self._committer.save(self._stream_log, _fact(RecordKind.END, facts))
+                await self.save(Record(kind=RecordKind.END, at=now, metadata=self.metadata | end))
             except Exception as problem:
                 log.warning(
                     "how the session ended could not be saved: %s",
                     problem,
-                    extra=at(self._committer.run_key.run_id),
+                    extra=at(self.committer.run_key.run_id),
                 )
 
 
-def _counts(committer: GroupCommitter) -> dict[str, Any]:
+def _counts(committer: GroupCommitter) -> dict[str, Plain]:
     """What the session did, in numbers."""
     stream_logs = [
         stream_log
@@ -279,10 +272,6 @@ def _counts(committer: GroupCommitter) -> dict[str, Any]:
         "totals": shown(added.totals),
         "spent": shown(added.spent),
     }
-
-
-def _fact(kind: RecordKind, facts: dict[str, Any]) -> Record:
-    return Record(kind=kind, at=time.time(), metadata=facts)
 
 
 def _how_ended(error: BaseException | None) -> str:

@@ -23,7 +23,8 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
 from .leaving import is_own_failure
 from .open_run import OpenRun
-from .resume import Resume, Settings
+from .request import Settings
+from .resume import Resume
 from .stream import Stream, leave
 
 S = TypeVar("S")

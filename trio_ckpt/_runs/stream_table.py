@@ -13,7 +13,6 @@ from .._commit.stream_log import Added, StreamLog
 from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.statistics import LeftOut, RunStatistics, eta_s, rate_per_s
-from .._journal.store import RunView
 from .._journal.summary import (
     Summary,
     current_phase,
@@ -62,16 +61,6 @@ class StreamTable:
     is_closed: bool = attrs.field(default=False, init=False)
     began: float = attrs.field(factory=trio.current_time, init=False)
     ended: float | None = attrs.field(default=None, init=False)
-
-    @classmethod
-    def of(
-        cls, committer: GroupCommitter, view: RunView | None, runtime_before_s: float
-    ) -> StreamTable:
-        """Make the table of a run as the store has it."""
-        found = {} if view is None else view.streams
-        return cls(
-            committer, runtime_before_s, {key: entry.progress for key, entry in found.items()}
-        )
 
     def stream_log(self, key: StreamKey) -> StreamLog:
         """The log of a stream, made on first use."""
