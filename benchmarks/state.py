@@ -23,7 +23,7 @@ from benchmarks.peers import PEERS_FOLDER, ensure_environment
 
 SIZE_MIB = 256
 QUICK_SIZE_MIB = 8
-RUNGS = ("pages", "hash")
+METHODS = ("pages", "hash")
 SHARES = ("0%", "1%", "100%")
 ROUNDS = 7
 QUICK_ROUNDS = 1
@@ -160,22 +160,22 @@ def add_controls(report: Report, folder: Path, mib: int, rounds: int) -> None:
 
 
 def add_saves(report: Report, folder: Path, mib: int, rounds: int) -> None:
-    """Ours: each rung at each share."""
+    """Ours: each method at each share."""
     report.lines.append(
         f"{'ms':<30} {'changed':>8} {'stall':>8} {'total':>8} {'MiB':>7} "
         f"{'writes':>7} {'faults':>7}"
     )
-    for rung in RUNGS:
-        home = folder / rung
-        found = report.figures[rung] = ours("saves", home, mib=mib, rung=rung, rounds=rounds)
+    for method in METHODS:
+        home = folder / method
+        found = report.figures[method] = ours("saves", home, mib=mib, method=method, rounds=rounds)
         shutil.rmtree(home)
         for share in SHARES:
             rows = found["saves"][share]
             stall, total = middle(rows, "stall_ms"), middle(rows, "total_ms")
             faults = middle([{"ms": row["write_ms"] - row["again_ms"]} for row in rows], "ms")
-            rungs = "+".join(dict.fromkeys(row["rung"] for row in rows))
+            methods = "+".join(dict.fromkeys(row["method"] for row in rows))
             report.lines.append(
-                f"{f'ours, {rungs}':<30} {share:>8} {stall:>8.1f} {total:>8.1f} "
+                f"{f'ours, {methods}':<30} {share:>8} {stall:>8.1f} {total:>8.1f} "
                 f"{middle(rows, 'mib'):>7.1f} {middle(rows, 'write_ms'):>7.1f} {faults:>7.1f}"
             )
         report.lines.append(f"{'':<30} memory above the state: {found['memory_mib']:.0f} MiB")
@@ -223,14 +223,14 @@ def add_restores(report: Report, folder: Path, mib: int, rounds: int, chains: Ch
 def add_lag(report: Report, folder: Path, mib: int, rounds: int) -> None:
     """How late the event loop comes back while all is saved."""
     report.lines += ["", f"{'lag of the event loop, ms':<30} {'p50':>8} {'p99':>8} {'max':>8}"]
-    for rung in RUNGS:
+    for method in METHODS:
         home = folder / "lag"
-        found = report.figures[f"lag, {rung}"] = ours(
-            "lag", home, mib=mib, rung=rung, rounds=rounds
+        found = report.figures[f"lag, {method}"] = ours(
+            "lag", home, mib=mib, method=method, rounds=rounds
         )
         shutil.rmtree(home)
         for name, row in found.items():
-            if rung == RUNGS[0] or rung in name:
+            if method == METHODS[0] or method in name:
                 report.lines.append(
                     f"{name:<30} {row['p50']:>8.2f} {row['p99']:>8.2f} {row['max']:>8.2f}"
                 )
@@ -239,8 +239,8 @@ def add_lag(report: Report, folder: Path, mib: int, rounds: int) -> None:
 def judge(report: Report) -> dict[str, Found]:
     """What belongs to the rows of the table."""
 
-    def of_saves(rung: str, share: str, key: str) -> float:
-        return middle(report.figures[rung]["saves"][share], key)
+    def of_saves(method: str, share: str, key: str) -> float:
+        return middle(report.figures[method]["saves"][share], key)
 
     found = dict[str, Found]()
     for share, changed in (("0%", "nothing"), ("1%", "1 %"), ("100%", "all")):
@@ -268,9 +268,9 @@ def judge(report: Report) -> dict[str, Found]:
     _, few, many = (report.figures[f"{name} deltas"]["last_save_ms"] for name in CHAINS)
     found["time of a save: 500 deltas against 50"] = Found(many / few, f"{few:.1f} ms")
     idle = report.figures["lag, pages"]["idle"]["p99"]
-    for rung, name in (("pages", "dirty pages"), ("hash", "hashes")):
+    for method, name in (("pages", "dirty pages"), ("hash", "hashes")):
         found[f"lag of the event loop while saving by {name}, p99"] = Found(
-            report.figures[f"lag, {rung}"][f"saving, {rung}"]["p99"], f"{idle:.2f} ms"
+            report.figures[f"lag, {method}"][f"saving, {method}"]["p99"], f"{idle:.2f} ms"
         )
     return found
 

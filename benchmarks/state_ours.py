@@ -50,7 +50,7 @@ class Save:
         write_ms: What the writes before it took in the user's loop.
         again_ms: The same writes a second time: without the faults of the first ones.
         mib: What was written for it.
-        rung: Which found what had changed.
+        method: How the changes were found.
     """
 
     stall_ms: float
@@ -58,7 +58,7 @@ class Save:
     write_ms: float
     again_ms: float
     mib: float
-    rung: str
+    method: str
 
 
 def make_weights(mib: int) -> Floats:
@@ -68,9 +68,9 @@ def make_weights(mib: int) -> Floats:
     return weights
 
 
-def choose_rung(rung: str) -> None:
+def choose_method(method: str) -> None:
     """Make the streams of this process hash, as if the kernel could not track."""
-    if rung == "hash":
+    if method == "hash":
         engine.open_tracker = lambda: Untracked("the benchmark wants it so")
 
 
@@ -161,7 +161,7 @@ async def one_save(stream: Stream[State], snapshots: Any, share: float, seed: in
         write_ms=written,
         again_ms=again,
         mib=(after.saved_bytes - before.saved_bytes) / MIB,
-        rung=next(iter(after.arrays.values())).rung,
+        method=next(iter(after.arrays.values())).method,
     )
 
 
@@ -198,7 +198,7 @@ class Probe:
         }
 
 
-async def time_lag(folder: Path, mib: int, rung: str, rounds: int) -> dict[str, object]:
+async def time_lag(folder: Path, mib: int, method: str, rounds: int) -> dict[str, object]:
     """The lag while all of the state is saved, and that of an idle loop and of a copying thread."""
     weights, probe = make_weights(mib), Probe()
     found: dict[str, object] = {}
@@ -235,7 +235,7 @@ async def time_lag(folder: Path, mib: int, rung: str, rounds: int) -> dict[str, 
                         probe.is_on = False
                         forget_files(folder)
                 batch.complete()
-        found[f"saving, {rung}"] = probe.take()
+        found[f"saving, {method}"] = probe.take()
         nursery.cancel_scope.cancel()
     return found
 
@@ -344,7 +344,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("what", choices=["saves", "lag", "chain", "restore", "controls"])
     parser.add_argument("--folder", type=Path, required=True, help="of a new store")
     parser.add_argument("--mib", type=int, default=256)
-    parser.add_argument("--rung", choices=["pages", "hash"], default="pages")
+    parser.add_argument("--method", choices=["pages", "hash"], default="pages")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--deltas", type=int, default=10, help="of a chain")
     return parser.parse_args(arguments)
@@ -355,10 +355,10 @@ def main() -> None:
     options = parse()
     folder, mib, rounds = options.folder, options.mib, options.rounds
     folder.mkdir(parents=True, exist_ok=True)
-    choose_rung(options.rung)
+    choose_method(options.method)
     parts: dict[str, Callable[[], dict[str, object]]] = {
         "saves": lambda: trio.run(time_saves, folder, mib, rounds),
-        "lag": lambda: trio.run(time_lag, folder, mib, options.rung, rounds),
+        "lag": lambda: trio.run(time_lag, folder, mib, options.method, rounds),
         "chain": lambda: trio.run(build_chain, folder, mib, options.deltas),
         "restore": lambda: trio.run(time_restores, folder, mib, rounds),
         "controls": lambda: controls(folder, mib, rounds),

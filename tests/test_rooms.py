@@ -51,7 +51,6 @@ not know each other. The files of a room may import each other, but not in a cir
 OPTIONAL = {
     "state._arrays.engine": "NumPy and what goes with it are an extra",
     "state._arrays.memory": "NumPy and what goes with it are an extra",
-    "state._arrays.merge": "NumPy and what goes with it are an extra",
     "state._arrays.dirty_pages": "NumPy and what goes with it are an extra",
     "monitor": "its server is an extra, and only the command of that name needs it",
     "remote._wire.sockets": "trio-websocket is an extra, and reading jobs needs none",

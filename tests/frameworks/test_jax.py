@@ -55,4 +55,4 @@ async def test_an_array_that_is_kept_is_saved_once() -> None:
             batch.complete()
         assert loop_cursor_of(stream).open_stream.state_manager is not None
         (report,) = loop_cursor_of(stream).open_stream.state_manager.reports.values()
-        assert (report.rung, report.changed_bytes) == ("identity", 0)
+        assert (report.method, report.changed_bytes) == ("identity", 0)

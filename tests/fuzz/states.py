@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import msgspec
 import numpy as np
+import xxhash
 
 from tests.fuzz.case import Reader, Target, law
 from tests.fuzz.samples import (
@@ -21,13 +23,14 @@ from tests.fuzz.samples import (
     trees,
 )
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
-from trio_ckpt.state import decode_frame, encode_frame, tree_of
-from trio_ckpt.state._arrays.block_ranges import apply, decode_ranges, encode_ranges, ranges_of
+from trio_ckpt.state import Layout, StateFrame, decode_frame, encode_frame, tree_of
+from trio_ckpt.state._arrays.block_ranges import decode_ranges, encode_ranges, ranges_of
 from trio_ckpt.state._arrays.buffers import View, collect, rebuild
 from trio_ckpt.state._arrays.compress import HEAD, open_compressor
 from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._arrays.restore import Assembly
 from trio_ckpt.state._tree.format import Tree, decode_tree, encode_tree
+from trio_ckpt.state._tree.frame import Patch
 from trio_ckpt.state._tree.leaves import StateChangedError
 from trio_ckpt.state._tree.patch import patch_tree
 
@@ -141,21 +144,47 @@ def open_block() -> Reader:
 def open_ranges() -> Reader:
     """Two bytes for the length of the buffer, one for the length of the data; the ranges."""
     most = 40 * 4096
+    compressor = open_compressor()
 
     def read(data: bytes) -> str:
         nbytes = most - int.from_bytes(data[:2]) % 4096
         ranges = decode_ranges(data[3:], nbytes)
         law(holds=encode_ranges(ranges) == data[3:], broken="they came back others")
-        target = np.zeros(nbytes, np.uint8)
         length = max(0, int(ranges[:, 1].sum()) + (0, 0, 0, -1, 1)[data[2] % 5 if data[2:] else 0])
-        apply(target, ranges, [np.ones(length, np.uint8)])
-        law(holds=int(target.sum()) == length, broken="other bytes were written")
+        whole = encode_ranges(ranges_of(np.arange(40), nbytes))
+        frames = [
+            _frame_of(1, nbytes, data[3:], compressor.pack(np.ones(length, np.uint8), 1), length),
+            _frame_of(0, nbytes, whole, compressor.pack(np.zeros(nbytes, np.uint8), 1), nbytes),
+        ]
+        assembly = Assembly(frames)
+        for part in itertools.chain(*assembly.rounds):
+            stored = frames[part.frame].data[part.offset : part.offset + part.size]
+            assembly.fill(part, stored, compressor)
+        found = np.zeros(nbytes, np.uint8)
+        for start, size in ranges.tolist():
+            found[start : start + size] = 1
+        law(holds=bool((assembly.buffers[0] == found).all()), broken="other bytes were written")
         return "read"
 
     rng = np.random.default_rng(1)
     blocks = [np.flatnonzero(rng.random(40) < share) for share in (0.0, 0.1, 0.3, 0.9)]
     ranges = [encode_ranges(ranges_of(chosen, most)) for chosen in blocks]
     return Reader(read, [head + text for head in (b"\0\0\0", b"\x0f\0\x01") for text in ranges])
+
+
+def _frame_of(number: int, nbytes: int, ranges: bytes, block: bytes, length: int) -> StateFrame:
+    """Return a frame of one buffer, with one piece in it if there are any bytes."""
+    pieces = (len(block),) if length else ()
+    digest = xxhash.xxh3_128_digest(block) if length else b""
+    return StateFrame(
+        lineage=b"l" * 8,
+        number=number,
+        parent=b"p" * 16 * number,
+        tree=b"",
+        layout=Layout(("a",), (nbytes,), ()),
+        patches=(Patch(0, ranges, 0, pieces, (length,) if length else (), digest),),
+        data=block,
+    )
 
 
 def open_view() -> Reader:

@@ -77,7 +77,7 @@ async def test_hundreds_of_streams_with_arrays_share_an_arena_and_a_tracker() ->
             stream.state["a"][0] = number
             await stream.save()
         assert descriptors() <= before + 2
-        assert open_run_of(run).tools.engine().arena.statistics().used_bytes == 0
+        assert open_run_of(run).tools.engine().arena.used_bytes == 0
         for stream in streams:
             await stream.finish()
     assert descriptors() <= before
@@ -168,6 +168,6 @@ async def test_more_streams_than_threads_save_through_an_arena_for_two(
         async with trio.open_nursery() as nursery:
             for number in range(count):
                 nursery.start_soon(work, run, number)
-        assert open_run_of(run).tools.engine().arena.statistics().used_bytes == 0
+        assert open_run_of(run).tools.engine().arena.used_bytes == 0
         assert run.exit_code == 0
     assert most == 1

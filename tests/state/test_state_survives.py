@@ -215,7 +215,7 @@ async def restored(store: MemoryStore, seed: int) -> Any:
         return facts(stream.state)
 
 
-RUNGS: dict[str, Callable[[], Any] | None] = {
+METHODS: dict[str, Callable[[], Any] | None] = {
     "as it is here": None,
     "simulated pages": open_simulated,
     "hashes": lambda: Untracked("the test wants it so"),
@@ -223,11 +223,11 @@ RUNGS: dict[str, Callable[[], Any] | None] = {
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("method", METHODS)
 async def test_what_comes_back_is_what_was_acknowledged(
-    rung: str, seed: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
+    method: str, seed: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: Any
 ) -> None:
-    if opener := RUNGS[rung]:
+    if opener := METHODS[method]:
         monkeypatch.setattr(engine, "open_tracker", opener)
     store = Dying()
     await work(store, seed)

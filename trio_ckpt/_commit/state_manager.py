@@ -285,7 +285,7 @@ class StateManager(Generic[S]):
             tree_bytes=0 if kept is None else len(kept.tree_bytes),
             chain=0 if kept is None else len(kept.chain),
             arrays={
-                name: ArrayStatistics(r.rung, r.reason, r.nbytes, r.copied_bytes, r.changed_bytes)
+                name: ArrayStatistics(r.method, r.reason, r.nbytes, r.copied_bytes, r.changed_bytes)
                 for name, r in self.reports.items()
             },
         )

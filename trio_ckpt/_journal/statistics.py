@@ -67,7 +67,7 @@ class ArrayStatistics:
     """How the buffer of an array was captured the last time.
 
     Attributes:
-        rung: The method that found the changes: ``identity``, ``pages`` (the kernel's page
+        method: How the changes were found: ``identity``, ``pages`` (the kernel's page
             tables), ``hash``, ``dense`` (all was copied first) or ``full`` (all is new).
         reason: Why the kernel's method was not used; empty if it was used, or not tried.
         nbytes: The size of the buffer in bytes.
@@ -75,7 +75,7 @@ class ArrayStatistics:
         changed_bytes: How many bytes were saved.
     """
 
-    rung: str
+    method: str
     reason: str
     nbytes: int
     copied_bytes: int

@@ -134,11 +134,10 @@ class Compaction:
         if layout_of(frames).views:
             engine = self.tools.engine()
             from ..state._arrays.engine import Assembly  # NumPy is an extra
-            from ..state._arrays.merge import hold_assembled
 
             assembly = Assembly(frames)
             await fill(self.store, assembly, frames, engine.compressor)
-            held = await run_blocking(hold_assembled, engine, assembly)
+            held = await run_blocking(engine.hold_assembled, assembly)
         saved = await StateCapture(state_manager, None, tree_of(frames), held).pack(is_forced=True)
         if saved is None:
             raise RuntimeError("a full state frame was due, but nothing was captured")

@@ -175,13 +175,13 @@ def test_memory_is_stored_once_and_holes_only_if_an_array_is_in_them() -> None:
     column, block = big[:, 3], big[:10, :10]
     alone = collect([column])
     assert [b.data.nbytes for b in alone.buffers] == [8000]
-    assert alone.buffers[0].is_copy
+    assert alone.buffers[0].reason == "it was copied without its holes"
     twice = collect([column, column])
     assert [b.data.nbytes for b in twice.buffers] == [8000]
     assert twice.views[0] == twice.views[1]
     both = collect([big, column, block])
     assert [b.data.nbytes for b in both.buffers] == [big.nbytes]
-    assert not both.buffers[0].is_copy
+    assert not both.buffers[0].reason
     assert address_of(both.buffers[0].data) == address_of(big)
 
 

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import attrs
 
@@ -27,31 +26,8 @@ SLAB_BYTES = 2**20  # large enough that a copy of it releases the GIL for 100 us
 DEFAULT_LIMIT_BYTES = 2**30
 
 
-class ArenaFullError(TrioCkptError, RuntimeError):
-    """No slab was released in time: the earlier saves are not written yet."""
-
-
 class ArenaClosedError(TrioCkptError, RuntimeError):
     """The arena was closed before or while a thread waited for memory."""
-
-
-@attrs.frozen
-class ArenaStatistics:
-    """The size and use of an arena.
-
-    Attributes:
-        limit_bytes: The maximum that it holds.
-        used_bytes: The part that is reserved.
-        peak_bytes: The most that was ever reserved.
-        waits: How often a thread had to wait for a slab.
-        waited_s: The total time of these waits.
-    """
-
-    limit_bytes: int
-    used_bytes: int
-    peak_bytes: int
-    waits: int
-    waited_s: float
 
 
 @attrs.define(eq=False)
@@ -59,12 +35,10 @@ class Slab:
     """A piece of the arena, `SLAB_BYTES` long, reserved for one caller.
 
     Attributes:
-        memory: Its bytes.
-        index: Its position in the arena.
+        offset: Its offset in the arena, in bytes.
     """
 
-    memory: Bytes
-    index: int
+    offset: int
     _give_back: Callable[[int], None]
     _is_out: bool = True
 
@@ -72,7 +46,7 @@ class Slab:
         """Release the slab.  A second call does nothing."""
         if self._is_out:
             self._is_out = False
-            self._give_back(self.index)
+            self._give_back(self.offset)
 
 
 class Arena:
@@ -83,40 +57,20 @@ class Arena:
     """
 
     def __init__(self, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
-        slabs = -(-max(limit_bytes, 1) // SLAB_BYTES)
-        self._memory: Bytes | None = map_pages(slabs * SLAB_BYTES)
-        self._free = list(range(slabs))  # a heap
-        self._slabs = slabs
+        self._limit_bytes = -(-max(limit_bytes, 1) // SLAB_BYTES) * SLAB_BYTES
+        self._memory: Bytes | None = map_pages(self._limit_bytes)
+        self._free = list(range(0, self._limit_bytes, SLAB_BYTES))  # a heap of offsets
         self._returned = threading.Condition(threading.Lock())
-        self._peak = 0
-        self._waits = 0
-        self._waited_s = 0.0
 
-    @property
-    def limit_bytes(self) -> int:
-        """The maximum that it holds, in whole slabs."""
-        return self._slabs * SLAB_BYTES
-
-    def reserve(self, *, timeout_s: float | None = None) -> Slab:
+    def reserve(self) -> Slab:
         """Reserve a slab; blocks until one is free.
 
         Raises:
-            ArenaFullError: none was released within `timeout_s`.
             ArenaClosedError: the arena is closed.
         """
         with self._returned:
-            if not self._free and self._memory is not None:
-                began = time.perf_counter()
-                self._waits += 1
-                self._returned.wait_for(lambda: self._free or self._memory is None, timeout_s)
-                self._waited_s += time.perf_counter() - began
-            slab = self._take()
-        if slab is None:
-            raise ArenaFullError(
-                f"all {self.limit_bytes} bytes of the staging arena are waiting to be written, "
-                f"and none were within {timeout_s:g} s"
-            )
-        return slab
+            self._returned.wait_for(lambda: self._free or self._memory is None)
+            return self._take()
 
     def reserve_nowait(self) -> Slab | None:
         """Reserve a slab; None: none is free.
@@ -125,34 +79,25 @@ class Arena:
             ArenaClosedError: the arena is closed.
         """
         with self._returned:
-            return self._take()
+            return self._take() if self._free or self._memory is None else None
 
-    def join(self, slabs: Sequence[Slab]) -> Bytes:
-        """Return the memory of slabs that are neighbours in this order, as one array."""
-        memory = self._memory
-        if memory is None:
+    def memory(self, offset: int, nbytes: int) -> Bytes:
+        """Return a part of the arena; it may be in several slabs that are neighbours.
+
+        Raises:
+            ArenaClosedError: the arena is closed.
+        """
+        if self._memory is None:
             raise ArenaClosedError("the staging arena is closed")
-        first = slabs[0].index
-        return memory[first * SLAB_BYTES : (first + len(slabs)) * SLAB_BYTES]
+        return self._memory[offset : offset + nbytes]
 
     @property
-    def free_bytes(self) -> int:
-        """Return how many bytes can be reserved now."""
-        return len(self._free) * SLAB_BYTES
-
-    def statistics(self) -> ArenaStatistics:
-        """Return the current size and use."""
-        with self._returned:
-            return ArenaStatistics(
-                limit_bytes=self.limit_bytes,
-                used_bytes=(self._slabs - len(self._free)) * SLAB_BYTES,
-                peak_bytes=self._peak * SLAB_BYTES,
-                waits=self._waits,
-                waited_s=self._waited_s,
-            )
+    def used_bytes(self) -> int:
+        """Return how many bytes are reserved."""
+        return self._limit_bytes - len(self._free) * SLAB_BYTES
 
     def close(self) -> None:
-        """Return the memory to the system, once the last reserved slab is released.
+        """Return the memory to the system, once the last part of it is not used any more.
 
         Waiting threads get `ArenaClosedError`.
         """
@@ -161,18 +106,13 @@ class Arena:
             self._free.clear()
             self._returned.notify_all()
 
-    def _take(self) -> Slab | None:
+    def _take(self) -> Slab:
         if self._memory is None:
             raise ArenaClosedError("the staging arena is closed")
-        if not self._free:
-            return None
-        index = heapq.heappop(self._free)
-        self._peak = max(self._peak, self._slabs - len(self._free))
-        memory = self._memory[index * SLAB_BYTES : (index + 1) * SLAB_BYTES]
-        return Slab(memory, index, self._give_back)
+        return Slab(heapq.heappop(self._free), self._give_back)
 
-    def _give_back(self, index: int) -> None:
+    def _give_back(self, offset: int) -> None:
         with self._returned:
             if self._memory is not None:
-                heapq.heappush(self._free, index)
+                heapq.heappush(self._free, offset)
                 self._returned.notify()

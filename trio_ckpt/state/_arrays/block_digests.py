@@ -1,7 +1,8 @@
 """Digests of a saved buffer: spans of 128 KiB, and blocks of 4 KiB in them.
 
 The digest is xxh3_128 (XXH3 of xxHash, https://github.com/Cyan4973/xxHash): it detects
-changes, but no attacks.  A block whose digest is unknown counts as changed.
+changes, but no attacks.  A block whose digest is unknown
+counts as changed.
 """
 
 from __future__ import annotations
@@ -75,35 +76,30 @@ def rows_of(digests: list[bytes]) -> Bytes:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-@attrs.frozen(eq=False)
-class Digests:
-    """The digests of all pieces of one size, and which of them are known."""
+def unknown_rows(count: int) -> Bytes:
+    """Return rows of unknown digests: 16 zeros each, which differ from every digest.
 
-    rows: Bytes
-    known: Mask
+    A digest of zeros is as improbable as two equal digests of different blocks.
+    """
+    return np.zeros((count, DIGEST_BYTES), np.uint8)
 
-    @classmethod
-    def unknown(cls, count: int) -> Digests:
-        """Return a table in which all digests are unknown."""
-        return cls(np.zeros((count, DIGEST_BYTES), np.uint8), np.zeros(count, np.bool_))
 
-    def differ(self, indexes: Indexes, rows: Bytes) -> Mask:
-        """Return which pieces differ from their digests; unknown ones count as different."""
-        is_other: Mask = (self.rows[indexes] != rows).any(axis=1)
-        return is_other | ~self.known[indexes]
+def differ(old: Bytes, rows: Bytes) -> Mask:
+    """Return which digests differ from old ones."""
+    found: Mask = (old != rows).any(axis=1)
+    return found
 
-    def updated(self, news: list[tuple[Indexes, Bytes | None]]) -> Digests:
-        """Return a copy with new digests; None: they become unknown."""
-        if not news:
-            return self
-        rows, known = self.rows.copy(), self.known.copy()
-        for count, (indexes, found) in enumerate(news):
-            if count % 64 == 63:
-                let_others_run()
-            known[indexes] = found is not None
-            if found is not None:
-                rows[indexes] = found
-        return Digests(rows, known)
+
+def updated(rows: Bytes, news: list[tuple[Indexes, Bytes | None]]) -> Bytes:
+    """Return a copy of rows with new digests; None: they become unknown."""
+    if not news:
+        return rows
+    rows = rows.copy()
+    for count, (indexes, found) in enumerate(news):
+        if count % 64 == 63:
+            let_others_run()
+        rows[indexes] = 0 if found is None else found
+    return rows
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -112,7 +108,7 @@ class DigestTable:
 
     Attributes:
         nbytes: The length of the buffer.
-        spans: The digests of its spans.
+        spans: The digests of its spans, see `rows_of`.
         blocks: The digests of its blocks.
         region: The tracker's number of its memory, or None.
         scan: The tracker's number of its scan at that save.
@@ -123,8 +119,8 @@ class DigestTable:
     """
 
     nbytes: int
-    spans: Digests = attrs.field(repr=False)
-    blocks: Digests = attrs.field(repr=False)
+    spans: Bytes = attrs.field(repr=False)
+    blocks: Bytes = attrs.field(repr=False)
     region: int | None = None
     scan: int | None = None
     root: object = attrs.field(default=None, repr=False)
@@ -137,8 +133,8 @@ def empty_table(nbytes: int) -> DigestTable:
     """Return a table with unknown digests: everything counts as changed."""
     return DigestTable(
         nbytes=nbytes,
-        spans=Digests.unknown(count_of(nbytes, SPAN_BYTES)),
-        blocks=Digests.unknown(count_of(nbytes, BLOCK_BYTES)),
+        spans=unknown_rows(count_of(nbytes, SPAN_BYTES)),
+        blocks=unknown_rows(count_of(nbytes, BLOCK_BYTES)),
     )
 
 
@@ -148,8 +144,4 @@ def make_table(data: Bytes) -> DigestTable:
     It blocks: 0.3 ms per MiB.
     """
     spans, blocks = rows_of(list(span_digests(data))), block_digests(data)
-    return DigestTable(
-        nbytes=data.nbytes,
-        spans=Digests(spans, np.ones(len(spans), np.bool_)),
-        blocks=Digests(blocks, np.ones(len(blocks), np.bool_)),
-    )
+    return DigestTable(nbytes=data.nbytes, spans=spans, blocks=blocks)

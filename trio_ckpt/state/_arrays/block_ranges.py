@@ -1,20 +1,16 @@
-"""Ranges of a buffer and the bytes in them: how a delta is encoded and applied."""
+"""Ranges of a buffer: how the blocks of a delta are encoded."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from ..._util.errors import StoreDamagedError
-from .block_digests import BLOCK_BYTES, Indexes, count_of, let_others_run
-from .memory import Bytes
+from .block_digests import BLOCK_BYTES, Indexes, count_of
 
 Ranges = npt.NDArray[np.int64]  # rows of (offset, nbytes)
 
 _ROW = np.dtype("<u4")
-_RANGES_AT_ONCE = 1000  # applied in 500 us, during which the GIL is mostly held
 
 
 def ranges_of(blocks: Indexes, nbytes: int) -> Ranges:
@@ -53,40 +49,3 @@ def decode_ranges(payload: bytes, nbytes: int) -> Ranges:
         raise StoreDamagedError("a table of changed ranges does not fit its buffer")
     start = first * BLOCK_BYTES
     return np.stack((start, np.minimum(end * BLOCK_BYTES, nbytes) - start), axis=1)
-
-
-def apply(target: Bytes, ranges: Ranges, chunks: Iterable[Bytes]) -> None:
-    """Write the bytes of ranges into a buffer.
-
-    Args:
-        target: The buffer; bytes outside of all ranges stay.
-        ranges: Ascending, disjoint, inside; checked before anything is written.
-        chunks: The bytes of all ranges one after the other, in pieces of any size.
-
-    Raises:
-        StoreDamagedError: the ranges are not inside, or there are more or fewer bytes; then the
-            buffer is unusable.
-    """
-    start, length = ranges[:, 0], ranges[:, 1]
-    is_sound = bool((start >= 0).all()) and bool((length > 0).all())
-    # This check first: a length that is inside cannot overflow the sum below.
-    if not is_sound or (length > target.nbytes).any() or (start > target.nbytes - length).any():
-        raise StoreDamagedError("changes reach outside of their buffer")
-    if (start[1:] < start[:-1] + length[:-1]).any():
-        raise StoreDamagedError("changes of a buffer overlap")
-    rows = enumerate(ranges.tolist())
-    at = left = 0  # of the current range
-    for chunk in chunks:
-        taken = 0
-        while taken < chunk.nbytes:
-            if not left:
-                count, (at, left) = next(rows, (0, (0, 0)))
-                if not left:
-                    raise StoreDamagedError("there are more bytes than changes of a buffer")
-                if count % _RANGES_AT_ONCE == _RANGES_AT_ONCE - 1:
-                    let_others_run()
-            step = min(left, chunk.nbytes - taken)
-            target[at : at + step] = chunk[taken : taken + step]
-            at, left, taken = at + step, left - step, taken + step
-    if left or next(rows, None) is not None:
-        raise StoreDamagedError("there are fewer bytes than changes of a buffer")

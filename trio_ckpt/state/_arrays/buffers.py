@@ -53,18 +53,18 @@ class Buffer:
     """A contiguous run of bytes that arrays are views of.
 
     Attributes:
-        data: The bytes: the arrays' own memory, or a copy if `is_copy`.
-        owner: The owner of the memory, for the dirty-page tracker; None: it is temporary.
+        data: The bytes: the arrays' own memory, or a copy.
+        owner: The owner of the memory, for the dirty-page tracker; None: see `reason`.
         root: The object, if it is immutable (`bytes`, an array of jax, a tensor of
             TensorFlow), else None.
-        is_copy: Whether `data` was made for this call.
+        reason: Why the tracker cannot watch the memory, such as a copy's; empty: it may.
         itemsize: The size of the first array's elements in bytes, for the compressor.
     """
 
     data: Bytes = attrs.field(repr=False)
     owner: object = attrs.field(repr=False)
     root: object = attrs.field(repr=False)
-    is_copy: bool
+    reason: str
     itemsize: int
 
 
@@ -306,7 +306,8 @@ def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], numb
         data, strides = _without_holes(first.strided)
         for n in cluster:
             views[n] = leaves[n].view(number, 0, strides)
-        return Buffer(data, None, None, True, first.strided.itemsize)
+        reason = "it was copied without its holes"
+        return Buffer(data, None, None, reason, first.strided.itemsize)
     low = min(leaves[n].low for n in cluster)
     # torch aligns elements to the beginning of the memory, so the buffer begins there, too.
     tensors = [leaves[n].strided for n in cluster if leaves[n].array is None]
@@ -319,7 +320,8 @@ def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], numb
     roots = {id(leaves[n].root): leaves[n].root for n in cluster}
     root = first.root if len(roots) == 1 else None
     data = memory_at(low, high - low, [leaves[n].strided.keep for n in cluster])
-    return Buffer(data, first.owner, root, False, first.strided.itemsize)
+    reason = "its library copies it" if first.owner is None else ""
+    return Buffer(data, first.owner, root, reason, first.strided.itemsize)
 
 
 def _without_holes(strided: Strided) -> tuple[Bytes, tuple[int, ...]]:

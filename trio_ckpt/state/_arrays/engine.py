@@ -7,24 +7,20 @@ All of it blocks.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
 from .._tree.frame import Layout, Patch
 from .._tree.identity import ArrayLeaf
-from .arena import SLAB_BYTES, Arena
+from .arena import Arena
 from .block_digests import DigestTable as DigestTable
-from .buffers import Collected, collect, copies_of
+from .buffers import Buffer, Collected, View, collect, copies_of
 from .capture import Capture, Report
 from .compress import Compressor as Compressor, open_compressor as open_compressor
+from .dirty_chunks import ChunkPacker, Piece as Piece
 from .dirty_pages import Tracker, Untracked, open_tracker
-from .packing import ChunkPacker, Piece as Piece
-from .parts import DirtyChunk
 from .restore import Assembly as Assembly, Read as Read
-
-KEPT_SLABS = 8  # with fewer free slabs, parts are finished while the program is held
 
 
 @attrs.frozen(eq=False)
@@ -79,88 +75,84 @@ class ArrayEngine:
             NotEncodableError: an array cannot be saved; the message has its path.
         """
         collected = collect([leaf.value for leaf in leaves], [leaf.path for leaf in leaves])
-        held = ArrayCapture(collected, _names(collected, leaves), self)
+        return ArrayCapture.of(collected, _names(collected, leaves), self, tables)
+
+    def hold_assembled(self, assembly: Assembly) -> ArrayCapture:
+        """Copy all buffers of a filled assembly: a chain of frames becomes one.
+
+        No array is built, so the libraries of the arrays (torch, jax) need not be installed.
+
+        Raises:
+            StoreDamagedError: the saved arrays are inconsistent.
+        """
+        layout = assembly.layout
+        views = [View.from_plain(view, layout.sizes) for view in layout.views]
+        itemsizes = {view.buffer: view.itemsize for view in reversed(views)}  # of the first view
+        buffers = [
+            Buffer(data, None, None, "it was read back", itemsizes.get(number, 1))
+            for number, data in enumerate(assembly.buffers)
+        ]
+        return ArrayCapture.of(Collected(buffers, views), layout.names, self, {})
+
+
+class ArrayCapture:
+    """Copies of what may have changed; the caller releases it when the save has ended."""
+
+    def __init__(self, collected: Collected, names: tuple[str, ...], engine: ArrayEngine) -> None:
+        self._collected = collected
+        self._names = names
+        self._captures: list[Capture] = []
+        self._packer = ChunkPacker(engine.arena, engine.compressor)
+
+    @classmethod
+    def of(
+        cls,
+        collected: Collected,
+        names: tuple[str, ...],
+        engine: ArrayEngine,
+        tables: Mapping[str, DigestTable],
+    ) -> ArrayCapture:
+        """Copy what may have changed since `tables`."""
+        held = cls(collected, names, engine)
         try:
-            for number, name in enumerate(held.names):
-                held.add(number, tables.get(name))
+            for number, (buffer, name) in enumerate(zip(collected.buffers, names, strict=True)):
+                capture = Capture(buffer, tables.get(name), engine.tracker)
+                held._captures.append(capture)
+                held._packer.add(number, capture)
         except BaseException:
             held.release()
             raise
         return held
 
-
-@attrs.define(eq=False)
-class ArrayCapture:
-    """Copies of what may have changed; the caller releases it when the save has ended."""
-
-    collected: Collected
-    names: tuple[str, ...]
-    engine: ArrayEngine
-    _captures: list[Capture] = attrs.field(factory=list[Capture], init=False)
-    _parts: deque[tuple[int, DirtyChunk]] = attrs.field(
-        factory=deque[tuple[int, DirtyChunk]], init=False
-    )
-    _copied: list[bytes] = attrs.field(factory=list[bytes], init=False)
-    _packing: ChunkPacker = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._packing = ChunkPacker(self.engine.compressor)
-
-    def add(self, number: int, table: DigestTable | None) -> None:
-        """Copy a buffer; if the arena is nearly full, copies are packed at once."""
-        buffer, engine = self.collected.buffers[number], self.engine
-        capture = Capture(
-            buffer.data,
-            table,
-            engine.arena,
-            None if buffer.is_copy else engine.tracker,
-            owner=buffer.owner,
-            root=buffer.root,
-        )
-        self._captures.append(capture)
-        for part in capture:
-            self._parts.append((number, part))
-            if engine.arena.free_bytes < KEPT_SLABS * SLAB_BYTES:
-                self._copied += map(bytes, self._packed())
-                self._packing.release()
-
     def pieces(self) -> Iterator[Piece]:
         """Yield the packed changes; each piece is made on demand, and valid until `release`."""
-        yield from self._copied
-        yield from self._packed()
+        return self._packer.pieces()
 
     def stored(self) -> EncodedArrays:
-        """Return the description of the pieces; valid when all were taken."""
-        buffers = self.collected.buffers
+        """Return the description of the pieces, after the last one was taken.
+
+        Raises:
+            RuntimeError: some were not.
+        """
+        if not self._packer.is_packed:
+            raise RuntimeError("a capture has no description before all its pieces are packed")
+        buffers = self._collected.buffers
+        captures = dict(zip(self._names, self._captures, strict=True))
         return EncodedArrays(
             Layout(
-                self.names,
+                self._names,
                 tuple(buffer.data.nbytes for buffer in buffers),
-                tuple(view.to_plain() for view in self.collected.views),
+                tuple(view.to_plain() for view in self._collected.views),
             ),
-            tuple(self._packing.patches),
-            self._packing.nbytes,
-            {name: c.table() for name, c in zip(self.names, self._captures, strict=True)},
-            {name: c.report for name, c in zip(self.names, self._captures, strict=True)},
+            tuple(self._packer.patches),
+            self._packer.nbytes,
+            {name: capture.table() for name, capture in captures.items()},
+            {name: capture.report for name, capture in captures.items()},
         )
 
     def release(self) -> None:
         """Release the memory of the arena.  A second call does nothing."""
-        while self._parts:
-            self._parts.popleft()[1].release()
-        self._packing.release()
-
-    def _packed(self) -> Iterator[Piece]:
-        """Drop what did not change, and pack the rest."""
-        while self._parts:
-            number, part = self._parts[0]
-            changes = part.finish()
-            self._parts.popleft()
-            if changes.nbytes:
-                itemsize = self.collected.buffers[number].itemsize
-                yield from self._packing.add(number, changes, itemsize)
-            else:
-                changes.release()
+        self._packer.release()
 
 
 def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class StateFrame(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         parent: The digest of the frame that this one follows; empty: it is full.
         tree: The whole tree in a full frame, else its delta, or nothing.
         layout: The layout of its arrays; None: that of its parent.
-        patches: New blocks, at most one entry per part of a buffer.
+        patches: New blocks, ascending by their offsets.
         data: The stored bytes of the patches, if they are not in a blob.
         blob: The SHA-256 of their blob, hexadecimal, or empty.
         data_bytes: The length of either.

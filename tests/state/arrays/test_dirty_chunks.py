@@ -67,12 +67,12 @@ def test_pieces_stay_in_the_arena_until_they_are_released() -> None:
     held = engine.hold(leaves(array), {})
     pieces = list(held.pieces())
     array[:] = 7
-    assert engine.arena.statistics().used_bytes >= len(before)
+    assert engine.arena.used_bytes >= len(before)
     raw = b"".join(piece for piece in pieces if isinstance(piece, memoryview))
     assert raw == before
     held.release()
     held.release()
-    assert engine.arena.statistics().used_bytes == 0
+    assert engine.arena.used_bytes == 0
     engine.close()
 
 
@@ -80,9 +80,9 @@ def test_pieces_are_made_when_they_are_asked_for() -> None:
     engine, array = ArrayEngine(), random(10 * SLAB_BYTES)
     held = engine.hold(leaves(array), {})
     pieces = held.pieces()
-    assert not held._packing.nbytes
+    assert not held._packer.nbytes
     next(pieces)
-    assert 0 < held._packing.nbytes < 2 * SLAB_BYTES
+    assert 0 < held._packer.nbytes < 2 * SLAB_BYTES
     held.release()
     engine.close()
 
@@ -96,7 +96,7 @@ def test_small_arena_holds_what_is_larger() -> None:
     stored, packed = saved(engine, array)
     assert packed == plain
     assert stored.nbytes == len(packed) == wanted.nbytes
-    assert engine.arena.statistics().used_bytes == 0
+    assert engine.arena.used_bytes == 0
     (again,), _ = restored(engine, frame_of(stored, packed))
     assert (again == array).all()
     engine.close()
@@ -115,7 +115,7 @@ def test_after_a_restore_only_what_was_written_since_is_saved() -> None:
     (report,) = third.reports.values()
     assert report.changed_bytes == 4096
     if isinstance(engine.tracker, Tracker):
-        assert report.rung == "pages"
+        assert report.method == "pages"
     (last,), _ = restored(engine, frame_of(third, changed, b"q" * 16, 2), *frames)
     assert (last == again).all()
     engine.close()
