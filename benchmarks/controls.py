@@ -36,8 +36,8 @@ import trio
 
 # With its key and header a row of this payload takes about 60 bytes, as one of our batches does.
 ROW_BYTES = 54
-_ROW = b"x" * ROW_BYTES
-_INSERT = "INSERT INTO progress (row) VALUES (?)"
+ROW = b"x" * ROW_BYTES
+INSERT = "INSERT INTO progress (row) VALUES (?)"
 
 
 @attrs.frozen(kw_only=True)
@@ -98,10 +98,10 @@ def raw_sqlite(folder: Path, commits: int) -> Figures:
         folder: Where the database goes; it must not hold one yet.
         commits: How many, at least one.
     """
-    with closing(_open_database(folder / "raw.sqlite")) as connection:
+    with closing(open_database(folder / "raw.sqlite")) as connection:
         stopwatch = _Stopwatch("raw_sqlite")
         for _ in range(commits):
-            connection.execute(_INSERT, (_ROW,))
+            connection.execute(INSERT, (ROW,))
             stopwatch.mark()
         return stopwatch.figures()
 
@@ -113,7 +113,7 @@ def thread_hop_sqlite(folder: Path, commits: int) -> Figures:
         folder: Where the database goes; it must not hold one yet.
         commits: How many, at least one.
     """
-    with closing(_open_database(folder / "thread_hop.sqlite")) as connection:
+    with closing(open_database(folder / "thread_hop.sqlite")) as connection:
         return trio.run(_commit_by_thread, connection, commits)
 
 
@@ -127,7 +127,7 @@ async def _commit_by_thread(connection: sqlite3.Connection, commits: int) -> Fig
 
     def serve_commits() -> None:
         while (waiter := requests.get()) is not None:
-            result = outcome.capture(connection.execute, _INSERT, (_ROW,))
+            result = outcome.capture(connection.execute, INSERT, (ROW,))
             token.run_sync_soon(trio.lowlevel.reschedule, waiter, result)
 
     thread = threading.Thread(target=serve_commits, name="commits", daemon=True)
@@ -156,7 +156,7 @@ def append_fsync(folder: Path, count: int) -> Figures:
     try:
         stopwatch = _Stopwatch("append_fsync")
         for _ in range(count):
-            os.write(log, _ROW)
+            os.write(log, ROW)
             os.fsync(log)
             stopwatch.mark()
         return stopwatch.figures()
@@ -177,7 +177,7 @@ def rename_fsync(folder: Path, count: int) -> Figures:
         stopwatch = _Stopwatch("rename_fsync")
         for _ in range(count):
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.write(file, _ROW)
+            os.write(file, ROW)
             os.fsync(file)
             os.close(file)
             os.replace(temporary, final)
@@ -188,7 +188,7 @@ def rename_fsync(folder: Path, count: int) -> Figures:
         os.close(directory)
 
 
-def _open_database(path: Path) -> sqlite3.Connection:
+def open_database(path: Path) -> sqlite3.Connection:
     """An empty table whose every INSERT is a durable commit; SQLite's answers are checked.
 
     The connection may be used by any thread, one at a time.

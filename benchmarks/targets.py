@@ -47,6 +47,7 @@ class Row:
 
 MAX_GROWTH = 1.3  # of the cost of one from a size to ten times as many
 STATE_PEERS = "pickle and gzip, safetensors, torch, Orbax"
+FILE_CONTROL = "temp, fsync, rename, folder fsync, commit"
 CRAWLERS = "Scrapy, Crawlee"
 STEPS_PEERS = "LangGraph, DBOS"
 
@@ -85,6 +86,15 @@ ROWS = (
     Row("json", "json store, 1 loop, against sqlite", "x", 1.5, "the SQLite store"),
     Row("json", "json store, the last saves against the first", "x", 1.5, "the first saves"),
     Row("json", "json store, load_run", "ms", 100, "the SQLite store"),
+    Row("outputs", "output of 4 KiB, 1 loop", "x", 1.6, FILE_CONTROL),
+    Row("outputs", "output of 4 KiB, 8 loops", "x", 1.1, FILE_CONTROL),
+    Row("outputs", "output of 4 KiB, 64 loops", "x", 0.8, FILE_CONTROL),
+    Row("outputs", "appended line of 4 KiB, 1 loop", "x", 1.5, "write, fdatasync, commit"),
+    Row("outputs", "CPU of an output: 10,000 outputs against 1,000", "x", MAX_GROWTH,
+        "1,000 outputs"),
+    Row("outputs", "memory of a confirmed output", "bytes", 40, "all of a run of 2,000"),
+    Row("outputs", "memory of a confirmed output, on resume", "bytes", 40,
+        "all of a run of 2,000"),
     Row("pages", "JSON Schema on a page of 4 KiB", "ms", 0.2, "a page that is not validated"),
     Row("pages", "100,000 outputs verified by size", "x", 5, "os.stat in a plain loop"),
     Row("pages", "100,000 outputs verified by sha256", "x", 1, "SHA-256 in a plain loop"),
