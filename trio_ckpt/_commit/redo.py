@@ -37,8 +37,8 @@ from .._util.threads import run_blocking
 from ..outputs import OutputDir, keep_tail
 from ..state._chain import blobs_of, read_chain
 from .group_commit import GroupCommitter
+from .path_owners import PathOwners
 from .stream_log import StreamLog
-from .stream_outputs import PathOwners
 
 log = get_logger(__name__)
 
@@ -99,7 +99,7 @@ class Redo:
     committer: GroupCommitter
     stream_log: StreamLog
     outputs: OutputDir | None
-    path_owners: PathOwners = attrs.field(factory=dict[str, tuple[str, int]])
+    path_owners: PathOwners = attrs.field(factory=PathOwners)
     on_requeued: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
 
@@ -362,11 +362,11 @@ class Redo:
     async def _set_aside(self, index: int, outputs: tuple[Output, ...]) -> None:
         """Move the outputs of a batch, except names that another batch owns already."""
         owner = (self.stream_log.text, index)
-        paths = [o.path for o in outputs if self.path_owners.get(o.path, owner) == owner]
+        paths = [o.path for o in outputs if self.path_owners.get(o.path) in (None, owner)]
         if self.outputs is not None and paths:
             await run_blocking(self.outputs.archive, paths, self._label)
             for path in paths:
-                self.path_owners.pop(path, None)
+                self.path_owners.drop(path)
 
     async def _keep_tails(self, lines: dict[str, int]) -> None:
         """Copy the lines that are about to be cut off into the archive."""

@@ -21,16 +21,15 @@ from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import AppendFile, OutputDir, Validator, check_found, check_outputs
+from .path_owners import SINK, Owner, PathOwners
 from .stream_log import StreamLog
 
 log = get_logger(__name__)
 
 AnyPath = str | os.PathLike[str]
-PathOwners = dict[str, tuple[str, int]]  # a name -> the stream as text, and the batch
 
 OWNER_AGE_S = 0.5  # no lease ends within it, and each check costs a transaction
 MAX_COUNTED = 1_000  # files of a folder that a message counts
-SINK = -1  # stands for a batch index: an append file belongs to its stream
 
 
 @attrs.define(eq=False)
@@ -95,7 +94,7 @@ class StreamFiles:
         Raises:
             OutputClaimedError: another batch owns it.
         """
-        self._take(name, index)
+        self._check_owner(name, index, self.path_owners.hold(name, self._owner(index)))
         self._claimed.setdefault(index, set()).add(name)
 
     def claim_confirmed(self, index: int, outputs: Iterable[Output]) -> None:
@@ -104,8 +103,9 @@ class StreamFiles:
         Raises:
             OutputClaimedError: another batch owns one.
         """
+        owner = self._owner(index)
         for output in outputs:
-            self._take(output.path, index)
+            self._check_owner(output.path, index, self.path_owners.confirm(output.path, owner))
 
     def claim_sink(self, name: str) -> None:
         """Reserve the name of an append file for this stream.
@@ -113,12 +113,13 @@ class StreamFiles:
         Raises:
             OutputClaimedError: a batch or another stream owns it.
         """
-        self._take(name, SINK)
+        self._check_owner(name, SINK, self.path_owners.hold(name, self._owner(SINK)))
 
-    def _take(self, name: str, index: int) -> None:
-        owner = (self.stream_log.text, index)
-        has = self.path_owners.setdefault(name, owner)
-        if has != owner:
+    def _owner(self, index: int) -> Owner:
+        return self.stream_log.text, index
+
+    def _check_owner(self, name: str, index: int, has: Owner) -> None:
+        if has != (self.stream_log.text, index):
             whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
             raise OutputClaimedError(
                 name, f"it belongs to {whose} of stream {has[0]}; give each batch its own file name"
@@ -128,8 +129,10 @@ class StreamFiles:
         """Release the names that attempts at a batch have reserved, except those in `kept`."""
         if index in self._claimed:
             names = self._claimed.pop(index)
+            for output in kept:
+                self.path_owners.confirm(output.path, self._owner(index))
             for name in names.difference([output.path for output in kept]):
-                del self.path_owners[name]
+                self.path_owners.drop(name)
 
     # -- what they hold -----------------------------------------------------------------------
 
@@ -154,7 +157,7 @@ class StreamFiles:
             return await run_blocking(self._write_first, name, data)
         except OutputExistsError:
             self._claimed[index].discard(name)
-            del self.path_owners[name]
+            self.path_owners.drop(name)
             raise
 
     def _write_first(self, name: str, data: bytes) -> Output:

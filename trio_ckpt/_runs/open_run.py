@@ -7,8 +7,8 @@ import trio
 
 from .._commit.awaits import Calls
 from .._commit.group_commit import GroupCommitter
+from .._commit.path_owners import SINK, PathOwners
 from .._commit.shutdown import Stop
-from .._commit.stream_outputs import SINK, PathOwners
 from .._journal.progress import Progress
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator
@@ -56,7 +56,7 @@ class OpenRun:
     resume_command: str | None
     stream_table: StreamTable
     waits: Waits = attrs.field(init=False)
-    path_owners: PathOwners = attrs.field(factory=dict[str, tuple[str, int]], init=False)
+    path_owners: PathOwners = attrs.field(factory=PathOwners, init=False)
     rewinding: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
     list_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     calls: Calls = attrs.field(factory=Calls, init=False)
@@ -65,9 +65,10 @@ class OpenRun:
         self.waits = Waits(self.stream_table, self.stop, self.stopped)
         self.stop.changed = self.wake_waiters
         for key, progress in self.stream_table.progress.items():
-            self.path_owners |= dict.fromkeys(progress.sinks, (encode_key(key), SINK))
+            for path in progress.sinks:
+                self.path_owners.hold(path, (encode_key(key), SINK))
         if self.outputs is not None:
-            self.path_owners[MANIFEST] = (encode_key(RUN_STREAM), SINK)
+            self.path_owners.hold(MANIFEST, (encode_key(RUN_STREAM), SINK))
 
     @property
     def run_id(self) -> str:

@@ -1,0 +1,111 @@
+"""Which batch owns each output name of a run, in little memory.
+
+A name that is being written is kept as it is.  A confirmed one is never listed, only asked for,
+so a digest stands for it: with its owner it takes 24 bytes, where an entry of a dict takes 190.
+96 bits tell names apart, so among a million names two are taken for one with a probability of
+10**-17.
+
+The entries lie in buckets that are searched from their begin.  As their number grows, one bucket
+after the other is split in two (linear hashing, Litwin, 1980), so no call takes long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import attrs
+
+SINK = -1  # stands for a batch index: an append file belongs to its stream
+
+Owner = tuple[str, int]  # a stream as text, and a batch
+
+_OWNER = struct.Struct("<Iq")  # the number of the stream, the batch
+_DIGEST_BYTES = 12
+_ENTRY_BYTES = _DIGEST_BYTES + _OWNER.size
+_ENTRIES = 64  # in a bucket, on average
+
+
+def _first_bucket() -> list[bytearray]:
+    return [bytearray()]
+
+
+@attrs.define(eq=False)
+class PathOwners:
+    """The owner of each output name; shared by all streams of a run."""
+
+    _held: dict[str, Owner] = attrs.field(factory=dict[str, Owner], init=False)
+    _buckets: list[bytearray] = attrs.field(factory=_first_bucket, init=False)
+    _unsplit: int = attrs.field(default=1, init=False)  # buckets when the splitting began
+    _count: int = attrs.field(default=0, init=False)  # of confirmed names
+    _streams: list[str] = attrs.field(factory=list[str], init=False)
+    _numbers: dict[str, int] = attrs.field(factory=dict[str, int], init=False)  # of streams
+
+    def get(self, name: str) -> Owner | None:
+        """The owner of a name; None: it has none."""
+        digest = _digest(name)
+        return self._held.get(name) or _find(self._bucket(digest), digest, self._streams)
+
+    def hold(self, name: str, owner: Owner) -> Owner:
+        """Give a name to an owner unless it has one; returns the owner that it has."""
+        digest = _digest(name)
+        confirmed = _find(self._bucket(digest), digest, self._streams)
+        return confirmed or self._held.setdefault(name, owner)
+
+    def confirm(self, name: str, owner: Owner) -> Owner:
+        """Give a name to a confirmed batch unless it has one; returns the owner that it has."""
+        has = self.get(name)
+        if has is None or (has == owner and self._held.pop(name, None) is not None):
+            if (number := self._numbers.get(owner[0])) is None:
+                number = self._numbers[owner[0]] = len(self._streams)
+                self._streams.append(owner[0])
+            digest = _digest(name)
+            self._bucket(digest).extend(digest + _OWNER.pack(number, owner[1]))
+            self._count += 1
+            if self._count > _ENTRIES * len(self._buckets):
+                self._split()
+        return has or owner
+
+    def drop(self, name: str) -> None:
+        """Take a name from its owner."""
+        if self._held.pop(name, None) is None:
+            digest = _digest(name)
+            bucket = self._bucket(digest)
+            if (at := _position(bucket, digest)) != -1:
+                bucket[at : at + _ENTRY_BYTES] = bucket[-_ENTRY_BYTES:]
+                del bucket[-_ENTRY_BYTES:]
+                self._count -= 1
+
+    def _bucket(self, digest: bytes) -> bytearray:
+        number = int.from_bytes(digest) % (2 * self._unsplit)
+        return self._buckets[number if number < len(self._buckets) else number - self._unsplit]
+
+    def _split(self) -> None:
+        """Split the next bucket: half of its entries belong into a new one."""
+        number = len(self._buckets) - self._unsplit
+        old, self._buckets[number] = self._buckets[number], bytearray()
+        self._buckets.append(bytearray())
+        for at in range(0, len(old), _ENTRY_BYTES):
+            entry = bytes(old[at : at + _ENTRY_BYTES])
+            self._bucket(entry[:_DIGEST_BYTES]).extend(entry)
+        if len(self._buckets) == 2 * self._unsplit:
+            self._unsplit *= 2
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _find(bucket: bytearray, digest: bytes, streams: list[str]) -> Owner | None:
+    if (at := _position(bucket, digest)) == -1:
+        return None
+    number, index = _OWNER.unpack_from(bucket, at + _DIGEST_BYTES)
+    return streams[number], index
+
+
+def _position(bucket: bytearray, digest: bytes) -> int:
+    """Where the entry of a digest begins; -1: there is none."""
+    at = bucket.find(digest)
+    while at != -1 and at % _ENTRY_BYTES:  # within two entries, or an owner
+        at = bucket.find(digest, at + 1)
+    return at
