@@ -48,6 +48,56 @@ def test_every_public_name_is_documented_once() -> None:
     assert sorted(names) == sorted(public(trio_ckpt))
 
 
+def shown_members() -> dict[str, set[str] | None]:
+    """The members of each class that the page lists; None: all that have a docstring."""
+    shown: dict[str, set[str] | None] = {}
+    block = r"^\.\. auto(?:class|exception):: (\w+)[^\n]*\n(?:   :members:([^\n]*)\n)?"
+    for name, members in re.findall(block, section(read("api.md"), "trio_ckpt"), re.MULTILINE):
+        listed = set(re.findall(r"\w+", members))
+        shown[name] = listed if listed or ":members:" not in members else None
+    for name in re.findall(
+        r"^\.\. autoclass:: (\w+)[^\n]*\n   :members:\n", read("api.md"), re.MULTILINE
+    ):
+        shown[name] = None
+    return shown
+
+
+def own_names(cls: type) -> set[str]:
+    """The public names of a class: members, fields, and what its `__init__` assigns to self."""
+    names, of_python = set[str](), set[str]()
+    for base in cls.__mro__:
+        if not base.__module__.startswith("trio_ckpt"):
+            of_python |= {*vars(base)}
+        else:
+            names |= {*vars(base), *inspect.get_annotations(base)}
+            if "__init__" in vars(base) and not hasattr(base, "__attrs_attrs__"):
+                source = inspect.getsource(base)
+                names |= set(re.findall(r"^        self\.(\w+)(?:: [^=\n]+)? = ", source, re.M))
+    return {name for name in names - of_python if not name.startswith("_")}
+
+
+def attributes_in(cls: type) -> set[str]:
+    """The names that the docstrings of a class and its bases list as attributes or arguments."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        doc = inspect.cleandoc(base.__doc__ or "")
+        for part in re.findall(r"^(?:Attributes|Args):\n((?: .*\n?|\n)+)", doc, re.MULTILINE):
+            for names in re.findall(r"^    (\w[\w, ]*):", part, re.MULTILINE):
+                found |= set(re.findall(r"\w+", names))
+    return found
+
+
+CLASSES = [value for value in vars(trio_ckpt).values() if inspect.isclass(value)]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_a_public_class_has_no_name_that_the_reference_hides(cls: type) -> None:
+    listed = shown_members()[cls.__name__]
+    if listed is not None:
+        assert own_names(cls) - listed - attributes_in(cls) == set()
+    assert (listed or set()) - own_names(cls) == set()
+
+
 def test_every_public_name_for_tests_is_documented() -> None:
     names = DIRECTIVE.findall(section(read("api.md"), "trio_ckpt.testing"))
     assert set(names) == public(trio_ckpt.testing)

@@ -117,17 +117,18 @@ class RetryRule:
             errors = tuple(filter(_is_of_groups, errors))
         return isinstance(error, errors) and (self.when is None or self.when(error))
 
-    def again(self, error: BaseException, attempts: int) -> Again | None:
-        """How long to wait after the `attempts`-th failure; None: longer than the limit."""
-        doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
-        wait = min(math.ldexp(self.backoff_s, doublings), self.max_backoff_s)
-        wait *= 1 + random.random() * self.jitter  # noqa: S311  # spreads load, no secret
-        asked = self.retry_after(error) if self.retry_after is not None else None
-        if asked is None:
-            return Again(wait)
-        if not asked <= self.max_retry_after_s:
-            return None
-        return Again(max(wait, asked), pauses=True)
+
+def _attempt_after(rule: RetryRule, error: BaseException, attempts: int) -> Again | None:
+    """How long to wait after the `attempts`-th failure; None: longer than the limit."""
+    doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
+    wait = min(math.ldexp(rule.backoff_s, doublings), rule.max_backoff_s)
+    wait *= 1 + random.random() * rule.jitter  # noqa: S311  # spreads load, no secret
+    asked = rule.retry_after(error) if rule.retry_after is not None else None
+    if asked is None:
+        return Again(wait)
+    if not asked <= rule.max_retry_after_s:
+        return None
+    return Again(max(wait, asked), pauses=True)
 
 
 def _is_of_groups(kind: type[BaseException]) -> bool:
@@ -170,7 +171,7 @@ class RetryTable:
         rule = self._rule_for(error)
         if rule is None:
             return GiveUp(Then.FAIL)
-        again = rule.again(error, attempts) if attempts < rule.attempts else None
+        again = _attempt_after(rule, error, attempts) if attempts < rule.attempts else None
         return again or GiveUp(rule.then, rule.retryable)
 
 

@@ -26,7 +26,12 @@ _MARK_BITS: int = 2 ** (8 * MARK_BYTES) - 1
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
-    """How often a batch that is not confirmed was tried, and what went wrong last."""
+    """How often a batch that is not confirmed was tried, and what went wrong last.
+
+    Attributes:
+        attempts: How often it was tried.
+        error: What went wrong last; None: nothing is recorded.
+    """
 
     attempts: int
     error: ErrorInfo | None

@@ -54,11 +54,11 @@ class Compacted:
     dropped: int = 0
     freed_bytes: int = 0
 
-    @classmethod
-    def total(cls, parts: Iterable[Compacted]) -> Compacted:
-        """Add up several results."""
-        rows = [attrs.astuple(part) for part in parts]
-        return cls(*map(sum, zip(*rows, strict=True))) if rows else cls()
+
+def add_up(parts: Iterable[Compacted]) -> Compacted:
+    """Add up several results."""
+    rows = [attrs.astuple(part) for part in parts]
+    return Compacted(*map(sum, zip(*rows, strict=True))) if rows else Compacted()
 
 
 @attrs.define(eq=False)

@@ -57,21 +57,21 @@ class ExportSummary:
     size_bytes: int
     created_at: str
 
-    @classmethod
-    def of(
-        cls, path: str, run: RunKey, manifest: Manifest, *, outputs: int, size_bytes: int
-    ) -> ExportSummary:
-        """Sum up an archive with this manifest, and where its run is in a store."""
-        return cls(
-            path=path,
-            run_id=run.run_id,
-            generation=run.generation,
-            streams=len(manifest.streams),
-            records=manifest.records,
-            outputs=outputs,
-            size_bytes=size_bytes,
-            created_at=manifest.created_at,
-        )
+
+def summarize_archive(
+    path: str, run: RunKey, manifest: Manifest, *, outputs: int, size_bytes: int
+) -> ExportSummary:
+    """Sum up an archive with this manifest, and where its run is in a store."""
+    return ExportSummary(
+        path=path,
+        run_id=run.run_id,
+        generation=run.generation,
+        streams=len(manifest.streams),
+        records=manifest.records,
+        outputs=outputs,
+        size_bytes=size_bytes,
+        created_at=manifest.created_at,
+    )
 
 
 async def export_run(
@@ -131,7 +131,7 @@ async def export_run(
             )
             await run_blocking(_refuse_taken, folder_path, name)  # another process may be faster
             await run_blocking(file.commit)
-        return ExportSummary.of(
+        return summarize_archive(
             os.path.join(folder_path, name),
             RunKey(run_id, view.generation, view.owner),
             manifest,

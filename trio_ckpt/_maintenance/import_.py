@@ -50,7 +50,7 @@ from .._util.plain import RUN_STREAM, check_run_id, decode_key, encode_key
 from .._util.threads import run_blocking
 from ..outputs import AnyPath, OutputDir
 from .archive_file import Archive, Member, held
-from .export import PAGE, ExportSummary
+from .export import PAGE, ExportSummary, summarize_archive
 
 GROUP_BYTES = 4 * 2**20  # records in one save: these, or `PAGE`; decoded they are larger
 HALF = "half imported: import it again, from this archive or another"
@@ -145,7 +145,7 @@ async def import_checked(
                 outputs, root = await _import_outputs(archive, folder), folder.root
         run_key = RunKey(target, generation, owner)
         await _Importer(store, run_key, archive, root, checked.worked_at).run()
-    return ExportSummary.of(
+    return summarize_archive(
         archive.path, run_key, archive.manifest, outputs=outputs, size_bytes=archive.size_bytes
     )
 

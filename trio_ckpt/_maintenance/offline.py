@@ -41,7 +41,7 @@ from .._util.threads import run_blocking
 from ..outputs import AnyPath, AppendFile, OutputDir, keep_tail
 from ..state._retention import Retention
 from ..state._shared_capture import ArrayTools
-from .compact import Compacted, Compaction
+from .compact import Compacted, Compaction, add_up
 from .verify_states import is_whole
 
 
@@ -140,7 +140,7 @@ class Maintenance:
                     self.store, self._committer, stream_log, tools, kept, self._begin_change
                 )
                 done.append(await compaction.run())
-            return Compacted.total(done)
+            return add_up(done)
         finally:
             tools.close()
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import attrs
 import trio
@@ -23,6 +23,7 @@ from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
 from ..state import Frontier, FrontierItems, Plan, StateChangedError
+from ..state._frontier import items_of
 from ..state._retention import Versions
 from ..state._shared_capture import ArrayTools
 from .loop import LoopCursor
@@ -76,7 +77,7 @@ class Resume:
         await self._take_up_failed()
         await self._open_sinks()
         if isinstance(state, Frontier):
-            await self._load_frontier(cast("Frontier[Any]", state).begin())
+            await self._load_frontier(items_of(cast("Frontier[object]", state)))
         else:
             await self._verify(nursery)
             if state is not None:
@@ -169,7 +170,7 @@ class Resume:
 
     # -- frontiers ----------------------------------------------------------------------------
 
-    async def _load_frontier(self, frontier: FrontierItems[Any]) -> None:
+    async def _load_frontier(self, frontier: FrontierItems[object]) -> None:
         """Load the items of all checkpoints into a frontier, and verify their outputs."""
         open_stream = self.open_stream
         verifier, adds = self._verifier(), list[bytes]()

@@ -38,7 +38,7 @@ from .._util.errors import (
 )
 from .._util.plain import StreamKey, as_metadata, as_plain, copy_plain
 from .._util.uninterrupted import uninterrupted
-from ..state import Frontier
+from ..state._frontier import frontier_of
 from .leaving import leave_stream, save_failure
 from .loop import Batches, Items, LoopCursor, estimated
 from .stream_statistics import stream_statistics
@@ -132,7 +132,7 @@ class Stream(Generic[S]):
         """
         open_stream = self._open_stream
         if open_stream.frontier is not None:
-            return cast("S", Frontier[Any].of(open_stream.frontier))
+            return cast("S", frontier_of(open_stream.frontier))
         return cast(
             "S", None if open_stream.state_manager is None else open_stream.state_manager.state
         )

@@ -16,6 +16,9 @@ own `key` function is called when items are given and when they are loaded, at n
 Memory holds the keys of all items, and the items that are left.
 """
 
+# What a stream takes of a frontier is below the class, out of reach of users.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections import deque
@@ -54,28 +57,29 @@ class Frontier(Generic[T]):
         if key is not None:
             function("key", key)
         seeds = keyed_items(several("items", items, "items"), key)
-        self._live = FrontierItems(seeds, key)
-        self._live.number(seeds)
+        self._items = FrontierItems(seeds, key)
+        self._items.number(seeds)
 
     def __len__(self) -> int:
         """Return the number of items, done or not."""
-        return len(self._live)
+        return len(self._items)
 
     @property
     def left(self) -> int:
         """The number of items that are not confirmed, skipped ones included."""
-        return self._live.left
+        return self._items.left
 
-    @classmethod
-    def of(cls, live: FrontierItems[T]) -> Frontier[T]:
-        """Return the frontier of an open stream, as its program sees it."""
-        frontier: Frontier[T] = cls()
-        frontier._live = live
-        return frontier
 
-    def begin(self) -> FrontierItems[T]:
-        """Return the list for a stream: the same items, none of them done."""
-        return FrontierItems(self._live.seeds, self._live.key)
+def frontier_of(items: FrontierItems[T]) -> Frontier[T]:
+    """Return the frontier of an open stream, as its program sees it."""
+    frontier: Frontier[T] = Frontier()
+    frontier._items = items
+    return frontier
+
+
+def items_of(frontier: Frontier[T]) -> FrontierItems[T]:
+    """Return the list for a stream: the items of a frontier, none of them done."""
+    return FrontierItems(frontier._items.seeds, frontier._items.key)
 
 
 def keyed_items(items: Iterable[T], key: Callable[[T], str] | None) -> dict[str, T]:
