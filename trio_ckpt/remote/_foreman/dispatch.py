@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import attrs
 import trio
@@ -15,6 +14,7 @@ from ..._journal.store import RunKey, Store
 from ..._maintenance.offline import open_maintenance
 from ..._util.errors import StoreDamagedError
 from ..._util.log import get_logger
+from ..._util.plain import Plain
 from ..._util.text import duration, plural, printable
 from .._wire.errors import TaskFailedError, TaskLostError
 from .._wire.message import TaskMessage
@@ -40,7 +40,7 @@ AGAIN_AFTER_S = 1.0  # when a worker could not continue: the next one may not ei
 
 
 Settle = Callable[
-    [Any, TaskCheckpoints, str], Awaitable[None]
+    [Plain, TaskCheckpoints, str], Awaitable[None]
 ]  # value, saved states, worker's name
 Note = Callable[[int, str], Awaitable[None]]  # item's index, text; for the job's history
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import attrs
 import trio
@@ -23,7 +22,7 @@ from ..._runs.stream import Stream, loop_cursor_of
 from ..._tokens.registry import TokenRegistry, touch
 from ..._util.errors import RunLockedError, StoreError, TrioCkptError, failures_in, text_of
 from ..._util.log import at, get_logger
-from ..._util.plain import JOB_STREAM
+from ..._util.plain import JOB_STREAM, Plain
 from ..._util.text import one_line
 from .._wire.errors import (
     JobCancelledError,
@@ -254,7 +253,7 @@ class Job:
         if self._scope.cancelled_caught:
             await stream.fail(JobCancelledError("it was cancelled"), retryable=False)
 
-    async def _do(self, batch: Batch[Any]) -> None:
+    async def _do(self, batch: Batch[Plain]) -> None:
         submission = self.submission
         if submission is None:
             raise RuntimeError("a job without a submission has no items")
@@ -269,7 +268,7 @@ class Job:
             self._down_at,
         )
 
-        async def settle(value: Any, saved: TaskCheckpoints, worker: str) -> None:
+        async def settle(value: Plain, saved: TaskCheckpoints, worker: str) -> None:
             metadata = {"result": value, "task": saved.to_plain(), "worker": worker}
             batch.complete(metadata=metadata, totals=sums_of(saved))
             await batch.confirm()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import attrs
 import msgspec
@@ -146,7 +146,9 @@ class PublishedForeman(Protocol):
         """End a job."""
         ...
 
-    async def control(self, action: Any, task_id: str) -> tuple[int, str]:
+    async def control(
+        self, action: Literal["force-checkpoint", "release"], task_id: str
+    ) -> tuple[int, str]:
         """Carry out an action on a work item."""
         ...
 

@@ -6,8 +6,8 @@ error of the foreman while handling its messages.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 import attrs
 import trio
@@ -16,6 +16,7 @@ from ..._journal.record import describe_error
 from ..._util.errors import StoreError, TrioCkptError
 from ..._util.log import get_logger
 from ..._util.nursery import open_service_nursery
+from ..._util.plain import Plain
 from ..._util.text import one_line
 from .._wire.errors import (
     ConnectionLostError,
@@ -184,7 +185,7 @@ class _IncomingJob:
     """A job whose items are arriving."""
 
     submit: SubmitJob
-    items: list[Any] = attrs.field(factory=list[Any])
+    items: list[Plain] = attrs.field(factory=list[Plain])
     size: int = 0
 
 
@@ -226,7 +227,7 @@ class _Client:
                     pass
             self.link.consumed(received)
 
-    async def _guard(self, func: Any, *args: Any) -> None:
+    async def _guard(self, func: Callable[..., Awaitable[None]], *args: object) -> None:
         """Limit an error while handling a request to that request."""
         try:
             await func(*args)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import aclosing
-from typing import Any
 
 from ..._journal.history import iter_records
 from ..._journal.progress import Progress
@@ -17,7 +16,7 @@ from ..._journal.store import Store
 from ..._tokens.registry import TokenRegistry
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.index_set import IndexSet
-from ..._util.plain import check_run_id
+from ..._util.plain import Plain, check_run_id
 from .._wire.errors import TaskFailedError
 from .._wire.job_messages import AttachJob, JobDone, JobRefused, JobResult, JobWaits, TaskError
 from .._wire.link import Link
@@ -27,7 +26,7 @@ from .foreman import Foreman
 from .job import Job
 from .job_reader import has_submission, is_cancelled, items_progress
 
-NO_DETAILS: Mapping[str, Any] = {}
+NO_DETAILS: Mapping[str, Plain] = {}
 PAGE = 1_000  # records, at most; as many as results are missing, and some for notes between them
 
 
@@ -140,7 +139,7 @@ def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
     return JobResult(attach.job_id, attach.call, index, None, error)
 
 
-def _error(info: ErrorInfo | None, details: Mapping[str, Any] = NO_DETAILS) -> TaskError | None:
+def _error(info: ErrorInfo | None, details: Mapping[str, Plain] = NO_DETAILS) -> TaskError | None:
     """Return an error in its wire form.
 
     Args:
@@ -158,7 +157,7 @@ def _error(info: ErrorInfo | None, details: Mapping[str, Any] = NO_DETAILS) -> T
 
 async def _details_of(
     store: Store, job_id: str, generation: int, index: int | None
-) -> Mapping[str, Any]:
+) -> Mapping[str, Plain]:
     """Read what was stored with the newest failed attempt at an item."""
     if index is None:
         return NO_DETAILS

@@ -18,7 +18,7 @@ import mmap
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
-from typing import IO, Any
+from typing import IO
 
 import attrs
 import msgspec
@@ -338,7 +338,7 @@ class StoreProxy:
         finally:
             self.close()
 
-    async def _put_whole(self, digest: str, payload: Any) -> None:
+    async def _put_whole(self, digest: str, payload: bytes | memoryview) -> None:
         found = await self.store.put_blob(payload)
         if found != digest:
             raise StoreError(f"the SHA-256 of the received blob is {found}, not {digest}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import trio
 
 from ..._util.log import Place, at
+from ..._util.plain import Plain
 from .._wire.job_messages import JobOptions
 from .._wire.names import ITEMS_STREAM
 from .lease import Lease
@@ -36,7 +36,7 @@ class PendingItem:
     index: int
     task_id: str
     function: str
-    item: Any
+    item: Plain
     attempt: int
     options: JobOptions
     down_at: float | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
+from ..._util.plain import Plain
 from .message import (
     MAX_ERROR_BYTES,
     MAX_JOB_ITEMS,
@@ -95,7 +96,7 @@ class JobItems(JobMessage, frozen=True, array_like=True):
     KIND: ClassVar[MessageKind] = MessageKind.JOB_ITEMS
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     first: Count
-    items: list[Any]
+    items: list[Plain]
 
 
 class JobAccepted(JobMessage, frozen=True, array_like=True):
@@ -140,7 +141,7 @@ class JobResult(JobMessage, frozen=True, array_like=True):
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
     call: Count
     index: Count
-    value: Any = None
+    value: Plain = None
     error: TaskError | None = None
 
 

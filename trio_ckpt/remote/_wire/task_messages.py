@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import msgspec
 
 from ..._journal.store import Checkpoint, Fold
+from ..._util.plain import Plain
 from .job_messages import (
     TaskError,
 )
@@ -44,7 +45,7 @@ class AssignTask(TaskMessage, frozen=True, array_like=True):
     job_id: Id
     index: Count
     function: Name
-    item: Any
+    item: Plain
     attempt: Count = 1
     interval_s: float | None = None
     trace: dict[str, str] = msgspec.field(default_factory=dict[str, str])
@@ -253,7 +254,7 @@ class TaskResult(TaskMessage, frozen=True, array_like=True):
 
     KIND: ClassVar[MessageKind] = MessageKind.TASK_RESULT
     MAX_BYTES: ClassVar[int] = MAX_MESSAGE_BYTES
-    value: Any = None
+    value: Plain = None
 
 
 class TaskFailed(TaskMessage, frozen=True, array_like=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import msgspec
 import trio
@@ -97,9 +97,7 @@ class RemoteStore(Store):
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         """See `Store.read_run`."""
         await self._begin(run_id)
-        answer = await self._rpc.call(ReadRun(generation))
-        found: StoredRun | None = _decode(answer, StoredRun | None)
-        return found
+        return _decode(_RUN, await self._rpc.call(ReadRun(generation)))
 
     async def history(
         self,
@@ -115,8 +113,7 @@ class RemoteStore(Store):
             raise ValueError(f"limit is {limit}, not positive")
         await self._begin(run_id)
         answer = await self._rpc.call(ReadHistory(stream, generation, cursor, limit))
-        page: HistoryPage = _decode(answer, HistoryPage)
-        return page
+        return _decode(_PAGE, answer)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`.  Sent in parts of `PART_BYTES`; held until acknowledged."""
@@ -162,8 +159,8 @@ class RemoteStore(Store):
         size = 0
         for first in range(0, max(len(known), 1), MAX_SEQUENCES):
             part = tuple(known[first : first + MAX_SEQUENCES])
-            freed: int = _decode(await self._rpc.call(DropBlobs(run.generation, stream, part)), int)
-            size += freed
+            drop = DropBlobs(run.generation, stream, part)
+            size += _decode(_SIZE, await self._rpc.call(drop))
         return size
 
     async def list_runs(self) -> tuple[RunSummary, ...]:
@@ -211,11 +208,16 @@ class _BeginAgainError(Exception):
 
 
 _NIL = msgspec.msgpack.encode(None)
+_RUN: msgspec.msgpack.Decoder[StoredRun | None] = msgspec.msgpack.Decoder(StoredRun | None)
+_PAGE = msgspec.msgpack.Decoder(HistoryPage)
+_SIZE = msgspec.msgpack.Decoder(int)
+
+T = TypeVar("T")
 
 
-def _decode(answer: bytes, kind: Any) -> Any:
+def _decode(decoder: msgspec.msgpack.Decoder[T], answer: bytes) -> T:
     try:
-        return msgspec.msgpack.decode(answer, type=kind)
+        return decoder.decode(answer)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"the foreman's answer cannot be read: {error}") from error
 

@@ -18,7 +18,7 @@ from ..._commit.snapshots import Snapshots, make_due
 from ..._runs.stream import Stream
 from ..._util.errors import text_of
 from ..._util.extras import needs_extra
-from ..._util.plain import check_point_label
+from ..._util.plain import Plain, check_point_label
 from ..._util.threads import Aside, run_blocking
 from .._wire.errors import NotAllowedError
 from .._wire.names import is_allowed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # a default, so that `Work` alone is a type; Python has it fr
     S = TypeVarWithDefault("S", default=Any)
 else:
     S = TypeVar("S")
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound=Callable[..., object])
 
 _MARK = "__trio_ckpt_task__"
 _imported: set[str] = set()  # modules whose import has ended: they need no thread again
@@ -45,15 +45,17 @@ class TaskSettings:
         in_process: Whether a sync function runs in its own process, outside the worker's.
     """
 
-    state: Callable[[Any], Any]
+    state: Callable[[Plain], object]
     in_process: bool = False
 
 
-def _empty(_item: Any) -> dict[str, Any]:
+def _empty(_item: Plain) -> dict[str, Plain]:
     return {}
 
 
-def task(*, state: Callable[[Any], Any] = _empty, in_process: bool = False) -> Callable[[F], F]:
+def task(
+    *, state: Callable[[Plain], object] = _empty, in_process: bool = False
+) -> Callable[[F], F]:
     """Set how workers run a function; without this decorator the defaults apply.
 
     Args:
@@ -71,7 +73,7 @@ def task(*, state: Callable[[Any], Any] = _empty, in_process: bool = False) -> C
     return mark
 
 
-def settings_of(func: Callable[..., Any]) -> TaskSettings:
+def settings_of(func: Callable[..., object]) -> TaskSettings:
     """Return what `task` set for a function, or the defaults."""
     found = getattr(func, _MARK, None)
     return found if isinstance(found, TaskSettings) else TaskSettings(_empty)
@@ -91,7 +93,7 @@ def check_module(name: str) -> None:
         raise NotAllowedError(f"module {name!r} cannot be found: is it on the worker's path?")
 
 
-async def find_function(name: str, allow: Collection[str]) -> Callable[..., Any]:
+async def find_function(name: str, allow: Collection[str]) -> Callable[..., object]:
     """Import a function by its name, if it is below one of the allowed modules.
 
     Args:
@@ -150,7 +152,7 @@ class Work(Generic[S]):
     percent: float | None = attrs.field(default=None, init=False)
     is_asked: bool = attrs.field(default=False, init=False)  # whether a checkpoint is due now
     release_reason: str | None = attrs.field(default=None, init=False)
-    _stream: Stream[Any] | None = attrs.field(default=None, init=False)
+    _stream: Stream[S] | None = attrs.field(default=None, init=False)
     _snapshots: Snapshots | None = attrs.field(default=None, init=False)
     _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
     _skipped: int = attrs.field(default=0, init=False)
@@ -247,7 +249,7 @@ class Work(Generic[S]):
 
     def attach(
         self,
-        stream: Stream[Any],
+        stream: Stream[S],
         snapshots: Snapshots,
         resumed_from: str | None,
         left_out: Callable[[str], None],
@@ -281,7 +283,7 @@ class Work(Generic[S]):
         self._stream = self._snapshots = None
 
 
-def takes_work(func: Callable[..., Any]) -> bool:
+def takes_work(func: Callable[..., object]) -> bool:
     """Whether a function is called with its `Work` besides the item.
 
     It is if its second positional parameter has no default, or is named ``work``: in
@@ -295,7 +297,7 @@ def takes_work(func: Callable[..., Any]) -> bool:
     return any(one.default is one.empty or one.name == "work" for one in second)
 
 
-async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[Any]:
+async def call(func: Callable[..., object], item: Plain, work: Work[object]) -> Outcome[object]:
     """Run a function: an async one here, a sync one in a thread or a process.
 
     Returns:
@@ -305,7 +307,7 @@ async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[
     Cancellation: a sync function runs to its next point, and is not waited for.  A process is
         killed.
     """
-    done: Outcome[Any]
+    done: Outcome[object]
     if settings_of(func).in_process:
         done = await acapture(work.aside.run, partial(_call_in_process, func, item))
         return done
@@ -320,27 +322,29 @@ async def call(func: Callable[..., Any], item: Any, work: Work[Any]) -> Outcome[
     return done
 
 
-async def _call_in_thread(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:
-    done: Outcome[Any] = await trio.to_thread.run_sync(
+async def _call_in_thread(
+    func: Callable[..., object], arguments: tuple[object, ...]
+) -> Outcome[object]:
+    done: Outcome[object] = await trio.to_thread.run_sync(
         _capture, func, arguments, abandon_on_cancel=True
     )
     return done
 
 
-def _capture(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome[Any]:
+def _capture(func: Callable[..., object], arguments: tuple[object, ...]) -> Outcome[object]:
     """Call a sync function in its thread."""
-    done: Outcome[Any] = capture(_call_sync, func, arguments)
+    done: Outcome[object] = capture(_call_sync, func, arguments)
     return done
 
 
-def _call_sync(func: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+def _call_sync(func: Callable[..., object], arguments: tuple[object, ...]) -> object:
     result: object = func(*arguments)
     if isinstance(result, Awaitable):
         raise TypeError(f"{func.__qualname__} returned an awaitable: make it async")
     return result
 
 
-async def _call_in_process(func: Callable[..., Any], item: Any) -> Any:
+async def _call_in_process(func: Callable[..., object], item: Plain) -> object:
     with needs_extra("parallel", "in_process=True"):
         import trio_parallel  # type: ignore[import-untyped]  # without types
     module: Any = trio_parallel

@@ -6,7 +6,6 @@ import math
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
 
 import attrs
 import trio
@@ -22,6 +21,7 @@ from ..._util.errors import (
     text_of,
 )
 from ..._util.log import at, get_logger
+from ..._util.plain import Plain
 from ..._util.text import message_of, one_line, printable
 from .._wire.errors import TaskFailedError
 from .._wire.job_messages import TaskError
@@ -56,14 +56,14 @@ class Item:
 
     assigned: AssignTask
     rpc: RpcClient
-    work: Work[Any]
+    work: Work[object]
     may_be_interrupted: bool = False
     last_word: LastWord | None = attrs.field(default=None, init=False)
     is_reported: bool = attrs.field(default=False, init=False)
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
     _told: set[str] = attrs.field(factory=set[str], init=False)
-    _returned: list[Any] = attrs.field(factory=list[Any], init=False)  # the result, if any
+    _returned: list[Plain] = attrs.field(factory=list[Plain], init=False)  # the result, if any
 
     @property
     def task_id(self) -> str:
@@ -76,7 +76,7 @@ class Item:
         Cancellation: through `Work.scope`; states that were saved stay saved.
         """
         task_id = self.task_id
-        value: Any = None
+        value: Plain = None
         try:
             with self.work.scope:
                 with self._foreign():
@@ -134,7 +134,7 @@ class Item:
         log.warning("work item %s failed: %s: %s", task_id, failure.type, text, extra=at(task_id))
         self.last_word = lambda lease: TaskFailed(task_id, lease, failure)
 
-    async def _run(self, func: Callable[..., Any]) -> Any:
+    async def _run(self, func: Callable[..., object]) -> Plain:
         if self.assigned.interval_s is None:
             self.work.state = self._new_state(func)
             return await self._call(func)
@@ -154,13 +154,13 @@ class Item:
             await self._keep_result(store, self._returned[0])
             return self._returned[0]
 
-    def _new_state(self, func: Callable[..., Any]) -> Any:
+    def _new_state(self, func: Callable[..., object]) -> object:
         with self._foreign():
             return settings_of(func).state(self.assigned.item)
 
     async def _run_saving(
-        self, func: Callable[..., Any], store: RemoteStore, *, is_fresh: bool = False
-    ) -> Any:
+        self, func: Callable[..., object], store: RemoteStore, *, is_fresh: bool = False
+    ) -> Plain:
         """Run the function inside a run of one batch, whose states are snapshots inside it."""
         assigned, work = self.assigned, self.work
         state = self._new_state(func)
@@ -184,7 +184,7 @@ class Item:
             batch.complete(metadata={"result": value}, last=True)
         return value
 
-    async def _keep_result(self, store: RemoteStore, value: Any) -> None:
+    async def _keep_result(self, store: RemoteStore, value: Plain) -> None:
         """Save a result without a state, replacing all earlier states of the item."""
         async with (
             open_run(self.task_id, store=store, fresh=True, handle_signals=False) as run,
@@ -193,7 +193,7 @@ class Item:
         ):
             batch.complete(metadata={"result": value}, last=True)
 
-    async def _call(self, func: Callable[..., Any]) -> Any:
+    async def _call(self, func: Callable[..., object]) -> Plain:
         self._has_begun = True
         with self._foreign():
             returned = (await call(func, self.assigned.item, self.work)).unwrap()
