@@ -15,6 +15,7 @@ import trio
 from tests.hangs import HANG_S
 from tests.monitor.client import ACTION_SECRET, SECRET, Client, serving
 from tests.opening import begin
+from trio_ckpt._util.network import UnsafeBindingError, new_secret
 from trio_ckpt.monitor._access import (
     MAX_TARGET_BYTES,
     OPEN_PATHS,
@@ -23,7 +24,6 @@ from trio_ckpt.monitor._access import (
     AccessRole,
     allowed_hosts,
     check_secret,
-    new_secret,
 )
 from trio_ckpt.monitor._endpoints import ENDPOINTS
 from trio_ckpt.stores import MemoryStore
@@ -358,9 +358,9 @@ async def test_one_listens_beyond_this_machine_only_with_protection() -> None:
             with pytest.raises(ExceptionGroup) as caught:
                 async with serving(run, host=host):
                     pass
-            assert caught.group_contains(ValueError, match="without TLS")
+            assert caught.group_contains(UnsafeBindingError, match="without TLS")
         async with serving(run, host="0.0.0.0", allow_plain=True) as (client, found):
-            assert found.url == f"http://localhost:{client.port}/"
+            assert found.url == f"http://127.0.0.1:{client.port}/"
             assert (await client.get("/api/runs")).status == 200
         for options in (
             {"secret": "short"},

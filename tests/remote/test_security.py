@@ -22,7 +22,8 @@ from tests.remote.samples import SAMPLES, frames_of, hello
 from tests.remote.site import ALLOW, F
 from tests.remote.wire.test_sockets import SECRET, serving
 from trio_ckpt import remote
-from trio_ckpt.remote import Foreman, UnsafeBindingError
+from trio_ckpt._util.network import check_binding
+from trio_ckpt.remote import Foreman, UnsafeBindingError, new_secret
 from trio_ckpt.remote._foreman import peers, serve
 from trio_ckpt.remote._wire import link, sockets
 from trio_ckpt.remote._wire.frames import MAX_FRAME_BYTES, decode_frame
@@ -36,7 +37,7 @@ from trio_ckpt.remote._wire.message import (
     MessageKind,
     Refused,
 )
-from trio_ckpt.remote._wire.secrets import check_secret, is_secret, new_secret
+from trio_ckpt.remote._wire.secrets import check_secret, is_secret
 from trio_ckpt.remote._wire.tables import PeerRole
 from trio_ckpt.remote._wire.task_messages import PutBlob, StoreCall
 from trio_ckpt.stores import MemoryStore
@@ -305,13 +306,13 @@ def foreman_has_given_up(stream: trio.SocketStream) -> bool:
 async def test_listening_beyond_this_machine_without_tls_is_refused(host: str) -> None:
     with pytest.raises(UnsafeBindingError, match="TLS"):
         await remote.serve_foreman(MemoryStore(), secret=SECRET, host=host, port=0)
-    serve.check_binding(host, None, allow_plain=True)
-    serve.check_binding(host, ssl.create_default_context(), allow_plain=False)
+    check_binding(host, None, allow_plain=True)
+    check_binding(host, ssl.create_default_context(), allow_plain=False)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
 def test_this_machine_needs_no_tls(host: str) -> None:
-    serve.check_binding(host, None, allow_plain=False)
+    check_binding(host, None, allow_plain=False)
 
 
 async def test_a_foreman_on_all_addresses_is_asked_for_by_any_of_them() -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import enum
 import hashlib
 import hmac
-import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -29,7 +28,6 @@ import attrs
 from .._util.arguments import text
 
 MIN_SECRET_CHARS = 16  # what is guessed by trying is shorter
-SECRET_BYTES = 24  # 192 bits: 32 characters
 MAX_TARGET_BYTES = 4_096  # path and query together
 OPEN_PATHS = frozenset({"/", "/monitor.css", "/monitor.js", "/icon.svg"})
 METHODS = frozenset({"GET", "HEAD", "POST"})
@@ -54,11 +52,6 @@ class AccessDenied:
     status: int
     code: str
     message: str
-
-
-def new_secret() -> str:
-    """A secret that cannot be guessed, in characters that need no quoting."""
-    return secrets.token_urlsafe(SECRET_BYTES)
 
 
 def check_secret(secret: str) -> str:

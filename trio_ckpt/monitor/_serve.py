@@ -14,11 +14,11 @@ from .._runs.run import Run
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import flag, instance, port as check_port, seconds, several, text
 from .._util.forks import unshare
-from .._util.hosts import is_loopback
 from .._util.log import get_logger
+from .._util.network import check_binding, new_secret, url_host
 from .._util.portal import check_trio
 from ..remote import Foreman
-from ._access import Access, allowed_hosts, check_secret, new_secret
+from ._access import Access, allowed_hosts, check_secret
 from ._api import MonitorApi
 from ._guard import guarded
 from ._jobs import Jobs
@@ -91,7 +91,8 @@ async def serve(
         task_status: For ``nursery.start``.
 
     Raises:
-        ValueError: a bad secret; or `host` is beyond this machine and nothing protects it.
+        ValueError: a bad secret.
+        UnsafeBindingError: `host` is beyond this machine, and nothing protects it.
         OSError: it cannot listen there.
 
     Cancellation: ends it within a moment, whatever is connected; no task, thread, socket or file
@@ -106,7 +107,7 @@ async def serve(
     flag("allow_plain", allow_plain)
     if stuck_after_s is not None:
         stuck_after_s = seconds("stuck_after_s", stuck_after_s, is_endless_allowed=True)
-    _check_binding(host, ssl_context, allow_plain=allow_plain)
+    check_binding(host, ssl_context, allow_plain=allow_plain)
     viewer_secret = check_secret(secret) if secret is not None else new_secret()
     actor_secret: str | None = None
     if allow_actions:
@@ -146,22 +147,5 @@ async def serve(
 def _serving(
     host: str, port: int, secret: str, action_secret: str | None, *, is_tls: bool
 ) -> Serving:
-    shown = f"[{host}]" if ":" in host else host
-    if host in ("0.0.0.0", "::", ""):  # noqa: S104  # compared, not bound
-        shown = "localhost"
-    url = f"{'https' if is_tls else 'http'}://{shown}:{port}/"
+    url = f"{'https' if is_tls else 'http'}://{url_host(host)}:{port}/"
     return Serving(url, f"{url}#{secret}", secret, action_secret, port)
-
-
-def _check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
-    """Make sure that the secret cannot be read on its way.
-
-    Raises:
-        ValueError: it could be read.
-    """
-    if ssl_context is not None or allow_plain or is_loopback(host):
-        return
-    raise ValueError(
-        f"host={host!r} is reached from other machines, and without TLS the secret can be read on "
-        "its way: give ssl_context=, or allow_plain=True if something else protects it"
-    )

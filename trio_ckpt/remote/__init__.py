@@ -7,6 +7,7 @@ Sockets need trio-websocket (``trio-ckpt[remote]``), imported when the first one
 jobs from a store does not need it.
 """
 
+from .._util.network import UnsafeBindingError as UnsafeBindingError, new_secret as new_secret
 from ._client import (
     Client as Client,
     ItemResult as ItemResult,
@@ -42,8 +43,6 @@ from ._wire.errors import (
     TaskFailedError as TaskFailedError,
     TaskLostError as TaskLostError,
     UnknownJobError as UnknownJobError,
-    UnsafeBindingError as UnsafeBindingError,
 )
-from ._wire.secrets import new_secret as new_secret
 from ._worker.work import Work as Work, task as task
 from ._worker.worker import run_worker as run_worker

@@ -12,7 +12,6 @@ exception leaves it.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Collection
@@ -33,11 +32,11 @@ from ..._util.arguments import (
     whole_number,
 )
 from ..._util.forks import unshare
-from ..._util.hosts import is_loopback
 from ..._util.log import get_logger
+from ..._util.network import check_binding, is_address, is_unspecified, url_host
 from ..._util.portal import check_trio
 from ..._util.text import one_line
-from .._wire.errors import ConnectionLostError, UnsafeBindingError
+from .._wire.errors import ConnectionLostError
 from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S
 from .._wire.secrets import check_secret
 from .foreman import DEFAULT_GRACE_S, Foreman
@@ -134,7 +133,7 @@ async def serve_foreman(
         unshare(listener.socket)
     foreman = Foreman(store, grace_s, rebalance)
     foreman.port = int(listeners[0].socket.getsockname()[1])
-    foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{_url_host(host)}:{foreman.port}"
+    foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{url_host(host)}:{foreman.port}"
     acceptor = Acceptor(
         foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept
     )
@@ -143,30 +142,6 @@ async def serve_foreman(
         log.info("listening on %s", foreman.url)
         task_status.started(foreman)
         await trio.serve_listeners(acceptor.accept, listeners)
-
-
-def check_binding(host: str, ssl_context: ssl.SSLContext | None, *, allow_plain: bool) -> None:
-    """Refuse to send secrets over a network in the clear.
-
-    Raises:
-        UnsafeBindingError: the foreman would.
-    """
-    if ssl_context is None and not allow_plain and not is_loopback(host):
-        raise UnsafeBindingError(
-            f"{host!r} is beyond this machine, and without TLS other machines on the way can read "
-            "the secret: give ssl_context=, or allow_plain=True if you trust the network",
-        )
-
-
-def _url_host(host: str) -> str:
-    """Return the host for a URL; this machine's own if the address means all of them."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return str(address) if address.version == 4 else f"[{address}]"
 
 
 @attrs.define(eq=False)
@@ -241,13 +216,8 @@ class Acceptor:
 
     def _is_any(self, name: str) -> bool:
         """Whether the foreman listens on all addresses, and the request names one of them."""
-        if not any(_is_unspecified(own) for own in self.names):
-            return False
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return name == socket.gethostname()
-        return True
+        is_on_all = any(is_unspecified(own) for own in self.names)
+        return is_on_all and (is_address(name) or name == socket.gethostname())
 
 
 def host_of(header: str) -> str:
@@ -256,13 +226,6 @@ def host_of(header: str) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0]
-
-
-def _is_unspecified(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _where(stream: trio.SocketStream) -> str:

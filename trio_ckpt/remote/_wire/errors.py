@@ -38,10 +38,6 @@ class HandshakeRefusedError(RemoteError):
         self.code = code
 
 
-class UnsafeBindingError(RemoteError, ValueError):
-    """The foreman refuses to listen beyond this machine without TLS."""
-
-
 class NotAllowedError(RemoteError, ValueError):
     """A worker may not run this function; the message says why."""
 

@@ -9,12 +9,6 @@ from typing import cast
 from .message import MAX_SECRET_BYTES
 
 MIN_SECRET_BYTES = 16  # 128 bits, if they are random
-_RANDOM_BYTES = 32
-
-
-def new_secret() -> str:
-    """Return a random secret."""
-    return secrets.token_urlsafe(_RANDOM_BYTES)
 
 
 def check_secret(secret: bytes | str) -> bytes:
