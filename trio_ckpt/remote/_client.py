@@ -9,7 +9,7 @@ import weakref
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -27,6 +27,7 @@ from ._wire.job_messages import (
     AttachJob,
     CancelJob,
     Control,
+    ControlAction,
     ControlReply,
     JobAccepted,
     JobDone,
@@ -245,9 +246,7 @@ class Client:
         self._session.send(CancelJob(job_id))
         await trio.lowlevel.checkpoint()
 
-    async def control(
-        self, action: Literal["force-checkpoint", "release", "cleanup"], task_id: str
-    ) -> tuple[int, str]:
+    async def control(self, action: ControlAction, task_id: str) -> tuple[int, str]:
         """Send a request about a work item; see `Foreman.control`.
 
         Raises:

@@ -12,7 +12,7 @@ import trio.lowlevel
 from .._util.index_set import IndexSet
 from .._util.plain import Plain
 from ._wire.errors import JobCancelledError, JobFailedError, JobRefusedError, TaskFailedError
-from ._wire.job_messages import JobDone, JobRefused, JobResult, TaskError
+from ._wire.job_messages import JobDone, JobRefused, JobResult
 from ._wire.link import Link
 from ._wire.submission import JobSubmission
 
@@ -140,7 +140,7 @@ class Results:
         """Add a result, unless it is a duplicate."""
         if self.have.add(message.index):
             error = message.error
-            failure = None if error is None else task_error(message.job_id, message.index, error)
+            failure = None if error is None else error.to_exception(message.index, message.job_id)
             self._waiting.append(ItemResult(message.index, message.value, failure))
 
     def __aiter__(self) -> Results:
@@ -169,13 +169,6 @@ def _check_done(done: JobDone) -> None:
     if done.status == "cancelled":
         raise JobCancelledError(f"job {done.job_id!r} was cancelled", run_id=done.job_id)
     if done.error is not None and done.index is not None:
-        raise task_error(done.job_id, done.index, done.error)
+        raise done.error.to_exception(done.index, done.job_id)
     why = "" if done.error is None else f": {done.error.type}: {done.error.message}"
     raise JobFailedError(f"job {done.job_id!r} {done.status}{why}", run_id=done.job_id)
-
-
-def task_error(job_id: str, index: int, error: TaskError) -> TaskFailedError:
-    """Return the error that a client raises for a function's exception."""
-    return TaskFailedError(
-        error.type, error.message, index=index, remote_traceback=error.traceback, run_id=job_id
-    )

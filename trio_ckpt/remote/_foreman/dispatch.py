@@ -16,7 +16,7 @@ from ..._util.errors import StoreDamagedError
 from ..._util.log import get_logger
 from ..._util.plain import Plain
 from ..._util.text import duration, plural, printable
-from .._wire.errors import TaskFailedError, TaskLostError
+from .._wire.errors import TaskLostError
 from .._wire.message import TaskMessage
 from .._wire.task_messages import (
     AssignTask,
@@ -100,13 +100,7 @@ class Dispatcher:
                 case TaskResult():
                     return
                 case TaskFailed(error=error):
-                    raise TaskFailedError(
-                        error.type,
-                        error.message,
-                        index=pending.index,
-                        remote_traceback=error.traceback,
-                        run_id=pending.job_id,
-                    )
+                    raise error.to_exception(pending.index, pending.job_id)
                 case Lost.MESSAGE:
                     continue
                 case Lost.LEFT:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Literal
 
 import attrs
 import trio
@@ -19,6 +18,7 @@ from ..._util.log import at, get_logger
 from ..._util.patience import sleep_awake
 from ..._util.text import one_line, plural, printable
 from .._wire.errors import JobRefusedError, UnknownJobError
+from .._wire.job_messages import ControlAction
 from .._wire.link import Link
 from .._wire.message import Hello
 from .._wire.names import check_job_id, split_task_id
@@ -36,8 +36,6 @@ log = get_logger(__name__)
 
 DEFAULT_GRACE_S = 2.0  # a live worker is back 0.1 s after its connection was closed
 WATCH_EVERY_S = 1.0
-
-Action = Literal["force-checkpoint", "release", "cleanup"]
 
 ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # as in HTTP
 
@@ -251,7 +249,7 @@ class Foreman:
             if lease.is_offered
         }
 
-    async def control(self, action: Action, task_id: str) -> tuple[int, str]:
+    async def control(self, action: ControlAction, task_id: str) -> tuple[int, str]:
         """Carry out an action on a work item.
 
         Args:

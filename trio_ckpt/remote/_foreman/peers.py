@@ -282,14 +282,6 @@ class _Client:
 
     async def _submit(self, job_id: str, submission: JobSubmission, taken: trio.Event) -> None:
         try:
-            await self._take(job_id, submission)
-        finally:
-            taken.set()
-            if self._taken.get(job_id) is taken:
-                del self._taken[job_id]
-
-    async def _take(self, job_id: str, submission: JobSubmission) -> None:
-        try:
             await self.foreman.submit(job_id, submission)
         except JobRefusedError as error:
             self._refuse(job_id, "exists", str(error))
@@ -297,6 +289,10 @@ class _Client:
             self._refuse(job_id, "store", describe_error(error).message)
         else:
             self.link.send(JobAccepted(job_id))
+        finally:
+            taken.set()
+            if self._taken.get(job_id) is taken:
+                del self._taken[job_id]
 
     def _refuse(self, job_id: str, code: str, reason: str) -> None:
         self.link.send(JobRefused(job_id, code, one_line(reason)[:MAX_TEXT_CHARS]))

@@ -9,59 +9,18 @@ from __future__ import annotations
 
 import msgspec
 
+from . import job_messages, message as messages, task_messages
 from .errors import ProtocolError
-from .job_messages import (
-    AttachJob,
-    CancelJob,
-    Control,
-    ControlReply,
-    JobAccepted,
-    JobDone,
-    JobItems,
-    JobRefused,
-    JobResult,
-    JobWaits,
-    SubmitJob,
-)
-from .message import (
-    Credit,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Message,
-    MessageKind,
-    Refused,
-    Slots,
-    Welcome,
-)
-from .task_messages import (
-    AssignTask,
-    Cancel,
-    CheckpointAck,
-    ForceCheckpoint,
-    NewLease,
-    ReleaseTask,
-    ResumeTask,
-    StoreCall,
-    StoreReply,
-    TaskAck,
-    TaskCheckpoint,
-    TaskFailed,
-    TaskProgress,
-    TaskResult,
-)
+from .message import Message, MessageKind
 
-MESSAGES: dict[MessageKind, type[Message]] = {
+_FOUND = {
     struct.KIND: struct
-    for struct in (
-        *(Hello, Welcome, Refused, Goodbye, Heartbeat, Credit, Slots),
-        *(SubmitJob, JobItems, JobAccepted, JobRefused, AttachJob, JobResult, JobDone),
-        *(CancelJob, Control, ControlReply, JobWaits),
-        *(AssignTask, ResumeTask, NewLease, Cancel, ReleaseTask, ForceCheckpoint),
-        *(TaskCheckpoint, CheckpointAck, StoreCall, StoreReply),
-        *(TaskProgress, TaskResult, TaskFailed, TaskAck),
-    )
+    for module in (messages, job_messages, task_messages)
+    for struct in vars(module).values()
+    if isinstance(struct, type) and issubclass(struct, Message) and hasattr(struct, "KIND")
 }
+MESSAGES: dict[MessageKind, type[Message]] = {kind: _FOUND[kind] for kind in MessageKind}
+"""The struct of each kind, as one of the three files defines it."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders = {kind: msgspec.msgpack.Decoder(struct) for kind, struct in MESSAGES.items()}

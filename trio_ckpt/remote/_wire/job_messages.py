@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 
 from ..._util.plain import Plain
+from .errors import TaskFailedError
 from .message import (
     MAX_ERROR_BYTES,
     MAX_JOB_ITEMS,
@@ -38,6 +39,14 @@ class TaskError(msgspec.Struct, frozen=True, array_like=True):
     message: Text = ""
     traceback: Annotated[str, msgspec.Meta(max_length=MAX_TRACEBACK_CHARS)] = ""
 
+    def to_exception(self, index: int, run_id: str) -> TaskFailedError:
+        """Return the error that is raised for it, with the item's index and its job or run."""
+        return TaskFailedError(
+            self.type, self.message, index=index, remote_traceback=self.traceback, run_id=run_id
+        )
+
+
+ControlAction = Literal["force-checkpoint", "release", "cleanup"]  # on a work item
 
 MAX_ATTEMPTS = 1_000  # at an item; more would be an endless loop
 MAX_LOSSES = 1_000  # workers lost with one item; more would take all of them down
@@ -193,7 +202,7 @@ class Control(Message, frozen=True, array_like=True):
 
     KIND: ClassVar[MessageKind] = MessageKind.CONTROL
     call: Count
-    action: Literal["force-checkpoint", "release", "cleanup"]
+    action: ControlAction
     task_id: Id
 
 

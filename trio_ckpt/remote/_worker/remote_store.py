@@ -68,13 +68,7 @@ class RemoteStore(Store):
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         """See `Store.save`.  Uses several transactions above `GROUP_BYTES`."""
-        await self._begin(run.run_id)
-        if run.owner != self._given:
-            raise StoreConflictError(
-                f"owner {self._given} has the run now, this is owner {run.owner}: nothing was "
-                "saved",
-                run_id=run.run_id,
-            )
+        await self._begin_owned(run, "saved")
         outcomes: list[Exception | None] = []
         parts = _cut(group)
         for number, part in enumerate(parts, 1):
@@ -148,13 +142,7 @@ class RemoteStore(Store):
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""
-        await self._begin(run.run_id)
-        if run.owner != self._given:
-            raise StoreConflictError(
-                f"owner {self._given} has the run now, this is owner {run.owner}: nothing was "
-                "dropped",
-                run_id=run.run_id,
-            )
+        await self._begin_owned(run, "dropped")
         known = [sequence for sequence in sequences if 1 <= sequence <= MAX_SEQUENCE]
         size = 0
         for first in range(0, max(len(known), 1), MAX_SEQUENCES):
@@ -201,6 +189,15 @@ class RemoteStore(Store):
             raise StoreError(f"the store {self.url} is closed")
         if run_id is not None and run_id != self._rpc.task_id:
             raise StoreError(f"this store is for run {self._rpc.task_id!r}, not {run_id!r}")
+
+    async def _begin_owned(self, run: RunKey, what: str) -> None:
+        await self._begin(run.run_id)
+        if run.owner != self._given:
+            raise StoreConflictError(
+                f"owner {self._given} has the run now, this is owner {run.owner}: nothing was "
+                f"{what}",
+                run_id=run.run_id,
+            )
 
 
 class _BeginAgainError(Exception):

@@ -108,13 +108,7 @@ class Item:
             failure = describe_failure(error)
         else:
             return
-        raise TaskFailedError(
-            failure.type,
-            failure.message,
-            index=self.assigned.index,
-            remote_traceback=failure.traceback,
-            run_id=self.task_id,
-        )
+        raise failure.to_exception(self.assigned.index, self.task_id)
 
     def _take_error(self, error: BaseException) -> None:
         task_id = self.task_id
