@@ -9,19 +9,23 @@ import msgspec
 import pytest
 
 from trio_ckpt import open_run
-from trio_ckpt.state._arrays.buffers import Collected, View, rebuild
+from trio_ckpt.state._arrays.buffers import Collected, check_view, rebuild
 from trio_ckpt.state._arrays.memory import allocate
+from trio_ckpt.state._tree.frame import View
 from trio_ckpt.stores import MemoryStore
 
 
 def restore(collected: Collected) -> list[Any]:
     """Through plain bytes and copies of the buffers, as a store would."""
     sizes = [buffer.data.nbytes for buffer in collected.buffers]
-    plain = msgspec.msgpack.decode(msgspec.msgpack.encode([v.to_plain() for v in collected.views]))
+    data = msgspec.msgpack.encode(collected.views)
+    views = msgspec.msgpack.decode(data, type=list[View])
     memory = [allocate(size) for size in sizes]
     for target, buffer in zip(memory, collected.buffers, strict=True):
         target[:] = buffer.data
-    return rebuild([View.from_plain(row, sizes) for row in plain], memory)
+    for view in views:
+        check_view(view, sizes)
+    return rebuild(views, memory)
 
 
 async def train(

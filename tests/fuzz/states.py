@@ -25,12 +25,12 @@ from tests.fuzz.samples import (
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
 from trio_ckpt.state import Layout, StateFrame, decode_frame, encode_frame, tree_of
 from trio_ckpt.state._arrays.block_ranges import decode_ranges, encode_ranges, ranges_of
-from trio_ckpt.state._arrays.buffers import View, collect, rebuild
+from trio_ckpt.state._arrays.buffers import check_view, collect, rebuild
 from trio_ckpt.state._arrays.compress import HEAD, open_compressor
 from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._arrays.restore import Assembly
 from trio_ckpt.state._tree.format import Tree, decode_tree, encode_tree
-from trio_ckpt.state._tree.frame import Patch
+from trio_ckpt.state._tree.frame import Patch, View
 from trio_ckpt.state._tree.leaves import StateChangedError
 from trio_ckpt.state._tree.patch import patch_tree
 
@@ -191,15 +191,16 @@ def open_view() -> Reader:
     """How an array lies in its buffer: nothing may reach outside of it."""
     collected = collect(ARRAYS)
     sizes = [buffer.data.nbytes for buffer in collected.buffers]
-    plain = [view.to_plain() for view in collected.views]
+    plain = [msgspec.to_builtins(view) for view in collected.views]
     buffers = [np.zeros(size, np.uint8) for size in sizes]
     most_touched = 100_000
 
     def read(data: bytes) -> str:
         try:
-            view = View.from_plain(msgspec.msgpack.decode(data), sizes)
+            view = msgspec.msgpack.decode(data, type=View)
         except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError):
-            return "no MessagePack"
+            return "no view"
+        check_view(view, sizes)
         array = rebuild([view], buffers)[0]
         law(holds=isinstance(array, np.ndarray), broken="it is no array")
         if array.size < most_touched:

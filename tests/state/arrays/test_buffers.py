@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-import attrs
 import ml_dtypes
 import msgspec
 import numpy as np
@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
-from trio_ckpt.state._arrays.buffers import Collected, View, collect, rebuild
+from trio_ckpt.state import Layout, StateFrame, decode_frame, encode_frame
+from trio_ckpt.state._arrays.buffers import Collected, check_view, collect, rebuild
 from trio_ckpt.state._arrays.dtypes import describe_dtype, restore_dtype
 from trio_ckpt.state._arrays.memory import (
     PAGE_BYTES,
@@ -26,8 +27,11 @@ from trio_ckpt.state._arrays.memory import (
     ones,
     zeros,
 )
+from trio_ckpt.state._tree.frame import View
 
 Array = np.ndarray[Any, Any]
+
+evolve = msgspec.structs.replace
 
 DTYPES = hnp.array_dtypes(
     hnp.scalar_dtypes() | hnp.byte_string_dtypes(max_len=5) | hnp.unicode_string_dtypes(max_len=5),
@@ -44,11 +48,22 @@ ANY_DTYPE = (
 )
 
 
+def reread(view: View, sizes: list[int]) -> View:
+    """Through the bytes of a frame, as a store would."""
+    names = tuple(f"b{number}" for number in range(len(sizes)))
+    frame = StateFrame(
+        lineage=b"l" * 8, number=0, parent=b"", tree=b"x", layout=Layout(names, (*sizes,), (view,))
+    )
+    layout = decode_frame(encode_frame(frame)).layout
+    assert layout is not None
+    check_view(layout.views[0], sizes)
+    return layout.views[0]
+
+
 def restore(collected: Collected) -> list[Any]:
     """Through plain bytes and copies of the buffers, as a store would."""
     sizes = [buffer.data.nbytes for buffer in collected.buffers]
-    plain = msgspec.msgpack.decode(msgspec.msgpack.encode([v.to_plain() for v in collected.views]))
-    views = [View.from_plain(row, sizes) for row in plain]
+    views = [reread(view, sizes) for view in collected.views]
     memory = [allocate(size) for size in sizes]
     for target, buffer in zip(memory, collected.buffers, strict=True):
         target[:] = buffer.data
@@ -200,6 +215,40 @@ def test_neighbours_that_do_not_overlap_are_apart() -> None:
     assert [b.data.nbytes for b in collect([base[:4], base[4:]]).buffers] == [32, 32]
 
 
+class Foreign:
+    """Another library's array: it shows memory whose owner NumPy does not know."""
+
+    def __init__(self, array: Array) -> None:
+        self.__array_interface__ = array.__array_interface__
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_memory_is_stored_once_whoever_shows_it(order: Any) -> None:
+    """An array that owns its memory, views of it, and foreign memory, in any order."""
+    one = np.array(np.arange(12.0).reshape(3, 4), order=order)
+    other, third = np.arange(5), np.frombuffer(bytearray(8), np.uint8)
+    shown = np.asarray(Foreign(one))
+    for arrays in (
+        [one, other, one[1:], third],
+        [one[1:], other, third, one],
+        [other, shown, third, one],
+        [one, one, third, other],
+        [shown, one[::2], other, third],
+        [one.T, other, third, np.frombuffer(one.data.cast("B"), np.uint8)]
+        if order == "C"
+        else [one.T, other, third, one],
+    ):
+        collected = collect(arrays)
+        assert len(collected.buffers) == 3
+        again = restore(collected)
+        for was, now in zip(arrays, again, strict=True):
+            assert np.array_equal(was, now)
+            assert was.strides == now.strides
+        for first, second in itertools.combinations(range(4), 2):
+            shares = np.shares_memory(arrays[first], arrays[second])
+            assert np.shares_memory(again[first], again[second]) == shares
+
+
 def test_a_buffer_keeps_its_memory_alive_and_cannot_be_written() -> None:
     collected = collect([np.full(100_000, 7.0)])
     (buffer,) = collected.buffers
@@ -230,39 +279,39 @@ def test_what_cannot_be_stored_is_named(value: object, complaint: str) -> None:
         collect([value], ["state.w"])
 
 
-VIEW = View("numpy", 0, "<f8", (3, 2), (16, 8), 0, writeable=True)
+VIEW = View("numpy", 0, "<f8", (3, 2), (16, 8), 0, writeable=True, device="cpu")
 BAD_VIEWS = {
-    "beyond the end": attrs.evolve(VIEW, shape=(4, 2)),
-    "before the begin": attrs.evolve(VIEW, strides=(-16, 8)),
-    "offset": attrs.evolve(VIEW, offset=1),
-    "negative offset": attrs.evolve(VIEW, offset=-8),
-    "negative side": attrs.evolve(VIEW, shape=(-1, 2)),
-    "overflow": attrs.evolve(VIEW, shape=(2**32, 2**33), strides=(0, 0)),
-    "overflow in many sides": attrs.evolve(VIEW, shape=(2,) * 64, strides=(0,) * 64),
-    "too many sides": attrs.evolve(VIEW, shape=(1,) * 65, strides=(0,) * 65),
-    "sides without strides": attrs.evolve(VIEW, shape=(1, 1, 1)),
-    "no such buffer": attrs.evolve(VIEW, buffer=1),
-    "negative buffer": attrs.evolve(VIEW, buffer=-1),
-    "a bool for a number": attrs.evolve(VIEW, buffer=False),
-    "bytes of no buffer": attrs.evolve(VIEW, buffer=None),
-    "unknown kind": attrs.evolve(VIEW, kind="cupy"),
-    "objects": attrs.evolve(VIEW, dtype="|O8"),
-    "a huge item": attrs.evolve(VIEW, dtype="|V999999999999"),
-    "an expression": attrs.evolve(VIEW, dtype="f8,f8"),
-    "a name": attrs.evolve(VIEW, dtype="ml:__import__"),
-    "torch, unknown": attrs.evolve(VIEW, kind="torch", dtype="torch:save"),
-    "torch, numpy's": attrs.evolve(VIEW, kind="torch", dtype="<f8"),
-    "deep": attrs.evolve(
-        VIEW, dtype=msgspec.json.decode('["array",' * 99 + '"<f8"' + ",[1]]" * 99)
-    ),
+    "beyond the end": evolve(VIEW, shape=(4, 2)),
+    "before the begin": evolve(VIEW, strides=(-16, 8)),
+    "offset": evolve(VIEW, offset=1),
+    "negative offset": evolve(VIEW, offset=-8),
+    "negative side": evolve(VIEW, shape=(-1, 2)),
+    "overflow": evolve(VIEW, shape=(2**32, 2**33), strides=(0, 0)),
+    "overflow in many sides": evolve(VIEW, shape=(2,) * 64, strides=(0,) * 64),
+    "too many sides": evolve(VIEW, shape=(1,) * 65, strides=(0,) * 65),
+    "sides without strides": evolve(VIEW, shape=(1, 1, 1)),
+    "no such buffer": evolve(VIEW, buffer=1),
+    "negative buffer": evolve(VIEW, buffer=-1),
+    "a bool for a number": evolve(VIEW, buffer=False),
+    "bytes of no buffer": evolve(VIEW, buffer=None),
+    "unknown kind": evolve(VIEW, kind="cupy"),
+    "objects": evolve(VIEW, dtype="|O8"),
+    "a huge item": evolve(VIEW, dtype="|V999999999999"),
+    "an expression": evolve(VIEW, dtype="f8,f8"),
+    "a name": evolve(VIEW, dtype="ml:__import__"),
+    "torch, unknown": evolve(VIEW, kind="torch", dtype="torch:save"),
+    "torch, numpy's": evolve(VIEW, kind="torch", dtype="<f8"),
+    "a side less": evolve(VIEW, shape=(3,)),
+    "a device without end": evolve(VIEW, device="x" * 101),
+    "deep": evolve(VIEW, dtype=msgspec.json.decode('["array",' * 99 + '"<f8"' + ",[1]]" * 99)),
 }
 
 
 @pytest.mark.parametrize("view", BAD_VIEWS.values(), ids=BAD_VIEWS.keys())
 def test_a_view_that_does_not_fit_is_refused(view: View) -> None:
-    assert View.from_plain(VIEW.to_plain(), [48]) == VIEW
+    assert reread(VIEW, [48]) == VIEW
     with pytest.raises(StoreDamagedError):
-        View.from_plain(view.to_plain(), [48])
+        reread(view, [48])
 
 
 @given(ANY_DTYPE)
@@ -274,7 +323,7 @@ def test_a_dtype_comes_back_from_plain_words(dtype: np.dtype[Any]) -> None:
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorflow", None)
-    view = View("tensorflow", 0, "<f8", (1,), (8,), 0, writeable=False)
+    view = View("tensorflow", 0, "<f8", (1,), (8,), 0, writeable=False, device="cpu")
     with pytest.raises(StoreError, match="install tensorflow"):
         rebuild([view], [allocate(8)])
 

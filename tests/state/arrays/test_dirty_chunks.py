@@ -119,3 +119,30 @@ def test_after_a_restore_only_what_was_written_since_is_saved() -> None:
     (last,), _ = restored(engine, frame_of(third, changed, b"q" * 16, 2), *frames)
     assert (last == again).all()
     engine.close()
+
+
+def test_small_arrays_that_did_not_change_keep_their_tables() -> None:
+    """One that did is found, also where only its sign of zero or its place in memory changed."""
+    engine, arrays = ArrayEngine(), [np.zeros(64) for _ in range(100)]
+
+    def save(tables: Mapping[str, DigestTable]) -> EncodedArrays:
+        state = [ArrayLeaf(f"state[{at}]", one) for at, one in enumerate(arrays)]
+        held = engine.hold(state, tables)
+        list(held.pieces())
+        held.release()
+        return held.stored()
+
+    first = save({})
+    arrays[7][63] = -0.0
+    arrays[8] = arrays[8].copy()
+    second = save(first.tables)
+    assert [patch.buffer for patch in second.patches] == [7]
+    assert second.layout == first.layout
+    same = [name for name, table in second.tables.items() if first.tables[name] is table]
+    assert len(same) == 99
+    report = second.reports["state[8]"]
+    assert (report.method, report.copied_bytes, report.changed_bytes) == ("hash", 0, 0)
+    assert report.reason
+    assert second.reports["state[7]"].changed_bytes == 512
+    assert list(save(second.tables).patches) == []
+    engine.close()

@@ -11,8 +11,8 @@ them; one that overlaps others keeps them, so the bytes in the holes are stored,
 
 `rebuild` makes the arrays again over buffers that were read: writeable memory of their own.
 
-A view that comes from a store is checked completely before it is used (`View.from_plain`): every
-byte that it reaches lies inside its buffer.
+A view that comes from a store is checked completely before it is used (`check_view`): every byte
+that it reaches lies inside its buffer.
 
 An array of a NumPy subclass is refused, since it would lose what the subclass adds (such as the
 mask of a masked array).
@@ -21,13 +21,16 @@ mask of a masked array).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, cast, get_args
+import mmap
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, cast
 
 import attrs
 import numpy as np
 
 from ..._util.errors import NotEncodableError, StoreDamagedError, text_of
+from .._tree.frame import MAX_BYTES, View
 from .dtypes import Plain, describe_dtype, restore_dtype
 from .frameworks import (
     Kind,
@@ -39,16 +42,10 @@ from .frameworks import (
     to_numpy,
     torch_itemsize,
 )
-from .memory import Bytes, address_of, allocate, memory_at, owner_of
-
-MAX_SIDES = 64  # NumPy's own limit
-MAX_BYTES = 2**47  # more than any process can address on today's machines
-_MAX_TEXT = 100
-
-_KINDS = frozenset(get_args(Kind))
+from .memory import Array, Bytes, address_of, allocate, memory_at, owner_of
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # frozen ones take three times as long to make, for each array
 class Buffer:
     """A contiguous run of bytes that arrays are views of.
 
@@ -68,102 +65,48 @@ class Buffer:
     itemsize: int
 
 
-@attrs.frozen
-class View:
-    """An array as a part of a buffer.
+def check_view(view: View, sizes: Sequence[int]) -> None:
+    """Check that a view which was read reaches nothing outside of its buffer.
 
-    Attributes:
-        kind: The kind of object.
-        buffer: The number of its buffer; None: it has no bytes.
-        dtype: See `trio_ckpt.state._arrays.dtypes`; ``torch:float32`` for those of torch.
-        shape: The length of each dimension.
-        strides: In bytes; they may be negative or 0.
-        offset: The offset of its first element in the buffer, in bytes.
-        writeable: Whether it may be written (NumPy), whether it has gradients (torch).
-        device: The device that it is on.
+    Args:
+        view: The view; the types of its values are right.
+        sizes: The sizes of all buffers in bytes.
+
+    Raises:
+        StoreDamagedError: it does, or has a dtype that is invalid.
     """
-
-    kind: Kind
-    buffer: int | None
-    dtype: Plain
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    offset: int
-    writeable: bool
-    device: str = "cpu"
-
-    def to_plain(self) -> list[Any]:
-        """Return the view as a list of plain values."""
-        sides = [list(self.shape), list(self.strides)]
-        return [
-            self.kind,
-            self.buffer,
-            self.dtype,
-            *sides,
-            self.offset,
-            self.writeable,
-            self.device,
-        ]
-
-    @classmethod
-    def from_plain(cls, plain: object, sizes: Sequence[int]) -> View:
-        """Decode the result of `to_plain`, for buffers of these sizes.
-
-        Raises:
-            StoreDamagedError: it is not a view, or it reaches outside of its buffer.
-        """
-        if not isinstance(plain, list | tuple) or len(cast("list[Any]", plain)) != 8:
-            raise StoreDamagedError("a saved view of a buffer is not a row of eight")
-        kind, buffer, dtype, shape, strides, offset, writeable, device = cast("list[Any]", plain)
-        is_sound = (
-            isinstance(kind, str)
-            and kind in _KINDS
-            and (buffer is None or (type(buffer) is int and 0 <= buffer < len(sizes)))
-            and _are_whole(shape, 0)
-            and _are_whole(strides, -MAX_BYTES)
-            and len(shape) == len(strides)
-            and _are_whole([offset], 0)
-            and type(writeable) is bool
-            and isinstance(device, str)
-            and len(device) <= _MAX_TEXT
-        )
-        if not is_sound:
-            raise StoreDamagedError("a saved view of a buffer has a value of the wrong type")
-        sides = (tuple[int, ...](shape), tuple[int, ...](strides))
-        view = cls(cast("Kind", kind), buffer, dtype, *sides, offset, writeable, device)
-        low, high = view._reach(view.itemsize)
-        room = 0 if buffer is None else sizes[buffer]
-        if offset + low < 0 or offset + high > room:
-            raise StoreDamagedError("a saved view reaches outside of its buffer")
-        return view
-
-    @property
-    def itemsize(self) -> int:
-        """The size of an element in bytes."""
-        if self.kind in ("torch", "torch.parameter"):
-            return torch_itemsize(self.dtype if isinstance(self.dtype, str) else "")
-        return restore_dtype(self.dtype).itemsize
-
-    def _reach(self, itemsize: int) -> tuple[int, int]:
-        """Return its extent relative to its first element, in Python's integers."""
-        if math.prod(self.shape) > MAX_BYTES:
-            raise StoreDamagedError("a saved view has more elements than there can be")
-        if math.prod(self.shape) * itemsize == 0:
-            return 0, 0
-        return reach(self.shape, self.strides, itemsize)
+    is_there = view.buffer is None or view.buffer < len(sizes)
+    if len(view.shape) != len(view.strides) or not is_there:
+        raise StoreDamagedError("a saved view of a buffer is inconsistent")
+    if math.prod(view.shape) > MAX_BYTES:  # in Python's integers
+        raise StoreDamagedError("a saved view has more elements than there can be")
+    low, high = 0, 0
+    itemsize = itemsize_of(view)
+    if math.prod(view.shape) * itemsize:
+        low, high = reach(view.shape, view.strides, itemsize)
+    room = 0 if view.buffer is None else sizes[view.buffer]
+    if view.offset + low < 0 or view.offset + high > room:
+        raise StoreDamagedError("a saved view reaches outside of its buffer")
 
 
-def _are_whole(values: object, least: int) -> bool:
-    if not isinstance(values, list | tuple):
-        return False
-    row = cast("list[Any]", values)
-    return len(row) <= MAX_SIDES and all(type(v) is int and least <= v <= MAX_BYTES for v in row)
+def itemsize_of(view: View) -> int:
+    """Return the size of an element in bytes.
+
+    Raises:
+        StoreDamagedError, StoreError: as for `restore_dtype`.
+    """
+    if view.kind in ("torch", "torch.parameter"):
+        return torch_itemsize(view.dtype if isinstance(view.dtype, str) else "")
+    return restore_dtype(view.dtype).itemsize
 
 
 def reach(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
     """Return the first byte and the end of an array with elements, relative to its first one."""
     steps = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
     return sum(s for s in steps if s < 0), sum(s for s in steps if s > 0) + itemsize
+
+
+_Alone: TypeAlias = "tuple[int, Array, Array, Plain]"  # number, array, owner, dtype
 
 
 @attrs.frozen(eq=False)
@@ -181,7 +124,7 @@ class _Leaf:
     kind: Kind
     dtype: Plain
     strided: Strided
-    array: Any  # the ndarray; None for torch
+    array: Array | None  # None for torch
     writeable: bool
     device: str = "cpu"
     owner: object = None
@@ -224,24 +167,69 @@ def collect(arrays: Sequence[object], paths: Sequence[str] | None = None) -> Col
     Raises:
         NotEncodableError: an array cannot be stored; the message has its path.
     """
-    leaves: list[_Leaf] = []
-    for number, value in enumerate(arrays):
+    alone: dict[int, _Alone] = {}  # by the id of the owner
+    leaves: dict[int, _Leaf] = {}  # the others, by number
+    number = 0
+    try:
+        for number, value in enumerate(arrays):
+            owner = _sole_owner(value)
+            if owner is None or id(owner) in alone:
+                leaves[number] = _open(value)
+            else:
+                array = cast("Array", value)
+                alone[id(owner)] = (number, array, owner, describe_dtype(array.dtype))
+    except ValueError as error:
         path = paths[number] if paths is not None else f"arrays[{number}]"
-        try:
-            leaves.append(_open(value))
-        except ValueError as error:
-            raise NotEncodableError(path, text_of(error)) from error
-    views: dict[int, View] = {}
+        raise NotEncodableError(path, text_of(error)) from error
+    owners = {id(leaf.owner) for leaf in leaves.values()}
+    is_foreign = not all(_is_known(leaf.owner) for leaf in leaves.values() if leaf.high > leaf.low)
+    for key in list(alone) if is_foreign else alone.keys() & owners:
+        number, array, *_ = alone.pop(key)
+        leaves[number] = _open(array)
+    views = {n: leaf.view(None, 0, leaf.strided.strides) for n, leaf in leaves.items()}
     buffers: list[Buffer] = []
-    filled = [n for n, leaf in enumerate(leaves) if leaf.high > leaf.low]
-    for cluster in _clusters(filled, leaves):
-        buffers.append(_store(cluster, leaves, views, len(buffers)))
-    empty = set(range(len(leaves))).difference(filled)
-    views.update({n: leaves[n].view(None, 0, leaves[n].strided.strides) for n in empty})
-    return Collected(buffers, [views[n] for n in range(len(leaves))])
+    groups: list[tuple[int, list[int] | _Alone]] = [(one[0], one) for one in alone.values()]
+    if leaves:
+        groups = sorted([*groups, *_clusters(leaves)], key=operator.itemgetter(0))
+    for number, group in groups:
+        if isinstance(group, list):
+            buffers.append(_store(group, leaves, views, len(buffers)))
+            continue
+        _number, array, owner, dtype = group
+        flags, at = array.flags, len(buffers)
+        views[number] = View(
+            "numpy", at, dtype, array.shape, array.strides, 0, flags.writeable, "cpu"
+        )
+        data = (array if flags.c_contiguous else array.T).reshape(-1).view(np.uint8)
+        data.flags.writeable = False
+        buffers.append(Buffer(data, owner, None, "", array.itemsize))
+    return Collected(buffers, [views[n] for n in range(len(arrays))])
 
 
-def _open(value: Any) -> _Leaf:
+def _sole_owner(value: object) -> Array | None:
+    """Return the array that owns the memory of an array without holes; None: it is another value.
+
+    Memory that arrays own never overlaps, so most arrays need no comparison of addresses, which
+    take ten times as long to find as all else here.
+    """
+    if type(value) is not np.ndarray:
+        return None
+    array = cast("Array", value)
+    owner: object = array if array.base is None else array.base
+    if type(owner) is not np.ndarray or not array.flags.forc or not array.nbytes:
+        return None
+    found = cast("Array", owner)
+    return found if found.flags.owndata else None
+
+
+def _is_known(owner: object) -> bool:
+    """Return whether no other owner has a part of the memory of this one."""
+    if type(owner) is np.ndarray:
+        return cast("Array", owner).flags.owndata
+    return type(owner) in (mmap.mmap, bytes, bytearray)
+
+
+def _open(value: object) -> _Leaf:
     kind = kind_of(value)
     if kind in ("torch", "torch.parameter"):
         strided, dtype, device, has_gradient = open_torch(value)
@@ -255,7 +243,7 @@ def _open(value: Any) -> _Leaf:
         name = type(value).__name__
         is_more = isinstance(value, np.ndarray)
         raise ValueError(f"a {name} is " + ("more than its elements" if is_more else "no array"))
-    array: np.ndarray[Any, Any] = value
+    array = cast("Array", value)
     owner = owner_of(array)
     return _Leaf(
         kind="numpy",
@@ -268,7 +256,7 @@ def _open(value: Any) -> _Leaf:
     )
 
 
-def _strided(array: np.ndarray[Any, Any]) -> Strided:
+def _strided(array: Array) -> Strided:
     return Strided(
         address=address_of(array),
         base=address_of(array),
@@ -279,21 +267,24 @@ def _strided(array: np.ndarray[Any, Any]) -> Strided:
     )
 
 
-def _clusters(numbers: list[int], leaves: list[_Leaf]) -> list[list[int]]:
-    """Group leaves whose memory overlaps; in the order of the first leaf of each group."""
+def _clusters(leaves: Mapping[int, _Leaf]) -> list[tuple[int, list[int]]]:
+    """Group the leaves with bytes whose memory overlaps; each group after its first number."""
     found: list[list[int]] = []
     end = 0
-    for number in sorted(numbers, key=lambda n: (leaves[n].low, n)):
+    filled = [number for number, leaf in leaves.items() if leaf.high > leaf.low]
+    for number in sorted(filled, key=lambda n: (leaves[n].low, n)):
         if found and leaves[number].low < end:
             found[-1].append(number)
             end = max(end, leaves[number].high)
         else:
             found.append([number])
             end = leaves[number].high
-    return sorted(found, key=min)
+    return [(min(cluster), cluster) for cluster in found]
 
 
-def _store(cluster: list[int], leaves: list[_Leaf], views: dict[int, View], number: int) -> Buffer:
+def _store(
+    cluster: list[int], leaves: Mapping[int, _Leaf], views: dict[int, View], number: int
+) -> Buffer:
     """Return the buffer of overlapping leaves, and put their views into `views`."""
     first = leaves[min(cluster)]
     same = (first.strided.address, first.strided.shape, first.strided.strides)

@@ -30,6 +30,7 @@ cost nothing.  Every fourth time, two saves in a row measure the changes again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Literal
 
@@ -54,7 +55,7 @@ from .block_digests import (
     updated,
 )
 from .buffers import Buffer
-from .dirty_pages import DirtyPages, Tracker, Untracked
+from .dirty_pages import MIN_WATCHED_BYTES, TOO_SMALL, DirtyPages, Tracker, Untracked
 from .memory import PAGE_BYTES, Bytes, address_of
 from .userfaultfd import spread
 
@@ -87,6 +88,25 @@ class Report:
     nbytes: int
     copied_bytes: int
     changed_bytes: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _nothing_changed(reason: str, nbytes: int) -> Report:
+    return Report("hash", reason, nbytes, 0, 0)
+
+
+def unchanged(buffer: Buffer, table: DigestTable, tracker: Tracker | Untracked) -> Report | None:
+    """Return the report of a small buffer that equals the last save; None: it needs a `Capture`.
+
+    It takes 1 us, where a capture takes 20.  The table stays as it is.
+    """
+    data = buffer.data
+    if not table.nbytes == data.nbytes < MIN_WATCHED_BYTES or buffer.root is not None:
+        return None
+    if b"".join(span_digests(data)) != table.spans.tobytes():
+        return None
+    reason = tracker.reason if isinstance(tracker, Untracked) else TOO_SMALL
+    return _nothing_changed(buffer.reason or reason, data.nbytes)
 
 
 class Capture:

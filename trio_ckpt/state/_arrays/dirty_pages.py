@@ -48,6 +48,7 @@ from .userfaultfd import Kernel, LinuxKernel
 MIN_WATCHED_BYTES = 2**18
 """Smaller memory is hashed faster than it is scanned: each first write costs 1 us, each
 scan a system call."""
+TOO_SMALL = f"smaller than {MIN_WATCHED_BYTES} bytes"
 MAX_REGIONS = 4096  # each splits a mapping, and vm.max_map_count is 65,530 by default
 
 
@@ -133,7 +134,7 @@ class Tracker:
             return Untracked("this process is a fork of the one that tracks")
         start, nbytes = address_of(array), array.nbytes
         if nbytes < MIN_WATCHED_BYTES:
-            return Untracked(f"smaller than {MIN_WATCHED_BYTES} bytes")
+            return Untracked(TOO_SMALL)
         if owner is None:
             owner = owner_of(array)
         low, high = _extent_of(owner, start, nbytes)

@@ -8,16 +8,18 @@ itemsize, is_aligned, [[name, title or None, offset, dtype], …]]``, a field th
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from ..._util.errors import StoreDamagedError, StoreError
 
-Plain = str | list[Any]
+Plain = str | list[object]
+DType: TypeAlias = "np.dtype[np.generic]"
 
 ML_DTYPES = frozenset(
     {
@@ -49,23 +51,11 @@ _TEXT = re.compile(
 )
 
 
-def describe_dtype(dtype: np.dtype[Any]) -> Plain:
-    """Return a dtype of fixed size as a plain value.
-
-    Raises:
-        ValueError: it has none: objects, variable-width strings, dtypes of other libraries.
-    """
+@functools.lru_cache(maxsize=1024)
+def _text_of(dtype: DType) -> str:
+    """Return the text of a dtype without fields; it is asked for each array of each save."""
     if dtype.hasobject or dtype.kind == "T":
         raise ValueError(f"dtype {dtype} is not of a fixed size")
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return ["array", describe_dtype(base), list(shape)]
-    if dtype.names is not None:
-        fields: list[Any] = []
-        for name in dtype.names:
-            kind, offset, *title = cast("Any", dtype.fields)[name]
-            fields.append([name, title[0] if title else None, offset, describe_dtype(kind)])
-        return ["struct", dtype.itemsize, bool(dtype.isalignedstruct), fields]
     if dtype.name in ML_DTYPES and dtype.type.__module__ == "ml_dtypes":
         return f"ml:{dtype.name}"
     if not _TEXT.fullmatch(dtype.str) or np.dtype(dtype.str) != dtype:
@@ -73,7 +63,25 @@ def describe_dtype(dtype: np.dtype[Any]) -> Plain:
     return dtype.str
 
 
-def restore_dtype(plain: object) -> np.dtype[Any]:
+def describe_dtype(dtype: DType) -> Plain:
+    """Return a dtype of fixed size as a plain value.
+
+    Raises:
+        ValueError: it has none: objects, variable-width strings, dtypes of other libraries.
+    """
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return ["array", describe_dtype(base), list(shape)]
+    if dtype.names is None or dtype.fields is None:
+        return _text_of(dtype)
+    fields: list[object] = []
+    for name in dtype.names:
+        kind, offset, *title = dtype.fields[name]
+        fields.append([name, title[0] if title else None, offset, describe_dtype(kind)])
+    return ["struct", dtype.itemsize, dtype.isalignedstruct, fields]
+
+
+def restore_dtype(plain: object) -> DType:
     """Restore a dtype from the result of `describe_dtype`.
 
     Raises:
@@ -86,7 +94,7 @@ def restore_dtype(plain: object) -> np.dtype[Any]:
         raise StoreDamagedError(f"a saved dtype is invalid: {error}") from error
 
 
-def _restore(plain: object, depth: int) -> np.dtype[Any]:
+def _restore(plain: object, depth: int) -> DType:
     if depth > MAX_DEPTH:
         raise ValueError(f"nested more than {MAX_DEPTH} times")
     if isinstance(plain, str):
@@ -99,10 +107,10 @@ def _restore(plain: object, depth: int) -> np.dtype[Any]:
     raise ValueError("neither a name nor a structure")
 
 
-def _row(value: object) -> list[Any]:
+def _row(value: object) -> list[object]:
     if not isinstance(value, list | tuple):
         raise ValueError("a value that is not a list")
-    return list(cast("Sequence[Any]", value))
+    return list(cast("Sequence[object]", value))
 
 
 def _whole(value: object) -> int:
@@ -111,40 +119,40 @@ def _whole(value: object) -> int:
     return value
 
 
-def _named(text: str) -> np.dtype[Any]:
+def _named(text: str) -> DType:
     if text.startswith("ml:"):
         if text[3:] not in ML_DTYPES:
             raise ValueError("an unknown name")
         try:
-            ml_dtypes: Any = importlib.import_module("ml_dtypes")
+            ml_dtypes = importlib.import_module("ml_dtypes")
         except ImportError as error:
             raise StoreError(
                 f"the state holds arrays of {text[3:]}: pip install ml_dtypes"
             ) from error
-        extended: np.dtype[Any] = np.dtype(getattr(ml_dtypes, text[3:]))
+        extended: DType = np.dtype(getattr(ml_dtypes, text[3:]))
         return extended
     if not _TEXT.fullmatch(text):
         raise ValueError("an unknown text")
     return np.dtype(text)
 
 
-def _sides(base: np.dtype[Any], sides: list[int]) -> np.dtype[Any]:
+def _sides(base: DType, sides: list[int]) -> DType:
     total = base.itemsize
     for side in sides:
         total *= side
         if total > MAX_ITEM_BYTES or len(sides) > MAX_DEPTH:
             raise ValueError("an array that is too large")
-    found: np.dtype[Any] = np.dtype(cast("Any", (base, tuple(sides))))
+    found: DType = np.dtype(cast("Any", (base, tuple(sides))))
     return found
 
 
-def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> np.dtype[Any]:
+def _struct(itemsize: int, is_aligned: bool, fields: list[object], depth: int) -> DType:
     if len(fields) > MAX_FIELDS:
         raise ValueError(f"more than {MAX_FIELDS} fields")
     names: list[str] = []
     titles: list[str | None] = []
     offsets: list[int] = []
-    formats: list[np.dtype[Any]] = []
+    formats: list[DType] = []
     for row in fields:
         name, title, offset, kind = _row(row)
         if not isinstance(name, str) or not isinstance(title, str | None):
@@ -153,7 +161,7 @@ def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> n
         titles.append(title)
         offsets.append(_whole(offset))
         formats.append(_restore(kind, depth + 1))
-    layout: dict[str, Any] = {
+    layout: dict[str, object] = {
         "names": names,
         "formats": formats,
         "offsets": offsets,
@@ -161,5 +169,5 @@ def _struct(itemsize: int, is_aligned: bool, fields: list[Any], depth: int) -> n
     }
     if any(title is not None for title in titles):
         layout["titles"] = titles
-    found: np.dtype[Any] = np.dtype(cast("Any", layout), align=is_aligned)
+    found: DType = np.dtype(cast("Any", layout), align=is_aligned)
     return found

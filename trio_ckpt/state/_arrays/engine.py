@@ -14,13 +14,15 @@ import attrs
 from .._tree.frame import Layout, Patch
 from .._tree.identity import ArrayLeaf
 from .arena import Arena
-from .block_digests import DigestTable as DigestTable
-from .buffers import Buffer, Collected, View, collect, copies_of
-from .capture import Capture, Report
+from .block_digests import DigestTable as DigestTable, let_others_run
+from .buffers import Buffer, Collected, collect, copies_of, itemsize_of
+from .capture import Capture, Report, unchanged
 from .compress import Compressor as Compressor, open_compressor as open_compressor
 from .dirty_chunks import ChunkPacker, Piece as Piece
 from .dirty_pages import Tracker, Untracked, open_tracker
 from .restore import Assembly as Assembly, Read as Read
+
+UNCHANGED_AT_ONCE = 64  # small buffers, in 100 us
 
 
 @attrs.frozen(eq=False)
@@ -85,9 +87,10 @@ class ArrayEngine:
         Raises:
             StoreDamagedError: the saved arrays are inconsistent.
         """
-        layout = assembly.layout
-        views = [View.from_plain(view, layout.sizes) for view in layout.views]
-        itemsizes = {view.buffer: view.itemsize for view in reversed(views)}  # of the first view
+        layout, views = assembly.layout, assembly.views()
+        itemsizes = {
+            view.buffer: itemsize_of(view) for view in reversed(views)
+        }  # of the first view
         buffers = [
             Buffer(data, None, None, "it was read back", itemsizes.get(number, 1))
             for number, data in enumerate(assembly.buffers)
@@ -101,7 +104,9 @@ class ArrayCapture:
     def __init__(self, collected: Collected, names: tuple[str, ...], engine: ArrayEngine) -> None:
         self._collected = collected
         self._names = names
-        self._captures: list[Capture] = []
+        self._tables: dict[str, DigestTable] = {}
+        self._reports: dict[str, Report] = {}
+        self._captures: dict[str, Capture] = {}
         self._packer = ChunkPacker(engine.arena, engine.compressor)
 
     @classmethod
@@ -116,9 +121,15 @@ class ArrayCapture:
         held = cls(collected, names, engine)
         try:
             for number, (buffer, name) in enumerate(zip(collected.buffers, names, strict=True)):
-                capture = Capture(buffer, tables.get(name), engine.tracker)
-                held._captures.append(capture)
-                held._packer.add(number, capture)
+                if not number % UNCHANGED_AT_ONCE:
+                    let_others_run()
+                table = tables.get(name)
+                report = None if table is None else unchanged(buffer, table, engine.tracker)
+                if report is None:
+                    capture = held._captures[name] = Capture(buffer, table, engine.tracker)
+                    held._packer.add(number, capture)
+                elif table is not None:
+                    held._tables[name], held._reports[name] = table, report
         except BaseException:
             held.release()
             raise
@@ -137,17 +148,16 @@ class ArrayCapture:
         if not self._packer.is_packed:
             raise RuntimeError("a capture has no description before all its pieces are packed")
         buffers = self._collected.buffers
-        captures = dict(zip(self._names, self._captures, strict=True))
         return EncodedArrays(
             Layout(
                 self._names,
                 tuple(buffer.data.nbytes for buffer in buffers),
-                tuple(view.to_plain() for view in self._collected.views),
+                tuple(self._collected.views),
             ),
             tuple(self._packer.patches),
             self._packer.nbytes,
-            {name: capture.table() for name, capture in captures.items()},
-            {name: capture.report for name, capture in captures.items()},
+            {**self._tables, **{name: one.table() for name, one in self._captures.items()}},
+            {**self._reports, **{name: one.report for name, one in self._captures.items()}},
         )
 
     def release(self) -> None:

@@ -21,16 +21,8 @@ import attrs
 import numpy as np
 
 from ..._util.errors import StoreDamagedError, StoreError
+from .._tree.frame import Kind as Kind
 from .memory import Bytes
-
-Kind = Literal[
-    "numpy",
-    "torch",
-    "torch.parameter",
-    "jax",
-    "tensorflow",
-    "tensorflow.variable",
-]
 
 TORCH_DTYPES = frozenset(
     {

@@ -13,12 +13,13 @@ import mmap
 import operator
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
 Bytes = npt.NDArray[np.uint8]
+Array: TypeAlias = npt.NDArray[Any]  # of any dtype
 
 PAGE_BYTES = mmap.PAGESIZE
 HUGE_PAGE_BYTES = 2**21  # on x86-64 and on arm64 with 4 KiB pages; a hint elsewhere
@@ -50,19 +51,21 @@ def allocate(nbytes: int) -> Bytes:
     return map_pages(nbytes) if nbytes >= MAPPED_FROM_BYTES else np.zeros(nbytes, np.uint8)
 
 
-def owner_of(array: npt.NDArray[Any]) -> object:
+def owner_of(array: Array) -> object:
     """Return the object at the end of an array's chain of bases, which owns its memory."""
-    owner: Any = array
+    owner: object = array
     while True:
-        if isinstance(owner, np.ndarray) and owner.base is not None:
-            owner = cast("Any", owner.base)
+        inner: object = None
+        if isinstance(owner, np.ndarray):
+            inner = cast("Array", owner).base
         elif isinstance(owner, memoryview):
-            owner = cast("Any", owner.obj)
-        else:
-            return cast("object", owner)
+            inner = cast("memoryview", owner).obj
+        if inner is None:
+            return owner
+        owner = inner
 
 
-def address_of(array: npt.NDArray[Any]) -> int:
+def address_of(array: Array) -> int:
     """Return the address of an array's first element."""
     return int(array.__array_interface__["data"][0])
 
@@ -92,9 +95,7 @@ def memory_at(address: int, nbytes: int, keep: object) -> Bytes:
 Shape = int | Sequence[int]
 
 
-def empty(
-    shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
-) -> npt.NDArray[Any]:
+def empty(shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C") -> Array:
     """Return an array like `numpy.empty`, beginning at a page, in memory of its own.
 
     The kernel can track its writes, so saving what changed in it costs next to
@@ -113,30 +114,26 @@ def empty(
     return np.ndarray(sides, kind, buffer=map_pages(nbytes).data, order=order)
 
 
-def zeros(
-    shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
-) -> npt.NDArray[Any]:
+def zeros(shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C") -> Array:
     """Return an array of zeros like `numpy.zeros`, in pages as for `empty`."""
     return full(shape, 0, dtype, order)
 
 
-def ones(
-    shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C"
-) -> npt.NDArray[Any]:
+def ones(shape: Shape, dtype: npt.DTypeLike = float, order: Literal["C", "F"] = "C") -> Array:
     """Return an array of ones like `numpy.ones`, in pages as for `empty`."""
     return full(shape, 1, dtype, order)
 
 
 def full(
     shape: Shape, value: object, dtype: npt.DTypeLike | None = None, order: Literal["C", "F"] = "C"
-) -> npt.NDArray[Any]:
+) -> Array:
     """Return an array filled with `value` like `numpy.full`, in pages as for `empty`."""
     result = empty(shape, np.asarray(value).dtype if dtype is None else dtype, order)
     result[...] = value
     return result
 
 
-def array(values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> npt.NDArray[Any]:
+def array(values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Array:
     """Return a copy of `values` like `numpy.array`, in pages as for `empty`."""
     source = np.asarray(values, dtype)
     is_fortran = source.flags.f_contiguous and not source.flags.c_contiguous

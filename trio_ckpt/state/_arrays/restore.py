@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from ..._util.errors import StoreDamagedError
-from .._tree.frame import DIGEST_BYTES, Layout, Patch, StateFrame, layouts_of
+from .._tree.frame import DIGEST_BYTES, Layout, Patch, StateFrame, View, layouts_of
 from .block_digests import (
     BLOCK_BYTES,
     DigestTable,
@@ -24,7 +24,7 @@ from .block_digests import (
     make_table,
 )
 from .block_ranges import Ranges, decode_ranges
-from .buffers import View, rebuild
+from .buffers import check_view, rebuild
 from .compress import MAX_BLOCK_BYTES, Compressor
 from .dirty_pages import Tracker, Untracked
 from .memory import Bytes, address_of, allocate
@@ -188,18 +188,26 @@ class Assembly:
         Args:
             tracker: Watches the buffers from now on; those that it watches are not hashed.
         """
-        views = [View.from_plain(view, self.layout.sizes) for view in self.layout.views]
         tables = {
             name: _watched(buffer, tracker) or make_table(buffer)
             for name, buffer in zip(self.layout.names, self.buffers, strict=True)
         }
-        return rebuild(views, self.buffers), tables
+        return rebuild(self.views(), self.buffers), tables
+
+    def views(self) -> list[View]:
+        """Return the views of the arrays, checked.
+
+        Raises:
+            StoreDamagedError: one does not fit its buffer.
+        """
+        for view in self.layout.views:
+            check_view(view, self.layout.sizes)
+        return list(self.layout.views)
 
     def named(self) -> dict[str, object]:
         """Return the first array of each restored buffer, by the buffer's name."""
         found: dict[str, object] = {}
-        for plain in self.layout.views:
-            view = View.from_plain(plain, self.layout.sizes)
+        for view in self.views():
             name = "" if view.buffer is None else self.layout.names[view.buffer]
             if name in self._needed and name not in found:
                 found[name] = rebuild([view], self.buffers)[0]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -55,18 +56,58 @@ class Patch(msgspec.Struct, frozen=True, array_like=True):
     digests: bytes
 
 
+MAX_SIDES = 64  # NumPy's own limit
+MAX_BYTES = 2**47  # more than any process can address on today's machines
+
+Kind = Literal[
+    "numpy",
+    "torch",
+    "torch.parameter",
+    "jax",
+    "tensorflow",
+    "tensorflow.variable",
+]
+_Size = Annotated[int, msgspec.Meta(ge=0, le=MAX_BYTES)]
+_Stride = Annotated[int, msgspec.Meta(ge=-MAX_BYTES, le=MAX_BYTES)]
+_Sides = msgspec.Meta(max_length=MAX_SIDES)
+
+
+class View(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """An array as a part of a buffer; see `trio_ckpt.state._arrays.buffers.check_view`.
+
+    Attributes:
+        kind: The kind of object.
+        buffer: The number of its buffer; None: it has no bytes.
+        dtype: See `trio_ckpt.state._arrays.dtypes`; ``torch:float32`` for those of torch.
+        shape: The length of each dimension.
+        strides: In bytes; they may be negative or 0.
+        offset: The offset of its first element in the buffer, in bytes.
+        writeable: Whether it may be written (NumPy), whether it has gradients (torch).
+        device: The device that it is on.
+    """
+
+    kind: Kind
+    buffer: _Size | None
+    dtype: str | list[object]
+    shape: Annotated[tuple[_Size, ...], _Sides]
+    strides: Annotated[tuple[_Stride, ...], _Sides]
+    offset: _Size
+    writeable: bool
+    device: Annotated[str, msgspec.Meta(max_length=100)]
+
+
 class Layout(msgspec.Struct, frozen=True, array_like=True):
     """The buffers of a state, and the layout of its arrays in them.
 
     Attributes:
         names: The names of the buffers: the path of the first array in each.
         sizes: Their sizes in bytes.
-        views: The arrays, see `trio_ckpt.state._arrays.buffers.View.to_plain`.
+        views: The arrays.
     """
 
     names: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
-    views: tuple[Tree, ...] = ()
+    views: tuple[View, ...] = ()
 
 
 NO_ARRAYS = Layout()
