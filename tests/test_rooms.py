@@ -201,6 +201,13 @@ def test_no_file_of_tests_has_two_topics() -> None:
     assert {path for path, lines in lengths.items() if lines > MAX_TEST_LINES} == set()
 
 
+def test_each_file_of_the_law_has_its_file_of_tests() -> None:
+    files = {path.stem for path in (PACKAGE / "_commit").glob("*.py")} - {"__init__"}
+    tests = {path.stem.removeprefix("test_") for path in (TESTS / "commit").glob("test_*.py")}
+    assert len(files) > 10
+    assert files - tests == set()
+
+
 PRIVATE_ROOMS = [room for room in ROOMS if "_" in room and not room.startswith("__")]
 
 

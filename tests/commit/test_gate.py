@@ -4,8 +4,6 @@
 the token, which records are saved, and what the next start finds left to do.
 """
 
-# ruff: noqa: PT017  (what a whole block does is the claim)
-
 from __future__ import annotations
 
 import logging
@@ -32,7 +30,7 @@ from trio_ckpt import (
     TokenState,
 )
 from trio_ckpt._commit.batch import AttemptState, Batch
-from trio_ckpt._commit.exits import GATE, Exit, GateAction, exit_of
+from trio_ckpt._commit.exits import GATE, Exit, GateAction
 from trio_ckpt._commit.gate import Passed
 from trio_ckpt._commit.retry import Again
 from trio_ckpt._commit.stream_outputs import StreamFiles
@@ -382,54 +380,6 @@ async def test_what_a_cancelled_attempt_has_cost_is_kept() -> None:
         assert stream.progress.spent["usd"].value == 0.5
         assert stream.progress.totals == {}
         assert stream.progress.failures == {}
-
-
-async def test_nothing_is_staged_for_an_attempt_that_is_over(tmp_path: Any) -> None:
-    async with (
-        begin(output_dir=tmp_path) as run,
-        run.open_stream("s") as stream,
-    ):
-        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
-        batch.complete()
-        await batch.confirm()
-        with pytest.raises(RuntimeError, match="is over"):
-            batch.spend(usd=1)
-        with pytest.raises(RuntimeError, match="is over"):
-            batch.append_json("x.jsonl", 1)
-        with pytest.raises(RuntimeError, match="is over"):
-            await batch.write_bytes("x", b"")
-
-
-async def test_a_refused_complete_stages_nothing() -> None:
-    async with (
-        begin() as run,
-        run.open_stream("s") as stream,
-    ):
-        batch = loop_cursor_of(stream).gate.hand_out(0, None, b"")
-        with pytest.raises(ValueError, match="records must be an int"):
-            batch.complete(cursor=7, records=-1)
-        assert batch.complete()
-        await batch.confirm()
-        assert stream.cursor is None
-
-
-def group(*errors: BaseException) -> BaseException:
-    return BaseExceptionGroup("", errors)
-
-
-async def test_the_way_of_an_exception() -> None:
-    with trio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            await trio.lowlevel.checkpoint()
-        except trio.Cancelled as cancelled:
-            assert exit_of(cancelled) is CANCEL
-            assert exit_of(group(cancelled, group(cancelled))) is CANCEL
-            assert exit_of(group(cancelled, group(BodyError(), cancelled))) is ERROR
-            raise
-    assert exit_of(BodyError()) is ERROR
-    assert exit_of(group(BodyError())) is ERROR
-    assert exit_of(KeyboardInterrupt()) is CANCEL
 
 
 async def test_what_an_unconfirmed_attempt_did_to_the_state_is_undone() -> None:
