@@ -47,12 +47,7 @@ async def find_outputs(open_stream: OpenStream, left: Iterable[int], path_of: Pa
         except OutputError as error:
             open_stream.files.release(index)
             if known or not isinstance(error.__cause__, FileNotFoundError):
-                log.info(
-                    "%s: %s",
-                    open_stream.where(index),
-                    error,
-                    extra=open_stream.place(index),
-                )
+                log.info("%s: %s", open_stream.where(index), error, extra=open_stream.place(index))
                 refused[index] = str(error) if len(refused) < MAX_SHOWN else ""
         else:
             found[index] = tuple(known.values())
@@ -89,6 +84,12 @@ def _warn_refused(open_stream: OpenStream, refused: Mapping[int, str]) -> None:
         "; ".join(shown),
         extra=open_stream.place(),
     )
+
+
+def check_stands_alone(open_stream: OpenStream) -> None:
+    """Raise TypeError where later batches build on earlier ones: a file alone confirms none."""
+    if open_stream.state_manager is not None or open_stream.stream_log.progress.is_ordered:
+        raise TypeError("rescan() is for streams whose batches stand alone: no state, no cursor")
 
 
 async def rescan(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from contextlib import aclosing
-from typing import Any
+from typing import TypeVar
 
 import trio
 
@@ -25,11 +25,13 @@ from .._util.index_set import IndexSet
 from .._util.plain import ITEM_DIGEST_BYTES, StreamKey
 from .source import ITEMS_PER_STEP, Source
 
+T = TypeVar("T")
+
 _SHORTER = "nothing: it is shorter now"
 
 
 async def check_source(
-    source: Source[Any], progress: Progress, read: ReadPages, where: tuple[str, StreamKey]
+    source: Source[T], progress: Progress, read: ReadPages, where: tuple[str, StreamKey]
 ) -> None:
     """Compare a source with what is done.
 
@@ -93,7 +95,7 @@ class _Digests:
         return bytes(self._joined[begin : begin + ITEM_DIGEST_BYTES])
 
 
-async def _read(source: Source[Any], indexes: IndexSet) -> _Digests | None:
+async def _read(source: Source[T], indexes: IndexSet) -> _Digests | None:
     """The digests of the items of some batches; None: the source ends before the last."""
     digests, count = _Digests(), 0
     for start, stop in indexes.intervals():

@@ -72,10 +72,7 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
 
 
 async def clear_outputs(
-    store: Store,
-    session: SessionRecorder,
-    parts: Mapping[StreamKey, Progress],
-    outputs: OutputDir,
+    store: Store, session: SessionRecorder, parts: Mapping[StreamKey, Progress], outputs: OutputDir
 ) -> None:
     """Archive what a new session must not find: old outputs, and an outdated manifest.
 

@@ -8,7 +8,7 @@ import trio
 
 from .._commit.exits import Exit, decisive, exit_of
 from .._commit.open_stream import OpenStream
-from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
+from .._journal.record import Record, RecordKind, Status, describe_end
 from .._tokens.registry import touch
 from .._util.errors import (
     BatchFailedError,
@@ -23,6 +23,7 @@ from .._util.log import get_logger
 from .._util.plain import StreamKey
 from .._util.text import one_line
 from .loop import LoopCursor
+from .stream_records import save_failure
 
 log = get_logger(__name__)
 
@@ -45,11 +46,11 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     index = batch.index if batch is not None and batch.index in open_stream.open else None
     try:
         if batch is not None:
-            way = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
-            await loop_cursor.gate.pass_gate(batch, way, error)
+            left_by = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
+            await loop_cursor.gate.pass_gate(batch, left_by, error)
         if open_stream.failure is not None and loop_cursor.progress.status is not Status.FAILED:
             # A later record had opened it again.
-            await save_failure(loop_cursor, open_stream.failure)
+            await save_failure(open_stream, open_stream.failure)
         elif error is None and open_stream.failure is None:
             if loop_cursor.progress.left == 0:  # the verification may re-queue batches
                 await loop_cursor.wait_verified()
@@ -77,13 +78,6 @@ def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
     return all(leaf is poison or isinstance(leaf, RunStoppedError) for leaf in leaves_of(error))
 
 
-async def save_failure(loop_cursor: LoopCursor, info: ErrorInfo) -> None:
-    """Record that the stream has failed."""
-    await loop_cursor.open_stream.save_plain(
-        Record(kind=RecordKind.FAIL, at=time.time(), error=info)
-    )
-
-
 async def _record_exit(
     loop_cursor: LoopCursor, error: BaseException | None, index: int | None
 ) -> None:
@@ -91,11 +85,7 @@ async def _record_exit(
     where, is_complete = open_stream.where(), loop_cursor.progress.status is Status.COMPLETE
     if error is None or exit_of(error) is Exit.CANCEL:
         if not (is_complete or open_stream.has_failed):
-            log.info(
-                "%s was left before its end: INTERRUPTED",
-                where,
-                extra=open_stream.place(),
-            )
+            log.info("%s was left before its end: INTERRUPTED", where, extra=open_stream.place())
             await _record_beginning(loop_cursor)
     elif is_complete and not isinstance(error, SourceChangedError):
         log.info(
@@ -107,14 +97,11 @@ async def _record_exit(
         info = describe_end(_what_ended(open_stream, error), open_stream.stream_log.key, index)
         with trio.CancelScope(shield=True):
             try:
-                await save_failure(loop_cursor, info)
+                await save_failure(open_stream, info)
             except Exception as problem:
                 text = one_line(text_of(problem))
                 log.error(
-                    "%s failed, and saving that failed: %s",
-                    where,
-                    text,
-                    extra=open_stream.place(),
+                    "%s failed, and saving that failed: %s", where, text, extra=open_stream.place()
                 )
 
 

@@ -196,8 +196,5 @@ async def _withdraw(store: Store, run_id: str) -> None:
         await store.publish(run_id, b"")
     except Exception as error:
         log.debug(
-            "the live view of run %r was not removed: %s",
-            run_id,
-            text_of(error),
-            extra=at(run_id),
+            "the live view of run %r was not removed: %s", run_id, text_of(error), extra=at(run_id)
         )

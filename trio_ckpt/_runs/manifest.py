@@ -119,10 +119,7 @@ async def leave_manifest(
                 return contents.checkpoints
         except TrioCkptError as error:
             log.warning(
-                "the manifest of run %r could not be written: %s",
-                run_id,
-                error,
-                extra=at(run_id),
+                "the manifest of run %r could not be written: %s", run_id, error, extra=at(run_id)
             )
     return None
 
@@ -249,12 +246,7 @@ def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Plain]:
 
 
 def _entry(index: int, output: Output) -> dict[str, Plain]:
-    return {
-        "path": output.path,
-        "size": output.size,
-        "sha256": output.sha256,
-        "batch": index,
-    }
+    return {"path": output.path, "size": output.size, "sha256": output.sha256, "batch": index}
 
 
 def _dump(value: Plain) -> str:

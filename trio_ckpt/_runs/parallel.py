@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 import trio
 
@@ -23,7 +23,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
 from .loop import Items, LoopCursor, estimated
 from .source import Source
-from .stream import Stream, loop_cursor_of
+from .stream import AnyStream, Stream, loop_cursor_of
 
 log = get_logger(__name__)
 
@@ -34,7 +34,7 @@ MAX_CONCURRENCY = 10_000  # tasks; more would cost memory, and batches are not t
 
 @uninterrupted
 async def run_batches(
-    stream: Stream[Any],
+    stream: AnyStream,
     items: Items[T] | None,
     handler: Callable[[Batch[T]], Awaitable[None]],
     *,
@@ -194,10 +194,10 @@ async def _work_on(
             raise TypeError(f"handler must be an async function: it returned {shown(working)}")
         await working
     except BaseException as error:
-        way = exit_of(error)
-        is_attempt = way is Exit.ERROR and isinstance(error, Exception)
+        left_by = exit_of(error)
+        is_attempt = left_by is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
-            await gate.pass_gate(batch, way, error)
+            await gate.pass_gate(batch, left_by, error)
             raise
         raised = cast("Exception", error)
         batch.fail(raised)
@@ -219,11 +219,7 @@ class WorkQueue(Generic[T]):
     """Hands out each batch that is left to one worker, and retries when they are due."""
 
     def __init__(
-        self,
-        loop_cursor: LoopCursor,
-        source: Source[T] | None,
-        start: int | None,
-        end: int | None,
+        self, loop_cursor: LoopCursor, source: Source[T] | None, start: int | None, end: int | None
     ) -> None:
         self.loop_cursor = loop_cursor
         self._open_stream = loop_cursor.open_stream

@@ -253,12 +253,7 @@ class Resume:
                     f"the state of {self.open_stream.where()} cannot be restored: {error}; "
                     "recover=True goes back to the newest state that is whole"
                 ) from error
-            log.error(
-                "%s: %s",
-                self.open_stream.where(),
-                error,
-                extra=self.open_stream.place(),
-            )
+            log.error("%s: %s", self.open_stream.where(), error, extra=self.open_stream.place())
             await self._recover(state_manager)
 
     async def _recover(self, state_manager: StateManager[object]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from typing import Any, Literal, TypeVar, overload
+from typing import Literal, TypeVar, overload
 
 import attrs
 
@@ -37,7 +37,7 @@ from ..state._retention import Retention
 from .open_run import OpenRun
 from .phase import Phase, open_phase
 from .session import ResumeReport
-from .stream import Stream
+from .stream import AnyStream, Stream
 from .stream_list import Listed, add_to_list
 from .stream_opening import StreamRequest, own_stream
 
@@ -363,7 +363,7 @@ class Run:
 
     # -- waiting ------------------------------------------------------------------------------
 
-    async def wait_confirmed(self, stream: Stream[Any] | StreamKey, indexes: Iterable[int]) -> None:
+    async def wait_confirmed(self, stream: AnyStream | StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches are durable, also batches that are not begun yet.
 
         Args:

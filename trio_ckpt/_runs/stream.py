@@ -5,42 +5,31 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import (
-    AsyncGenerator,
-    Callable,
-    Iterable,
-    Mapping,
-)
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, Generic, TypeVar, cast, overload
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 
 import trio
 
-from .._commit.adopt import PathOf, rescan
-from .._commit.archive_states import prune_states
+from .._commit.adopt import PathOf, check_stands_alone, rescan
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
-from .._commit.exits import Exit, exit_of
+from .._commit.exits import Exit
 from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
-from .._commit.snapshots import Snapshots, check_snapshots_awaited
-from .._journal.history import live_records
+from .._commit.snapshots import Snapshots
 from .._journal.progress import FailedAttempt, Progress
-from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
+from .._journal.record import ErrorInfo, Status, describe_error
 from .._journal.statistics import StreamStatistics
 from .._journal.summary import status_of
 from .._util.arguments import flag, function, index_range, reason, text, whole_number, whole_numbers
-from .._util.errors import (
-    StreamBusyError,
-    StreamEndedError,
-    describe_batch,
-)
-from .._util.plain import StreamKey, as_metadata, as_plain, copy_plain
+from .._util.plain import Plain, StreamKey, as_metadata, copy_plain
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
-from .leaving import leave_stream, save_failure
+from .leaving import leave_stream
 from .loop import Batches, Items, LoopCursor, estimated
+from .stream_blocks import one_batch, snapshots_in_batch
+from .stream_records import save_between, save_failure, save_finish, skipped_batches
 from .stream_statistics import stream_statistics
 
 S = TypeVar("S")
@@ -57,12 +46,7 @@ class Stream(Generic[S]):
         first_index: The index of its first batch.
     """
 
-    def __init__(
-        self,
-        loop_cursor: LoopCursor,
-        redo: Redo,
-        nursery: trio.Nursery,
-    ) -> None:
+    def __init__(self, loop_cursor: LoopCursor, redo: Redo, nursery: trio.Nursery) -> None:
         open_stream = loop_cursor.open_stream
         self.key: StreamKey = open_stream.stream_log.key
         self.first_index = open_stream.first_index
@@ -112,7 +96,7 @@ class Stream(Generic[S]):
         return self._progress.error
 
     @property
-    def cursor(self) -> Any:
+    def cursor(self) -> Plain:
         """The cursor of the last confirmed checkpoint; None before the first.
 
         It is a copy: to move it, give the new value to `Batch.complete`.
@@ -120,9 +104,9 @@ class Stream(Generic[S]):
         return copy_plain(self._progress.cursor)
 
     @property
-    def metadata(self) -> Mapping[str, Any]:
+    def metadata(self) -> Mapping[str, Plain]:
         """The metadata that `finish` was given, as a copy."""
-        return cast("Mapping[str, Any]", copy_plain(self._progress.metadata))
+        return cast("Mapping[str, Plain]", copy_plain(self._progress.metadata))
 
     @property
     def state(self) -> S:
@@ -143,20 +127,14 @@ class Stream(Generic[S]):
             raise TypeError("open the stream with state=... to have a state that can be set")
         self._open_stream.state_manager.replace(value)
 
-    async def skipped(self) -> AsyncGenerator[tuple[int, Any, FailedAttempt]]:
+    def skipped(self) -> AsyncGenerator[tuple[int, Plain, FailedAttempt]]:
         """The skipped batches: index, item (of a frontier; else None), and what went wrong.
 
         The newest come first.  They are read from the records, a page at a time.
 
         Cancellation: a cancellation point for each page.
         """
-        frontier, progress = self._open_stream.frontier, self._progress
-        records = live_records(progress, self._loop_cursor.read, (RecordKind.SKIP,))
-        async with aclosing(records):
-            async for entry in records:
-                item = None if frontier is None else frontier.item(entry.index - self.first_index)
-                failed = FailedAttempt(entry.record.attempts, entry.record.error)
-                yield entry.index, copy_plain(item), failed
+        return skipped_batches(self._loop_cursor)
 
     @property
     def resume_index(self) -> int:
@@ -253,8 +231,7 @@ class Stream(Generic[S]):
         estimate = estimated(expected, items)
         return Batches(self._loop_cursor, items, key, *span, estimate)
 
-    @asynccontextmanager
-    async def open_batch(self) -> AsyncGenerator[Batch[None]]:
+    def open_batch(self) -> AbstractAsyncContextManager[Batch[None]]:
         """Open the first batch that is left for a block; for work without a ``for`` loop.
 
         It passes the same gate as in `batches`: when the block has ended, the batch is durable.
@@ -268,37 +245,11 @@ class Stream(Generic[S]):
         Cancellation: entering is a cancellation and a schedule point; a save that has begun is
             waited for.
         """
-        self._loop_cursor.check_owner()
-        self._loop_cursor.check_failed()
-        self._loop_cursor.check_no_frontier()
-        await trio.lowlevel.checkpoint()
-        await self._loop_cursor.settle_open(Exit.NEXT)
-        await self._loop_cursor.wait_verified()
-        index = self._progress.first_left(self.first_index)
-        await self._loop_cursor.wait_for_turn(index)
-        if self._loop_cursor.is_past_end(index):
-            raise StreamEndedError(
-                f"{describe_batch(self._open_stream.run_id, self.key, None)} is complete: there is "
-                f"no batch {index}",
-                run_id=self._open_stream.run_id,
-                stream=self.key,
-            )
-        self._open_stream.extent.begin_source(None, is_open_ended=True)
-        batch: Batch[None] = self._loop_cursor.gate.hand_out(index, None, b"")
-        self._loop_cursor.hold(batch)  # so that finish(), save() and fail() pass the gate for it
-        try:
-            yield batch
-        except BaseException as error:
-            await self._loop_cursor.gate.pass_gate(batch, exit_of(error), error)
-            raise
-        finally:
-            self._loop_cursor.batch = None
-        await self._loop_cursor.gate.pass_gate(batch, Exit.EXIT)
-        await self._loop_cursor.complete_if_last()
+        return one_batch(self._loop_cursor)
 
     # -- the stream as a whole ----------------------------------------------------------------
 
-    async def finish(self, metadata: Mapping[str, Any] | None = None) -> None:
+    async def finish(self, metadata: Mapping[str, Plain] | None = None) -> None:
         """Mark the stream as complete; an open batch passes the gate first.
 
         Args:
@@ -314,17 +265,9 @@ class Stream(Generic[S]):
         """
         self._loop_cursor.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
-        await self._loop_cursor.settle_open(Exit.EXIT)
-        await self._loop_cursor.wait_verified()
-        self._loop_cursor.check_finished()
-        stop = self._progress.done.stop
-        last = stop - 1 if stop > 0 else None
-        await self._open_stream.save_finish(
-            Record(kind=RecordKind.FINISH, at=time.time(), metadata=plain, last_index=last)
-        )
-        await prune_states(self._open_stream, is_complete=True)
+        await save_finish(self._loop_cursor, plain)
 
-    async def save(self, *, cursor: Any = UNSET) -> None:
+    async def save(self, *, cursor: Plain = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.
 
         Args:
@@ -338,26 +281,7 @@ class Stream(Generic[S]):
         Cancellation: a cancellation point until the record is being saved; none after that.
         """
         self._loop_cursor.check_owner()
-        open_stream = self._open_stream
-        if cursor is not UNSET:
-            open_stream.check_cursor()
-            cursor = as_plain(cursor, "cursor")
-        await self._loop_cursor.settle_open(Exit.EXIT)
-        if open_stream.open:
-            raise StreamBusyError(
-                "save() is for between batches: settle the open one first",
-                run_id=open_stream.run_id,
-                stream=self.key,
-            )
-        await open_stream.restore_state()
-        saved = (
-            None if open_stream.state_manager is None else await open_stream.state_manager.save()
-        )
-        state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
-        record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
-        sequence = await open_stream.save_plain(record, blobs)
-        if open_stream.state_manager is not None:
-            open_stream.state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
+        await save_between(self._loop_cursor, cursor)
 
     async def pin(self, label: str) -> None:
         """Keep the arrays of the newest confirmed state, whatever the retention says.
@@ -413,10 +337,9 @@ class Stream(Generic[S]):
         await self._loop_cursor.settle_failed(error)
         failure = describe_error(error, retryable=retryable)
         self._open_stream.set_failure(failure)
-        await save_failure(self._loop_cursor, failure)
+        await save_failure(self._open_stream, failure)
 
-    @asynccontextmanager
-    async def snapshots(self, *, every_s: float = 10.0) -> AsyncGenerator[Snapshots]:
+    def snapshots(self, *, every_s: float = 10.0) -> AbstractAsyncContextManager[Snapshots]:
         """Save the state inside a batch whose body is long.
 
         Call `Snapshots.point` wherever the state is consistent; a snapshot is saved at most every
@@ -435,18 +358,7 @@ class Stream(Generic[S]):
 
         Cancellation: the end of the block waits for a snapshot that is being saved.
         """
-        batch = self._loop_cursor.batch_of_caller()
-        state_manager = self._open_stream.state_manager
-        if state_manager is None:
-            raise TypeError("open the stream with state=... to have a state to take snapshots of")
-        if batch is None or batch.index not in self._open_stream.open:
-            raise RuntimeError("snapshots() is for the body of a batch, and none is open")
-        snapshots = Snapshots(every_s, self._open_stream, state_manager, batch, self._nursery)
-        try:
-            yield snapshots
-        finally:
-            await snapshots.wait()
-        check_snapshots_awaited(snapshots)
+        return snapshots_in_batch(self._loop_cursor, self._nursery, every_s)
 
     # -- re-queueing --------------------------------------------------------------------------
 
@@ -479,11 +391,7 @@ class Stream(Generic[S]):
             await self._redo.redo(left, reason)
 
     async def rescan(
-        self,
-        path_of: PathOf,
-        *,
-        total: int | None = None,
-        adopt_outputs: bool = False,
+        self, path_of: PathOf, *, total: int | None = None, adopt_outputs: bool = False
     ) -> list[int]:
         """Find valid outputs of batches that are left, for a store that was lost.
 
@@ -510,24 +418,22 @@ class Stream(Generic[S]):
         function("path_of", path_of)
         flag("adopt_outputs", adopt_outputs)
         self._loop_cursor.check_owner()
-        open_stream = self._open_stream
         self._loop_cursor.check_no_frontier()
         await self._loop_cursor.settle_open(Exit.EXIT)
-        if open_stream.state_manager is not None or self._progress.is_ordered:
-            raise TypeError(
-                "rescan() is for streams whose batches stand alone: no state, no cursor"
-            )
-        return await rescan(
-            open_stream, self._left(total, None, None), path_of, is_adopted=adopt_outputs
-        )
+        check_stands_alone(self._open_stream)
+        left = self._left(total, None, None)
+        return await rescan(self._open_stream, left, path_of, is_adopted=adopt_outputs)
 
 
-def loop_cursor_of(stream: Stream[Any]) -> LoopCursor:
+AnyStream: TypeAlias = Stream[Any]
+
+
+def loop_cursor_of(stream: AnyStream) -> LoopCursor:
     """The position of a stream's owner: for the library's own loops, out of reach of users."""
     return stream._loop_cursor
 
 
-async def leave(stream: Stream[Any], error: BaseException | None) -> None:
+async def leave(stream: AnyStream, error: BaseException | None) -> None:
     """Pass the gate for an open batch, record a failure, leave no token pending.
 
     Args:
