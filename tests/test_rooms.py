@@ -111,7 +111,9 @@ def asked_for(
 def own_imports(path: Path, package: Path, modules: Collection[str]) -> Iterator[Import]:
     """Every import in a file that asks for a module of the package itself."""
     tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-    blocks = [node for node in tree.body if isinstance(node, ast.With)]  # of `needs_extra`
+    # The blocks of `needs_extra`; and the names of a package that are imported lazily.
+    kinds = (ast.With, ast.If) if path.name == "__init__.py" else (ast.With,)
+    blocks = [node for node in tree.body if isinstance(node, kinds)]
     top = {id(node) for node in (*tree.body, *(line for block in blocks for line in block.body))}
     folder = path.relative_to(package.parent).parent.parts
     for node in ast.walk(tree):
@@ -272,6 +274,10 @@ BAD = {
         {"_runs/run.py": "if TYPE_CHECKING:\n    from trio_ckpt._util.errors import E"},
         "_runs/run.py:2: the import of _util.errors is hidden",
     ),
+    "up, lazily": (
+        {"stores/__init__.py": "if TYPE_CHECKING:\n    from .._runs.run import R"},
+        "_runs.run, which is not below stores",
+    ),
     "by name": (
         {"_util/errors.py": "importlib.import_module('trio_ckpt._runs.run')"},
         "_runs.run, which is not below",
@@ -295,7 +301,8 @@ def test_a_breach_is_found(tmp_path: Path, files: dict[str, str], complaint: str
 
 def test_a_good_package_has_no_violations(tmp_path: Path) -> None:
     good = {
-        "__init__.py": "from ._runs.run import open_run as open_run\nfrom trio_ckpt import abc",
+        "__init__.py": "from trio_ckpt import abc\nif TYPE_CHECKING:\n"
+        "    from ._runs.run import open_run as open_run",
         "_util/errors.py": "import trio",
         "abc.py": "from trio_ckpt._util import errors\nfrom trio_ckpt._util.errors import E",
         "_journal/store.py": "from .._util.errors import E",

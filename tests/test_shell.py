@@ -46,11 +46,20 @@ def test_the_changelog_begins_with_the_version_of_the_package() -> None:
 def test_all_lists_every_public_name() -> None:
     public = {
         name
-        for name, value in vars(trio_ckpt).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        for name in dir(trio_ckpt)
+        if not name.startswith("_") and not isinstance(getattr(trio_ckpt, name), ModuleType)
     }
     assert set(trio_ckpt.__all__) == public | {"__version__"}
     assert list(trio_ckpt.__all__) == sorted(trio_ckpt.__all__)
+
+
+def test_a_name_is_imported_when_it_is_first_asked_for() -> None:
+    program = "import sys, trio_ckpt; print([m in sys.modules for m in {modules}]); {use}"
+    modules = ["trio_ckpt._runs.open", "trio_ckpt._maintenance.export", "sqlite3", "json"]
+    use = f"trio_ckpt.open_run; print([m in sys.modules for m in {modules[:2]}])"
+    command = [sys.executable, "-c", program.format(modules=modules, use=use)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[False, False, False, False]", "[True, False]"]
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:

@@ -19,65 +19,8 @@ A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
     1  _util                errors, checked arguments, plain values, text, threads
 """
 
-from ._commit.awaits import NeverAwaitedError as NeverAwaitedError
-from ._commit.batch import Batch as Batch
-from ._commit.http_retries import http_retries as http_retries
-from ._commit.retry import (
-    Again as Again,
-    GiveUp as GiveUp,
-    RetryRule as RetryRule,
-    RetryTable as RetryTable,
-    Then as Then,
-)
-from ._commit.snapshots import Snapshots as Snapshots
-from ._journal.history import (
-    CheckpointView as CheckpointView,
-    SessionView as SessionView,
-    read_history as read_history,
-    read_sessions as read_sessions,
-)
-from ._journal.progress import FailedAttempt as FailedAttempt, Pin as Pin, Progress as Progress
-from ._journal.record import (
-    CheckpointResult as CheckpointResult,
-    ErrorInfo as ErrorInfo,
-    Output as Output,
-    Status as Status,
-)
-from ._journal.statistics import (
-    ArrayStatistics as ArrayStatistics,
-    RunStatistics as RunStatistics,
-    StateStatistics as StateStatistics,
-    Stopping as Stopping,
-    StreamStatistics as StreamStatistics,
-    Waiting as Waiting,
-)
-from ._journal.summary import Summary as Summary
-from ._maintenance.compact import Compacted as Compacted
-from ._maintenance.drift import (
-    Drift as Drift,
-    find_drift as find_drift,
-)
-from ._maintenance.export import ExportSummary as ExportSummary, export_run as export_run
-from ._maintenance.import_ import import_run as import_run
-from ._maintenance.offline import Maintenance as Maintenance, open_maintenance as open_maintenance
-from ._maintenance.read_arrays import read_arrays as read_arrays
-from ._runs.loop import Batches as Batches
-from ._runs.open import open_run as open_run
-from ._runs.parallel import run_batches as run_batches
-from ._runs.phase import Phase as Phase
-from ._runs.run import Run as Run
-from ._runs.session import ResumeReport as ResumeReport
-from ._runs.stream import Stream as Stream
-from ._runs.stream_list import Listed as Listed
-from ._runs.tracing import (
-    TaskTracer as TaskTracer,
-    trace_batches as trace_batches,
-    trace_context as trace_context,
-    trace_tasks as trace_tasks,
-)
-from ._tokens.coordinator import CheckpointCoordinator as CheckpointCoordinator
-from ._tokens.registry import TokenRegistry as TokenRegistry
-from ._tokens.token import CheckpointToken as CheckpointToken, TokenState as TokenState
+import typing
+
 from ._util.errors import (
     ArchiveError as ArchiveError,
     BatchCancelledError as BatchCancelledError,
@@ -114,20 +57,113 @@ from ._util.errors import (
     UnknownStreamError as UnknownStreamError,
 )
 from ._util.extras import MissingExtraError as MissingExtraError
-from .state import Frontier as Frontier, StateChangedError as StateChangedError
-from .state._retention import Retention as Retention
+from ._util.lazy import lazy_names as _lazy_names
 
-__version__: str
-
-
-def __getattr__(name: str) -> str:
-    """The version that is installed; it is read when it is asked for, since that takes a while."""
-    if name != "__version__":
-        raise AttributeError(f"module 'trio_ckpt' has no attribute {name!r}")
-    from importlib.metadata import version
-
-    return version("trio-ckpt")
-
+if typing.TYPE_CHECKING:
+    from ._commit.awaits import NeverAwaitedError as NeverAwaitedError
+    from ._commit.batch import Batch as Batch
+    from ._commit.http_retries import http_retries as http_retries
+    from ._commit.retry import (
+        Again as Again,
+        GiveUp as GiveUp,
+        RetryRule as RetryRule,
+        RetryTable as RetryTable,
+        Then as Then,
+    )
+    from ._commit.snapshots import Snapshots as Snapshots
+    from ._journal.history import (
+        CheckpointView as CheckpointView,
+        SessionView as SessionView,
+        read_history as read_history,
+        read_sessions as read_sessions,
+    )
+    from ._journal.progress import FailedAttempt as FailedAttempt, Pin as Pin, Progress as Progress
+    from ._journal.record import (
+        CheckpointResult as CheckpointResult,
+        ErrorInfo as ErrorInfo,
+        Output as Output,
+        Status as Status,
+    )
+    from ._journal.statistics import (
+        ArrayStatistics as ArrayStatistics,
+        RunStatistics as RunStatistics,
+        StateStatistics as StateStatistics,
+        Stopping as Stopping,
+        StreamStatistics as StreamStatistics,
+        Waiting as Waiting,
+    )
+    from ._journal.summary import Summary as Summary
+    from ._maintenance.compact import Compacted as Compacted
+    from ._maintenance.drift import (
+        Drift as Drift,
+        find_drift as find_drift,
+    )
+    from ._maintenance.export import ExportSummary as ExportSummary, export_run as export_run
+    from ._maintenance.import_ import import_run as import_run
+    from ._maintenance.offline import (
+        Maintenance as Maintenance,
+        open_maintenance as open_maintenance,
+    )
+    from ._maintenance.read_arrays import read_arrays as read_arrays
+    from ._runs.loop import Batches as Batches
+    from ._runs.open import open_run as open_run
+    from ._runs.parallel import run_batches as run_batches
+    from ._runs.phase import Phase as Phase
+    from ._runs.run import Run as Run
+    from ._runs.session import ResumeReport as ResumeReport
+    from ._runs.stream import Stream as Stream
+    from ._runs.stream_list import Listed as Listed
+    from ._runs.tracing import (
+        TaskTracer as TaskTracer,
+        trace_batches as trace_batches,
+        trace_context as trace_context,
+        trace_tasks as trace_tasks,
+    )
+    from ._tokens.coordinator import CheckpointCoordinator as CheckpointCoordinator
+    from ._tokens.registry import TokenRegistry as TokenRegistry
+    from ._tokens.token import CheckpointToken as CheckpointToken, TokenState as TokenState
+    from ._util.version import __version__ as __version__
+    from .state import Frontier as Frontier, StateChangedError as StateChangedError
+    from .state._retention import Retention as Retention
+else:  # a process imports what it uses: a command or a worker needs no loops
+    __getattr__, __dir__ = _lazy_names(
+        __name__,
+        {
+            "_commit.awaits": "NeverAwaitedError",
+            "_commit.batch": "Batch",
+            "_commit.http_retries": "http_retries",
+            "_commit.retry": "Again GiveUp RetryRule RetryTable Then",
+            "_commit.snapshots": "Snapshots",
+            "_journal.history": "CheckpointView SessionView read_history read_sessions",
+            "_journal.progress": "FailedAttempt Pin Progress",
+            "_journal.record": "CheckpointResult ErrorInfo Output Status",
+            "_journal.statistics": "ArrayStatistics RunStatistics StateStatistics Stopping "
+            "StreamStatistics Waiting",
+            "_journal.summary": "Summary",
+            "_maintenance.compact": "Compacted",
+            "_maintenance.drift": "Drift find_drift",
+            "_maintenance.export": "ExportSummary export_run",
+            "_maintenance.import_": "import_run",
+            "_maintenance.offline": "Maintenance open_maintenance",
+            "_maintenance.read_arrays": "read_arrays",
+            "_runs.loop": "Batches",
+            "_runs.open": "open_run",
+            "_runs.parallel": "run_batches",
+            "_runs.phase": "Phase",
+            "_runs.run": "Run",
+            "_runs.session": "ResumeReport",
+            "_runs.stream": "Stream",
+            "_runs.stream_list": "Listed",
+            "_runs.tracing": "TaskTracer trace_batches trace_context trace_tasks",
+            "_tokens.coordinator": "CheckpointCoordinator",
+            "_tokens.registry": "TokenRegistry",
+            "_tokens.token": "CheckpointToken TokenState",
+            "_util.version": "__version__",
+            "state": "Frontier StateChangedError",
+            "state._retention": "Retention",
+        },
+        modules=("outputs", "state", "stores"),
+    )
 
 __all__ = [
     "Again",

@@ -26,7 +26,8 @@ def public_objects() -> Iterator[tuple[str, Any]]:
     seen: set[int] = set()
     for module_name in PUBLIC:
         module = importlib.import_module(module_name)
-        for name, value in vars(module).items():
+        for name in dir(module):
+            value = getattr(module, name)
             is_ours = str(getattr(value, "__module__", "")).startswith("trio_ckpt")
             if not name.startswith("_") and is_ours and id(value) not in seen:
                 seen.add(id(value))

@@ -38,8 +38,9 @@ def section(text: str, module: str) -> str:
 def public(module: object) -> set[str]:
     return {
         name
-        for name, value in vars(module).items()
-        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+        for name in dir(module)
+        if not name.startswith("_")
+        and (inspect.isclass(value := getattr(module, name)) or inspect.isfunction(value))
     }
 
 

@@ -1,0 +1,38 @@
+"""Names of a package that are imported when they are first asked for (PEP 562)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Collection, Mapping
+
+
+def lazy_names(
+    package: str, homes: Mapping[str, str], *, modules: Collection[str] = ()
+) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """The `__getattr__` and the `__dir__` of a package that imports its public names lazily.
+
+    Type checkers do not see them: the package imports the same names under ``TYPE_CHECKING``, so
+    that a name which does not exist is an error there as well.
+
+    Args:
+        package: The package, by its ``__name__``.
+        homes: Each module of the package, and the names that are taken from it, with spaces
+            between them.
+        modules: Modules of the package that are attributes of it without an import of their own.
+    """
+    home_of = {name: module for module, names in homes.items() for name in names.split()}
+
+    def load(name: str) -> object:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value: object = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    def listed() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *home_of, *modules})
+
+    return load, listed
