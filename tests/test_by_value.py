@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -415,7 +416,7 @@ async def test_a_progress_does_not_go_on_changing() -> None:
 
 def sums_of(record: Any) -> dict[str, Any]:
     """The sums and counts by name in a record of statistics."""
-    found = {field.name: getattr(record, field.name) for field in attrs.fields(type(record))}
+    found = msgspec.structs.asdict(record)
     return {name: dict(value) for name, value in found.items() if isinstance(value, dict)}
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -48,7 +48,7 @@ STATISTICS = RunStatistics(
 
 
 def with_(**fields: Any) -> RunStatistics:
-    return attrs.evolve(STATISTICS, **fields)
+    return msgspec.structs.replace(STATISTICS, **fields)
 
 
 class FakeTerminal(io.StringIO):

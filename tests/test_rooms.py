@@ -52,6 +52,10 @@ OPTIONAL = {
     "state._arrays.engine": "NumPy and what goes with it are an extra",
     "state._arrays.memory": "NumPy and what goes with it are an extra",
     "state._arrays.dirty_pages": "NumPy and what goes with it are an extra",
+    "_commit.state_manager": "only a stream with a state needs it, and how states are encoded",
+    "state._plan": "only a stream with a state needs it, and how states are encoded",
+    "stores._json.store": "a run uses one kind of store",
+    "stores.memory": "a run uses one kind of store",
     "monitor": "its server is an extra, and only the command of that name needs it",
     "remote._wire.sockets": "trio-websocket is an extra, and reading jobs needs none",
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import attrs
 import pytest
 
 import trio_ckpt
@@ -148,7 +147,7 @@ def test_a_forbidden_link_is_new_once_until_it_is_allowed() -> None:
 
 
 def statistics(**fields: Any) -> trio_ckpt.StreamStatistics:
-    nothing: dict[str, Any] = {field.name: 0 for field in attrs.fields(trio_ckpt.StreamStatistics)}
+    nothing: dict[str, Any] = dict.fromkeys(trio_ckpt.StreamStatistics.__struct_fields__, 0)
     return trio_ckpt.StreamStatistics(**(nothing | {"totals": {}, "rate_per_s": None} | fields))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import msgspec
 import trio
 
 import trio_ckpt
@@ -414,7 +415,10 @@ async def run_command(plan: CommandPlan, root: Path, tell: Tell) -> None:
         if plan.what == "repair":
             found = [finding async for finding in check_all(store)]
             report = await repair_all(url, found)
-            tell("repaired", [attrs.asdict(part) for part in (*report.done, *report.not_done)])
+            tell(
+                "repaired",
+                [msgspec.structs.asdict(part) for part in (*report.done, *report.not_done)],
+            )
             return
         paged = SmallPages(store, plan.page, {}, random.Random(plan.reason))
         async with open_maintenance(paged, RUN) as maintenance:

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
+import msgspec
 import trio
 import trio.lowlevel
 
@@ -159,7 +160,9 @@ class FarStore(Store):
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         store = await self._run(run.run_id)
-        return await store.save(attrs.evolve(run, run_id=store._rpc.task_id), group, folds)
+        return await store.save(
+            msgspec.structs.replace(run, run_id=store._rpc.task_id), group, folds
+        )
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         store = await self._run(run_id)
@@ -187,7 +190,7 @@ class FarStore(Store):
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         store = await self._run(run.run_id)
-        key = attrs.evolve(run, run_id=store._rpc.task_id)
+        key = msgspec.structs.replace(run, run_id=store._rpc.task_id)
         return await store.drop_blobs(key, stream, sequences)
 
     # What a worker cannot do is done on the foreman's side.

@@ -29,8 +29,8 @@ from tests.state.tree.shapes import (
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tree.classes import EXCLUDE
+from trio_ckpt.state._tree.errors import StateChangedError
 from trio_ckpt.state._tree.format import Tag, encode_tree
-from trio_ckpt.state._tree.leaves import StateChangedError
 
 Alias = NewType("Alias", Point)
 

@@ -11,10 +11,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import attrs
-import msgspec
 import pytest
 import trio
+from msgspec.structs import replace
 from trio.testing import MockClock
 
 from trio_ckpt._util.errors import StoreConflictError
@@ -119,9 +118,7 @@ class LetsGapsPass(MemoryStore):
         renumbered = []
         for checkpoint in group:
             heads[checkpoint.stream] = heads.get(checkpoint.stream, 0) + 1
-            renumbered.append(
-                msgspec.structs.replace(checkpoint, sequence=heads[checkpoint.stream])
-            )
+            renumbered.append(replace(checkpoint, sequence=heads[checkpoint.stream]))
         return await super().save(run, renumbered, folds)
 
 
@@ -150,7 +147,7 @@ class NoFence(MemoryStore):
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         newest = self._memory.runs[run.run_id].owner
-        return await super().save(attrs.evolve(run, owner=newest), group, folds)
+        return await super().save(replace(run, owner=newest), group, folds)
 
 
 class FencesTooLate(MemoryStore):
@@ -161,7 +158,7 @@ class FencesTooLate(MemoryStore):
             return await super().save(run, group, folds)
         except StoreConflictError:
             newest = self._memory.runs[run.run_id]
-            right = attrs.evolve(run, owner=newest.owner, generation=newest.generation)
+            right = replace(run, owner=newest.owner, generation=newest.generation)
             await super().save(right, group, folds)
             raise
 
@@ -234,9 +231,9 @@ class TailOverlapsFold(MemoryStore):
         for entry in stored.streams:
             if entry.fold is not None and entry.fold.through:
                 again = StoredRecord(entry.fold.through, b"")
-                entry = attrs.evolve(entry, tail=(again, *entry.tail))
+                entry = replace(entry, tail=(again, *entry.tail))
             entries.append(entry)
-        return attrs.evolve(stored, streams=tuple(entries))
+        return replace(stored, streams=tuple(entries))
 
 
 class TakesFoldsAhead(MemoryStore):
@@ -264,7 +261,7 @@ class _OtherHistory(MemoryStore):
         page = await super().history(
             run_id, stream, generation=generation, cursor=self.take(cursor), limit=limit
         )
-        return attrs.evolve(page, records=self.order(page.records))
+        return replace(page, records=self.order(page.records))
 
     def take(self, cursor: str | None) -> str | None:
         return cursor
@@ -299,7 +296,7 @@ class MixesUpCase(MemoryStore):
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
-        lower = [msgspec.structs.replace(one, stream=one.stream.lower()) for one in group]
+        lower = [replace(one, stream=one.stream.lower()) for one in group]
         return await super().save(run, lower, folds)
 
 
@@ -333,7 +330,7 @@ class LocalTime(MemoryStore):
     async def read_owner(self, run_id: str) -> Owner | None:
         owner = await super().read_owner(run_id)
         zone = timezone(timedelta(hours=5))
-        return owner and attrs.evolve(owner, since=owner.since.astimezone(zone))
+        return owner and replace(owner, since=owner.since.astimezone(zone))
 
 
 class PrunesOneTooMany(MemoryStore):
@@ -391,13 +388,13 @@ class ForgetsTheOwner(MemoryStore):
 class PrunesForAnyOwner(MemoryStore):
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         owner = self._memory.runs[run.run_id].owner
-        return await super().prune(attrs.evolve(run, owner=owner), keep=keep)
+        return await super().prune(replace(run, owner=owner), keep=keep)
 
 
 class PrunesAnyGeneration(MemoryStore):
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         newest = self._memory.runs[run.run_id].generation
-        return await super().prune(attrs.evolve(run, generation=newest), keep=keep)
+        return await super().prune(replace(run, generation=newest), keep=keep)
 
 
 class KeepsBlobs(MemoryStore):
@@ -437,12 +434,12 @@ class DeafToCancellation(MemoryStore):
 
 class ForgetsAttached(MemoryStore):
     def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
-        return attrs.evolve(super()._resolve(checkpoint), blobs=())
+        return replace(super()._resolve(checkpoint), blobs=())
 
 
 class RepeatsAttached(MemoryStore):
     def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
-        return attrs.evolve(super()._resolve(checkpoint), blobs=checkpoint.blobs)
+        return replace(super()._resolve(checkpoint), blobs=checkpoint.blobs)
 
 
 class RemovesAttached(MemoryStore):
@@ -460,7 +457,7 @@ class RemovesAttached(MemoryStore):
 class NamesWhatIsNotThere(MemoryStore):
     def _append(self, streams: dict[str, Any], checkpoint: Checkpoint) -> None:
         there = tuple(name for name in checkpoint.blobs if name in self._memory.blobs)
-        checkpoint = msgspec.structs.replace(checkpoint, blobs=there)
+        checkpoint = replace(checkpoint, blobs=there)
         super()._append(streams, checkpoint)
 
 
@@ -512,7 +509,7 @@ class DropsTheRecords(MemoryStore):
         log = self._memory.runs[run.run_id].generations[run.generation].get(stream)
         for n in sequences if log is not None and size else ():
             if 1 <= n <= len(log.log):
-                log.log[n - 1] = msgspec.structs.replace(log.log[n - 1], payload=b"")
+                log.log[n - 1] = replace(log.log[n - 1], payload=b"")
         return size
 
 
@@ -554,13 +551,13 @@ class KeepsDropped(MemoryStore):
 class DropsForAnyOwner(MemoryStore):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         owner = self._memory.runs[run.run_id].owner
-        return await super().drop_blobs(attrs.evolve(run, owner=owner), stream, sequences)
+        return await super().drop_blobs(replace(run, owner=owner), stream, sequences)
 
 
 class DropsInAnyGeneration(MemoryStore):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         newest = self._memory.runs[run.run_id].generation
-        return await super().drop_blobs(attrs.evolve(run, generation=newest), stream, sequences)
+        return await super().drop_blobs(replace(run, generation=newest), stream, sequences)
 
 
 class RemovesWhatIsAboutToBeNamed(MemoryStore):
@@ -574,7 +571,7 @@ class PrunesWithoutAttached(MemoryStore):
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         pruned = await super().prune(run, keep=keep)
-        return attrs.evolve(pruned, bytes=min(pruned.bytes, BLOB_BYTES + 3))
+        return replace(pruned, bytes=min(pruned.bytes, BLOB_BYTES + 3))
 
 
 BROKEN = {

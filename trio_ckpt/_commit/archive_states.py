@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -31,8 +31,10 @@ from ..state._chain import blobs_of
 from ..stores import open_store
 from .group_commit import GroupCommitter, open_committer
 from .open_stream import OpenStream
-from .state_manager import StateManager
 from .stream_log import StreamLog
+
+if TYPE_CHECKING:
+    from .state_manager import StateManager
 
 log = get_logger(__name__)
 

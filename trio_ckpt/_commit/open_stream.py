@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import msgspec
@@ -48,10 +48,12 @@ from .extent import Extent
 from .group_commit import GroupCommitter
 from .retry import RetryTable
 from .shutdown import Stop
-from .state_manager import StateManager
 from .stored_state import EncodedState
 from .stream_log import StreamLog
 from .stream_outputs import AnyPath, StreamFiles
+
+if TYPE_CHECKING:
+    from .state_manager import StateManager
 
 log = get_logger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -29,7 +29,9 @@ from .archive_states import prune_states
 from .awaits import Calls, awaits_noted
 from .batch import Batch
 from .open_stream import OpenStream
-from .state_manager import StateCapture, StateManager
+
+if TYPE_CHECKING:
+    from .state_manager import StateCapture, StateManager
 
 log = get_logger(__name__)
 

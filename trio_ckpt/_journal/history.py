@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import Literal
 
-import attrs
+import msgspec
 
 from .._util.arguments import stream_key
 from .._util.errors import UnknownRunError
@@ -99,8 +99,7 @@ async def iter_records(
                 yield entry
 
 
-@attrs.frozen
-class SessionView:
+class SessionView(msgspec.Struct, frozen=True):
     """One session of a run.
 
     Attributes:
@@ -227,8 +226,7 @@ DONE_KINDS: tuple[DoneKind, ...] = (RecordKind.BATCH, RecordKind.SKIP)
 """The kinds of records after which a batch is done."""
 
 
-@attrs.frozen
-class LiveRecord:
+class LiveRecord(msgspec.Struct, frozen=True):
     """A record that defines the status of its batch: no later record has reverted it."""
 
     sequence: int
@@ -297,8 +295,7 @@ async def live_records(
                 yield entry
 
 
-@attrs.frozen
-class CheckpointView:
+class CheckpointView(msgspec.Struct, frozen=True):
     """One checkpoint of a stream.
 
     Attributes:

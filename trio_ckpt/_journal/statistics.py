@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import attrs
+import msgspec
 
 from .._util.exact_sum import Number, shown
 from .._util.plain import StreamKey
@@ -16,8 +16,7 @@ WARM_AFTER_BATCHES = 20  # before that a rate measures the start-up, not the wor
 WARM_AFTER_S = 2.0
 
 
-@attrs.frozen
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """A stream that waits before it begins another batch.
 
     Attributes:
@@ -31,8 +30,7 @@ class Waiting:
     for_s: float
 
 
-@attrs.frozen
-class LeftOut:
+class LeftOut(msgspec.Struct, frozen=True):
     """A stream of which snapshots could not be saved.
 
     Attributes:
@@ -46,8 +44,7 @@ class LeftOut:
     problem: str
 
 
-@attrs.frozen
-class Stopping:
+class Stopping(msgspec.Struct, frozen=True):
     """A stop of the run that is under way.
 
     Attributes:
@@ -62,8 +59,7 @@ class Stopping:
     for_s: float
 
 
-@attrs.frozen
-class ArrayStatistics:
+class ArrayStatistics(msgspec.Struct, frozen=True):
     """How the buffer of an array was captured the last time.
 
     Attributes:
@@ -82,8 +78,7 @@ class ArrayStatistics:
     changed_bytes: int
 
 
-@attrs.frozen
-class StateStatistics:
+class StateStatistics(msgspec.Struct, frozen=True):
     """What the state of a stream costs.
 
     Attributes:
@@ -110,8 +105,7 @@ class StateStatistics:
     arrays: Mapping[str, ArrayStatistics]
 
 
-@attrs.frozen
-class StreamStatistics:
+class StreamStatistics(msgspec.Struct, frozen=True):
     """The statistics of a stream at one moment.
 
     Attributes:
@@ -164,8 +158,7 @@ class StreamStatistics:
     state: StateStatistics | None
 
 
-@attrs.frozen
-class RunStatistics:
+class RunStatistics(msgspec.Struct, frozen=True):
     """The statistics of a run at one moment.
 
     Attributes:

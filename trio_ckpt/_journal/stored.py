@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-import attrs
 import msgspec
 
 from .._util.plain import StreamKey
 from .progress import Progress
 
 
-@attrs.frozen
-class RunKey:
+class RunKey(msgspec.Struct, frozen=True):
     """The run and the owner that save; every save compares it in its transaction.
 
     Attributes:
@@ -46,8 +44,7 @@ class Checkpoint(msgspec.Struct, frozen=True):  # one is made for each batch
     blobs: tuple[str, ...] = ()
 
 
-@attrs.frozen
-class Fold:
+class Fold(msgspec.Struct, frozen=True):
     """The progress of a stream, through a checkpoint that is saved already.
 
     Attributes:
@@ -62,8 +59,7 @@ class Fold:
     payload: bytes
 
 
-@attrs.frozen
-class StoredRecord:
+class StoredRecord(msgspec.Struct, frozen=True):
     """One saved record as a store returns it, its blob resolved.
 
     Attributes:
@@ -78,8 +74,7 @@ class StoredRecord:
     blobs: tuple[str, ...] = ()
 
 
-@attrs.frozen
-class StoredStream:
+class StoredStream(msgspec.Struct, frozen=True):
     """What a resume reads of a stream.
 
     Attributes:
@@ -95,8 +90,7 @@ class StoredStream:
     tail: tuple[StoredRecord, ...]
 
 
-@attrs.frozen
-class StoredRun:
+class StoredRun(msgspec.Struct, frozen=True):
     """What a resume reads of a run."""
 
     run_id: str
@@ -105,8 +99,7 @@ class StoredRun:
     streams: tuple[StoredStream, ...]
 
 
-@attrs.frozen
-class HistoryPage:
+class HistoryPage(msgspec.Struct, frozen=True):
     """Some records of a stream, newest first.
 
     Attributes:
@@ -118,8 +111,7 @@ class HistoryPage:
     cursor: str | None
 
 
-@attrs.frozen
-class RunSummary:
+class RunSummary(msgspec.Struct, frozen=True):
     """One line of a list of runs."""
 
     run_id: str
@@ -129,8 +121,7 @@ class RunSummary:
     records: int
 
 
-@attrs.frozen
-class Owner:
+class Owner(msgspec.Struct, frozen=True):
     """The process that owns a run at this moment.
 
     Attributes:
@@ -144,8 +135,7 @@ class Owner:
     since: datetime
 
 
-@attrs.frozen
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True):
     """What `Store.prune` removed.
 
     Attributes:
@@ -160,8 +150,7 @@ class Pruned:
     bytes: int
 
 
-@attrs.frozen
-class Repaired:
+class Repaired(msgspec.Struct, frozen=True):
     """A step of a repair.
 
     Attributes:
@@ -175,16 +164,14 @@ class Repaired:
     is_loss: bool = False
 
 
-@attrs.frozen
-class StreamView:
+class StreamView(msgspec.Struct, frozen=True):
     """A stream as the store has it."""
 
     key: StreamKey
     progress: Progress
 
 
-@attrs.frozen
-class RunView:
+class RunView(msgspec.Struct, frozen=True):
     """A run as the store has it: ``view.streams["repo", "pulls"].progress.confirmed``."""
 
     run_id: str

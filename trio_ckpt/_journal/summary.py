@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-import attrs
+import msgspec
 
 from .._util.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
 from .._util.exact_sum import ExactSum, Number, add_sums, shown
@@ -17,8 +17,7 @@ from .progress import Progress
 from .record import ErrorInfo, Status
 
 
-@attrs.frozen
-class Summary:
+class Summary(msgspec.Struct, frozen=True):
     """The sums of some streams.
 
     Attributes:

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 
 import attrs
+import msgspec
 
 from .._commit.group_commit import GroupCommitter, open_committer
 from .._commit.redo import Redo, retry_record
@@ -160,7 +161,7 @@ class Maintenance:
             what is left of it.
         """
         text("reason", reason)
-        key = attrs.evolve(self._run_key, generation=self._run_key.generation + 1)
+        key = msgspec.structs.replace(self._run_key, generation=self._run_key.generation + 1)
         replaced = await replaced_by_next(self.store, self.view)
         metadata: dict[str, object] = {"reset": reason}
         if replaced:

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import attrs
 import trio
@@ -14,7 +14,6 @@ import trio
 from .._commit.gate import Gate
 from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo, retry_record
-from .._commit.state_manager import StateManager
 from .._journal.history import read_pages
 from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
@@ -22,7 +21,7 @@ from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedE
 from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
-from ..state import Frontier, FrontierItems, Plan, StateChangedError
+from ..state import Frontier, FrontierItems, StateChangedError
 from ..state._frontier import items_of
 from ..state._retention import Versions
 from ..state._shared_capture import ArrayTools
@@ -30,6 +29,9 @@ from .loop import LoopCursor
 from .request import Settings
 from .stream import Stream
 from .verify import Verifier
+
+if TYPE_CHECKING:
+    from .._commit.state_manager import StateManager
 
 log = get_logger(__name__)
 
@@ -226,6 +228,9 @@ class Resume:
 
     async def _restore(self, state: object) -> None:
         """Restore the saved state; where there is none, begin with the one of the user."""
+        from .._commit.state_manager import StateManager  # only streams with a state need it
+        from ..state._plan import Plan
+
         plan = Plan[object].of(state)
         state_manager = StateManager(
             self.store, self.open_stream.committer, plan, state, self.tools

@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from typing import Literal, TypeVar, overload
 
 import attrs
+import msgspec
 
 from .._commit.awaits import awaits_noted
 from .._commit.redo import Redo
@@ -341,7 +342,7 @@ class Run:
         stopping = None if self._stream_table.ended is not None else self._open_run.stop.stopping()
         if stopping is None:
             return statistics
-        return attrs.evolve(statistics, stopping=stopping, eta_s=None)
+        return msgspec.structs.replace(statistics, stopping=stopping, eta_s=None)
 
     # -- for monitors -------------------------------------------------------------------------
 
@@ -354,7 +355,7 @@ class Run:
         """The progress of every stream at this moment, as copies that are made for each call."""
         live = self._open_run.view()
         copies = {k: StreamView(k, seen.progress.copy()) for k, seen in live.streams.items()}
-        return attrs.evolve(live, streams=copies)
+        return msgspec.structs.replace(live, streams=copies)
 
     def observing(self, observer: Observer) -> AbstractContextManager[None]:
         """Call an observer with what the run does while the block runs."""

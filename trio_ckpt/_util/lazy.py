@@ -5,10 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+
+from .extras import needs_extra
 
 
 def lazy_names(
-    package: str, homes: Mapping[str, str], *, modules: Collection[str] = ()
+    package: str,
+    homes: Mapping[str, str],
+    *,
+    modules: Collection[str] = (),
+    extra: str | None = None,
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """The `__getattr__` and the `__dir__` of a package that imports its public names lazily.
 
@@ -20,6 +27,7 @@ def lazy_names(
         homes: Each module of the package, and the names that are taken from it, with spaces
             between them.
         modules: Modules of the package that are attributes of it without an import of their own.
+        extra: The extra that some of the names need; None: none does.
     """
     home_of = {name: module for module, names in homes.items() for name in names.split()}
 
@@ -28,7 +36,8 @@ def lazy_names(
             return importlib.import_module(f"{package}.{name}")
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value: object = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
+        with needs_extra(extra, f"{package}.{name}") if extra else nullcontext():
+            value: object = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 

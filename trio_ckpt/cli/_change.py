@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import attrs
 import click
+import msgspec
 
 from .._journal.record import Status
 from .._journal.run_status import RunStatus
@@ -379,7 +380,7 @@ async def prune(store: Store, run_id: str, *, keep: int, yes: bool) -> CommandAn
             removed = await store.prune(RunKey(run_id, newest, number_of_owner), keep=keep)
         text = f"{plural(removed.generations, 'generation')} removed: "
         text += f"{plural(removed.records, 'record')}, {plural(removed.bytes, 'byte')}"
-    return _answer(store, text, run=run_id, **attrs.asdict(removed))
+    return _answer(store, text, run=run_id, **msgspec.structs.asdict(removed))
 
 
 prune_command = store_command(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import attrs
 import click
+from msgspec.structs import asdict
 
 from .._journal.run_status import RunStatus
 from .._journal.store import Finding, FindingKind, Repaired
@@ -321,8 +322,8 @@ async def verify_all(
         "store": url,
         "run": run_id,
         "findings": list(map(_finding_document, found)),
-        "repaired": None if report is None else list(map(attrs.asdict, report.done)),
-        "not_repaired": None if report is None else list(map(attrs.asdict, report.not_done)),
+        "repaired": None if report is None else list(map(asdict, report.done)),
+        "not_repaired": None if report is None else list(map(asdict, report.not_done)),
         "left": None if report is None else list(map(_finding_document, report.left)),
     }
     limit = row_limit(show_all=show_all)

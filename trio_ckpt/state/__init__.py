@@ -1,37 +1,49 @@
 """The state from which a loop resumes: typed values, arrays, and lists that grow as it works."""
 
-from __future__ import annotations
+import typing
 
-import importlib
+from .._util.lazy import lazy_names as _lazy_names
 
-from .._util.extras import needs_extra
-from ._frontier import (
-    Frontier as Frontier,
-    FrontierItems as FrontierItems,
-    keyed_items as keyed_items,
-)
-from ._plan import Plan as Plan, check_kind as check_kind, is_of_kind as is_of_kind
-from ._tree.delta import diff_tree as diff_tree
-from ._tree.format import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
-from ._tree.frame import (
-    NO_ARRAYS as NO_ARRAYS,
-    NO_PARENT as NO_PARENT,
-    Layout as Layout,
-    StateFrame as StateFrame,
-    decode_frame as decode_frame,
-    encode_frame as encode_frame,
-    frame_digest as frame_digest,
-    new_lineage as new_lineage,
-    tree_of as tree_of,
-)
-from ._tree.leaves import StateChangedError as StateChangedError
-
-_OF_MEMORY = frozenset({"array", "empty", "full", "ones", "zeros"})
-
-
-def __getattr__(name: str) -> object:
-    """Import functions for arrays in whole pages lazily, since only they need NumPy."""
-    if name in _OF_MEMORY:
-        with needs_extra("arrays", f"trio_ckpt.state.{name}"):
-            return getattr(importlib.import_module("._arrays.memory", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if typing.TYPE_CHECKING:
+    from ._arrays.memory import (
+        array as array,
+        empty as empty,
+        full as full,
+        ones as ones,
+        zeros as zeros,
+    )
+    from ._frontier import (
+        Frontier as Frontier,
+        FrontierItems as FrontierItems,
+        keyed_items as keyed_items,
+    )
+    from ._plan import Plan as Plan, check_kind as check_kind, is_of_kind as is_of_kind
+    from ._tree.delta import diff_tree as diff_tree
+    from ._tree.errors import StateChangedError as StateChangedError
+    from ._tree.format import Tree as Tree, decode_tree as decode_tree, encode_tree as encode_tree
+    from ._tree.frame import (
+        NO_ARRAYS as NO_ARRAYS,
+        NO_PARENT as NO_PARENT,
+        Layout as Layout,
+        StateFrame as StateFrame,
+        decode_frame as decode_frame,
+        encode_frame as encode_frame,
+        frame_digest as frame_digest,
+        new_lineage as new_lineage,
+        tree_of as tree_of,
+    )
+else:  # only a loop with a state needs to encode one, and only arrays need NumPy
+    __getattr__, __dir__ = _lazy_names(
+        __name__,
+        {
+            "_arrays.memory": "array empty full ones zeros",
+            "_frontier": "Frontier FrontierItems keyed_items",
+            "_plan": "Plan check_kind is_of_kind",
+            "_tree.delta": "diff_tree",
+            "_tree.errors": "StateChangedError",
+            "_tree.format": "Tree decode_tree encode_tree",
+            "_tree.frame": "NO_ARRAYS NO_PARENT Layout StateFrame decode_frame encode_frame "
+            "frame_digest new_lineage tree_of",
+        },
+        extra="arrays",
+    )

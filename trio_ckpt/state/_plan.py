@@ -36,9 +36,9 @@ import attrs
 
 from ._tree.build import build_state
 from ._tree.classes import Classes, learn_from
+from ._tree.errors import StateChangedError
 from ._tree.flatten import Flat, flatten_state
 from ._tree.format import Tag, Tree, kind_of, tag_of
-from ._tree.leaves import StateChangedError
 
 S = TypeVar("S")
 

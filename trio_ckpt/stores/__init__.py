@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import re
+import typing
 from typing import Literal
 
 from .._journal.store import INLINE_LIMIT_BYTES, Store
 from .._util.arguments import any_path, flag
 from .._util.errors import StoreError
+from .._util.lazy import lazy_names as _lazy_names
 from .._util.portal import check_trio
 from .._util.threads import run_blocking
-from ._json.store import JsonStore as JsonStore
 from ._mac_key import check_mac_key, read_mac_key as read_mac_key
 from ._sqlite.store import SqliteStore as SqliteStore
-from .memory import MemoryStore as MemoryStore
+
+if typing.TYPE_CHECKING:
+    from ._json.store import JsonStore as JsonStore
+    from .memory import MemoryStore as MemoryStore
+else:  # a process uses one kind of store, most of them this one
+    __getattr__, __dir__ = _lazy_names(
+        __name__, {"_json.store": "JsonStore", "memory": "MemoryStore"}
+    )
 
 _KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, memory:"
-_FOLDER_STORES: dict[str, type[SqliteStore] | type[JsonStore]] = {
-    "sqlite": SqliteStore,
-    "json": JsonStore,
-}
+_OF_FOLDERS = frozenset({"sqlite", "json"})
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)  # one letter is a drive, C:\x
 
 
@@ -71,13 +76,19 @@ async def open_store(
     flag("create", create)
     scheme, path = _split(url) if isinstance(url, str) else ("", any_path("url", url))
     if scheme == "memory":
+        from .memory import MemoryStore
+
         return MemoryStore(mac_key=mac_key, inline_limit_bytes=inline_limit_bytes)
     found = await run_blocking(_kind_in, path)
     if scheme and found and found != scheme:
         raise StoreError(
             f"{path} is not a trio_ckpt {scheme} store, it is a {found} store: {found}:{path}"
         )
-    kind = _FOLDER_STORES[scheme or found or "sqlite"]
+    kind: type[SqliteStore | JsonStore] = SqliteStore
+    if "json" in (scheme, found):
+        from ._json.store import JsonStore
+
+        kind = JsonStore
     return await kind.open(
         path,
         mac_key=mac_key,
@@ -108,9 +119,9 @@ def _split(url: str) -> tuple[str, str]:
         raise StoreError(f"{url!r}: SQLite's name of a database in memory; write 'memory:'")
     if scheme == "memory" and rest:
         raise StoreError(f"{url!r}: a store in memory has no name, write 'memory:'")
-    if scheme in _FOLDER_STORES and rest.startswith("//"):
+    if scheme in _OF_FOLDERS and rest.startswith("//"):
         raise StoreError(f"{url!r} names no folder; write '{scheme}:FOLDER', without '//'")
-    if scheme and scheme != "memory" and scheme not in _FOLDER_STORES:
+    if scheme and scheme != "memory" and scheme not in _OF_FOLDERS:
         raise StoreError(
             f"{url!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "
             f"For a folder of that name write {'sqlite:' + url!r}"

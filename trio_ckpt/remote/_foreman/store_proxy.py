@@ -219,14 +219,14 @@ class StoreProxy:
     def _run_out(self, run: StoredRun) -> StoredRun:
         """Return a run as its worker may see it."""
         streams = [
-            attrs.evolve(
+            msgspec.structs.replace(
                 entry,
                 tail=self._records_out(run.generation, entry.stream, entry.tail),
                 fold=None if entry.fold is None else self._fold_out(run.generation, entry.fold),
             )
             for entry in run.streams
         ]
-        return attrs.evolve(run, streams=tuple(streams))
+        return msgspec.structs.replace(run, streams=tuple(streams))
 
     def _records_out(
         self, generation: int, stream: str, records: Iterable[StoredRecord]
@@ -238,7 +238,7 @@ class StoreProxy:
             return found
         inner, outer = self._seals(generation, stream)
         return tuple(
-            attrs.evolve(
+            msgspec.structs.replace(
                 one, payload=outer.close(one.sequence, inner.open(one.sequence, one.payload))
             )
             for one in found
@@ -287,7 +287,7 @@ class StoreProxy:
 
     def _fold_in(self, generation: int, fold: Fold) -> Fold:
         inner, outer = self._seals(generation, fold.stream)
-        return attrs.evolve(
+        return msgspec.structs.replace(
             fold, payload=inner.close(-fold.through, outer.open(-fold.through, fold.payload))
         )
 
@@ -295,7 +295,7 @@ class StoreProxy:
         if self.store.mac_key is None:
             return fold
         inner, outer = self._seals(generation, fold.stream)
-        return attrs.evolve(
+        return msgspec.structs.replace(
             fold, payload=outer.close(-fold.through, inner.open(-fold.through, fold.payload))
         )
 

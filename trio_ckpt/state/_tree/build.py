@@ -13,10 +13,11 @@ import msgspec
 
 from ..._util.errors import StoreDamagedError, text_of
 from .classes import CACHED_HASH, Classes, Field, Shape
+from .errors import MissingHereError, StateChangedError
 from .flatten import FACTORIES
 from .format import MUTABLE, Tag, Tree, Value, kind_of, pack, unpack_floats
 from .identity import MAX_DEPTH, Where, path_of
-from .leaves import BAD_LEAF, LEAF_DECODERS, MissingHereError, StateChangedError
+from .leaves import BAD_LEAF, LEAF_DECODERS
 from .numpy_scalars import decode_scalar
 from .random_state import decode_bit_generator, decode_legacy, decode_random, import_numpy
 

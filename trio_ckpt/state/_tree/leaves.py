@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from ..._util.errors import TrioCkptError
+from .errors import MissingHereError
 from .format import Tag, Tree, Value
 
 MAX_FRACTION_BITS = 2**16  # decoding computes its greatest common divisor: 1 ms at this size
@@ -30,22 +30,6 @@ BAD_LEAF = (
     AttributeError,
     ArithmeticError,
 )
-
-
-class StateChangedError(TrioCkptError, ValueError):
-    """A saved state does not fit the program's state.
-
-    Attributes:
-        path: The place in the state, ``state.model.layers[3]``.
-    """
-
-    def __init__(self, path: str, problem: str) -> None:
-        super().__init__(f"the saved state does not fit the program's at {path}: {problem}")
-        self.path = path
-
-
-class MissingHereError(Exception):
-    """A leaf needs what this machine lacks; the builder turns it into a `StateChangedError`."""
 
 
 # ---------------------------------------------------------------------------------------

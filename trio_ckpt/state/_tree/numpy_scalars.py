@@ -6,8 +6,8 @@ import re
 
 import msgspec
 
+from .errors import MissingHereError
 from .format import Module, Tree, Value
-from .leaves import MissingHereError
 from .random_state import import_numpy
 
 _PLAIN = re.compile(

@@ -14,8 +14,9 @@ import attrs
 import msgspec
 
 from ..._util.extras import pip_command
+from .errors import MissingHereError
 from .format import Module, Tree, Value, kind_of
-from .leaves import MissingHereError, decode_int, encode_int
+from .leaves import decode_int, encode_int
 
 MAX_SEED_WORDS = 4096  # of entropy, spawn key and pool; NumPy's own seeds have 1 to 8
 
