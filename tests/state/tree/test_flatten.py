@@ -38,9 +38,9 @@ from tests.state.tree.shapes import (
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tree import flatten, format, identity
+from trio_ckpt.state._tree.errors import StateChangedError
 from trio_ckpt.state._tree.format import Tag, Tree, decode_tree, encode_tree, pack
 from trio_ckpt.state._tree.identity import MAX_DEPTH
-from trio_ckpt.state._tree.leaves import StateChangedError
 
 
 @settings(max_examples=300, deadline=None)
