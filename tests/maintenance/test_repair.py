@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from contextlib import aclosing, closing, suppress
 from pathlib import Path
@@ -81,6 +82,22 @@ async def test_a_sound_store_is_left_alone(scheme: str, tmp_path: Path) -> None:
     report = await repair(url)
     assert report == RepairReport((), (), ())
     assert not (tmp_path / "s" / "damaged").exists()
+
+
+@SCHEMES
+async def test_an_output_folder_that_is_gone_is_no_damage_of_the_store(
+    scheme: str, tmp_path: Path
+) -> None:
+    url = f"{scheme}:{tmp_path / 's'}"
+    async with begin(url, output_dir=tmp_path / "out") as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete(outputs=[await batch.write_json("a.json", {})])
+    shutil.rmtree(tmp_path / "out")
+    (gone,) = await find(url)
+    assert gone.kind is FindingKind.OUTPUT
+    async with begin(url, run_id="other"):  # a repair of the store needs all of its runs
+        report = await repair(url)
+    assert report == RepairReport((), (), (gone,))
 
 
 @SCHEMES

@@ -66,7 +66,8 @@ class RepairReport:
 
 def needs_store_repair(findings: Iterable[Finding]) -> bool:
     """Whether some findings are about the store's own files."""
-    return any(f.is_damage and f.path is None and f.kind is not FindingKind.STATE for f in findings)
+    of_runs = (FindingKind.STATE, FindingKind.OUTPUT)
+    return any(finding.is_damage and finding.kind not in of_runs for finding in findings)
 
 
 async def repair_all(

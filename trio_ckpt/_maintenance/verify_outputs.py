@@ -57,7 +57,13 @@ async def check_outputs_of(
             what = (
                 "it does not say where its outputs are" if folder is None else f"{folder} is gone"
             )
-            yield Finding(where, what, "give --output-dir if it was moved", run_id=view.run_id)
+            yield Finding(
+                where,
+                what,
+                "give --output-dir if it was moved",
+                kind=FindingKind.OUTPUT,
+                run_id=view.run_id,
+            )
         return
     outputs = await run_blocking(OutputDir.open, folder)
     with closing(outputs):
