@@ -214,18 +214,23 @@ def _sole_owner(value: object) -> Array | None:
     """
     if type(value) is not np.ndarray:
         return None
-    array = cast("Array", value)
-    owner: object = array if array.base is None else array.base
-    if type(owner) is not np.ndarray or not array.flags.forc or not array.nbytes:
+    array: Array = value  # pyright: ignore[reportUnknownVariableType]
+    if not array.flags.forc or not array.nbytes:
         return None
-    found = cast("Array", owner)
+    owner = array.base
+    if owner is None:
+        return array if array.flags.owndata else None
+    if type(owner) is not np.ndarray:
+        return None
+    found: Array = owner  # pyright: ignore[reportUnknownVariableType]
     return found if found.flags.owndata else None
 
 
 def _is_known(owner: object) -> bool:
     """Return whether no other owner has a part of the memory of this one."""
     if type(owner) is np.ndarray:
-        return cast("Array", owner).flags.owndata
+        array: Array = owner
+        return array.flags.owndata
     return type(owner) in (mmap.mmap, bytes, bytearray)
 
 
@@ -243,7 +248,7 @@ def _open(value: object) -> _Leaf:
         name = type(value).__name__
         is_more = isinstance(value, np.ndarray)
         raise ValueError(f"a {name} is " + ("more than its elements" if is_more else "no array"))
-    array = cast("Array", value)
+    array: Array = value
     owner = owner_of(array)
     return _Leaf(
         kind="numpy",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..._util.errors import StoreDamagedError, StoreError
 
 Plain = str | list[object]
 DType: TypeAlias = "np.dtype[np.generic]"
+_Fields: TypeAlias = "Mapping[str, tuple[DType, int, *tuple[object, ...]]]"
 
 ML_DTYPES = frozenset(
     {
@@ -76,7 +77,7 @@ def describe_dtype(dtype: DType) -> Plain:
         return _text_of(dtype)
     fields: list[object] = []
     for name in dtype.names:
-        kind, offset, *title = dtype.fields[name]
+        kind, offset, *title = cast("_Fields", dtype.fields)[name]
         fields.append([name, title[0] if title else None, offset, describe_dtype(kind)])
     return ["struct", dtype.itemsize, dtype.isalignedstruct, fields]
 

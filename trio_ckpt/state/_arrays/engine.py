@@ -167,14 +167,11 @@ class ArrayCapture:
 
 def _names(collected: Collected, leaves: Sequence[ArrayLeaf]) -> tuple[str, ...]:
     """Return the path of the first array in each buffer."""
-    names: dict[int, str] = {}
-    for view, leaf in zip(collected.views, leaves, strict=True):
-        if view.buffer is not None:
-            names.setdefault(view.buffer, leaf.path)
+    names: list[str] = []
     counts: dict[str, int] = {}
-    unique: list[str] = []
-    for number in range(len(collected.buffers)):
-        name = names[number]
-        counts[name] = counts.get(name, 0) + 1  # different keys may have one text
-        unique.append(name if counts[name] == 1 else f"{name}#{counts[name]}")
-    return tuple(unique)
+    for view, leaf in zip(collected.views, leaves, strict=True):
+        if view.buffer == len(names):  # buffers are numbered in the order of their first arrays
+            path = leaf.path
+            count = counts[path] = counts.get(path, 0) + 1  # different keys may have one text
+            names.append(path if count == 1 else f"{path}#{count}")
+    return tuple(names)

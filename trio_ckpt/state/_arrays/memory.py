@@ -54,15 +54,15 @@ def allocate(nbytes: int) -> Bytes:
 def owner_of(array: Array) -> object:
     """Return the object at the end of an array's chain of bases, which owns its memory."""
     owner: object = array
-    while True:
-        inner: object = None
-        if isinstance(owner, np.ndarray):
-            inner = cast("Array", owner).base
-        elif isinstance(owner, memoryview):
-            inner = cast("memoryview", owner).obj
-        if inner is None:
-            return owner
+    while (inner := _base_of(owner)) is not None:
         owner = inner
+    return owner
+
+
+def _base_of(value: object) -> object:
+    if isinstance(value, np.ndarray):
+        return value.base
+    return cast("memoryview", value).obj if isinstance(value, memoryview) else None
 
 
 def address_of(array: Array) -> int:

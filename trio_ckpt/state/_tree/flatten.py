@@ -65,6 +65,7 @@ class _Flattener(IdentityTable):
     def __init__(self, classes: Classes) -> None:
         super().__init__()
         self._classes = classes
+        self._array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
 
     # -- one value ---------------------------------------------------------------------
 
@@ -82,6 +83,8 @@ class _Flattener(IdentityTable):
         walk = _WALKERS.get(kind)
         if walk is not None:
             return walk(self, value, where)
+        if kind is self._array_type:
+            return self._array(value, where)
         leaf = LEAF_ENCODERS.get(kind)
         if leaf is not None:
             tag, encode = leaf
@@ -241,13 +244,6 @@ class _Flattener(IdentityTable):
             if plain is not None:
                 return {Tag.NUMPY_SCALAR: plain}
             return {Tag.ARRAY_ITEM: self.new_array(numpy.asarray(value), where)}
-        if kind is numpy.ndarray:
-            if value.dtype.kind == "O":
-                return self.tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
-            if value.dtype.hasobject or value.dtype.kind == "T":
-                problem = f"an array of {value.dtype}, which has no fixed size; use dtype=object"
-                raise NotEncodableError(path_of(where), problem)
-            return {Tag.ARRAY: self.array(value, where)}
         if isinstance(value, numpy.ndarray):
             problem = f"a {kind.__qualname__} is more than its numbers; use numpy.asarray of it"
             raise NotEncodableError(path_of(where), problem)
@@ -259,6 +255,15 @@ class _Flattener(IdentityTable):
         if random_kind == "bit_generator":
             return self.tagged(Tag.BIT_GENERATOR, value, where, self.random_)
         raise _unknown(kind, where)
+
+    def _array(self, value: Value, where: Where) -> Tree:
+        dtype = value.dtype
+        if dtype.kind == "O":
+            return self.tagged(Tag.OBJECT_ARRAY, value, where, self._objects)
+        if dtype.hasobject or dtype.kind == "T":
+            problem = f"an array of {dtype}, which has no fixed size; use dtype=object"
+            raise NotEncodableError(path_of(where), problem)
+        return {Tag.ARRAY: self.array(value, where)}
 
     def _generator(self, value: Value, where: Where) -> Tree:
         self.count(2, where)

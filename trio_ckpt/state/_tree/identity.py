@@ -23,12 +23,15 @@ def path_of(where: Where) -> str:
     parts: list[str] = []
     while where is not None:
         where, part = where
-        plain = type(part) is str and part.isidentifier()
-        parts.append(f".{part}" if plain else f"[{part!r}]")
+        parts.append(_step(part))
     return "state" + "".join(reversed(parts))
 
 
-@attrs.frozen(eq=False)
+def _step(part: object) -> str:
+    return f".{part}" if type(part) is str and part.isidentifier() else f"[{part!r}]"
+
+
+@attrs.define(eq=False)  # frozen ones take three times as long to make, for each array
 class ArrayLeaf:
     """An array of the state.
 
@@ -58,6 +61,7 @@ class IdentityTable:
         self._numbers: dict[int, int] = {}  # of mutable objects, by id
         self._open: dict[int, Where] = {}  # the objects that are being taken apart
         self._array_numbers: dict[int, int] = {}
+        self._around: tuple[Where, str] = (None, "state")  # of the last array, and its path
         self._kept: list[object] = []  # keeps numbered objects alive, so that no id is used twice
 
     def mutable(self, value: Value, where: Where, walk: Walk) -> Tree:
@@ -113,8 +117,17 @@ class IdentityTable:
             raise NotEncodableError(path_of(where), problem)
         self.count(3, where)
         self._kept.append(value)
-        self.arrays.append(ArrayLeaf(path_of(where), value))
+        self.arrays.append(ArrayLeaf(self._path_of(where), value))
         return len(self.arrays) - 1
+
+    def _path_of(self, where: Where) -> str:
+        """Return the path of an array; for its siblings that of their container is known."""
+        if where is None:
+            return "state"
+        around, part = where
+        if around is not self._around[0]:
+            self._around = (around, path_of(around))
+        return self._around[1] + _step(part)
 
     def by_value(self, value: Value, where: Where, walk: Walk, *, in_member: bool) -> Tree:
         """Return the result of `walk` for a value without identity: nothing in it gets a number.
