@@ -7,8 +7,10 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.outputs.faulty import FaultySystem, Killed, files_in, sha256
@@ -434,3 +436,47 @@ def test_a_path_may_bring_its_system_along(root: Path) -> None:
     outdir.close()
     assert system.opened > 2
     assert (root / "inner" / "f").read_bytes() == b"1"
+
+
+def test_the_quick_check_is_as_strict_as_the_full_one(
+    outdir: OutputDir, root: Path, tmp_path: Path
+) -> None:
+    """It says that a file is unchanged only where `check` finds it good, whatever came before."""
+    good = [outdir.write(path, b"content") for path in ("a/1", "a/2", "b/c/1", "top", "a/3")]
+    os.utime(root / "a/3", ns=(good[4].mtime_ns, good[4].mtime_ns))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "1").write_bytes(b"content")
+    bad = {
+        name: outdir.write(path, b"content")
+        for name, path in {
+            "missing": "a/4",
+            "shorter": "a/5",
+            "link": "a/6",
+            "folder": "a/7",
+            "folder is a link": "linked/1",
+            "folder is missing": "gone/1",
+        }.items()
+    }
+    for path in ("a/4", "a/6", "a/7", "linked/1", "gone/1"):
+        (root / path).unlink()
+    (root / "a/5").write_bytes(b"conten")
+    (root / "a/6").symlink_to("content")  # the size of a link is that of its text
+    (root / "a/7").mkdir()
+    (root / "linked").rmdir()
+    (root / "linked").symlink_to(outside)
+    (root / "gone").rmdir()
+    for output in bad.values():
+        with suppress(FileNotFoundError):
+            times = (output.mtime_ns, output.mtime_ns)
+            os.utime(root / output.path, ns=times, follow_symlinks=False)
+    for path in ("../outside/1", "a/..", ""):
+        bad[path] = msgspec.structs.replace(good[0], path=path)
+    with outdir.unchanged() as is_unchanged:
+        for output in (*good, *reversed(good)):
+            assert is_unchanged(output), output
+            for name, other in bad.items():
+                assert not is_unchanged(other), name
+        os.utime(root / "a/1", ns=(1, 1))
+        assert not is_unchanged(good[0])
+    assert outdir.check(good[0]) is None

@@ -54,13 +54,14 @@ class PathOwners:
 
     def confirm(self, name: str, owner: Owner) -> Owner:
         """Give a name to a confirmed batch unless it has one; returns the owner that it has."""
-        has = self.get(name)
+        digest = _digest(name)
+        bucket = self._bucket(digest)
+        has = self._held.get(name) or _find(bucket, digest, self._streams)
         if has is None or (has == owner and self._held.pop(name, None) is not None):
             if (number := self._numbers.get(owner[0])) is None:
                 number = self._numbers[owner[0]] = len(self._streams)
                 self._streams.append(owner[0])
-            digest = _digest(name)
-            self._bucket(digest).extend(digest + _OWNER.pack(number, owner[1]))
+            bucket += digest + _OWNER.pack(number, owner[1])
             self._count += 1
             if self._count > _ENTRIES * len(self._buckets):
                 self._split()

@@ -178,6 +178,8 @@ async def find_damages(
 
     Cancellation: files that the threads have begun are finished.
     """
+    if mode == "size" and validator is None:  # a call of the system each: threads would contend
+        entries = await run_blocking(_find_changed, outputs, entries)
     found: list[Damage] = []
     errors: list[Exception] = []
 
@@ -222,6 +224,12 @@ def find_lines_damages(
             if reason is not None:
                 damages.append(Damage(entry, lines.path, reason))
     return damages
+
+
+def _find_changed(outputs: OutputDir, entries: Sequence[LiveRecord]) -> list[LiveRecord]:
+    """Return the records with an output that has another size or time now.  Blocks."""
+    with outputs.unchanged() as is_unchanged:
+        return [entry for entry in entries if not all(map(is_unchanged, entry.record.outputs))]
 
 
 def _find_damages(

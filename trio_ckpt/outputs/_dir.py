@@ -6,8 +6,8 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Literal
 
 import attrs
@@ -231,6 +231,38 @@ class OutputDir:
             if error.errno == errno.EIO or error.errno in TROUBLE:
                 return words(error)
             raise OutputError(output.path, f"cannot be checked: {words(error)}") from error
+
+    @contextmanager
+    def unchanged(self) -> Generator[Callable[[Output], bool]]:
+        """Open a block with a quick check: whether a file has the size and time of an output.
+
+        It takes one call of the system where the folder is that of the output before.  False
+        means that `check` has to find out what is wrong, if anything is.
+        """
+        with ExitStack() as stack:
+            at: str | None = None
+            fd = -1
+
+            def is_unchanged(output: Output) -> bool:
+                nonlocal at, fd
+                try:
+                    name = self.relative(output.path)
+                    folder, _, last = name.rpartition("/")
+                    if folder != at:
+                        at = None
+                        stack.close()
+                        fd, _ = stack.enter_context(self.tree.folder(name, Sync.NONE))
+                        at = folder
+                    found = self._system.lstat(last, dir_fd=fd)
+                except (OSError, OutputError):
+                    return False
+                return (
+                    stat.S_ISREG(found.st_mode)
+                    and found.st_size == output.size
+                    and found.st_mtime_ns == output.mtime_ns
+                )
+
+            yield is_unchanged
 
     def remove_orphans(self, folders: Iterable[str] | None = None) -> list[str]:
         """Remove temporary files that writers left behind when they were killed.
