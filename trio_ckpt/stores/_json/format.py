@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import attrs
 import msgspec
@@ -157,7 +157,7 @@ def render_checkpoint(state: RunState) -> bytes:
     return b'{\n"check": "%b",\n%b' % (digest(content), content)
 
 
-def _field(name: str, value: Any) -> bytes:
+def _field(name: str, value: object) -> bytes:
     return b'"%b": %b,\n' % (name.encode(), _encode(value))
 
 

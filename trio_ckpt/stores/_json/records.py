@@ -14,9 +14,8 @@ from __future__ import annotations
 import enum
 import inspect
 import types
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Union, get_args, get_origin
+from typing import TypeAlias, Union, get_args, get_origin
 
 import msgspec
 
@@ -24,6 +23,8 @@ from ..._journal.folds import decode_progress
 from ..._journal.record import DIGEST_BYTES, Record, RecordKind, decode_record, encode_record
 from ..._journal.store import Checkpoint, Fold
 from ..._util.errors import NotEncodableError, StoreDamagedError
+
+_Field: TypeAlias = tuple[str, object] | tuple[str, object, object]  # name, type, default
 
 _CONTAINERS = (tuple, list, dict)
 _BAD_JSON = (msgspec.MsgspecError, ValueError, RecursionError)
@@ -53,20 +54,20 @@ class FoldEntry(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """A fold as it stands in a file; `summary` is only for people."""
 
     through: int
-    summary: dict[str, Any] | None = None
+    summary: dict[str, object] | None = None
     payload: bytes = msgspec.field(default=b"")
 
 
-def _derive(struct: Any, extra: tuple[tuple[str, Any, Any], ...] = ()) -> Any:
+def _derive(struct: type[msgspec.Struct], extra: tuple[_Field, ...] = ()) -> type[msgspec.Struct]:
     """Return a struct like `struct` with long field names, as a JSON object."""
-    fields: list[Any] = []
+    fields: list[_Field] = []
     for field in msgspec.structs.fields(struct):
         readable = _readable_type(field.type)
         if field.required:
             fields.append((field.name, readable))
         elif field.default_factory is not msgspec.NODEFAULT:
-            factory: Callable[[], Any] = field.default_factory
-            fields.append((field.name, readable, msgspec.field(default_factory=factory)))
+            made = msgspec.field(default_factory=field.default_factory)
+            fields.append((field.name, readable, made))
         else:
             fields.append((field.name, readable, msgspec.field(default=field.default)))
     return msgspec.defstruct(
@@ -79,14 +80,13 @@ def _derive(struct: Any, extra: tuple[tuple[str, Any, Any], ...] = ()) -> Any:
     )
 
 
-def _readable_type(kind: Any) -> Any:
+def _readable_type(kind: object) -> object:
     if inspect.isclass(kind):
         if issubclass(kind, msgspec.Struct):
             return _derive(kind)
         if issubclass(kind, enum.Enum):
             return str
-    origin: Any = get_origin(kind)
-    args = get_args(kind)
+    origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return Union[tuple(map(_readable_type, args))]  # noqa: UP007  # of a computed tuple
     if origin in _CONTAINERS:
@@ -95,6 +95,7 @@ def _readable_type(kind: Any) -> Any:
 
 
 _FIELDS = {field.name: field.type for field in msgspec.structs.fields(Record)}
+_BLANK = Record(at=0.0)  # every field of a record replaces its own
 _READABLE = _derive(Record, (("time", str, ""),))
 _record_decoder = msgspec.json.Decoder(_READABLE)
 _entry_decoder = msgspec.json.Decoder(Entry)
@@ -164,7 +165,7 @@ def _check_bytes(payload: object) -> None:
         raise TypeError(f"a payload is bytes, not {type(payload).__name__}")
 
 
-def _to_readable(record: Record) -> Any:
+def _to_readable(record: Record) -> msgspec.Struct:
     values = {name: getattr(record, name) for name in _FIELDS}
     values = {name: value for name, value in values.items() if value is not msgspec.UNSET}
     values["kind"] = record.kind.name.lower()
@@ -177,14 +178,15 @@ def _open_record(entry: Entry) -> bytes:
     if isinstance(entry.record, msgspec.UnsetType) or entry.seal is None:
         raise ValueError("it has neither a record nor a payload")
     readable = _record_decoder.decode(entry.record)
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for name, kind in _FIELDS.items():
         value = getattr(readable, name)
         if name == "kind":
             values[name] = value if isinstance(value, RecordKind) else RecordKind[value.upper()]
         elif value is not msgspec.UNSET:
             values[name] = msgspec.convert(value, kind, from_attributes=True)
-    return bytes.fromhex(entry.seal) + encode_record(Record(**values))
+    record = msgspec.structs.replace(_BLANK, **values)
+    return bytes.fromhex(entry.seal) + encode_record(record)
 
 
 def encode_fold(fold: Fold) -> bytes:
@@ -201,7 +203,7 @@ def encode_fold(fold: Fold) -> bytes:
         return _encode(FoldEntry(fold.through, None, fold.payload))
 
 
-def _summary(payload: bytes) -> dict[str, Any]:
+def _summary(payload: bytes) -> dict[str, object]:
     progress = decode_progress(payload[DIGEST_BYTES:])
     return {
         "status": progress.status.value,
