@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 from .._journal.store import BlobPayload, Checkpoint, Pruned, RunKey, Store
 from .._util.errors import StoreConflictError, StoreDamagedError, StoreError
-from ._store_case import A, B, Case, chain, expect, payload_of
+from ._store_case import A, B, Case, chain, expect, expect_raised, payload_of
 
 BLOB_BYTES = 1000
 
@@ -17,13 +17,9 @@ class _HalfError(Exception):
     """What an iterator of buffers raises."""
 
 
-async def _put(store: Store, payload: bytes) -> str:
-    return await store.put_blob(payload)
-
-
 async def _put_some(store: Store, count: int) -> dict[str, bytes]:
     payloads = [os.urandom(BLOB_BYTES + n) for n in range(count)]
-    return {await _put(store, payload): payload for payload in payloads}
+    return {await store.put_blob(payload): payload for payload in payloads}
 
 
 def _naming(stream: str, sequence: int, *digests: str) -> Checkpoint:
@@ -50,27 +46,14 @@ async def _expect_there(store: Store, blobs: dict[str, bytes]) -> None:
 
 
 async def _expect_gone(store: Store, digest: str) -> None:
-    try:
-        await store.read_blob(digest)
-    except StoreDamagedError:
-        return
-    raise AssertionError("a blob that no record names is still there")
-
-
-async def _expect_raised(
-    error: type[Exception], use: Callable[[], Awaitable[object]], what: str
-) -> None:
-    try:
-        found = await use()
-    except error:
-        return
-    raise AssertionError(f"{what} gave {found!r}, not {error.__name__}")
+    what = "a blob that no record names is still there"
+    await expect_raised(StoreDamagedError, what, store.read_blob, digest)
 
 
 async def attached_blobs(case: Case) -> None:
     """A checkpoint may name blobs beyond its payload: its record tells them, and they are kept."""
     store = await case.open()
-    async with store.lock_run(case.run_id) as owner:
+    async with case.own(store) as run:
         blobs = await _put_some(store, 3)
         names = tuple(blobs)
         group = [
@@ -78,10 +61,10 @@ async def attached_blobs(case: Case) -> None:
             _naming(A, 2, names[2], names[0], names[2]),
             *chain(A, 3, 3),
         ]
-        await case.save_all(store, RunKey(case.run_id, 0, owner), group)
+        await case.save_all(store, run, group)
         own = await store.put_blob(payload_of(1))
         group = [Checkpoint(B, 1, b"", own, (names[1],))]
-        await case.save_all(store, RunKey(case.run_id, 0, owner), group)
+        await case.save_all(store, run, group)
     wanted = {1: names, 2: (names[2], names[0]), 3: ()}
     for _ in range(2):
         found = await _names(case, store, A)
@@ -98,10 +81,10 @@ async def attached_blobs_are_needed(case: Case) -> None:
     """A checkpoint that names a blob that is not there fails, and with it its followers only."""
     store = await case.open()
     absent = hashlib.sha256(b"never put").hexdigest()
-    async with store.lock_run(case.run_id) as owner:
+    async with case.own(store) as run:
         (there,) = await _put_some(store, 1)
         bad = [_naming(A, 2, there, absent), _naming(A, 2, "no digest"), _naming(A, 2, "../x")]
-        run = RunKey(case.run_id, 0, owner)
+        run = run
         await case.save_all(store, run, chain(A, 1, 1))
         for number, one in enumerate(bad, 1):
             group = [one, *chain(B, number, number), *chain(A, 3, 3)]
@@ -126,7 +109,7 @@ async def put_blob(case: Case) -> None:
         ([b"on", b"", memoryview(b"e tw"), odd, b"o"], b"one tw" + bytes(range(96)) + b"o"),
         ([bytes([n % 256]) for n in range(3000)], bytes(n % 256 for n in range(3000))),
     ]
-    async with store.lock_run(case.run_id) as owner:
+    async with case.own(store) as run:
         for payload, whole in payloads:
             digest = hashlib.sha256(whole).hexdigest()
             for _ in range(2):
@@ -141,21 +124,20 @@ async def put_blob(case: Case) -> None:
             yield b"half of it" + made[0]
             raise _HalfError
 
-        async def put_half() -> None:
-            await store.put_blob(fail())
-
-        await _expect_raised(_HalfError, put_half, "an iterator that fails")
+        await expect_raised(
+            _HalfError, "an iterator that fails gave a blob", store.put_blob, fail()
+        )
         half = hashlib.sha256(b"half of it" + made[0]).hexdigest()
-        (outcome,) = await store.save(RunKey(case.run_id, 0, owner), [_naming(A, 1, half)])
+        (outcome,) = await store.save(run, [_naming(A, 1, half)])
         expect(outcome is not None, "half of a blob is there")
 
 
 async def read_blob(case: Case) -> None:
     """read_blob gives exactly the part that is asked for, without the lock, or raises."""
     store, other = await case.open(), await case.open()
-    async with store.lock_run(case.run_id) as owner:
+    async with case.own(store) as run:
         ((digest, payload),) = (await _put_some(store, 1)).items()
-        await case.save_all(store, RunKey(case.run_id, 0, owner), [_naming(A, 1, digest)])
+        await case.save_all(store, run, [_naming(A, 1, digest)])
         end = len(payload)
         parts = [(0, None), (0, end), (0, 1), (1, 10), (end - 1, 1), (7, None), (end, 0), (3, 0)]
         for handle in (store, other):
@@ -175,11 +157,8 @@ async def read_blob(case: Case) -> None:
         (ValueError, digest, 0, -1),
     ]
     for error, name, offset, size in bad:
-
-        async def read(name: str = name, offset: int = offset, size: int | None = size) -> bytes:
-            return await store.read_blob(name, offset, size)
-
-        await _expect_raised(error, read, f"{size} bytes from {offset} on of {end}")
+        what = f"{size} bytes from {offset} on of {end} were read"
+        await expect_raised(error, what, store.read_blob, name, offset, size)
 
 
 async def drop_blobs(case: Case) -> None:
@@ -189,8 +168,7 @@ async def drop_blobs(case: Case) -> None:
         theirs = await _put_some(store, 1)
         run = RunKey(f"{case.run_id} 2", 0, owner)
         await case.save_all(store, run, [_naming(A, 1, *theirs)])
-    async with store.lock_run(case.run_id) as owner:
-        run = RunKey(case.run_id, 0, owner)
+    async with case.own(store) as run:
         blobs = await _put_some(store, 4)
         one, two, shared, payload = blobs
         await store.put_blob(next(iter(theirs.values())))
@@ -216,11 +194,11 @@ async def drop_blobs(case: Case) -> None:
     store = await case.reopen(store)
     found = await _names(case, store, A)
     expect(found == names | {4: ()}, f"the records name {found} once it is opened again")
-    async with store.lock_run(case.run_id) as owner:
+    async with case.own(store) as run:
         for digest in (one, two):
             await _expect_gone(store, digest)
         await _expect_there(store, {name: blobs[name] for name in (shared, payload)} | theirs)
-        run = RunKey(case.run_id, 0, owner)
+        run = run
         size = await store.drop_blobs(run, A, [3])
         expect(size == len(blobs[shared]), f"dropping the last name frees {size} bytes")
     async with store.lock_run(case.run_id):
@@ -243,11 +221,8 @@ async def drop_is_fenced(case: Case) -> None:
             (other, RunKey(case.run_id, 0, owner)),
             (other, RunKey(case.run_id, 2, owner)),
         ):
-
-            async def drop(handle: Store = handle, key: RunKey = key) -> int:
-                return await handle.drop_blobs(key, A, [1])
-
-            await _expect_raised(StoreConflictError, drop, f"dropping as {key}")
+            what = f"dropping as {key} was done"
+            await expect_raised(StoreConflictError, what, handle.drop_blobs, key, A, [1])
     for generation in (0, 1):
         entry = (await case.read(other, generation)).streams[0]
         found = entry.tail[0].blobs
@@ -298,15 +273,3 @@ async def prune_knows_attached_blobs(case: Case) -> None:
         await _expect_there(store, {kept: blobs[kept]})
     found = await _names(case, store, A)
     expect(found == {1: (kept,)}, f"the generation that was kept names {found}")
-
-
-CLAUSES = (
-    attached_blobs,
-    attached_blobs_are_needed,
-    put_blob,
-    read_blob,
-    drop_blobs,
-    drop_is_fenced,
-    blob_about_to_be_named,
-    prune_knows_attached_blobs,
-)

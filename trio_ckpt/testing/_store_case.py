@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+import reprlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVarTuple
 
 import attrs
 
 from .._journal.store import Checkpoint, RunKey, Store, StoredRun, StoredStream
 from .._util.errors import StoreConflictError
+
+Ts = TypeVarTuple("Ts")
 
 A, B, C = '["a"]', '["b"]', '["c"]'
 
@@ -38,6 +42,12 @@ class Case:
         store = await self.maker()
         self.handles.push_async_callback(store.aclose)
         return store
+
+    @asynccontextmanager
+    async def own(self, store: Store, generation: int = 0) -> AsyncGenerator[RunKey]:
+        """Lock the clause's run."""
+        async with store.lock_run(self.run_id) as owner:
+            yield RunKey(self.run_id, generation, owner)
 
     async def save_all(self, store: Store, run: RunKey, group: Sequence[Checkpoint]) -> None:
         outcomes = await store.save(run, group)
@@ -74,9 +84,16 @@ def expect_tail(entry: StoredStream, first: int) -> None:
     expect(found == wanted, f"the tail of {entry.stream} is {found[:5]}, not {wanted[:5]}")
 
 
-async def expect_conflict(store: Store, run: RunKey, group: Sequence[Checkpoint]) -> None:
+async def expect_raised(
+    error: type[Exception], otherwise: str, use: Callable[[*Ts], Awaitable[object]], *args: *Ts
+) -> None:
     try:
-        outcomes = await store.save(run, group)
-    except StoreConflictError:
+        found = await use(*args)
+    except error:
         return
-    raise AssertionError(f"a save as {run} gave {outcomes}, not StoreConflictError")
+    raise AssertionError(f"{otherwise}: not {error.__name__}, but {reprlib.repr(found)}")
+
+
+async def expect_conflict(store: Store, run: RunKey, group: Sequence[Checkpoint]) -> None:
+    what = f"a save as {run} was taken"
+    await expect_raised(StoreConflictError, what, store.save, run, group)

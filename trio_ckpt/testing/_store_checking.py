@@ -12,15 +12,14 @@ from ._store_case import A, Case, chain, expect
 async def check_finds_what_is_wrong(case: Case) -> None:
     """check finds no damage in a store that is as it was saved, running or not; or it refuses."""
     store = await case.open()
-    async with store.lock_run(case.run_id) as owner:
-        run = RunKey(case.run_id, 0, owner)
+    async with case.own(store) as run:
         digest = await store.put_blob(b"attached")
         await case.save_all(store, run, chain(A, 1, 3))
         await case.save_all(store, run, [Checkpoint(A, 4, b"four", blobs=(digest,))])
         await store.save(run, [], [Fold(A, 3, b"fold")])
         await store.put_blob(b"not named yet")
         await _expect_sound(store)
-        await case.save_all(store, RunKey(case.run_id, 1, owner), chain(A, 1, 1))
+        await case.save_all(store, RunKey(case.run_id, 1, run.owner), chain(A, 1, 1))
     await _expect_sound(store)
     await _expect_sound(await case.reopen(store))
 
@@ -32,6 +31,3 @@ async def _expect_sound(store: Store) -> None:
                 expect(not finding.is_damage, f"a sound store is damaged: {finding}")
     except StoreError:
         return  # it cannot be checked from here
-
-
-CLAUSES = (check_finds_what_is_wrong,)

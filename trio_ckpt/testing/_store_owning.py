@@ -49,11 +49,11 @@ async def lock_excludes(case: Case) -> None:
     store, other = await case.open(), await case.open()
     async with store.lock_run(case.run_id):
         for handle in (other, store):
-            await expect_locked(handle, case.run_id)
+            await _expect_locked(handle, case.run_id)
         async with other.lock_run(f"{case.run_id} 2"):
             pass
     async with other.lock_run(case.run_id):
-        await expect_locked(store, case.run_id)
+        await _expect_locked(store, case.run_id)
     async with store.lock_run(case.run_id):
         pass
     try:
@@ -65,7 +65,7 @@ async def lock_excludes(case: Case) -> None:
         pass
 
 
-async def expect_locked(store: Store, run_id: str) -> None:
+async def _expect_locked(store: Store, run_id: str) -> None:
     try:
         async with store.lock_run(run_id):
             pass
@@ -128,7 +128,7 @@ async def read_owner(case: Case) -> None:
     async with store.lock_run(case.run_id) as number:
         for handle in (store, other):
             owner = await handle.read_owner(case.run_id)
-            expect_this_process(owner, began)
+            _expect_this_process(owner, began)
         async with other.lock_run(f"{case.run_id} 2"):
             pass
         expect(await other.read_owner(f"{case.run_id} 2") is None, "one given back has an owner")
@@ -136,10 +136,10 @@ async def read_owner(case: Case) -> None:
         expect(await handle.read_owner(case.run_id) is None, "one given back has an owner")
     async with other.lock_run(case.run_id) as following:
         expect(following == number + 1, f"after owner {number}, looking, comes {following}")
-        expect_this_process(await store.read_owner(case.run_id), began)
+        _expect_this_process(await store.read_owner(case.run_id), began)
 
 
-def expect_this_process(owner: Owner | None, began: datetime) -> None:
+def _expect_this_process(owner: Owner | None, began: datetime) -> None:
     if owner is None:
         raise AssertionError("a run that is locked has no owner")
     expect(owner.host == socket.gethostname(), f"host is {owner.host!r}")
@@ -172,14 +172,3 @@ async def reading_the_owner_refuses_no_lock(case: Case) -> None:
             raise AssertionError(f"it was: {error}") from error
         finally:
             done.set()
-
-
-CLAUSES = (
-    owner_grows,
-    fence,
-    lock_excludes,
-    lock_cancelled,
-    read_owner,
-    reading_the_owner_refuses_no_lock,
-    generations,
-)

@@ -1,12 +1,13 @@
 """The contract of `trio_ckpt.abc.Store` as one function.
 
-Every clause of the contract is a function in one of the files of this room; its docstring is
-the clause, and is what a failure says.  Each works on a run of its own, so that one store
-serves them all, and opens another handle where it checks what a restart would find.
+Every clause of the contract is a public async function of one of the files of this room; its
+docstring is the clause, and is what a failure says.  Each works on a run of its own, so that one
+store serves them all, and opens another handle where it checks what a restart would find.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -21,13 +22,11 @@ from . import (
 )
 from ._store_case import Case
 
-CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = (
-    *saving.CLAUSES,
-    *owning.CLAUSES,
-    *reading.CLAUSES,
-    *pruning.CLAUSES,
-    *blobs.CLAUSES,
-    *checking.CLAUSES,
+CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
+    member
+    for file in (saving, owning, reading, pruning, blobs, checking)
+    for name, member in vars(file).items()
+    if inspect.iscoroutinefunction(member) and member.__module__ == file.__name__ and name[0] != "_"
 )
 
 
