@@ -314,7 +314,7 @@ class MemoryStore(Store):
         size = sum(len(checkpoint.payload) for checkpoint in log)
         size += sum(len(stream.fold.payload) for stream in streams if stream.fold is not None)
         self._leaving = True
-        size += self._size({name for one in log for name in names_of(one)})
+        size += self._size(self._orphans({name for one in log for name in names_of(one)}))
         return Pruned(len(doomed), len(log), size)
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
@@ -331,17 +331,21 @@ class MemoryStore(Store):
                 checkpoint = log[sequence - 1]
                 dropped.update(checkpoint.blobs)
                 log[sequence - 1] = msgspec.structs.replace(checkpoint, blobs=())
-        size = self._size(dropped)
-        for digest in dropped - memory.blobs_named():
+        orphans = self._orphans(dropped)
+        size = self._size(orphans)
+        for digest in orphans:
             if not memory.pins[digest]:
                 memory.blobs.pop(digest, None)
         self._leaving = True
         return size
 
+    def _orphans(self, digests: set[str]) -> set[str]:
+        """Return those of the given blobs that have no reference; the records of all runs tell."""
+        return digests - self._memory.blobs_named() if digests else digests
+
     def _size(self, digests: set[str]) -> int:
-        """Return the total size of the given blobs that have no reference."""
-        orphans = digests - self._memory.blobs_named()
-        return sum(len(self._memory.blobs.get(digest, b"")) for digest in orphans)
+        """Return the total size of blobs."""
+        return sum(len(self._memory.blobs.get(digest, b"")) for digest in digests)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""

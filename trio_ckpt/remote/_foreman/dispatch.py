@@ -95,7 +95,7 @@ class Dispatcher:
             is_suspect = losses >= SUSPECT_AFTER
             offer = None if pending.is_saving else partial(self._offer, pending)
             lease = await self.pool.take(pending, claims_until, is_alone=is_suspect, offer=offer)
-            ending = await self._lend(pending, lease, lost_at, settle, note)
+            ending = await self._lend(pending, saved, lease, lost_at, settle, note)
             match ending:
                 case TaskResult():
                     return
@@ -136,18 +136,27 @@ class Dispatcher:
     # -- one lease ----------------------------------------------------------------------------
 
     async def _lend(
-        self, pending: PendingItem, lease: Lease, lost_at: float | None, settle: Settle, note: Note
+        self,
+        pending: PendingItem,
+        saved: TaskCheckpoints,
+        lease: Lease,
+        lost_at: float | None,
+        settle: Settle,
+        note: Note,
     ) -> Ending:
         """Lease the item to one worker; return how the lease ended."""
         try:
             if not pending.is_saving:
                 ending = await lease.run(partial(self._note, pending, note))
                 if isinstance(ending, TaskResult):
-                    await settle(ending.value, TaskCheckpoints(), lease.holder.name)
+                    await settle(ending.value, saved, lease.holder.name)
                 return ending
-            saved = await self._reset_if_stale(
-                pending, lost_at if lease.was is None else None, note
-            )
+            if (
+                saved.sequence
+            ):  # without a lease nothing is saved, so an item without a state still has none
+                saved = await self._reset_if_stale(
+                    pending, lost_at if lease.was is None else None, note
+                )
             async with self.store.lock_run(pending.task_id) as number:
                 proxy = StoreProxy(self.store, pending.task_id, number)
                 if not lease.offer(number, proxy, _assignment(pending, lease, number, saved)):
