@@ -97,11 +97,15 @@ class Limit:
     _late: int = attrs.field(default=0, init=False)
 
     def __enter__(self) -> trio.CancelScope:
-        first_s = self._limit_s - self.again_s
-        self.is_second = not first_s > 0
-        self.deadline = trio.current_time() + (self.again_s if self.is_second else first_s)
+        self.restart()
         self._watch.add(self)
         return self.scope.__enter__()
+
+    def restart(self) -> None:
+        """Count from now on, also inside the block: for one block around many waits."""
+        first_s = self._limit_s - self.again_s
+        self.is_second, self._late = not first_s > 0, 0
+        self.deadline = trio.current_time() + (self.again_s if self.is_second else first_s)
 
     def __exit__(
         self,

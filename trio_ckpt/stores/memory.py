@@ -314,7 +314,7 @@ class MemoryStore(Store):
         size = sum(len(checkpoint.payload) for checkpoint in log)
         size += sum(len(stream.fold.payload) for stream in streams if stream.fold is not None)
         self._leaving = True
-        size += self._size(self._orphans({name for one in log for name in names_of(one)}))
+        size += self._size({name for one in log for name in names_of(one)})
         return Pruned(len(doomed), len(log), size)
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
@@ -331,9 +331,8 @@ class MemoryStore(Store):
                 checkpoint = log[sequence - 1]
                 dropped.update(checkpoint.blobs)
                 log[sequence - 1] = msgspec.structs.replace(checkpoint, blobs=())
-        orphans = self._orphans(dropped)
-        size = self._size(orphans)
-        for digest in orphans:
+        size = self._size(dropped)
+        for digest in self._orphans(dropped):
             if not memory.pins[digest]:
                 memory.blobs.pop(digest, None)
         self._leaving = True
@@ -344,8 +343,8 @@ class MemoryStore(Store):
         return digests - self._memory.blobs_named() if digests else digests
 
     def _size(self, digests: set[str]) -> int:
-        """Return the total size of blobs."""
-        return sum(len(self._memory.blobs.get(digest, b"")) for digest in digests)
+        """Return the total size of the given blobs that have no reference."""
+        return sum(len(self._memory.blobs.get(digest, b"")) for digest in self._orphans(digests))
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""

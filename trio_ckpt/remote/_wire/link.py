@@ -7,6 +7,7 @@ reads.  A peer that is silent for too long, does not read, or breaks the rules i
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -130,10 +131,10 @@ class Link:
     async def _receive_frame(self) -> bytes:
         frame: bytes | None = None
         if self._failure is None:
-            with trio.CancelScope() as self._reading:
-                again_s = min(RECHECK_S, self.heartbeat_s)
-                with give_up_after(self.silence_s + again_s, again_s=again_s, is_shielded=False):
-                    frame = await self._socket.receive()
+            again_s = min(RECHECK_S, self.heartbeat_s)
+            limit_s = self.silence_s + again_s
+            with give_up_after(limit_s, again_s=again_s, is_shielded=False) as self._reading:
+                frame = await self._socket.receive()
             self._reading = None
         if self._failure is not None:
             raise self._failure
@@ -147,7 +148,8 @@ class Link:
     def consumed(self, received: Received) -> None:
         """Mark a message as handled, so that the other side may send more."""
         self.connection.consumed(received)
-        self._wake.set()
+        if self.connection.queued_bytes:  # it may have returned credit
+            self._wake.set()
 
     async def say_goodbye(self, reason: str) -> None:
         """Leave on purpose; what is queued is sent first, within `GOODBYE_S`.
@@ -178,10 +180,9 @@ class Link:
         try:
             with self._writing:
                 while True:
-                    await self._write_queued()
-                    with trio.move_on_after(self.heartbeat_s) as waiting:
-                        await self._wake.wait()
-                    if waiting.cancelled_caught and self.connection.phase is ConnectionPhase.OPEN:
+                    with trio.CancelScope() as waiting:  # one for many waits: a scope costs more
+                        await self._write_until_over(waiting)
+                    if self.connection.phase is ConnectionPhase.OPEN:
                         self.connection.send(Heartbeat())
         except (ConnectionLostError, ProtocolError) as error:
             self._fail(error)
@@ -192,17 +193,29 @@ class Link:
         """End `write`; messages that are still queued are lost."""
         self._writing.cancel()
 
+    async def _write_until_over(self, waiting: trio.CancelScope) -> None:
+        """Write until nothing was queued for `heartbeat_s`, which cancels the scope."""
+        while not waiting.cancel_called:
+            waiting.deadline = math.inf  # no frame is cut
+            await self._write_queued()
+            waiting.deadline = trio.current_time() + self.heartbeat_s
+            await self._wake.wait()
+
     async def _write_queued(self) -> None:
         self._wake = trio.Event()
-        while (frame := self.connection.next_frame()) is not None:
-            with give_up_after(self.silence_s, is_shielded=False) as sending:
+        frame = self.connection.next_frame()
+        if frame is None:
+            return
+        limit = give_up_after(self.silence_s, is_shielded=False)
+        with limit as sending:
+            while frame is not None:
                 await self._socket.send(frame)
-            if sending.cancelled_caught:
-                raise ConnectionLostError(
-                    f"the other side has taken nothing for {self.silence_s:g} s"
-                )
-            if self.connection.queued_bytes <= HIGH_WATER_BYTES:
-                self._drained.unpark_all()
+                limit.restart()
+                if self.connection.queued_bytes <= HIGH_WATER_BYTES:
+                    self._drained.unpark_all()
+                frame = self.connection.next_frame()
+        if sending.cancelled_caught:
+            raise ConnectionLostError(f"the other side has taken nothing for {self.silence_s:g} s")
 
 
 @asynccontextmanager
