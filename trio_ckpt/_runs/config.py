@@ -8,17 +8,17 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import PurePath
-from typing import Any, cast
+from typing import cast
 
 import attrs
 
 from .._util.errors import NotEncodableError
-from .._util.plain import MAX_DEPTH, as_plain, canonical_json
+from .._util.plain import MAX_DEPTH, Plain, as_plain, canonical_json
 
 MAX_CONFIG_BYTES = 2**20  # each session saves it; a table of data is not a config
 
 
-def canonical_config(config: Any, exclude: Iterable[str] = ()) -> dict[str, Any]:
+def canonical_config(config: object, exclude: Iterable[str] = ()) -> dict[str, Plain]:
     """A configuration as plain values: equal configurations give equal values.
 
     Args:
@@ -38,30 +38,32 @@ def canonical_config(config: Any, exclude: Iterable[str] = ()) -> dict[str, Any]
     bare = _plain({} if config is None else config, "config", frozenset(left), left)
     if left:
         raise ValueError(f"exclude names {sorted(left)[0]!r}, which is not a field of config")
-    plain: dict[str, Any] = as_plain(bare, "config")
+    plain: dict[str, Plain] = as_plain(bare, "config")
     if len(canonical_json(plain)) > MAX_CONFIG_BYTES:
         raise NotEncodableError("config", f"over {MAX_CONFIG_BYTES} bytes")
     return plain
 
 
-def _fields(value: object) -> Mapping[str, Any] | None:
+def _fields(value: object) -> Mapping[str, object] | None:
     """The fields of an attrs instance, a dataclass or a mapping; None for anything else."""
     kind = type(value)
     if attrs.has(kind):
         return {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
     if dataclasses.is_dataclass(kind):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
-    return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else None
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else None
 
 
-def _plain(value: Any, path: str, excluded: frozenset[str], left: set[str], depth: int = 0) -> Any:
+def _plain(
+    value: object, path: str, excluded: frozenset[str], left: set[str], depth: int = 0
+) -> object:
     """A value as plain values; excluded fields are left out, and removed from `left`."""
     if depth > MAX_DEPTH:
         raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
     below = depth + 1
     fields = _fields(value)
     if fields is not None:
-        plain: dict[str, Any] = {}
+        plain: dict[str, object] = {}
         for name, item in fields.items():
             inside = f"{path}.{name}"
             field = inside.removeprefix("config.")
@@ -77,54 +79,56 @@ def _plain(value: Any, path: str, excluded: frozenset[str], left: set[str], dept
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, set | frozenset):
-        members = cast("frozenset[Any]", value)
+        members = cast("frozenset[object]", value)
         items = [_plain(item, path, excluded, left, below) for item in members]
         return sorted(as_plain(items, path), key=canonical_json)
     if isinstance(value, list | tuple):
-        sequence = cast("Sequence[Any]", value)
+        sequence = cast("Sequence[object]", value)
         return [
             _plain(item, f"{path}[{at}]", excluded, left, below) for at, item in enumerate(sequence)
         ]
     return value
 
 
-def without_fields(plain: Mapping[str, Any], fields: Iterable[str]) -> dict[str, Any]:
+def without_fields(plain: Mapping[str, Plain], fields: Iterable[str]) -> dict[str, Plain]:
     """A stored configuration without some of its fields, nested ones dotted."""
     kept = dict(plain)
     for field in fields:
         name, _, inside = field.partition(".")
         nested = kept.get(name)
         if inside and isinstance(nested, Mapping):
-            kept[name] = without_fields(cast("Mapping[str, Any]", nested), [inside])
+            kept[name] = without_fields(cast("Mapping[str, Plain]", nested), [inside])
         elif not inside:
             kept.pop(name, None)
     return kept
 
 
-def has_field(plain: Mapping[str, Any], field: str) -> bool:
+def has_field(plain: Mapping[str, Plain], field: str) -> bool:
     """Whether a configuration has a field, a nested one dotted."""
     name, _, inside = field.partition(".")
     if not inside or name not in plain:
         return name in plain
     nested = plain[name]
-    return isinstance(nested, Mapping) and has_field(cast("Mapping[str, Any]", nested), inside)
+    return isinstance(nested, Mapping) and has_field(cast("Mapping[str, Plain]", nested), inside)
 
 
-def config_digest(plain: Mapping[str, Any]) -> str:
+def config_digest(plain: Mapping[str, Plain]) -> str:
     """The SHA-256 (hexadecimal) of a canonical configuration."""
     return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
 
 
 def diff_config(
-    was: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
+    was: Mapping[str, Plain], now: Mapping[str, Plain], path: str = ""
 ) -> tuple[tuple[str, str, str], ...]:
     """The fields that differ as ``(field, was, now)``, nested ones dotted, sorted."""
     changes: list[tuple[str, str, str]] = []
     for name in sorted(was.keys() | now.keys()):
         field = f"{path}{name}"
-        before, after = was.get(name, _ABSENT), now.get(name, _ABSENT)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            deeper = cast("tuple[Mapping[str, Any], Mapping[str, Any]]", (before, after))
+        before: object = was.get(name, _ABSENT)
+        after: object = now.get(name, _ABSENT)
+        is_nested = isinstance(before, Mapping) and isinstance(after, Mapping)
+        if is_nested:
+            deeper = cast("tuple[Mapping[str, Plain], Mapping[str, Plain]]", (before, after))
             changes += diff_config(*deeper, f"{field}.")
         elif _show(before) != _show(after):
             changes.append((field, _show(before), _show(after)))
@@ -134,5 +138,5 @@ def diff_config(
 _ABSENT = object()
 
 
-def _show(value: Any) -> str:
+def _show(value: object) -> str:
     return "absent" if value is _ABSENT else canonical_json(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -17,12 +17,16 @@ from .._journal.store import Attempt, AttemptEnd, Observer
 from .._util.extras import needs_extra
 from .._util.text import stream_name
 
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, Tracer, TracerProvider
+
 SPAN_NAME = "trio_ckpt.batch"
 TASK_SPAN_NAME = "trio_ckpt.task"
 _BAD_ENDS = (AttemptEnd.FAILED, AttemptEnd.RETRIED)
 
 
-def trace_batches(tracer_provider: Any = None) -> Observer:
+def trace_batches(tracer_provider: TracerProvider | None = None) -> Observer:
     """Make a span of every attempt at a batch: ``open_run(..., observe=[trace_batches()])``.
 
     The span is the current one while the body runs, so what the body calls is traced below it.
@@ -37,26 +41,26 @@ def trace_batches(tracer_provider: Any = None) -> Observer:
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
     """
-    context, _propagate, trace = _load("trace_batches")
-    tracer = trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider)
-    return _BatchTracer(tracer, context, trace)
+    with needs_extra("otel", "trace_batches"):
+        from opentelemetry import trace
+    return _BatchTracer(trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider))
 
 
 @attrs.define(eq=False)
 class _Span:
-    span: Any
-    before: Any  # the context that the body was entered with
+    span: Span
+    before: Context  # the context that the body was entered with
 
 
 @attrs.define(eq=False)
 class _BatchTracer(Observer):
-    _tracer: Any
-    _context: Any
-    _trace: Any
+    _tracer: Tracer
     _spans: dict[Attempt, _Span] = attrs.field(factory=dict[Attempt, _Span], init=False)
 
     def attempt_began(self, attempt: Attempt) -> None:
-        before = self._context.get_current()
+        from opentelemetry import context, trace
+
+        before = context.get_current()
         span = self._tracer.start_span(
             SPAN_NAME,
             attributes={
@@ -67,7 +71,7 @@ class _BatchTracer(Observer):
             },
         )
         self._spans[attempt] = _Span(span, before)
-        self._context.attach(self._trace.set_span_in_context(span))
+        context.attach(trace.set_span_in_context(span))
 
     def attempt_settled(self, attempt: Attempt) -> None:
         if (entry := self._spans.get(attempt)) is not None:
@@ -78,14 +82,16 @@ class _BatchTracer(Observer):
             return
         entry.span.set_attribute("trio_ckpt.end", end.value)
         if end in _BAD_ENDS:
-            entry.span.set_status(self._trace.Status(self._trace.StatusCode.ERROR, error))
+            _set_failed(entry.span, error)
         entry.span.end()
 
     def attempt_left(self, attempt: Attempt) -> None:
         # The old context is attached, not restored by its token: a token of OpenTelemetry is
         # valid only where it was made, and a body may leave its worker in another context.
         if (entry := self._spans.pop(attempt, None)) is not None:
-            self._context.attach(entry.before)
+            from opentelemetry import context
+
+            context.attach(entry.before)
 
 
 # -- work items on other machines ----------------------------------------------------------------
@@ -97,7 +103,8 @@ def trace_context() -> dict[str, str]:
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
     """
-    _context, propagate, _trace = _load("trace_context")
+    with needs_extra("otel", "trace_context"):
+        from opentelemetry import propagate
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return carrier
@@ -107,10 +114,7 @@ def trace_context() -> dict[str, str]:
 class TaskTracer:
     """Makes spans of a worker's attempts at work items; made by `trace_tasks`."""
 
-    _tracer: Any
-    _context: Any
-    _propagate: Any
-    _trace: Any
+    _tracer: Tracer
 
     @contextmanager
     def span(
@@ -125,19 +129,19 @@ class TaskTracer:
         Yields:
             A function to call with a reason if the attempt failed.
         """
-        outer = self._propagate.extract(dict(carrier))
+        from opentelemetry import context, propagate, trace
+
+        outer = propagate.extract(dict(carrier))
         span = self._tracer.start_span(TASK_SPAN_NAME, context=outer, attributes=attributes)
-        token = self._context.attach(self._trace.set_span_in_context(span, outer))
+        token = context.attach(trace.set_span_in_context(span, outer))
         try:
-            yield lambda reason: span.set_status(
-                self._trace.Status(self._trace.StatusCode.ERROR, reason)
-            )
+            yield lambda reason: _set_failed(span, reason)
         finally:
-            self._context.detach(token)
+            context.detach(token)
             span.end()
 
 
-def trace_tasks(tracer_provider: Any = None) -> TaskTracer:
+def trace_tasks(tracer_provider: TracerProvider | None = None) -> TaskTracer:
     """Make a span of every attempt at a work item: ``run_worker(..., tracer=trace_tasks())``.
 
     The span is the current one while the function runs, and its attributes name the item, its
@@ -151,12 +155,12 @@ def trace_tasks(tracer_provider: Any = None) -> TaskTracer:
     Raises:
         MissingExtraError: OpenTelemetry is not installed.
     """
-    context, propagate, trace = _load("trace_tasks")
-    tracer = trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider)
-    return TaskTracer(tracer, context, propagate, trace)
+    with needs_extra("otel", "trace_tasks"):
+        from opentelemetry import trace
+    return TaskTracer(trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider))
 
 
-def _load(who: str) -> tuple[Any, Any, Any]:
-    with needs_extra("otel", who):
-        from opentelemetry import context, propagate, trace
-    return context, propagate, trace
+def _set_failed(span: Span, reason: str | None) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    span.set_status(Status(StatusCode.ERROR, reason))
