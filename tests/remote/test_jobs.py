@@ -468,7 +468,7 @@ async def test_a_worker_that_saved_its_result_and_died_costs_no_work(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The item is done: its run says so, and no worker begins it again."""
-    say, died = Worker._say, list[str]()
+    say, died = Worker._send_final, list[str]()
     async with open_site(MemoryStore()) as site:
 
         def die_of_a_result(worker: Worker, message: TaskMessage) -> None:
@@ -478,7 +478,7 @@ async def test_a_worker_that_saved_its_result_and_died_costs_no_work(
             else:
                 say(worker, message)
 
-        monkeypatch.setattr(Worker, "_say", die_of_a_result)
+        monkeypatch.setattr(Worker, "_send_final", die_of_a_result)
         await site.start_worker("a")
         await site.start_worker("b")
         async with site.client() as client:

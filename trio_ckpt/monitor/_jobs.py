@@ -12,7 +12,7 @@ from ..remote import Foreman, JobView, LiveTask, TaskView, UnknownJobError
 from ..remote._foreman.dispatch import prune_task
 from ..remote._foreman.job_reader import JobReader
 from ..remote._foreman.job_views import OVER
-from ..remote._foreman.live import Action, ask_foreman_of
+from ..remote._foreman.live import Action, request_action
 from ..remote._wire.names import split_task_id
 from ._answers import ApiRecord, Done, ErrorLine, Moment, make_answer
 
@@ -190,7 +190,7 @@ class Jobs:
     async def _ask(self, action: Action, job_id: str, target: str) -> Done:
         """Send a control request to the foreman of a job."""
         if self.control is None:
-            status, reason = await ask_foreman_of(self.store, job_id, action, target)
+            status, reason = await request_action(self.store, job_id, action, target)
         elif action == "cancel":
             self.control.cancel(job_id)
             status, reason = ACCEPTED, "the job is being cancelled"

@@ -86,7 +86,7 @@ class Client:
     def start(self, dial: Dial) -> ReconnectingSession:
         """Build the client's connection to the foreman."""
         self._session = ReconnectingSession(
-            dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _nothing
+            dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _keep_waiting
         )
         return self._session
 
@@ -346,7 +346,7 @@ class Client:
         return following is not None and following.call == call
 
 
-def _nothing() -> None:
+def _keep_waiting() -> None:
     """Callers that wait keep waiting for the next connection."""
 
 

@@ -21,7 +21,7 @@ from trio_ckpt import remote
 from trio_ckpt.abc import Store
 from trio_ckpt.monitor._jobs import Jobs, NotPossibleError
 from trio_ckpt.remote import TaskStatus, UnknownJobError
-from trio_ckpt.remote._foreman.live import ask_foreman_of, read_live_job
+from trio_ckpt.remote._foreman.live import read_live_job, request_action
 from trio_ckpt.stores import MemoryStore
 
 JOB, FIRST, SECOND = "job-x", "job-x.000000", "job-x.000001"
@@ -184,7 +184,7 @@ async def test_questions_at_the_same_moment_are_all_answered(
         async def ask(index: int) -> None:
             async with opened(tmp_path) as store:
                 task_id = f"{JOB}.{index:06d}"
-                answers[index] = await ask_foreman_of(store, JOB, "force-checkpoint", task_id)
+                answers[index] = await request_action(store, JOB, "force-checkpoint", task_id)
 
         async with trio.open_nursery() as nursery:
             for index in range(4):
@@ -259,7 +259,7 @@ async def test_what_another_has_published_is_passed_over(
             await beside.publish(f"{JOB} at its foreman", payload)
             (task,) = (await remote.read_job(beside, JOB)).tasks
             assert (task.status, task.progress_percent) == (TaskStatus.PENDING, 0.0)
-            code, _ = await ask_foreman_of(beside, JOB, "cancel", JOB)
+            code, _ = await request_action(beside, JOB, "cancel", JOB)
             assert code == 409
 
 

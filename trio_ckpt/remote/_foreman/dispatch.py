@@ -95,7 +95,7 @@ class Dispatcher:
             is_suspect = losses >= SUSPECT_AFTER
             offer = None if pending.is_saving else partial(self._offer, pending)
             lease = await self.pool.take(pending, claims_until, is_alone=is_suspect, offer=offer)
-            ending = await self._lend(pending, saved, lease, lost_at, settle, note)
+            ending = await self._run_lease(pending, saved, lease, lost_at, settle, note)
             match ending:
                 case TaskResult():
                     return
@@ -135,7 +135,7 @@ class Dispatcher:
 
     # -- one lease ----------------------------------------------------------------------------
 
-    async def _lend(
+    async def _run_lease(
         self,
         pending: PendingItem,
         saved: TaskCheckpoints,

@@ -24,7 +24,7 @@ from .._wire.message import Hello
 from .._wire.names import check_job_id, split_task_id
 from .._wire.submission import JobSubmission, read_submission
 from .dispatch import Dispatcher, prune_task
-from .job import Job, is_there_already
+from .job import Job, name_is_taken
 from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
 from .job_views import OVER, LiveTask
 from .lease import Lost
@@ -135,7 +135,7 @@ class Foreman:
                     return
                 await job.over.wait()
                 await trio.lowlevel.checkpoint()  # its task removes it from `jobs`
-            is_left, is_again = await self._look_back(job_id, submission)
+            is_left, is_again = await self._check_work_left(job_id, submission)
             if not is_left:
                 return
             if job_id not in self.jobs:  # otherwise another client was faster
@@ -155,17 +155,17 @@ class Foreman:
         if job.submission is None:
             return False
         if not job.submission.is_same_work(submission):
-            raise is_there_already(job.job_id)
+            raise name_is_taken(job.job_id)
         return await job.change(submission.options)
 
-    async def _look_back(self, job_id: str, submission: JobSubmission) -> tuple[bool, bool]:
+    async def _check_work_left(self, job_id: str, submission: JobSubmission) -> tuple[bool, bool]:
         """Whether a job has work left, and whether it was over before."""
         view = await self.store.load_run(job_id)
         if view is None or not has_submission(view) or not is_over(items_progress(view)):
             return True, False
         stored = await read_submission(self.store, job_id)
         if stored is None or not stored.is_same_work(submission):
-            raise is_there_already(job_id)
+            raise name_is_taken(job_id)
         items = items_progress(view)
         has_failed = items.status is Status.FAILED or bool(items.skipped)
         is_other = stored.options != submission.options
@@ -274,7 +274,7 @@ class Foreman:
                 return CONFLICT, "it saves nothing: its job has no checkpoint_interval_s"
             is_asked = lease.force()
         else:
-            is_asked = lease.ask_back("it is to go on elsewhere")
+            is_asked = lease.request_release("it is to go on elsewhere")
         return (ACCEPTED, "its worker was asked") if is_asked else (CONFLICT, "it is not running")
 
     async def _not_running(self, task_id: str) -> tuple[int, str]:

@@ -41,7 +41,7 @@ from .waiting import PendingItem
 log = get_logger(__name__)
 
 MAX_IN_FLIGHT = 2_000  # items of one job that wait for a worker or have one
-LONELY_AFTER_S = 3.0  # workers that start together with the client are connected by then
+REPORT_WAITING_AFTER_S = 3.0  # workers that start together with the client are connected by then
 STORE_ATTEMPTS = 5  # of an item, where the foreman's store fails
 
 
@@ -97,7 +97,7 @@ class Job:
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
 
     @property
-    def standing(self) -> tuple[int, Progress] | None:
+    def live_progress(self) -> tuple[int, Progress] | None:
         """The generation of its run, and its progress, live; None: not known yet."""
         if self._open_stream is None:
             return None
@@ -167,13 +167,15 @@ class Job:
             self._waits_since = None
         elif self._waits_since is None:
             self._waits_since = now
-        is_long = self._waits_since is not None and now - self._waits_since >= LONELY_AFTER_S
-        told = one_line(reason) if is_long else ""
-        if told == self.waits:
+        is_long = (
+            self._waits_since is not None and now - self._waits_since >= REPORT_WAITING_AFTER_S
+        )
+        lasting = one_line(reason) if is_long else ""
+        if lasting == self.waits:
             return
-        self.waits = told
-        if told:
-            log.warning("%s: %s", self.job_id, told, extra=at(self.job_id))
+        self.waits = lasting
+        if lasting:
+            log.warning("%s: %s", self.job_id, lasting, extra=at(self.job_id))
         if self._registry is not None:
             touch(self._registry)
 
@@ -231,7 +233,7 @@ class Job:
         if new is None or stored is None:
             return stored
         if not new.is_same_work(stored):
-            self.refusal = is_there_already(self.job_id)
+            self.refusal = name_is_taken(self.job_id)
             return stored
         if new.options != stored.options:
             await open_stream.committer.save(self._stream_log, head_record(new, time.time()))
@@ -311,7 +313,7 @@ async def _save(open_stream: OpenStream, stream_log: StreamLog, submission: JobS
     )
 
 
-def is_there_already(job_id: str) -> JobRefusedError:
+def name_is_taken(job_id: str) -> JobRefusedError:
     """Say why a job is refused whose name another job has."""
     return JobRefusedError(
         f"job {job_id!r} is there already, with another function or other items: give it another "

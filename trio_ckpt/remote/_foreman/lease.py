@@ -82,7 +82,7 @@ class Lease:
         since: When the slot was promised; Unix time, s.
         percent: The progress that the worker reported last.
         is_running: Whether the worker has sent anything about the item.
-        is_asked_back: Whether the worker was asked to hand the item back.
+        is_release_requested: Whether the worker was asked to hand the item back.
         is_alone: Whether the worker gets no other item during this lease.
         changed: Set when there is something to handle, and replaced before the next wait.
         ending: How the lease ended; None: it has not ended.
@@ -98,7 +98,7 @@ class Lease:
     since: float = attrs.field(factory=time.time)
     percent: float | None = None
     is_running: bool = False
-    is_asked_back: bool = False
+    is_release_requested: bool = False
     is_alone: bool = False
     changed: trio.Event = attrs.field(factory=trio.Event)
     ending: Ending | None = attrs.field(default=None, init=False)
@@ -235,9 +235,9 @@ class Lease:
             return False
         return self.holder.send(ForceCheckpoint(self.task_id, self.number))
 
-    def ask_back(self, reason: str) -> bool:
+    def request_release(self, reason: str) -> bool:
         """Ask the worker to save and hand the item back; return whether it could be asked."""
         if self.holder.phase_of(self.task_id) is not TaskPhase.RUNNING:
             return False
-        self.is_asked_back = True
+        self.is_release_requested = True
         return self.holder.send(ReleaseTask(self.task_id, self.number, reason))

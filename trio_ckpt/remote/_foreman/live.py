@@ -98,7 +98,7 @@ class ActionReply(msgspec.Struct, frozen=True, array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_job = msgspec.msgpack.Decoder(LiveJob)
-_decode_asked = msgspec.msgpack.Decoder(ActionRequest)
+_decode_request = msgspec.msgpack.Decoder(ActionRequest)
 _decode_answers = msgspec.msgpack.Decoder(tuple[ActionReply, ...])
 
 
@@ -219,27 +219,27 @@ class ForemanPublisher:
 
     async def _answer(self) -> None:
         store = self._foreman.store
-        asked = _read(_decode_asked, await store.read_live(_question_name(self._name)))
-        if asked is None or asked.number in self._answers:
+        request = _read(_decode_request, await store.read_live(_request_name(self._name)))
+        if request is None or request.number in self._answers:
             return
-        code, reason = await self._do(asked)
-        self._answers[asked.number] = ActionReply(asked.number, code, reason)
+        code, reason = await self._carry_out(request)
+        self._answers[request.number] = ActionReply(request.number, code, reason)
         while len(self._answers) > MAX_ANSWERS:
             del self._answers[next(iter(self._answers))]
         await store.publish(_answer_name(self._name), _encode(tuple(self._answers.values())))
 
-    async def _do(self, asked: ActionRequest) -> tuple[int, str]:
-        if asked.action != "cancel":
-            return await self._foreman.control(asked.action, asked.target)
-        if asked.target not in self._foreman.jobs:
+    async def _carry_out(self, request: ActionRequest) -> tuple[int, str]:
+        if request.action != "cancel":
+            return await self._foreman.control(request.action, request.target)
+        if request.target not in self._foreman.jobs:
             return CONFLICT, "the job is over"
-        self._foreman.cancel(asked.target)
+        self._foreman.cancel(request.target)
         return 202, "the job is being cancelled"
 
     async def _withdraw(self) -> None:
         names = [_job_name(job_id) for job_id in self._shown]
         if self._answers:
-            names += [_question_name(self._name), _answer_name(self._name)]
+            names += [_request_name(self._name), _answer_name(self._name)]
         for name in names:
             try:
                 await self._foreman.store.publish(name, b"")
@@ -251,7 +251,7 @@ def _job_name(job_id: str) -> str:
     return f"{job_id} at its foreman"
 
 
-def _question_name(foreman: str) -> str:
+def _request_name(foreman: str) -> str:
     return f"a question to foreman {foreman}"
 
 
@@ -289,7 +289,7 @@ def tasks_of(job_id: str, job: LiveJob | None) -> dict[str, LiveTask]:
     }
 
 
-async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str) -> tuple[int, str]:
+async def request_action(store: Store, job_id: str, action: Action, target: str) -> tuple[int, str]:
     """Send a request to the foreman of a job through its store.
 
     Args:
@@ -316,19 +316,21 @@ async def ask_foreman_of(store: Store, job_id: str, action: Action, target: str)
             await trio.sleep(0 if job is not None else POLL_S)
     if job is None:
         return CONFLICT, "its foreman publishes nothing here: ask in the foreman's own process"
-    return await _ask(store, job.foreman, ActionRequest(secrets.token_hex(16), action, target))
+    return await _send_request(
+        store, job.foreman, ActionRequest(secrets.token_hex(16), action, target)
+    )
 
 
-async def _ask(store: Store, foreman: str, asked: ActionRequest) -> tuple[int, str]:
+async def _send_request(store: Store, foreman: str, request: ActionRequest) -> tuple[int, str]:
     """Publish a request and wait for its answer."""
     with give_up_after(ANSWER_S, is_shielded=False):
         while True:
-            await store.publish(_question_name(foreman), _encode(asked))
+            await store.publish(_request_name(foreman), _encode(request))
             again_at = trio.current_time() + AGAIN_S
             while trio.current_time() < again_at:
                 await trio.sleep(POLL_S)
                 answers = _read(_decode_answers, await store.read_live(_answer_name(foreman)))
                 for answer in answers or ():
-                    if answer.number == asked.number:
+                    if answer.number == request.number:
                         return answer.code, answer.reason
     return CONFLICT, f"no answer from the foreman for {ANSWER_S:g} s: it may still act on it"

@@ -253,8 +253,8 @@ class Pool:
         is_undecided = False
         for task_id, phase in tuple(worker.tasks.items()):
             held = worker.held[task_id]
-            standing = self._standing(worker, held)
-            match DUE[phase][standing]:
+            view = self._view_of(worker, held)
+            match DUE[phase][view]:
                 case Due.LEASE:
                     worker.send(NewLease(task_id, self.leases[task_id].number, held.lease))
                 case Due.TAKE:
@@ -266,10 +266,10 @@ class Pool:
                 case Due.ACK:
                     worker.send(TaskAck(task_id, held.lease))
                 case Due.NOTHING:
-                    is_undecided |= standing in (ItemOnConnection.CHANGING, ItemOnConnection.OPEN)
+                    is_undecided |= view in (ItemOnConnection.CHANGING, ItemOnConnection.OPEN)
         return is_undecided
 
-    def _standing(self, worker: WorkerHandle, held: HeldItem) -> ItemOnConnection:
+    def _view_of(self, worker: WorkerHandle, held: HeldItem) -> ItemOnConnection:
         """Return the foreman's view of an item that a worker has on its connection."""
         task_id = held.task_id
         lease = self.leases.get(task_id)
@@ -385,12 +385,12 @@ class Pool:
         least = min(idle, key=lambda worker: worker.running)
         most = max(workers, key=lambda worker: worker.running)
         if most.running - least.running < 2 or any(
-            lease.is_asked_back for lease in self.leases.values()
+            lease.is_release_requested for lease in self.leases.values()
         ):
             return
         able = [lease for lease in most.leases.values() if least.runs(lease.function)]
         if able:
-            able[-1].ask_back("another worker is idle")
+            able[-1].request_release("another worker is idle")
 
 
 def job_of(task_id: str) -> str:

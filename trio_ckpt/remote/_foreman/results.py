@@ -52,7 +52,7 @@ async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
 
 async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
     job_id, sent = attach.job_id, _indexes(attach.have)
-    told = ""
+    reported = ""
     while True:
         job = foreman.jobs.get(job_id)
         if job is not None:
@@ -60,7 +60,7 @@ async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
         registry = None if job is None else job.registry
         version = 0 if registry is None else registry.version
         is_over = job is None or job.over.is_set()
-        found = None if job is None else job.standing
+        found = None if job is None else job.live_progress
         if found is None:
             view = await foreman.store.load_run(check_run_id(job_id))
             if view is None or not has_submission(view):
@@ -74,10 +74,10 @@ async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
             link.send(await _done(foreman.store, attach, generation, progress, problem))
             return
         if registry is not None and job is not None:
-            if job.waits != told:
-                told = job.waits
-                link.send(JobWaits(job_id, attach.call, told[:MAX_TEXT_CHARS]))
-            await _wait_for_more(registry, version, job, progress, sent, told)
+            if job.waits != reported:
+                reported = job.waits
+                link.send(JobWaits(job_id, attach.call, reported[:MAX_TEXT_CHARS]))
+            await _wait_for_more(registry, version, job, progress, sent, reported)
 
 
 async def _wait_for_more(
@@ -86,10 +86,10 @@ async def _wait_for_more(
     job: Job,
     progress: Progress,
     sent: IndexSet,
-    told: str,
+    reported: str,
 ) -> None:
     """Wait until there is a new result, the job is over, or the reason for waiting changes."""
-    while not job.over.is_set() and len(progress.done) <= len(sent) and job.waits == told:
+    while not job.over.is_set() and len(progress.done) <= len(sent) and job.waits == reported:
         version = await registry.wait_changed(version)
 
 

@@ -176,7 +176,7 @@ def _lost_by(failure: BaseException) -> Exception:
     return ConnectionLostError(f"the connection was refused or broken: {failure!r}")
 
 
-def _nothing() -> None:
+def _ignore_end() -> None:
     """The end of the stream is seen by its reader."""
 
 
@@ -185,7 +185,7 @@ class _Watched(trio.abc.Stream):
     """A stream that reports its end, which a waiting request handler would not see."""
 
     _stream: trio.abc.Stream
-    ended: Callable[[], None] = _nothing
+    ended: Callable[[], None] = _ignore_end
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._stream.send_all(data)
@@ -237,7 +237,7 @@ async def accept(
                 log.warning("a connection was refused: %s", reason)
                 await request.reject(REFUSED, body=reason.encode())
             else:
-                watched.ended = _nothing
+                watched.ended = _ignore_end
                 connection = await request.accept()
         if connection is None:
             yield None

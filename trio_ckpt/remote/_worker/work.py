@@ -145,12 +145,13 @@ class Work(Generic[S]):
     index: int
     attempt: int
     trace: dict[str, str]
-    _changed: Callable[[], None]
     _state: Any = None
     resumed_from: str | None = attrs.field(default=None, init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     percent: float | None = attrs.field(default=None, init=False)
-    is_asked: bool = attrs.field(default=False, init=False)  # whether a checkpoint is due now
+    is_checkpoint_due: bool = attrs.field(
+        default=False, init=False
+    )  # whether a checkpoint is due now
     release_reason: str | None = attrs.field(default=None, init=False)
     _stream: Stream[S] | None = attrs.field(default=None, init=False)
     _snapshots: Snapshots | None = attrs.field(default=None, init=False)
@@ -158,9 +159,6 @@ class Work(Generic[S]):
     _skipped: int = attrs.field(default=0, init=False)
     aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs in a thread
     _calls: Calls | None = attrs.field(default=None, init=False)
-    _token: trio.lowlevel.TrioToken = attrs.field(
-        factory=trio.lowlevel.current_trio_token, init=False
-    )
 
     # -- for functions ------------------------------------------------------------------------
 
@@ -189,7 +187,6 @@ class Work(Generic[S]):
         if not 0 <= progress_percent <= 100:
             raise ValueError(f"progress_percent is from 0 to 100, not {progress_percent!r}")
         self.percent = float(progress_percent)
-        self._token.run_sync_soon(self._changed, idempotent=True)
 
     async def point(self, label: str = "") -> bool:
         """Save the state as it is here, if a save is due; see `Snapshots.point`.
@@ -229,10 +226,10 @@ class Work(Generic[S]):
             await trio.lowlevel.checkpoint()
             taken = False
         else:
-            if self.is_asked or self.release_reason is not None:
+            if self.is_checkpoint_due or self.release_reason is not None:
                 await snapshots.wait()  # a save in flight has an earlier point
                 make_due(snapshots)
-                self.is_asked = False
+                self.is_checkpoint_due = False
             if self.percent is not None:
                 snapshots.metadata["progress_percent"] = self.percent
             taken = await snapshots.point(label)

@@ -35,9 +35,9 @@ from .work import Work, call, find_function, settings_of
 
 log = get_logger(__name__)
 
-MAX_TOLD = 10  # different reasons, per item, why its state could not be saved
+MAX_NOTED = 10  # different reasons, per item, why its state could not be saved
 
-LastWord = Callable[[int], TaskMessage]  # of the lease
+MakeFinalMessage = Callable[[int], TaskMessage]  # of the lease
 
 
 @attrs.define(eq=False)
@@ -49,7 +49,7 @@ class Item:
         rpc: The item's RPC client.
         work: The object that the function receives.
         may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
-        last_word: Makes the message that ends the item; None: the item is running.
+        final_message: Makes the message that ends the item; None: the item is running.
         is_reported: Whether the foreman was told that the item runs.
         reported: The progress that was reported last.
     """
@@ -58,11 +58,11 @@ class Item:
     rpc: RpcClient
     work: Work[object]
     may_be_interrupted: bool = False
-    last_word: LastWord | None = attrs.field(default=None, init=False)
+    final_message: MakeFinalMessage | None = attrs.field(default=None, init=False)
     is_reported: bool = attrs.field(default=False, init=False)
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
-    _told: set[str] = attrs.field(factory=set[str], init=False)
+    _noted: set[str] = attrs.field(factory=set[str], init=False)
     _returned: list[Plain] = attrs.field(factory=list[Plain], init=False)  # the result, if any
 
     @property
@@ -71,7 +71,7 @@ class Item:
         return self.assigned.task_id
 
     async def run(self, allow: tuple[str, ...]) -> None:
-        """Run the item's function and set `last_word`.
+        """Run the item's function and set `final_message`.
 
         Cancellation: through `Work.scope`; states that were saved stay saved.
         """
@@ -83,10 +83,10 @@ class Item:
                     func = await find_function(self.assigned.function, allow)
                 value = await self._run(func)
             if not self.work.scope.cancelled_caught:
-                self.last_word = lambda lease: TaskResult(task_id, lease, value)
+                self.final_message = lambda lease: TaskResult(task_id, lease, value)
                 return
             reason = self.work.release_reason or "it was cancelled"
-            self.last_word = lambda lease: ReleaseTask(task_id, lease, reason)
+            self.final_message = lambda lease: ReleaseTask(task_id, lease, reason)
         except (Exception, BaseExceptionGroup) as error:
             self._take_error(error)
 
@@ -116,7 +116,7 @@ class Item:
         if self.rpc.lost is not None or is_ours:
             reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
             log.warning("work item %s is dropped here: %s", task_id, reason, extra=at(task_id))
-            self.last_word = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
+            self.final_message = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
             return
         if not isinstance(error, Exception):
             raise error
@@ -126,7 +126,7 @@ class Item:
             failure = describe_failure(error)
         text = message_of(failure.message)
         log.warning("work item %s failed: %s: %s", task_id, failure.type, text, extra=at(task_id))
-        self.last_word = lambda lease: TaskFailed(task_id, lease, failure)
+        self.final_message = lambda lease: TaskFailed(task_id, lease, failure)
 
     async def _run(self, func: Callable[..., object]) -> Plain:
         if self.assigned.interval_s is None:
@@ -138,13 +138,13 @@ class Item:
         except StoreDamagedError as error:
             if self._has_begun:
                 raise
-            self.tell(f"no saved state is whole, so it starts from the beginning: {error}")
+            self.note(f"no saved state is whole, so it starts from the beginning: {error}")
             return await self._run_saving(func, store, is_fresh=True)
         except BatchFailedError as error:
             if not self._returned:
                 raise
             problem = text_of(error.__cause__ or error)
-            self.tell(f"its last state cannot be saved; its result is kept without it: {problem}")
+            self.note(f"its last state cannot be saved; its result is kept without it: {problem}")
             await self._keep_result(store, self._returned[0])
             return self._returned[0]
 
@@ -170,7 +170,7 @@ class Item:
             stream.open_batch() as batch,
         ):
             async with stream.snapshots(every_s=assigned.interval_s or 0.0) as snapshots:
-                work.attach(stream, snapshots, batch.resumed_from, self._tell_left_out)
+                work.attach(stream, snapshots, batch.resumed_from, self._note_left_out)
                 try:
                     value = await self._call(func)
                 finally:
@@ -195,17 +195,17 @@ class Item:
         self._returned.append(value)
         return value
 
-    def _tell_left_out(self, problem: str) -> None:
+    def _note_left_out(self, problem: str) -> None:
         """Report once for each reason that a state could not be saved: the function continues."""
-        if problem not in self._told and len(self._told) < MAX_TOLD:
-            self._told.add(problem)
-            self.tell(f"a snapshot is left out: {problem}")
+        if problem not in self._noted and len(self._noted) < MAX_NOTED:
+            self._noted.add(problem)
+            self.note(f"a snapshot is left out: {problem}")
 
-    def tell(self, note: str) -> None:
+    def note(self, text: str) -> None:
         """Log a note and send it for the job's history."""
-        log.warning("work item %s: %s", self.task_id, printable(note), extra=at(self.task_id))
+        log.warning("work item %s: %s", self.task_id, printable(text), extra=at(self.task_id))
         if self.rpc.link is not None:
-            message = TaskProgress(self.task_id, self.rpc.lease, None, note[:MAX_TEXT_CHARS])
+            message = TaskProgress(self.task_id, self.rpc.lease, None, text[:MAX_TEXT_CHARS])
             self.rpc.link.send(message)
 
     def report(self) -> None:
@@ -216,7 +216,7 @@ class Item:
         percent = self.work.percent
         if self.is_reported and percent == self.reported:
             return
-        if self._has_begun and self.last_word is None and self.rpc.link is not None:
+        if self._has_begun and self.final_message is None and self.rpc.link is not None:
             self.is_reported, self.reported = True, percent
             self.rpc.link.send(TaskProgress(self.task_id, self.rpc.lease, percent))
 

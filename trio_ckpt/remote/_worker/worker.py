@@ -58,7 +58,7 @@ log = get_logger(__name__)
 
 REPORT_EVERY_S = 0.5  # progress is for people, who do not need it more often
 DEFAULT_GRACE_S = 30.0
-LAST_WORDS_S = 1.0  # to report the end of items that were cancelled
+FINAL_MESSAGES_S = 1.0  # to report the end of items that were cancelled
 
 
 def peer_name() -> str:
@@ -145,7 +145,7 @@ class Worker:
             await self._wait_empty()
         for item in self.items.values():
             item.work.scope.cancel()
-        with give_up_after(LAST_WORDS_S, is_shielded=False):
+        with give_up_after(FINAL_MESSAGES_S, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
             item.rpc.lose(reason)
@@ -197,14 +197,14 @@ class Worker:
             case NewLease():
                 self._go_on(item, message)
             case ForceCheckpoint():
-                item.work.is_asked = True
+                item.work.is_checkpoint_due = True
             case ReleaseTask():
                 item.work.release_reason = message.reason or "the foreman asks for it"
             case Cancel():
                 item.rpc.lose(message.reason)
                 item.work.scope.cancel()
-                if item.last_word is not None:  # it was not sent, or is not needed any more
-                    self._say(ReleaseTask(item.task_id, message.lease, "it had ended"))
+                if item.final_message is not None:  # it was not sent, or is not needed any more
+                    self._send_final(ReleaseTask(item.task_id, message.lease, "it had ended"))
             case TaskAck():
                 self._forget(item)
             case _:
@@ -214,9 +214,9 @@ class Worker:
         link = self._session.link if self._session is not None else None
         if link is None:
             return
-        if item.last_word is not None:
+        if item.final_message is not None:
             item.rpc.lease = message.lease
-            self._say(item.last_word(message.lease))
+            self._send_final(item.final_message(message.lease))
         else:
             item.rpc.connect(link, message.lease)
 
@@ -234,13 +234,13 @@ class Worker:
             numbers=self._calls,
         )
         work: Work[object] = Work(
-            assigned.task_id, assigned.index, assigned.attempt, assigned.trace, _nothing
+            assigned.task_id, assigned.index, assigned.attempt, assigned.trace
         )
         item = self.items[assigned.task_id] = Item(assigned, rpc, work, self.may_be_interrupted)
         if self._stopping is not None:
             reason = self._stopping
-            item.last_word = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
-            self._say(item.last_word(assigned.lease))
+            item.final_message = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
+            self._send_final(item.final_message(assigned.lease))
         else:
             nursery.start_soon(self._work_on, item)
 
@@ -249,12 +249,12 @@ class Worker:
             await item.run(self.allow)
         else:
             await _run_traced(item, self.allow, self.tracer)
-        if item.last_word is not None:
-            self._say(item.last_word(item.rpc.lease))
+        if item.final_message is not None:
+            self._send_final(item.final_message(item.rpc.lease))
         if item.rpc.lost is not None and self._session is not None and self._session.link is None:
             self._forget(item)  # no connection, and no foreman that waits for it
 
-    def _say(self, message: TaskMessage) -> None:
+    def _send_final(self, message: TaskMessage) -> None:
         """Send the end of an item, if it is due on this connection."""
         session = self._session
         if session is None or session.link is None:
@@ -285,13 +285,9 @@ async def _run_traced(item: Item, allow: tuple[str, ...], tracer: TaskTracer) ->
     }
     with tracer.span(attributes, assigned.trace) as failed:
         await item.run(allow)
-        last = None if item.last_word is None else item.last_word(assigned.lease)
+        last = None if item.final_message is None else item.final_message(assigned.lease)
         if isinstance(last, TaskFailed):
             failed(f"{last.error.type}: {last.error.message}")
-
-
-def _nothing() -> None:
-    """Report the progress of items periodically."""
 
 
 async def run_worker(
