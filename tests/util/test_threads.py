@@ -154,6 +154,12 @@ async def test_call_has_the_context_variables_of_its_caller() -> None:
     assert await run_blocking(variable.get) == "of the caller"
 
 
+async def test_call_asks_trio_with_its_token() -> None:
+    token = trio.lowlevel.current_trio_token()
+    ask = partial(trio.from_thread.run_sync, threading.get_ident, trio_token=token)
+    assert await run_blocking(ask) == threading.get_ident()
+
+
 async def test_stuck_call_is_named(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,8 +46,9 @@ class RawCheck:
     """A check of the outputs whose names do not end with ``.json``.
 
     Attributes:
-        accept: Called in a thread with the path of an output, below the folder of the run, and
-            with its content; it refuses by raising or by returning False.
+        accept: Called in a thread, as the callables of `Validator.of` are, with the path of an
+            output, below the folder of the run, and with its content; it refuses by raising or by
+            returning False.
         limit_bytes: Larger outputs are refused unread, because the content is held in memory.
     """
 
@@ -91,6 +92,8 @@ class Validator:
                   2020-12.  References are resolved within it and never fetched.
                 * a callable.  It gets the instance that the newest class before it made,
                   otherwise the parsed document, and refuses by raising or by returning False.
+                  It runs in a thread that is none of `trio.to_thread`: `trio.from_thread.run`
+                  needs a ``trio_token`` there.
                 * a `RawCheck`, for the outputs that are not JSON.
 
         Raises:
