@@ -95,9 +95,9 @@ def without_fields(plain: Mapping[str, Plain], fields: Iterable[str]) -> dict[st
     kept = dict(plain)
     for field in fields:
         name, _, inside = field.partition(".")
-        nested = kept.get(name)
-        if inside and isinstance(nested, Mapping):
-            kept[name] = without_fields(cast("Mapping[str, Plain]", nested), [inside])
+        nested = _mapping_of(kept.get(name))
+        if inside and nested is not None:
+            kept[name] = without_fields(nested, [inside])
         elif not inside:
             kept.pop(name, None)
     return kept
@@ -108,8 +108,8 @@ def has_field(plain: Mapping[str, Plain], field: str) -> bool:
     name, _, inside = field.partition(".")
     if not inside or name not in plain:
         return name in plain
-    nested = plain[name]
-    return isinstance(nested, Mapping) and has_field(cast("Mapping[str, Plain]", nested), inside)
+    nested = _mapping_of(plain[name])
+    return nested is not None and has_field(nested, inside)
 
 
 def config_digest(plain: Mapping[str, Plain]) -> str:
@@ -124,19 +124,17 @@ def diff_config(
     changes: list[tuple[str, str, str]] = []
     for name in sorted(was.keys() | now.keys()):
         field = f"{path}{name}"
-        before: object = was.get(name, _ABSENT)
-        after: object = now.get(name, _ABSENT)
-        is_nested = isinstance(before, Mapping) and isinstance(after, Mapping)
-        if is_nested:
-            deeper = cast("tuple[Mapping[str, Plain], Mapping[str, Plain]]", (before, after))
-            changes += diff_config(*deeper, f"{field}.")
-        elif _show(before) != _show(after):
-            changes.append((field, _show(before), _show(after)))
+        before, after = _mapping_of(was.get(name)), _mapping_of(now.get(name))
+        if before is not None and after is not None:
+            changes += diff_config(before, after, f"{field}.")
+        elif _show(was, name) != _show(now, name):
+            changes.append((field, _show(was, name), _show(now, name)))
     return tuple(sorted(changes))
 
 
-_ABSENT = object()
+def _mapping_of(value: Plain) -> Mapping[str, Plain] | None:
+    return cast("Mapping[str, Plain]", value) if isinstance(value, Mapping) else None
 
 
-def _show(value: object) -> str:
-    return "absent" if value is _ABSENT else canonical_json(value)
+def _show(plain: Mapping[str, Plain], name: str) -> str:
+    return canonical_json(plain[name]) if name in plain else "absent"
