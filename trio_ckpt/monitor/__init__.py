@@ -1,7 +1,7 @@
 """A window onto runs: a page, a REST API, a stream of events and metrics; the extra ``monitor``.
 
 Imported by name: ``from trio_ckpt import monitor``.  `serve` runs inside the user's nursery and
-ends with it.
+ends with it.  It may not know how a run saves, and changes one only as its users can.
 """
 
 from .._util.extras import needs_extra

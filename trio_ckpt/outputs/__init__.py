@@ -1,5 +1,7 @@
 """Durable files that batches produce.
 
+This room may not know when a file is written for which batch, nor how its record is saved.
+
 Theory of operation
 ===================
 

@@ -1,4 +1,7 @@
-"""The state from which a loop resumes: typed values, arrays, and lists that grow as it works."""
+"""The state from which a loop resumes: typed values, arrays, and lists that grow as it works.
+
+It makes frames and restores them; it may not know when a state is saved, nor where it is kept.
+"""
 
 import typing
 

@@ -1,4 +1,8 @@
-"""Stores of durable checkpoints: one file per kind of store, bytes in and bytes out."""
+"""Stores of durable checkpoints: a room for each kind of store, bytes in and bytes out.
+
+What a new store has to implement is `trio_ckpt.abc.Store`; `trio_ckpt.testing.check_store` checks
+it.  This room may not know what is in the bytes, nor who saves them.
+"""
 
 from __future__ import annotations
 
