@@ -220,6 +220,18 @@ def add_restores(report: Report, folder: Path, mib: int, rounds: int, chains: Ch
         )
 
 
+def add_small(report: Report, folder: Path, rounds: int) -> None:
+    """Many small arrays, one changed, at two sizes ten times apart: does the cost of each grow?"""
+    found = report.figures["small arrays"] = ours("small", folder, rounds=4 * rounds)
+    shutil.rmtree(folder)
+    head = f"{'small arrays, CPU ms':<30} {'save':>8} {'pickle':>8} {'us each':>8}"
+    report.lines += ["", head]
+    for count, of_count in found.items():
+        save, pickled = median(of_count["save_ms"]), median(of_count["pickle_ms"])
+        each = save / int(count) * 1000
+        report.lines.append(f"{count:<30} {save:>8.1f} {pickled:>8.1f} {each:>8.1f}")
+
+
 def add_lag(report: Report, folder: Path, mib: int, rounds: int) -> None:
     """How late the event loop comes back while all is saved."""
     report.lines += ["", f"{'lag of the event loop, ms':<30} {'p50':>8} {'p99':>8} {'max':>8}"]
@@ -288,6 +300,7 @@ def measure(options: Options) -> Section:
         add_saves(report, folder, mib, rounds)
         add_peers(report, options, folder, mib)
         add_restores(report, folder, mib, rounds, chains)
+        add_small(report, folder / "small", rounds)
         add_lag(report, folder, mib, rounds)
         found = judge(report)
         if options.large_state_mib:

@@ -10,6 +10,7 @@ store; only the length of a chain is raised by hand.
 import argparse
 import json
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ ROW_FLOATS = 1024
 ROWS_PER_MIB = MIB // (ROW_FLOATS * 4)
 SHARES = (0.0, 0.01, 1.0)
 PROBE_S = 0.001
+SMALL_ARRAYS = (200, 2_000)
 PLAIN = "plain.bin"
 LAST_SAVES = 20  # of a chain, whose median is what a save takes by then
 
@@ -163,6 +165,36 @@ async def one_save(stream: Stream[State], snapshots: Any, share: float, seed: in
         mib=(after.saved_bytes - before.saved_bytes) / MIB,
         method=next(iter(after.arrays.values())).method,
     )
+
+
+# -- many small arrays ----------------------------------------------------------------------------
+
+
+async def time_small(folder: Path, rounds: int) -> dict[str, object]:
+    """Saves of many arrays of 512 bytes, one of them changed, beside pickling them all.
+
+    It is the CPU of the process, in milliseconds, for `SMALL_ARRAYS`.
+    """
+    found: dict[str, object] = {}
+    for count in SMALL_ARRAYS:
+        saves, pickles = list[float](), list[float]()
+        new: State = {"arrays": [np.zeros(64) for _ in range(count)]}
+        async with (
+            open_run(f"small-{count}", store=folder, handle_signals=False) as run,
+            run.open_stream("train", state=new) as stream,
+        ):
+            batch: Batch[Any]
+            async for batch in stream.batches(range(rounds)):
+                stream.state["arrays"][batch.index % count][0] += 1
+                started = time.process_time()
+                pickle.dumps(stream.state)
+                pickled = time.process_time()
+                batch.complete()
+                await batch.confirm()
+                saves.append((time.process_time() - pickled) * 1000)
+                pickles.append((pickled - started) * 1000)
+        found[str(count)] = {"save_ms": saves, "pickle_ms": pickles}
+    return found
 
 
 # -- the event loop's lag -------------------------------------------------------------------------
@@ -341,7 +373,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.state_ours", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=["saves", "lag", "chain", "restore", "controls"])
+    parser.add_argument("what", choices=["saves", "lag", "chain", "restore", "controls", "small"])
     parser.add_argument("--folder", type=Path, required=True, help="of a new store")
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--method", choices=["pages", "hash"], default="pages")
@@ -362,6 +394,7 @@ def main() -> None:
         "chain": lambda: trio.run(build_chain, folder, mib, options.deltas),
         "restore": lambda: trio.run(time_restores, folder, mib, rounds),
         "controls": lambda: controls(folder, mib, rounds),
+        "small": lambda: trio.run(time_small, folder, rounds),
     }
     json.dump(parts[options.what](), sys.stdout)
 
