@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import importlib
 import struct
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import numpy as np
 
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.extras import MissingExtraError
+from .._tree.format import Module
 from .memory import Bytes
 
 Link = Literal["fast", "slow"]
@@ -65,8 +66,8 @@ class Compressor:
     """
 
     link: Link
-    _blosc2: Any = attrs.field(repr=False)
-    _zstandard: Any = attrs.field(repr=False)
+    _blosc2: Module = attrs.field(repr=False)
+    _zstandard: Module = attrs.field(repr=False)
 
     def pack(self, data: Bytes, itemsize: int) -> bytes:
         """Return these bytes as a block, see `pack_parts`."""
@@ -228,7 +229,7 @@ def _is_our_chunk(chunk: bytes | memoryview, itemsize: int, nbytes: int) -> bool
     )
 
 
-def _load(library: str) -> Any:
+def _load(library: str) -> Module:
     try:
         return importlib.import_module(library)
     except ImportError:

@@ -42,7 +42,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from .memory import PAGE_BYTES, address_of, map_pages, owner_of
+from .memory import PAGE_BYTES, Array, address_of, map_pages, owner_of
 from .userfaultfd import Kernel, LinuxKernel
 
 MIN_WATCHED_BYTES = 2**18
@@ -82,7 +82,7 @@ class _Region:
     number: int
     start: int
     pages: int
-    owner: weakref.ref[Any]
+    owner: weakref.ref[object]
     scan: int
     written_at: npt.NDArray[np.uint32]
 
@@ -111,7 +111,7 @@ class Tracker:
 
     def written(
         self,
-        array: npt.NDArray[Any],
+        array: Array,
         region: int | None = None,
         scan: int | None = None,
         *,
@@ -231,7 +231,7 @@ class Tracker:
 def _extent_of(owner: object, start: int, nbytes: int) -> tuple[int, int]:
     """Return the extent of the memory that an array is in: its owner's, if that is known."""
     if isinstance(owner, np.ndarray):
-        low, high = np.lib.array_utils.byte_bounds(cast("npt.NDArray[Any]", owner))
+        low, high = np.lib.array_utils.byte_bounds(cast("Array", owner))
         return int(low), int(high)
     try:
         whole = np.frombuffer(cast("Any", owner), np.uint8)

@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import numpy as np
 
 from ..._util.errors import StoreDamagedError, StoreError
+from .._tree.format import Module, Value
 from .._tree.frame import Kind as Kind
-from .memory import Bytes
+from .memory import Array, Bytes
 
 TORCH_DTYPES = frozenset(
     {
@@ -84,7 +85,7 @@ def library_of(value: object) -> str:
 def kind_of(value: object) -> Kind | None:
     """Return the kind of a tensor of another library; None: it is not one."""
     library = library_of(value)
-    module: Any = sys.modules.get(library)
+    module: Module = sys.modules.get(library)
     if not library or module is None:
         return None
     if library == "torch" and isinstance(value, module.Tensor):
@@ -99,13 +100,13 @@ def kind_of(value: object) -> Kind | None:
     return None
 
 
-def open_torch(tensor: Any) -> tuple[Strided, str, str, bool]:
+def open_torch(tensor: Value) -> tuple[Strided, str, str, bool]:
     """Return a torch tensor's memory, dtype (``torch:float32``), device and `requires_grad`.
 
     Raises:
         ValueError: it has no strided memory of its own, or is in the middle of a graph.
     """
-    torch: Any = sys.modules["torch"]
+    torch: Module = sys.modules["torch"]
     name = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout != torch.strided or tensor.device.type == "meta" or name not in TORCH_DTYPES:
         raise ValueError(f"a torch tensor of {tensor.layout} {name} on {tensor.device}")
@@ -141,7 +142,7 @@ def torch_itemsize(dtype: str) -> int:
     return int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) // 8
 
 
-def to_numpy(value: Any) -> np.ndarray[Any, Any]:
+def to_numpy(value: Value) -> Array:
     """Return the elements of a jax or TensorFlow tensor, which may be its own memory."""
     if hasattr(value, "numpy"):
         return np.asarray(value.numpy())
@@ -173,7 +174,7 @@ def build_torch(
     return tensor.requires_grad_(has_gradient)
 
 
-def build_other(kind: Kind, array: np.ndarray[Any, Any]) -> object:
+def build_other(kind: Kind, array: Array) -> object:
     """Return a jax or TensorFlow tensor with the elements of an array."""
     if kind == "jax":
         return load("jax").numpy.array(array)
@@ -182,7 +183,7 @@ def build_other(kind: Kind, array: np.ndarray[Any, Any]) -> object:
     return tensorflow.Variable(made) if kind == "tensorflow.variable" else made
 
 
-def load(library: Literal["torch", "jax", "tensorflow"]) -> Any:
+def load(library: Literal["torch", "jax", "tensorflow"]) -> Module:
     """Import one of the supported tensor libraries.
 
     Raises:
