@@ -66,6 +66,7 @@ def machine() -> dict[str, str | int]:
         "architecture": platform.machine(),
         "cpu": model or platform.processor(),
         "cores": os.cpu_count() or 0,
+        "load": f"{os.getloadavg()[0]:.1f}",  # of others: in a busy run the ratios waver, too
     }
 
 

@@ -113,7 +113,8 @@ def _of_run(run: kept.Run) -> str:
     built_on = ", ".join(f"{name} {version}" for name, version in run.versions.items())
     return (
         f"Run of {run.at} on {where['system']} {where['release']}, {where['architecture']}, "
-        f"{where['cores']} cores ({where['cpu']}), with {built_on}. "
+        f"{where['cores']} cores ({where['cpu']}), load {where.get('load', 'unknown')} at its "
+        f"start, with {built_on}. "
         f"Peers: {', '.join(run.peers) or 'none was measured'}."
     )
 

@@ -19,7 +19,14 @@ ROW = targets.BY_NAME["64 loops: CPU"]
 def a_run(found: dict[str, Found]) -> kept.Run:
     return kept.Run(
         at="2026-01-31T12:00:00Z",
-        machine={"system": "Linux", "release": "6", "architecture": "x", "cpu": "c", "cores": 2},
+        machine={
+            "system": "Linux",
+            "release": "6",
+            "architecture": "x",
+            "cpu": "c",
+            "cores": 2,
+            "load": "0.3",
+        },
         versions={"trio": "0.30"},
         peers=["dbos 3.4.0"],
         found=found,
@@ -58,7 +65,9 @@ def test_a_row_without_a_measurement_says_so() -> None:
 
 def test_the_page_names_the_machine_and_the_peers() -> None:
     table = diagrams.performance_table(a_run({}))
-    assert "2026-01-31T12:00:00Z on Linux 6, x, 2 cores (c), with trio 0.30" in table
+    assert (
+        "2026-01-31T12:00:00Z on Linux 6, x, 2 cores (c), load 0.3 at its start, with trio" in table
+    )
     assert "Peers: dbos 3.4.0." in table
 
 
