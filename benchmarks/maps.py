@@ -27,6 +27,7 @@ QUICK_SIZES = (10, 100)
 ROUNDS = 3
 WORKERS = 2
 STATE_BYTES = 1_024
+NAP_S = 2.0  # for all workers to start, before the time is taken
 MODULE = "benchmarks.maps"
 PEER = "Dask"
 
@@ -34,6 +35,12 @@ PEER = "Dask"
 def double(item: int) -> int:
     """What each item does: nothing that takes time."""
     return 2 * item
+
+
+async def nap(item: int) -> int:
+    """Keep one worker busy until the others have started."""
+    await trio.sleep(NAP_S)
+    return item
 
 
 async def double_saving(item: int, work: Work[dict[str, str]]) -> int:
@@ -58,6 +65,7 @@ async def ours(sizes: tuple[int, ...], *, is_saving: bool) -> list[Rate]:
     store = await open_store("memory:")
     async with open_engine(store, WORKERS, allow=MODULE) as client:
         call = partial(client.map, checkpoint_interval_s=0.0 if is_saving else None)
+        await client.map(f"{MODULE}:nap", range(WORKERS))
         await call(function, range(WORKERS))
         for count in sizes:
             began_s, began_cpu_s = time.perf_counter(), time.process_time()
