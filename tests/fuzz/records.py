@@ -8,6 +8,7 @@ import struct
 import msgspec
 
 from tests.fuzz.case import Reader, Target, law
+from trio_ckpt._journal import live_view
 from trio_ckpt._journal.folds import decode_progress, encode_progress
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import (
@@ -22,7 +23,6 @@ from trio_ckpt._journal.record import (
     decode_record,
     encode_record,
 )
-from trio_ckpt._runs import live_view
 from trio_ckpt._runs.config import canonical_config, config_digest, diff_config
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
 from trio_ckpt._util.exact_sum import shown

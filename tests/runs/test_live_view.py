@@ -15,7 +15,8 @@ from trio.testing import MockClock
 
 from tests.opening import begin
 from trio_ckpt import StoreError, open_run
-from trio_ckpt._runs.live_view import MAX_TOKENS, decode_live, live_view, read_live
+from trio_ckpt._journal.live_view import MAX_TOKENS, decode_live, read_live
+from trio_ckpt._runs.live_view import live_view
 from trio_ckpt._runs.run import open_run_of
 from trio_ckpt._tokens.registry import touch
 from trio_ckpt.abc import Store

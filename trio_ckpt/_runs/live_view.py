@@ -12,12 +12,19 @@ from collections.abc import Sequence
 import msgspec
 import trio
 
+from .._journal.live_view import (
+    MAX_TOKENS,
+    LiveLeftOut,
+    LiveStopping,
+    LiveToken,
+    LiveView,
+    LiveWaiting,
+)
 from .._journal.statistics import Stopping
 from .._journal.store import Store
 from .._tokens.token import AnyToken
 from .._util.errors import text_of
 from .._util.log import at, get_logger
-from .._util.plain import StreamKey
 from .._util.uninterrupted import uninterrupted
 from .run import Run, open_run_of
 
@@ -25,81 +32,8 @@ log = get_logger(__name__)
 
 PUBLISH_EVERY_S = 1.0
 MAX_COST_FRACTION = 0.01  # of the program's time, where many streams make it expensive
-MAX_TOKENS = 1_000  # the oldest ones, which may be stuck
-
-
-class LiveToken(msgspec.Struct, frozen=True, array_like=True):
-    """A pending token.
-
-    Attributes:
-        stream: The key of its stream.
-        batch_index: The batch.
-        state: ``pending`` or ``completed``.
-        created_at: Unix time, s.
-    """
-
-    stream: StreamKey
-    batch_index: int
-    state: str
-    created_at: float
-
-
-class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):
-    """A stream that waits: its key, the reason, and until when (Unix time, s)."""
-
-    stream: StreamKey
-    reason: str
-    until: float
-
-
-class LiveLeftOut(msgspec.Struct, frozen=True, array_like=True):
-    """A stream of which snapshots could not be saved: its key, how many, and why."""
-
-    stream: StreamKey
-    count: int
-    problem: str
-
-
-class LiveStopping(msgspec.Struct, frozen=True, array_like=True):
-    """A stop: how many batches it waits for, the first of them, and until when (Unix time, s)."""
-
-    open: int
-    batches: tuple[tuple[StreamKey, int], ...]
-    until: float
-
-
-class LiveView(msgspec.Struct, frozen=True):
-    """An open run at one moment.
-
-    Attributes:
-        at: The moment; Unix time, s.
-        owner: The owner's number: if the store has a greater one, another process owns the run.
-        tokens: The pending tokens, oldest first, at most `MAX_TOKENS`.
-        pending: How many pending tokens there were in all.
-        session_confirmed: Batches confirmed by this session.
-        session_s: How long the session has lasted, in seconds.
-        rate_per_s: Batches per second; None until enough batches are done.
-        eta_s: Seconds until nothing is left; None where that is not known.
-        waiting: Streams that wait, and why.
-        left_out: Streams of which snapshots could not be saved in this session.
-        stopping: The stop that is under way, if there is one.
-    """
-
-    at: float
-    owner: int
-    tokens: tuple[LiveToken, ...]
-    pending: int
-    session_confirmed: int
-    session_s: float
-    rate_per_s: float | None
-    eta_s: float | None
-    waiting: tuple[LiveWaiting, ...]
-    left_out: tuple[LiveLeftOut, ...] = ()
-    stopping: LiveStopping | None = None
-
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(LiveView)
 
 
 def live_tokens(tokens: Sequence[AnyToken]) -> tuple[LiveToken, ...]:
@@ -134,27 +68,6 @@ def _stopping(stopping: Stopping | None, now: float) -> LiveStopping | None:
     if stopping is None:
         return None
     return LiveStopping(stopping.open, stopping.batches, now + stopping.for_s)
-
-
-async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
-    """The live view that the owner with this number published; None: none can be read.
-
-    Raises:
-        StoreError: the store cannot be used.
-    """
-    view = decode_live(await store.read_live(run_id))
-    return view if view is not None and view.owner == owner else None
-
-
-def decode_live(payload: bytes) -> LiveView | None:
-    """Decode a live view; None: it is empty or cannot be read."""
-    if not payload:
-        return None
-    try:
-        return _decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeError) as error:  # a newer library, or power was lost
-        log.debug("the live view of a run cannot be read: %s", error)
-        return None
 
 
 @uninterrupted

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
+from .._journal.live_view import LiveToken, LiveView, read_live
 from .._journal.run_status import RunStatus
-from .._runs.live_view import LiveToken, LiveView, read_live
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, number, plural, stopping_text, stream_name
 from ._render import Block, Document, capped

@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 from .._journal.history import KILLED, RUNNING, run_runtime_s
+from .._journal.live_view import LiveView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.run_status import RunStatus
 from .._journal.store import Store
 from .._journal.summary import Summary, current_phase, failing, groups_of, phase_statuses, status_of
-from .._runs.live_view import LiveView
 from .._util.errors import StoreError
 from .._util.plain import StreamKey
 from .._util.text import (

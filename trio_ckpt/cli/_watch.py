@@ -12,12 +12,12 @@ import attrs
 import click
 import trio
 
+from .._journal.live_view import LiveView
 from .._journal.record import Status
 from .._journal.run_status import RunStatus
 from .._journal.statistics import eta_s, rate_per_s, stuck_after_s
 from .._journal.store import Store
 from .._journal.summary import Summary, current_phase
-from .._runs.live_view import LiveView
 from .._util.text import amounts, duration, number, plural
 from ._options import any_run_argument, store_argument
 from ._pending import (

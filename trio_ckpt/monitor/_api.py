@@ -11,8 +11,8 @@ import attrs
 import trio
 
 from .._journal.history import read_history_page, read_sessions
+from .._journal.live_view import LiveView
 from .._maintenance.offline import open_maintenance
-from .._runs.live_view import LiveView
 from .._util.errors import StoreError, UnknownRunError, UnknownStreamError
 from .._util.plain import StreamKey
 from .._util.text import one_line, stream_names

@@ -14,12 +14,12 @@ from typing import cast
 import attrs
 
 from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
+from .._journal.live_view import LiveView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.run_status import RunStatus
 from .._journal.statistics import stuck_after_s
 from .._journal.summary import current_phase, failing, groups_of, phase_statuses, status_of
-from .._runs.live_view import LiveView
 from .._util.exact_sum import shown
 from .._util.plain import StreamKey
 from .._util.text import stream_name, stream_names

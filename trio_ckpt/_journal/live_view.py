@@ -1,0 +1,107 @@
+"""The live view of a run, as other processes read it; `trio_ckpt._runs.live_view` publishes it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from .._util.log import get_logger
+from .._util.plain import StreamKey
+from .store import Store
+
+log = get_logger(__name__)
+
+MAX_TOKENS = 1_000  # the oldest ones, which may be stuck
+
+
+class LiveToken(msgspec.Struct, frozen=True, array_like=True):
+    """A pending token.
+
+    Attributes:
+        stream: The key of its stream.
+        batch_index: The batch.
+        state: ``pending`` or ``completed``.
+        created_at: Unix time, s.
+    """
+
+    stream: StreamKey
+    batch_index: int
+    state: str
+    created_at: float
+
+
+class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):
+    """A stream that waits: its key, the reason, and until when (Unix time, s)."""
+
+    stream: StreamKey
+    reason: str
+    until: float
+
+
+class LiveLeftOut(msgspec.Struct, frozen=True, array_like=True):
+    """A stream of which snapshots could not be saved: its key, how many, and why."""
+
+    stream: StreamKey
+    count: int
+    problem: str
+
+
+class LiveStopping(msgspec.Struct, frozen=True, array_like=True):
+    """A stop: how many batches it waits for, the first of them, and until when (Unix time, s)."""
+
+    open: int
+    batches: tuple[tuple[StreamKey, int], ...]
+    until: float
+
+
+class LiveView(msgspec.Struct, frozen=True):
+    """An open run at one moment.
+
+    Attributes:
+        at: The moment; Unix time, s.
+        owner: The owner's number: if the store has a greater one, another process owns the run.
+        tokens: The pending tokens, oldest first, at most `MAX_TOKENS`.
+        pending: How many pending tokens there were in all.
+        session_confirmed: Batches confirmed by this session.
+        session_s: How long the session has lasted, in seconds.
+        rate_per_s: Batches per second; None until enough batches are done.
+        eta_s: Seconds until nothing is left; None where that is not known.
+        waiting: Streams that wait, and why.
+        left_out: Streams of which snapshots could not be saved in this session.
+        stopping: The stop that is under way, if there is one.
+    """
+
+    at: float
+    owner: int
+    tokens: tuple[LiveToken, ...]
+    pending: int
+    session_confirmed: int
+    session_s: float
+    rate_per_s: float | None
+    eta_s: float | None
+    waiting: tuple[LiveWaiting, ...]
+    left_out: tuple[LiveLeftOut, ...] = ()
+    stopping: LiveStopping | None = None
+
+
+_decoder = msgspec.msgpack.Decoder(LiveView)
+
+
+async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
+    """The live view that the owner with this number published; None: none can be read.
+
+    Raises:
+        StoreError: the store cannot be used.
+    """
+    view = decode_live(await store.read_live(run_id))
+    return view if view is not None and view.owner == owner else None
+
+
+def decode_live(payload: bytes) -> LiveView | None:
+    """Decode a live view; None: it is empty or cannot be read."""
+    if not payload:
+        return None
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeError) as error:  # a newer library, or power was lost
+        log.debug("the live view of a run cannot be read: %s", error)
+        return None
