@@ -100,6 +100,8 @@ def _digest(name: str) -> bytes:
 def _find(bucket: bytearray, digest: bytes, streams: list[str]) -> Owner | None:
     if (at := _position(bucket, digest)) == -1:
         return None
+    number: int
+    index: int
     number, index = _OWNER.unpack_from(bucket, at + _DIGEST_BYTES)
     return streams[number], index
 
