@@ -176,9 +176,9 @@ async def test_an_exhausted_loop_still_ends_during_a_stop() -> None:
         assert stream.status is Status.COMPLETE
 
 
-@pytest.mark.parametrize("is_twice", [False, True])
-async def test_a_stop_is_forced_after_the_grace_or_by_a_second_request(
-    is_twice: bool, autojump_clock: trio.testing.MockClock
+@pytest.mark.parametrize("signals", [0, 1, 2])
+async def test_a_stop_is_forced_after_the_grace_or_by_a_second_signal(
+    signals: int, autojump_clock: trio.testing.MockClock
 ) -> None:
     with pytest.raises(RunStoppedError) as info:
         async with (
@@ -188,11 +188,11 @@ async def test_a_stop_is_forced_after_the_grace_or_by_a_second_request(
             async for _ in stream.batches(range(1)):
                 run.request_stop()
                 run.request_stop()  # changes nothing: only signals force
-                if is_twice:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                for number in (signal.SIGINT, signal.SIGTERM)[2 - signals :]:
+                    os.kill(os.getpid(), number)
                 await trio.sleep_forever()
     assert info.value.exit_code == 143
-    assert trio.current_time() == pytest.approx(0 if is_twice else 20, abs=1)
+    assert trio.current_time() == pytest.approx(0 if signals == 2 else 20, abs=1)
 
 
 async def test_an_error_of_a_body_during_a_stop_has_the_stop_as_context() -> None:
@@ -499,8 +499,8 @@ async def test_a_stop_without_streams_ends_the_run(autojump_clock: trio.testing.
             run.request_stop()
     with pytest.raises(RunStoppedError):
         async with begin("memory:", handle_signals=True) as run:
-            run.request_stop()
             os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
             await trio.sleep(1_000)
     assert trio.current_time() < 1_000
 

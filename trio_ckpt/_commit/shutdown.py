@@ -41,7 +41,7 @@ class Stop:
         is_parking: Loops must wait instead of beginning another batch.
         scopes: The cancel scopes of the open streams.
         workers: Tasks of the library that work for the task of whose nursery they are.
-        body: The cancel scope of the run's block, which a second request cancels.
+        body: The cancel scope of the run's block, which a second signal cancels.
         changed: Called when a stop begins, and when the streams are cancelled.
     """
 
@@ -62,6 +62,7 @@ class Stop:
         self.workers: set[trio.lowlevel.Task] = set()
         self._portal = Portal.here()
         self._is_requested = False
+        self._is_signalled = False
         self._forced_code = EXIT_SIGTERM
         self._requested = trio.Event()
         self._idle = trio.Event()
@@ -79,7 +80,7 @@ class Stop:
         return self._is_requested
 
     def ask(self) -> None:
-        """Request a stop, once: from any task, any thread and any signal handler.
+        """Request a stop: from any task, any thread and any signal handler, any number of times.
 
         No loop gets another batch after this; trio's own thread does the rest.
         """
@@ -89,15 +90,15 @@ class Stop:
                 self._portal.trio_token.run_sync_soon(self._begin)
 
     def request(self, forced_code: int = EXIT_SIGTERM) -> None:
-        """Request a stop; a second request cancels at once.
+        """Request a stop because of a signal; the second signal cancels at once.
 
         Args:
             forced_code: What the command should exit with if batches are still open then.
         """
-        if self._is_requested:
+        if self._is_signalled:
             self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
             self.body.cancel()
-        self._is_requested = self.is_parking = True
+        self._is_requested = self._is_signalled = self.is_parking = True
         self._forced_code = forced_code
         self._begin()
 

@@ -162,9 +162,14 @@ def _known(times: Iterable[float | None]) -> list[float]:
     return [time for time in times if time is not None]
 
 
+def is_users(key: StreamKey) -> bool:
+    """Whether a stream is the user's, not one that the library keeps beside them."""
+    return bool(key) and not key[0].startswith("@")
+
+
 def in_order(parts: Mapping[StreamKey, Progress]) -> list[StreamKey]:
     """The users' streams: those on the run's list by their position, then the others."""
-    keys = [key for key in parts if key and not key[0].startswith("@")]
+    keys = [key for key in parts if is_users(key)]
     listed = [key for key in keys if parts[key].position is not None]
     listed.sort(key=lambda key: parts[key].position or 0)
     return [*listed, *(key for key in keys if parts[key].position is None)]

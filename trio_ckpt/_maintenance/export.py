@@ -21,6 +21,7 @@ import attrs
 from .._journal.history import LiveRecords, stored_pages
 from .._journal.record import Output, Record, Seal, decode_record, utc_now
 from .._journal.store import RunKey, Store, StoredRecord, StreamView
+from .._journal.summary import is_users
 from .._util.arguments import path_text
 from .._util.errors import ArchiveError, OutputError, StoreDamagedError
 from .._util.plain import encode_key
@@ -41,8 +42,8 @@ class ExportSummary:
         path: The archive, absolute.
         run_id: The run in the store: the exported or the imported one.
         generation: Its generation there.
-        streams: The number of streams.
-        records: The number of records, of all streams.
+        streams: The number of the user's streams.
+        records: The number of their records.
         outputs: The number of output files.
         size_bytes: Size of the archive.
         created_at: When it was exported, ISO 8601, UTC.
@@ -62,12 +63,13 @@ def summarize_archive(
     path: str, run: RunKey, manifest: Manifest, *, outputs: int, size_bytes: int
 ) -> ExportSummary:
     """Sum up an archive with this manifest, and where its run is in a store."""
+    users = [part for part in manifest.streams if is_users(part.key)]
     return ExportSummary(
         path=path,
         run_id=run.run_id,
         generation=run.generation,
-        streams=len(manifest.streams),
-        records=manifest.records,
+        streams=len(users),
+        records=sum(part.records for part in users),
         outputs=outputs,
         size_bytes=size_bytes,
         created_at=manifest.created_at,

@@ -84,7 +84,7 @@ class Run:
         It may be called from any task, any thread and any signal handler, more than once; on a
         run that has ended it has no effect.
         """
-        self._open_run.stop.ask()  # a second signal forces; a second call changes nothing
+        self._open_run.stop.ask()
 
     # -- streams ----------------------------------------------------------------------------
 
