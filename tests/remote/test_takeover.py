@@ -18,15 +18,17 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tests.remote import functions
 from tests.remote.functions import seen
 from tests.remote.kills import AIMED_STEPS, Cast
-from tests.remote.samples import open_pair
+from tests.remote.samples import hello, open_pair
 from tests.remote.site import SECRET, F, Site, open_site, until
 from tests.remote.wires import MemorySocket, socket_pair
 from trio_ckpt.remote import read_task
 from trio_ckpt.remote._client import open_client
+from trio_ckpt.remote._foreman.foreman import Foreman
 from trio_ckpt.remote._wire.errors import ConnectionLostError
 from trio_ckpt.remote._wire.link import Link
 from trio_ckpt.remote._wire.message import Heartbeat, MessageKind
 from trio_ckpt.remote._wire.protocol import Connection
+from trio_ckpt.remote._wire.tables import PeerRole
 from trio_ckpt.stores import MemoryStore
 
 
@@ -161,6 +163,24 @@ async def test_a_side_that_stays_silent_is_given_up(autojump_clock: MockClock) -
         await link.receive()
     assert link.is_silent
     assert trio.current_time() == pytest.approx(21, abs=0.1)
+
+
+async def test_a_worker_that_reconnects_in_the_same_moment_is_kept(
+    autojump_clock: MockClock,
+) -> None:
+    """A foreman that was stopped reads at once that a connection was lost, and the next HELLO."""
+    async with trio.open_nursery() as nursery:
+        foreman = Foreman(MemoryStore(), grace_s=10)
+        await foreman.begin(nursery)
+        (here, _), (there, _) = socket_pair(), socket_pair()
+        (lost, _), (link, _) = linked(here), linked(there)
+        worker = foreman.connect(hello(PeerRole.WORKER), lost)
+        foreman.disconnect(worker, lost, is_leaving=False)
+        assert foreman.connect(hello(PeerRole.WORKER), link) is worker
+        await trio.sleep(20)
+        assert list(foreman.pool.workers.values()) == [worker]
+        assert worker.link is link
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("kind", ["foreman", "worker", "client"])

@@ -222,11 +222,14 @@ class Foreman:
         elif link.is_silent or self._nursery is None:
             self._lose(worker, Lost.WORKER, at)
         else:
-            self._nursery.start_soon(self._wait_for, worker, at)
+            self._nursery.start_soon(self._wait_for, worker, worker.connections, at)
 
-    async def _wait_for(self, worker: WorkerHandle, at: float) -> None:
-        """Give a worker time to reconnect."""
-        connections = worker.connections
+    async def _wait_for(self, worker: WorkerHandle, connections: int, at: float) -> None:
+        """Give a worker time to reconnect.
+
+        `connections` is counted when the connection is lost.  This task may begin only after the
+        worker has reconnected; counted here, the new connection would pass for the lost one.
+        """
         await sleep_awake(self.grace_s if worker.leases else 0)
         if worker.connections == connections:
             self._lose(worker, Lost.WORKER, at)
