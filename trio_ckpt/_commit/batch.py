@@ -216,7 +216,7 @@ class Batch(Generic[T]):
             return False
         if self._calls is not None:
             check_awaited(self)
-        paths = outputs if type(outputs) is tuple else several("outputs", outputs, "paths")
+        paths = several("outputs", outputs, "paths")
         if last is not False and flag("last", last):
             self._host.check_last(self)
         if cursor is not UNSET:

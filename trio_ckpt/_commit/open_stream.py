@@ -32,11 +32,7 @@ from .._tokens.token import (
     move,
 )
 from .._util.arguments import several, whole_number
-from .._util.errors import (
-    BatchFailedError,
-    describe_batch,
-    leaves_of,
-)
+from .._util.errors import BatchFailedError, describe_batch, leaves_of
 from .._util.log import Place, at, get_logger
 from .._util.portal import Portal
 from .._util.text import one_line
