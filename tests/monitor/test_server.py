@@ -17,7 +17,7 @@ import trustme
 from tests.hangs import HANG_S
 from tests.monitor.client import SECRET, Client, events, serving
 from tests.opening import begin
-from trio_ckpt import Run
+from trio_ckpt._runs.open_run import OpenRun
 from trio_ckpt._tokens.registry import touch
 from trio_ckpt.monitor import _server
 from trio_ckpt.monitor._guard import REQUEST_TIMEOUT_S
@@ -249,10 +249,10 @@ async def test_an_error_of_the_monitor_itself_shows_no_details(
     async with begin() as run:
         async with serving(run) as (client, _):
 
-            def broken(self: Run) -> Any:
+            def broken(self: OpenRun) -> Any:
                 raise ZeroDivisionError("a secret detail in /some/path")
 
-            monkeypatch.setattr(Run, "peek", broken)
+            monkeypatch.setattr(OpenRun, "view", broken)
             reply = await client.get("/api/runs")
             monkeypatch.undo()
             assert (reply.status, reply.code) == (500, "internal")

@@ -248,9 +248,9 @@ class PendingCommit:
 
     def wake(self) -> None:
         """Wake the task that waits; called again where `end` was interrupted."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
+        if self._task is not None:
+            # One statement: an interrupt between two would lose the task, or wake it twice.
+            self._task = trio.lowlevel.reschedule(self._task)
 
 
 def refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:

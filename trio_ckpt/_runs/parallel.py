@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Generic, TypeVar, cast
 
 import trio
@@ -188,12 +188,15 @@ async def _work_on(
     gate: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
 ) -> Passed | Again:
     raised: Exception | None = None
+    working: object = None
     try:
         working = cast("object", handler(batch))
         if not isinstance(working, Awaitable):
             raise TypeError(f"handler must be an async function: it returned {shown(working)}")
         await working
     except BaseException as error:
+        if isinstance(working, Coroutine):
+            working.close()  # an interrupt may come before it is awaited
         left_by = exit_of(error)
         is_attempt = left_by is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
