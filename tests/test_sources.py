@@ -15,10 +15,10 @@ UNSAFE = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}  # n
 
 # Modules that are imported by a name that is no constant, and where the name comes from.
 BY_NAME = {
+    "_util/lazy.py": "the tables of public names in the package's own __init__ files",
     "cli/_app.py": "the table of commands",
     "outputs/_schema.py": "two names in that file",
     "remote/_worker/work.py": "the command line of the worker, which lists what may run",
-    "state/__init__.py": "a constant",
     "state/_arrays/compress.py": "the table of compressors",
     "state/_arrays/frameworks.py": "the table of frameworks",
 }

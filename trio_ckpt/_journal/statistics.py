@@ -166,7 +166,7 @@ class RunStatistics(msgspec.Struct, frozen=True):
         current_phase: The newest phase that is not complete.
         streams: How many streams have each status.
         groups: How many groups have each status; a group is all streams with one first part.
-        confirmed, skipped, left, in_flight: Sums over all streams, see `StreamStatistics`; `left`
+        confirmed, skipped, left, in_flight: Sums over all streams, see `StreamStatistics`; ``left``
             is None where it is not known for a stream.
         failing: How many batches failed and may run again.
         records, totals, spent, saved, adopted: Sums over all streams, see `StreamStatistics`.
