@@ -30,6 +30,8 @@ napoleon_use_rtype = False
 
 # No other project's inventory is fetched, so that the pages build without a network: a name
 # of another library is text, not a link.  Names of ours that are not public are text, too.
+# Several attributes on one line ("confirmed, left: ...") are taken for names of other classes.
+suppress_warnings = ["ref.python"]
 nitpick_ignore_regex = [
     ("py:class", r"AbstractAsyncContextManager"),
     (r"py:.*", r"(collections|contextlib|datetime|enum|os|pathlib|ssl|typing|types)\..*"),
