@@ -98,6 +98,11 @@ class FileLock:
             with explain(self.path, "marking the lock"):
                 fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_WRLCK))
 
+    def unmark(self) -> None:
+        """Take back what `mark` shows."""
+        if sys.platform == "linux":
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
+
     def is_marked(self) -> bool:
         """Return whether another process marked it; takes no lock.
 
@@ -113,8 +118,7 @@ class FileLock:
     def release(self) -> None:
         """Unlock it (also for a child that shares the open file) and close it."""
         try:
-            if sys.platform == "linux":
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
+            self.unmark()
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         finally:
             self.close()
@@ -154,6 +158,7 @@ class RunLock:
         """Release the run."""
         try:
             with suppress(OSError):  # the note is for people; without the mark it is not read
+                self.run.unmark()  # first: a run that is marked has a note
                 os.ftruncate(self.run.fd, 0)
         finally:
             self.run.release()
@@ -231,11 +236,12 @@ def read_owner(folder: Path, run_id: str) -> Owner | None:
         except FileNotFoundError:
             return None  # no process ever locked it
         try:
-            if not lock.is_marked():
-                return None
-            owner = _read_note(lock)
-            if owner is not None or not lock.is_marked():
-                return owner  # else it was released while the note was read
+            for _ in range(NOTE_READS):
+                if not lock.is_marked():
+                    return None
+                owner = _read_note(lock)
+                if owner is not None:
+                    return owner  # else it was released while the note was read, or taken again
             written_at = os.fstat(lock.fd).st_mtime
         finally:
             lock.close()
