@@ -3,9 +3,10 @@
     python -m benchmarks [--only tokens,steps,...] [--quick] [--json FILE]
 
 Machines are noisy, so a figure alone says little: every section measures its controls in turns
-with ours and speaks of ratios. A section is a module with ``measure(options) -> Section``, entered
-in `benchmarks.__main__`; what its figures should be stands in `benchmarks.targets` alone. None of
-this is a test; a target that is not met is printed so.
+with ours (`state` measures most of them once, first) and speaks of ratios. A section is a module
+with ``measure(options) -> Section``, entered in `benchmarks.__main__`; what its figures should be
+stands in `benchmarks.targets` alone. None of this is a test; a target that is not met is printed
+so.
 """
 
 import statistics

@@ -138,11 +138,11 @@ def main() -> None:
         if arguments.json is not None:
             report = {**msgspec.to_builtins(run), "quick": options.is_quick, "figures": figures}
             arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    if failed:
+        sys.exit(f"sections that failed: {', '.join(failed)}")
     if arguments.keep:
         keep_run(run)
         print("\nkept; python docs/diagrams.py shows it")
-    if failed:
-        sys.exit(f"sections that failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The crawl with two kills, by our crawler and by the peers; see benchmarks.crawl_kills."""
 
+import math
 import tempfile
 from pathlib import Path
 
 import attrs
 
-from benchmarks import Found, Options, Section
+from benchmarks import Found, Options, Section, best
 from benchmarks.crawl_kills import (
     CrawlFigures,
     crawler_command,
@@ -30,8 +31,8 @@ def crawl(name: str, options: Options) -> CrawlFigures:
 
 
 def first_fetch_s(figures: CrawlFigures) -> float:
-    """The slowest start of a crawl, to its first fetch."""
-    return max(each for each in (*figures.first_fetch_s, 0.0) if each is not None)
+    """The slowest start of a crawl, to its first fetch; infinite where none was made."""
+    return max((each for each in figures.first_fetch_s if each is not None), default=math.inf)
 
 
 def judge(found: dict[str, CrawlFigures]) -> dict[str, Found]:
@@ -48,6 +49,7 @@ def judge(found: dict[str, CrawlFigures]) -> dict[str, Found]:
         "crawl with two kills: pages never fetched, lost, repeated, torn": Found(wrong, site),
         "crawl: repeated requests of a kill": Found(ours.extra_fetches / max(1, ours.kills), site),
         "crawl: start to the first fetch": Found(first_fetch_s(ours), site, starts),
+        "crawl: pages/s": Found(ours.pages_per_s, site, best(rates, "/s")),
     }
     for name, rate in rates.items():
         rows[f"crawl: pages/s against {name}"] = Found(ours.pages_per_s / rate, f"{rate:,.0f}/s")

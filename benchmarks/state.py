@@ -20,6 +20,7 @@ import attrs
 
 from benchmarks import MIB, Found, Options, Section, best, median, median_ratio
 from benchmarks.peers import PEERS_FOLDER, ensure_environment
+from benchmarks.state_ours import SMALL_ARRAYS
 
 SIZE_MIB = 256
 QUICK_SIZE_MIB = 8
@@ -117,11 +118,10 @@ def need_room(folder: Path, mib: int) -> None:
 
 @attrs.define
 class Report:
-    """The lines, figures, rows of the table and peers so far."""
+    """The lines, figures and peers so far."""
 
     figures: Figures = attrs.field(factory=dict)
     lines: list[str] = attrs.field(factory=list)
-    found: dict[str, Found] = attrs.field(factory=dict)
     peers: list[str] = attrs.field(factory=list)
 
     def control(self, name: str) -> str:
@@ -221,15 +221,15 @@ def add_restores(report: Report, folder: Path, mib: int, rounds: int, chains: Ch
 
 
 def add_small(report: Report, folder: Path, rounds: int) -> None:
-    """Many small arrays, one changed, at two sizes ten times apart: does the cost of each grow?"""
+    """Many small arrays, one changed, at two sizes ten times apart."""
     found = report.figures["small arrays"] = ours("small", folder, rounds=4 * rounds)
     shutil.rmtree(folder)
-    head = f"{'small arrays, CPU ms':<30} {'save':>8} {'pickle':>8} {'us each':>8}"
+    head = f"{'small arrays, ms':<30} {'save':>8} {'CPU':>8} {'pickle':>8} {'CPU us each':>12}"
     report.lines += ["", head]
     for count, of_count in found.items():
-        save, pickled = median(of_count["save_ms"]), median(of_count["pickle_ms"])
-        each = save / int(count) * 1000
-        report.lines.append(f"{count:<30} {save:>8.1f} {pickled:>8.1f} {each:>8.1f}")
+        save, cpu = median(of_count["save_ms"]), median(of_count["cpu_ms"])
+        pickled, each = median(of_count["pickle_ms"]), cpu / int(count) * 1000
+        report.lines.append(f"{count:<30} {save:>8.1f} {cpu:>8.1f} {pickled:>8.1f} {each:>12.1f}")
 
 
 def add_lag(report: Report, folder: Path, mib: int, rounds: int) -> None:
@@ -266,9 +266,27 @@ def judge(report: Report) -> dict[str, Found]:
         report.control("xxh3_128"),
         report.best_peer("0%", "stall_ms"),
     )
+    for share, changed in (("1%", "1 %"), ("100%", "all")):
+        found[f"stall of a save by hashes, {changed} changed"] = Found(
+            of_saves("hash", share, "stall_ms"),
+            report.control("xxh3_128"),
+            report.best_peer(share, "stall_ms"),
+        )
+    changed_bytes = report.figures["pages"]["changed_bytes"]
     found["bytes of a save, 1 % changed"] = Found(
-        of_saves("pages", "1%", "mib") * MIB / report.figures["pages"]["changed_bytes"],
-        f"{report.figures['pages']['changed_bytes'] / MIB:.2f} MiB",
+        of_saves("pages", "1%", "mib") * MIB / changed_bytes, f"{changed_bytes / MIB:.2f} MiB"
+    )
+    found["size of a save by hashes, 1 % changed"] = Found(
+        of_saves("hash", "1%", "mib"), f"{changed_bytes / MIB:.2f} MiB"
+    )
+    few, many = SMALL_ARRAYS
+    small = {count: report.figures["small arrays"][str(count)] for count in SMALL_ARRAYS}
+    found[f"save of {many:,} small arrays, one changed"] = Found(
+        median(small[many]["save_ms"]), f"{median(small[many]['pickle_ms']):.1f} ms"
+    )
+    each = {count: median(small[count]["cpu_ms"]) / count * 1000 for count in SMALL_ARRAYS}
+    found[f"CPU of a small array: {many:,} arrays against {few}"] = Found(
+        each[many] / each[few], f"{each[few]:.1f} us"
     )
     for name in CHAINS:
         of_chain = report.figures[f"{name} deltas"]

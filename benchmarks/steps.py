@@ -142,9 +142,12 @@ def judge(rounds: Rounds, peers: Peers) -> dict[str, Found]:
         "CPU of a batch: 1,000 streams against 100": Found(
             median_ratio(cpu_us[many], cpu_us[few]), f"{median(cpu_us[few]):,.0f} us"
         ),
-        "database of a batch, 1 loop": Found(
-            rounds.middle(1).bytes_each, f"{ROW_BYTES} bytes and its key"
-        ),
+        **{
+            f"database of a batch, {loops} loop{'s' if loops > 1 else ''}": Found(
+                rounds.middle(loops).bytes_each, f"{ROW_BYTES} bytes and its key"
+            )
+            for loops in LOOPS
+        },
     }
 
 

@@ -63,6 +63,8 @@ ROWS = (
     Row("steps", "1,000 streams", "x", 4, "raw SQLite commits", at_least=True),
     Row("steps", "CPU of a batch: 1,000 streams against 100", "x", MAX_GROWTH, "100 streams"),
     Row("steps", "database of a batch, 1 loop", "bytes", 100, "a raw SQLite row"),
+    Row("steps", "database of a batch, 8 loops", "bytes", 100, "a raw SQLite row"),
+    Row("steps", "database of a batch, 64 loops", "bytes", 100, "a raw SQLite row"),
     Row("start", "import beyond trio", "ms", 60, "import trio"),
     Row("start", "peak memory of a small run", "MB", 33, "a process that imports trio"),
     Row("maps", "map_tasks: trivial items against Dask", "x", 1, "a process pool", "Dask",
@@ -82,6 +84,9 @@ ROWS = (
     Row("answers", "ls", "x", 2, "import trio"),
     Row("answers", "show", "x", 2, "import trio"),
     Row("answers", "explain", "x", 2, "import trio"),
+    Row("answers", "ls of 1,000,000 batches", "s", 0.3, "import trio"),
+    Row("answers", "show of 1,000,000 batches", "s", 0.3, "import trio"),
+    Row("answers", "explain of 1,000,000 batches", "s", 0.3, "import trio"),
     Row("json", "json store, 1 loop", "x", 3, "append and fsync"),
     Row("json", "json store, 1 loop, against sqlite", "x", 1.5, "the SQLite store"),
     Row("json", "json store, the last saves against the first", "x", 1.5, "the first saves"),
@@ -111,7 +116,12 @@ ROWS = (
     Row("state", "total of a save by dirty pages, all changed", "ms", 260,
         "write and fsync of all", STATE_PEERS),
     Row("state", "stall of a save by hashes, nothing changed", "x", 1.2, "xxh3", STATE_PEERS),
+    Row("state", "stall of a save by hashes, 1 % changed", "ms", 18, "xxh3", STATE_PEERS),
+    Row("state", "stall of a save by hashes, all changed", "ms", 30, "xxh3", STATE_PEERS),
     Row("state", "bytes of a save, 1 % changed", "x", 1.2, "what changed"),
+    Row("state", "size of a save by hashes, 1 % changed", "MiB", 3, "what changed"),
+    Row("state", "save of 2,000 small arrays, one changed", "ms", 15, "pickling all"),
+    Row("state", "CPU of a small array: 2,000 arrays against 200", "x", MAX_GROWTH, "200 arrays"),
     Row("state", "restore over 1 delta", "x", 1.3, "a plain read", STATE_PEERS),
     Row("state", "restore over 50 deltas", "x", 1.5, "a plain read", STATE_PEERS),
     Row("state", "restore over 500 deltas", "x", 2, "a plain read", STATE_PEERS),
@@ -123,6 +133,8 @@ ROWS = (
         "the site's own count", CRAWLERS),
     Row("crawl", "crawl: repeated requests of a kill", "requests", 16, "the site's own count"),
     Row("crawl", "crawl: start to the first fetch", "s", 0.2, "the site's own count", CRAWLERS),
+    Row("crawl", "crawl: pages/s", "pages/s", 700, "the site's own count", CRAWLERS,
+        at_least=True),
     Row("crawl", "crawl: pages/s against Scrapy", "x", 2.5, "Scrapy", "Scrapy",
         at_least=True, needs_peers=True),
     Row("crawl", "crawl: pages/s against Crawlee", "x", 5, "Crawlee", "Crawlee",
@@ -156,6 +168,6 @@ def _verdict(row: Row, found: Found | None) -> str:
     met = "met" if row.is_met(found.value) else "NOT MET"
     peer = f"; {found.peer}" if found.peer else ""
     return (
-        f"  {met:<8} {row.name:<46} {found.value:>9,.4g} {row.target}"
+        f"  {met:<8} {row.name:<46} {found.value:>9,.5g} {row.target}"
         f" | {row.control}: {found.control}{peer}"
     )

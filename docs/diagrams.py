@@ -102,7 +102,7 @@ def performance_table(run: kept.Run | None = None) -> str:
             continue
         peer = found.peer or (f"{row.peer}: not measured" if row.peer else "")
         met = "met" if row.is_met(found.value) else "**not met**"
-        control, measured = f"{row.control}: {found.control}", f"{found.value:,.4g} {row.unit}"
+        control, measured = f"{row.control}: {found.control}", f"{found.value:,.5g} {row.unit}"
         rows.append([row.name, control, peer, measured, row.target, met])
     return "\n\n".join([_table(rows), _of_run(run)])
 

@@ -119,8 +119,24 @@ async def test_real_clock_is_left_alone() -> None:
     assert await run_blocking(threading.get_ident) != threading.get_ident()
 
 
+async def test_calls_begin_in_the_order_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "MAX_THREADS", 1)
+    release, begun = threading.Event(), list[int]()
+
+    def work(number: int) -> None:
+        begun.append(number)
+        release.wait()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(run_blocking, work, number)
+            await trio.testing.wait_all_tasks_blocked()
+        release.set()
+    assert begun == [0, 1, 2, 3, 4]
+
+
 async def test_calls_over_the_limit_wait_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They begin in the order they came; one that is cancelled before it began is not made."""
+    """One that is cancelled before it began is not made."""
     monkeypatch.setattr(threads, "MAX_THREADS", 2)
     release, begun, scope = threading.Event(), list[int](), trio.CancelScope()
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.hangs import HANG_S
 from tests.state.arrays.test_dirty_pages import ComparingKernel
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena, ArenaClosedError
@@ -393,7 +394,23 @@ def test_a_capture_larger_than_the_arena_is_packed_to_make_room() -> None:
     assert small.used_bytes == 0
 
 
-def test_a_capture_waits_for_room_that_another_save_gives_back() -> None:
+def start_to_wait(thread: threading.Thread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a thread, and return when it waits for a condition."""
+    waits, real = threading.Event(), threading.Condition.wait
+
+    def wait(condition: threading.Condition, timeout: float | None = None) -> bool:
+        if threading.current_thread() is thread:
+            waits.set()  # the lock is held until it waits
+        return real(condition, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", wait)
+    thread.start()
+    assert waits.wait(HANG_S)
+
+
+def test_a_capture_waits_for_room_that_another_save_gives_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     small = Arena(2 * SLAB_BYTES)
     others = [small.reserve(), small.reserve()]
     data = noise(12, 3 * SLAB_BYTES)
@@ -401,9 +418,7 @@ def test_a_capture_waits_for_room_that_another_save_gives_back() -> None:
     waiter = threading.Thread(
         target=packer.add, args=(0, Capture(buffer_of(data), None, UNWATCHED))
     )
-    waiter.start()
-    waiter.join(0.05)
-    assert waiter.is_alive()
+    start_to_wait(waiter, monkeypatch)
     for slab in others:
         slab.release()
     waiter.join()
@@ -485,7 +500,7 @@ def test_an_arena_is_bounded_and_reuses_its_memory() -> None:
     assert arena.used_bytes == 0
 
 
-def test_closing_an_arena_wakes_who_waits() -> None:
+def test_closing_an_arena_wakes_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     arena = Arena(SLAB_BYTES)
     slab = arena.reserve()
     memory = arena.memory(slab.offset, SLAB_BYTES)
@@ -497,12 +512,10 @@ def test_closing_an_arena_wakes_who_waits() -> None:
         except ArenaClosedError as error:
             ends.append(str(error))
 
-    waiter = threading.Thread(target=wait)
-    waiter.start()
-    waiter.join(0.05)
-    assert waiter.is_alive()
+    waiter = threading.Thread(target=wait, daemon=True)
+    start_to_wait(waiter, monkeypatch)
     arena.close()
-    waiter.join()
+    waiter.join(HANG_S)
     assert ends == ["the staging arena is closed"]
     memory[:] = 1  # the last one out keeps the memory
     slab.release()

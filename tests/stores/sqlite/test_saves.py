@@ -239,6 +239,39 @@ async def test_a_bad_record_late_in_a_large_group_is_the_only_one_refused(folder
         assert database.execute("SELECT count(*) FROM log").fetchone() == (MAX_ROWS + 3,)
 
 
+GROUPS = {
+    "one stream": chain(A, 2, 4),
+    "two by turns": [*chain(A, 2, 2), *chain(B, 2, 2), *chain(A, 3, 3), *chain(B, 3, 3)],
+    "a gap": [*chain(A, 2, 2), *chain(A, 4, 5)],
+    "one twice": [*chain(A, 2, 2), *chain(A, 2, 2), *chain(B, 2, 2)],
+    "a new stream": [*chain(A, 2, 2), *chain('["new"]', 1, 2)],
+    "a bad value": [*chain(A, 2, 2), Checkpoint(B, 2, "no bytes")],  # type: ignore[arg-type]
+    "a bad value between": [Checkpoint(A, 2, "no bytes"), *chain(A, 3, 3), *chain(B, 2, 2)],  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+async def test_a_group_in_one_piece_is_saved_as_record_by_record(
+    folder: Path, group: list[Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for way in ("in one piece", "record by record"):
+        if way == "record by record":
+            monkeypatch.setattr(writer.SqliteWriter, "_append_together", lambda *_: {})
+        store = await SqliteStore.open(folder / way)
+        async with store.lock_run("run") as owner:
+            run = RunKey("run", 0, owner)
+            await store.save(run, [*chain(A, 1, 1), *chain(B, 1, 1)])
+            outcomes = [repr(outcome) for outcome in await store.save(run, group)]
+            saved = [await _saved(store, stream) for stream in (A, B)]
+            found.append((outcomes, saved, await heads(store)))
+        await store.aclose()
+        with closing(sqlite3.connect(folder / way / "state.db")) as database:
+            rows = "SELECT id, stream, sequence, prev, payload FROM log ORDER BY id"
+            found[-1] += (database.execute(rows).fetchall(),)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("taken", [A, B])
 async def test_a_group_behind_a_second_writer_saves_nothing(folder: Path, taken: str) -> None:
     store, intruder = await SqliteStore.open(folder), await SqliteStore.open(folder)
