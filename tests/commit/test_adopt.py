@@ -12,10 +12,12 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 
 from tests.opening import begin
-from trio_ckpt import Frontier, Output, OutputClaimedError, Status
+from trio_ckpt import Batch, Frontier, Output, OutputClaimedError, Status, run_batches
 from trio_ckpt._commit.adopt import RECORDS_PER_SAVE, adopt_outputs
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.outputs import RawCheck
 from trio_ckpt.stores import MemoryStore
@@ -262,3 +264,33 @@ async def test_what_is_not_below_the_folder_is_not_found(
 ) -> None:
     async with begin("memory:", output_dir=tmp_path) as run, run.open_stream("s") as stream:
         assert await stream.rescan(path_of, total=1, adopt_outputs=True) == []
+
+
+async def test_a_batch_gives_back_only_names_that_it_owns(tmp_path: Path) -> None:
+    """An adopted name that another batch has confirmed after a redo stays that batch's."""
+    folder, store = tmp_path / "out", MemoryStore()
+    await write_pages(MemoryStore(), folder, 2)
+    async with begin(store, output_dir=folder) as run, run.open_stream("s") as stream:
+        await stream.rescan(path_of, total=2, adopt_outputs=True)
+        await stream.redo([0, 1], reason="again")
+        await run_batches(stream, range(2), swap_names, concurrency=2)
+        owners = open_run_of(run).path_owners
+        assert {owners.get(path_of(index)) for index in range(2)} == {('["s"]', 1), None}
+        assert owners.get("other.json") == ('["s"]', 0)
+
+
+async def swap_names(batch: Batch[int]) -> None:
+    """Batch 1 takes the name that batch 0 had, before that is confirmed under another one."""
+    await trio.sleep(0 if batch.index else 0.01)
+    await batch.write_json("other.json" if batch.index == 0 else path_of(0), {"page": 0})
+    batch.complete()
+
+
+async def test_adopted_names_are_kept_in_little_memory(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    await write_pages(MemoryStore(), folder, 3)
+    async with begin(MemoryStore(), output_dir=folder) as run, run.open_stream("s") as stream:
+        await stream.rescan(path_of, total=3, adopt_outputs=True)
+        owners = open_run_of(run).path_owners
+        assert owners._count == 3
+        assert list(owners._held) == ["manifest.json"]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from trio_ckpt.remote._wire import frames, message, protocol
+from trio_ckpt.remote._wire import frames, message, protocol, submission
 from trio_ckpt.remote._wire.codec import MESSAGES
 from trio_ckpt.remote._wire.faults import FAULTS
 from trio_ckpt.remote._wire.job_messages import JobOptions
@@ -112,7 +112,7 @@ def test_the_table_of_tasks() -> None:
 
 @pytest.mark.parametrize("row", table("limit"), ids=lambda row: row[0])
 def test_a_limit_is_as_the_code_has_it(row: list[str]) -> None:
-    modules = (message, frames, protocol)
+    modules = (message, frames, protocol, submission)
     assert {vars(module)[row[0]] for module in modules if row[0] in vars(module)} == {int(row[1])}
 
 

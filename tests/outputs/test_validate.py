@@ -302,6 +302,9 @@ def test_a_schema_that_refers_to_itself_is_refused() -> None:
     assert "without end" in refuse({"$ref": "#"}, {}).reason
 
 
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
+
+
 @pytest.mark.parametrize(
     ("schema", "value"),
     [
@@ -309,6 +312,17 @@ def test_a_schema_that_refers_to_itself_is_refused() -> None:
         ({"$defs": {"a": {"pattern": r"^\D+$"}}, "$ref": "#/$defs/a"}, "\u0663"),
         ({"patternProperties": {r"\d": False}}, {"\u0663": 1}),
         ({"multipleOf": 0.1}, 0.3),
+        ({"$schema": DRAFT_7, "not": {"contentMediaType": "application/json"}}, "a"),
+        ({"$schema": DRAFT_7, "oneOf": [{"type": "string"}, {"contentEncoding": "base64"}]}, "a"),
+        ({"not": {"dependencies": {"a": ["b"]}}}, {"a": 1}),
+        (
+            {
+                "$schema": "https://json-schema.org/draft/2019-09/schema",
+                "additionalProperties": {"type": "string"},
+                "unevaluatedProperties": False,
+            },
+            {"a": "x"},
+        ),
         ({"$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}, "items": {"$ref": "#/$defs/a"}}, [1]),
     ],
 )

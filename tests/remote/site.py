@@ -41,6 +41,7 @@ class Site:
     foreman: Foreman | None = None
     sockets: dict[str, MemorySocket] = attrs.field(factory=dict[str, MemorySocket])
     latency_s: float = 0.0
+    terms: Terms = attrs.field(factory=lambda: Terms(SECRET))
     cut_off: set[str] = attrs.field(factory=set[str])
     workers: dict[str, Worker] = attrs.field(factory=dict[str, Worker])
     _scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope])
@@ -106,7 +107,7 @@ class Site:
 
     async def _serve(self, foreman: Foreman, socket: MemorySocket, name: str) -> None:
         async with closing(socket):
-            await serve_peer(foreman, Terms(SECRET), socket, name)
+            await serve_peer(foreman, self.terms, socket, name)
 
     async def start_worker(
         self, name: str, *, slots: int = 1, allow: tuple[str, ...] = ALLOW, **settings: Any

@@ -10,12 +10,14 @@ from trio.testing import MockClock
 from tests.remote.site import F, open_site
 from trio_ckpt import remote
 from trio_ckpt.abc import Checkpoint, RunKey
+from trio_ckpt.remote._foreman import peers
 from trio_ckpt.remote._foreman.store_proxy import StoreProxy
 from trio_ckpt.remote._wire.codec import decode_message, encode_message
 from trio_ckpt.remote._wire.job_messages import (
     AttachJob,
     ControlReply,
     JobDone,
+    JobItems,
     JobOptions,
     JobRefused,
     JobResult,
@@ -130,3 +132,36 @@ async def test_modules_that_do_not_fit_are_refused_at_once() -> None:
     names = [WIDE * 100 + f"{n}" for n in range(100)]
     with pytest.raises(ValueError, match="allow must have at most 32,768 bytes"):
         await remote.run_worker("ws://127.0.0.1:1", secret="s" * 16, allow=names)
+
+
+def send_as_another_client(client: remote.Client, job_id: str, item: str) -> None:
+    """Submit a job with one item, without the checks of our own client."""
+    client._session.send(SubmitJob(job_id, F + "echo", JobOptions(), 1))
+    client._session.send(JobItems(job_id, 0, [item]))
+
+
+TOO_LARGE = 8 * 2**20 - 40  # it fits into JOB_ITEMS, and into no assignment
+
+
+async def test_an_item_that_fits_into_no_assignment_is_refused(autojump_clock: MockClock) -> None:
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        await site.start_worker("a")
+        send_as_another_client(client, "job-large", "x" * TOO_LARGE)
+        await trio.sleep(1)
+        with pytest.raises(remote.JobRefusedError, match="there is no job"):
+            await client.attach("job-large")
+        assert await client.map(F + "echo", ["y"]) == ["y"]
+
+
+async def test_an_item_that_cannot_be_assigned_fails_its_job_alone(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of a job that was stored by an older foreman."""
+    monkeypatch.setattr(peers, "MAX_VALUE_BYTES", 2**30)
+    async with open_site(MemoryStore()) as site, site.client() as client:
+        await site.start_worker("a")
+        send_as_another_client(client, "job-large", "x" * TOO_LARGE)
+        await trio.sleep(1)
+        with pytest.raises(remote.RemoteError, match="over its limit"):
+            await client.attach("job-large")
+        assert await client.map(F + "echo", ["y"]) == ["y"]

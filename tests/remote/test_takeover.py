@@ -24,6 +24,7 @@ from tests.remote.wires import MemorySocket, socket_pair
 from trio_ckpt.remote import read_task
 from trio_ckpt.remote._client import open_client
 from trio_ckpt.remote._foreman.foreman import Foreman
+from trio_ckpt.remote._foreman.peers import Terms
 from trio_ckpt.remote._wire.errors import ConnectionLostError
 from trio_ckpt.remote._wire.link import Link
 from trio_ckpt.remote._wire.message import Heartbeat, MessageKind
@@ -163,6 +164,17 @@ async def test_a_side_that_stays_silent_is_given_up(autojump_clock: MockClock) -
         await link.receive()
     assert link.is_silent
     assert trio.current_time() == pytest.approx(21, abs=0.1)
+
+
+async def test_an_idle_worker_keeps_to_a_short_silence(autojump_clock: MockClock) -> None:
+    """Its writer slept by the default when WELCOME said how often to send something."""
+    async with open_site(MemoryStore()) as site:
+        site.terms = Terms(SECRET, heartbeat_s=0.25, silence_s=1)
+        await site.start_worker("a")
+        assert site.foreman is not None
+        (worker,) = site.foreman.pool.workers.values()
+        await trio.sleep(60)
+        assert worker.connections == 1
 
 
 async def test_a_worker_that_reconnects_in_the_same_moment_is_kept(

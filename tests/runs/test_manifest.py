@@ -7,10 +7,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from tests.opening import begin
 from trio_ckpt import OutputClaimedError, Run, StoreError, open_maintenance
@@ -390,6 +393,34 @@ async def test_thousands_of_outputs_are_written_page_by_page(tmp_path: Path) -> 
             batch.complete()
     (entry,) = read(tmp_path)["streams"]
     assert [output["batch"] for output in entry["outputs"]] == [1_049, 20, 0]
+
+
+class SlowStore(MemoryStore):
+    """Each save takes `delay_s` seconds of trio's clock."""
+
+    delay_s = 0.0
+
+    async def save(self, *args: Any, **named: Any) -> Any:
+        await trio.sleep(self.delay_s)
+        return await super().save(*args, **named)
+
+
+async def test_a_run_left_during_a_rewind_leaves_no_manifest(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The rewind ends first; the manifest would count what it takes back."""
+    store = SlowStore()
+    async with trio.open_nursery() as outside:
+        async with begin(store, output_dir=tmp_path) as run:
+            await work(run, "a", count=3)
+            store.delay_s = 5
+            outside.start_soon(partial(run.rewind, ("a",), to=0, reason="again"))
+            await trio.sleep(1)
+    assert not (tmp_path / "manifest.json").exists()
+    async with begin(store, output_dir=tmp_path) as run:
+        async with run.open_stream("a") as stream:
+            left = [batch.index async for batch in stream.batches(range(3)) if batch.complete()]
+    assert left == [1, 2]
 
 
 def test_complete_is_all_that_has_begun() -> None:

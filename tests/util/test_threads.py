@@ -9,6 +9,7 @@ import time
 from functools import partial
 
 import pytest
+import sniffio
 import trio
 import trio.testing
 from trio.testing import MockClock
@@ -332,3 +333,13 @@ async def test_inline_calls_keep_the_order_they_came_in(autojump_clock: MockCloc
             for number in range(5):
                 nursery.start_soon(call, number)
     assert made == came
+
+
+async def test_no_async_library_runs_in_a_thread() -> None:
+    """As in a thread of `trio.to_thread`; under anyio the context names trio."""
+    token = sniffio.current_async_library_cvar.set("trio")
+    try:
+        with pytest.raises(sniffio.AsyncLibraryNotFoundError):
+            await run_blocking(sniffio.current_async_library)
+    finally:
+        sniffio.current_async_library_cvar.reset(token)

@@ -126,7 +126,8 @@ async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
     entries[0] = open_stream.stream_log, open_stream.introduce(entries[0][1])
     for start in range(0, len(entries), RECORDS_PER_SAVE):
         await open_stream.committer.save_all(entries[start : start + RECORDS_PER_SAVE])
-    for index in found:
+    for index, outputs in found.items():
+        open_stream.files.release(index, outputs)
         open_stream.settled(index)
     log.info(
         "%s: adopted %s by their outputs",

@@ -79,7 +79,7 @@ class Staged:
         "totals",
     )
 
-    def __init__(self) -> None:  # for each batch: that of attrs takes ten times as long
+    def __init__(self) -> None:  # for each batch: attrs would call a factory for each field
         self.outputs: dict[str, Output] = {}
         self.adopted: list[AnyPath] = []
         self.records = 0

@@ -25,10 +25,11 @@ changes it later.  The record of an attempt that is not confirmed has no state. 
 a snapshot of the attempt that is being saved: in the records a snapshot comes before the end of
 its attempt.
 
-**Encode** ends with bytes that are sealed for the next sequence number of the stream; those of a
-large record are a blob by then.  **Submit** follows without a schedule point between, so that no
-other record takes the number.  From here on nothing is abandoned: a cancelled loop waits, since
-nothing could tell it afterwards whether its batch was saved.
+**Encode** ends with the bytes of the record.  **Submit** seals them for the next sequence number of
+the stream, those of a large record as a blob, and queues them without a schedule point between
+the number and the queue, so that no other record takes the number.  From here on nothing is
+abandoned: a cancelled loop waits, since nothing could tell it afterwards whether its batch was
+saved.
 
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
 and fsynced, the record in the store, progress moved.

@@ -1,7 +1,7 @@
 """Which batch owns each output name of a run, in little memory.
 
 A name that is being written is kept as it is.  A confirmed one is never listed, only asked for,
-so a digest stands for it: with its owner it takes 24 bytes, where an entry of a dict takes 190.
+so a digest stands for it: an entry with its owner has 24 bytes, and one of a dict takes 190.
 96 bits tell names apart, so among a million names two are taken for one with a probability of
 10**-17.
 
@@ -18,7 +18,7 @@ import attrs
 
 SINK = -1  # stands for a batch index: an append file belongs to its stream
 
-Owner = tuple[str, int]  # a stream as text, and a batch
+PathOwner = tuple[str, int]  # a stream as text, and a batch
 
 _OWNER = struct.Struct("<Iq")  # the number of the stream, the batch
 _DIGEST_BYTES = 12
@@ -34,25 +34,25 @@ def _first_bucket() -> list[bytearray]:
 class PathOwners:
     """The owner of each output name; shared by all streams of a run."""
 
-    _held: dict[str, Owner] = attrs.field(factory=dict[str, Owner], init=False)
+    _held: dict[str, PathOwner] = attrs.field(factory=dict[str, PathOwner], init=False)
     _buckets: list[bytearray] = attrs.field(factory=_first_bucket, init=False)
     _unsplit: int = attrs.field(default=1, init=False)  # buckets when the splitting began
     _count: int = attrs.field(default=0, init=False)  # of confirmed names
     _streams: list[str] = attrs.field(factory=list[str], init=False)
     _numbers: dict[str, int] = attrs.field(factory=dict[str, int], init=False)  # of streams
 
-    def get(self, name: str) -> Owner | None:
+    def get(self, name: str) -> PathOwner | None:
         """The owner of a name; None: it has none."""
         digest = _digest(name)
         return self._held.get(name) or _find(self._bucket(digest), digest, self._streams)
 
-    def hold(self, name: str, owner: Owner) -> Owner:
+    def hold(self, name: str, owner: PathOwner) -> PathOwner:
         """Give a name to an owner unless it has one; returns the owner that it has."""
         digest = _digest(name)
         confirmed = _find(self._bucket(digest), digest, self._streams)
         return confirmed or self._held.setdefault(name, owner)
 
-    def confirm(self, name: str, owner: Owner) -> Owner:
+    def confirm(self, name: str, owner: PathOwner) -> PathOwner:
         """Give a name to a confirmed batch unless it has one; returns the owner that it has."""
         digest = _digest(name)
         bucket = self._bucket(digest)
@@ -67,15 +67,18 @@ class PathOwners:
                 self._split()
         return has or owner
 
-    def drop(self, name: str) -> None:
-        """Take a name from its owner."""
-        if self._held.pop(name, None) is None:
-            digest = _digest(name)
-            bucket = self._bucket(digest)
-            if (at := _position(bucket, digest)) != -1:
-                bucket[at : at + _ENTRY_BYTES] = bucket[-_ENTRY_BYTES:]
-                del bucket[-_ENTRY_BYTES:]
-                self._count -= 1
+    def drop(self, name: str, owner: PathOwner) -> None:
+        """Take a name from an owner, if it has it."""
+        if self._held.get(name) == owner:
+            del self._held[name]
+            return
+        digest = _digest(name)
+        bucket = self._bucket(digest)
+        if _find(bucket, digest, self._streams) == owner:
+            at = _position(bucket, digest)
+            bucket[at : at + _ENTRY_BYTES] = bucket[-_ENTRY_BYTES:]
+            del bucket[-_ENTRY_BYTES:]
+            self._count -= 1
 
     def _bucket(self, digest: bytes) -> bytearray:
         number = int.from_bytes(digest) % (2 * self._unsplit)
@@ -97,7 +100,7 @@ def _digest(name: str) -> bytes:
     return hashlib.blake2b(name.encode(), digest_size=_DIGEST_BYTES).digest()
 
 
-def _find(bucket: bytearray, digest: bytes, streams: list[str]) -> Owner | None:
+def _find(bucket: bytearray, digest: bytes, streams: list[str]) -> PathOwner | None:
     if (at := _position(bucket, digest)) == -1:
         return None
     number: int

@@ -366,7 +366,7 @@ class Redo:
         if self.outputs is not None and paths:
             await run_blocking(self.outputs.archive, paths, self._label)
             for path in paths:
-                self.path_owners.drop(path)
+                self.path_owners.drop(path, owner)
 
     async def _keep_tails(self, lines: dict[str, int]) -> None:
         """Copy the lines that are about to be cut off into the archive."""

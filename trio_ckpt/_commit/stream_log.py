@@ -249,7 +249,7 @@ class PendingCommit:
     def wake(self) -> None:
         """Wake the task that waits; called again where `end` was interrupted."""
         if self._task is not None:
-            # One statement: an interrupt between two would lose the task, or wake it twice.
+            # In one line: an error between two would lose the task, or wake it twice.
             self._task = trio.lowlevel.reschedule(self._task)
 
 

@@ -21,8 +21,8 @@ from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import AppendFile, OutputDir, Validator, check_found, check_outputs
-from .path_owners import SINK, Owner, PathOwners
-from .stream_log import StreamLog
+from .path_owners import SINK, PathOwner, PathOwners
+from .stream_log import Lines, StreamLog
 
 log = get_logger(__name__)
 
@@ -115,10 +115,10 @@ class StreamFiles:
         """
         self._check_owner(name, SINK, self.path_owners.hold(name, self._owner(SINK)))
 
-    def _owner(self, index: int) -> Owner:
+    def _owner(self, index: int) -> PathOwner:
         return self.stream_log.text, index
 
-    def _check_owner(self, name: str, index: int, has: Owner) -> None:
+    def _check_owner(self, name: str, index: int, has: PathOwner) -> None:
         if has != (self.stream_log.text, index):
             whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
             raise OutputClaimedError(
@@ -132,7 +132,7 @@ class StreamFiles:
             for output in kept:
                 self.path_owners.confirm(output.path, self._owner(index))
             for name in names.difference([output.path for output in kept]):
-                self.path_owners.drop(name)
+                self.path_owners.drop(name, self._owner(index))
 
     # -- what they hold -----------------------------------------------------------------------
 
@@ -157,7 +157,7 @@ class StreamFiles:
             return await run_blocking(self._write_first, name, data)
         except OutputExistsError:
             self._claimed[index].discard(name)
-            self.path_owners.drop(name)
+            self.path_owners.drop(name, self._owner(index))
             raise
 
     def _write_first(self, name: str, data: bytes) -> Output:
@@ -197,9 +197,7 @@ class StreamFiles:
 
     # -- append files -------------------------------------------------------------------------
 
-    async def open_sinks(
-        self, lines: Mapping[str, bytearray]
-    ) -> tuple[tuple[AppendFile, bytes], ...]:
+    async def open_sinks(self, lines: Mapping[str, bytearray]) -> Lines:
         """Open the append files that lines are staged for; returns them with their lines."""
         for name in lines:
             await self.open_sink(name)

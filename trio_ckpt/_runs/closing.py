@@ -15,7 +15,7 @@ async def close_run(
 ) -> BaseException | None:
     """End streams that are still open; returns the exception that leaves the run's block.
 
-    Their tasks have `grace_s` seconds to pass the gate.
+    Their tasks, and those that rewind a stream, have `grace_s` seconds to save what they do.
 
     Cancellation: none.
     """
@@ -30,9 +30,10 @@ async def close_run(
             run_id=run.run_id,
         )
         run.stop.cancel_streams(EXIT_DRAINED)
+    if table.opened or run.rewinding:
         with give_up_after(grace_s):
             version = registry.version
-            while table.opened:
+            while table.opened or run.rewinding:
                 version = await registry.wait_changed(version)
         for open_stream in tuple(table.opened.values()):
             open_stream.close()

@@ -231,14 +231,12 @@ async def _choose_generation(request: RunRequest, place: _Place) -> _Generation:
     change = compare_config(None if request.is_fresh else view, request)
     if view is None:
         return _Generation(0, None, change.fields, [])
-    if not (request.is_fresh or change.is_restart):
-        left = await left_to_archive(place.store, view)
-        return _Generation(view.generation, view, change.fields, left)
-    if not view.streams:  # nothing is saved in it, so it can be begun again as it is
-        left = await left_to_archive(place.store, view)
-        return _Generation(view.generation, None, change.fields, left)
-    left = await replaced_by_next(place.store, view)
-    return _Generation(view.generation + 1, None, change.fields, left)
+    is_new = request.is_fresh or change.is_restart
+    if is_new and view.streams:  # else nothing is saved in it, and it is begun again as it is
+        left = await replaced_by_next(place.store, view)
+        return _Generation(view.generation + 1, None, change.fields, left)
+    left = await left_to_archive(place.store, view)
+    return _Generation(view.generation, None if is_new else view, change.fields, left)
 
 
 async def _announce(request: RunRequest, place: _Place, generation: _Generation) -> ResumeReport:
@@ -321,7 +319,9 @@ async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseExcept
     """
     try:
         if run.outputs is not None:
-            contents = session.contents(run.parts())
+            # Copies: a record may still come while the manifest is being made.
+            parts = {key: progress.copy() for key, progress in run.parts().items()}
+            contents = session.contents(parts)
             session.metadata[WRITTEN] = await leave_manifest(
                 run.store, run.committer, contents, run.outputs, is_wanted=error is None
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Awaitable, Callable, Coroutine
+import inspect
+from collections.abc import Awaitable, Callable
+from inspect import CORO_CREATED
 from typing import Generic, TypeVar, cast
 
 import trio
@@ -195,8 +197,8 @@ async def _work_on(
             raise TypeError(f"handler must be an async function: it returned {shown(working)}")
         await working
     except BaseException as error:
-        if isinstance(working, Coroutine):
-            working.close()  # an interrupt may come before it is awaited
+        if inspect.iscoroutine(working) and inspect.getcoroutinestate(working) == CORO_CREATED:
+            working.close()  # an interrupt came before it was awaited
         left_by = exit_of(error)
         is_attempt = left_by is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):

@@ -38,7 +38,10 @@ class RunRequest:
 
     Attributes:
         config: The canonical configuration, without the excluded fields.
-        The others are those of `open_run`.
+        settings: `verify`, `redo_missing` and `retry_failed`.
+        is_fresh: `fresh`.
+        observers: `observe`.
+        The others have the names of `open_run`.
     """
 
     run_id: str

@@ -270,6 +270,7 @@ class Run:
             return await redo.rewind(to, reason)
         finally:
             run.rewinding.discard(key)
+            run.touch()
 
     # -- phases -------------------------------------------------------------------------------
 

@@ -9,13 +9,15 @@ from contextlib import nullcontext
 
 from .extras import needs_extra
 
+_NO_EXTRAS: Mapping[str, str] = {}
+
 
 def lazy_names(
     package: str,
     homes: Mapping[str, str],
     *,
     modules: Collection[str] = (),
-    extra: str | None = None,
+    extras: Mapping[str, str] = _NO_EXTRAS,
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """The `__getattr__` and the `__dir__` of a package that imports its public names lazily.
 
@@ -27,7 +29,8 @@ def lazy_names(
         homes: Each module of the package, and the names that are taken from it, with spaces
             between them.
         modules: Modules of the package that are attributes of it without an import of their own.
-        extra: The extra that some of the names need; None: none does.
+        extras: The modules of `homes` that need an extra, and which.  `dir()` does not list
+            their names, which cannot be had without it.
     """
     home_of = {name: module for module, names in homes.items() for name in names.split()}
 
@@ -36,12 +39,15 @@ def lazy_names(
             return importlib.import_module(f"{package}.{name}")
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = home_of[name]
+        extra = extras.get(home)
         with needs_extra(extra, f"{package}.{name}") if extra else nullcontext():
-            value: object = getattr(importlib.import_module(f"{package}.{home_of[name]}"), name)
+            value: object = getattr(importlib.import_module(f"{package}.{home}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
     def listed() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home_of, *modules})
+        names = {name for name, home in home_of.items() if home not in extras}
+        return sorted({*vars(sys.modules[package]), *names, *modules})
 
     return load, listed

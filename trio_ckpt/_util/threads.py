@@ -31,6 +31,7 @@ from typing import Protocol, TypeVar, TypeVarTuple, cast
 
 import attrs
 import outcome
+import sniffio
 import trio
 
 from .errors import ForkedProcessError, NoThreadError, TrioCkptError
@@ -151,7 +152,9 @@ async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
 
     try:
         with hold_clock():
-            call = functools.partial(contextvars.copy_context().run, func, *args)
+            context = contextvars.copy_context()
+            context.run(sniffio.current_async_library_cvar.set, None)  # none runs in the thread
+            call = functools.partial(context.run, func, *args)
             try:
                 trio.lowlevel.start_thread_soon(call, deliver)
             except RuntimeError as error:

@@ -153,7 +153,8 @@ async def map_tasks(
         StoreError: the store cannot be used.
 
     Durability: results and saved states survive whatever the store promises.
-    Cancellation: cancels the job and ends the processes.
+    Cancellation: interrupts the job and ends the processes; the same call with the same `job_id`
+        continues it, where the store is still there.
     """
     one_of("engine", engine, ("local",))
     count = min(os.cpu_count() or 1, MAX_WORKERS)
@@ -201,7 +202,7 @@ async def open_engine(
     async with (
         _foreman(store, secret) as foreman,
         open_workers(count, foreman.url, secret, allow, slots),
-        connect_inside(foreman, secret, "map_tasks") as client,
+        connect_inside(foreman, "map_tasks") as client,
     ):
         yield client
 

@@ -16,7 +16,13 @@ MAX_REASON_CHARS = 300  # jsonschema quotes the value, which may be the whole do
 
 _LIBRARIES = ("jsonschema", "jsonschema_specifications", "referencing")
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-_READ_OTHERWISE = {"pattern", "patternProperties", "multipleOf"}  # dialects, and rounding
+_READ_OTHERWISE = {
+    *("pattern", "patternProperties"),  # dialects of regular expressions
+    "multipleOf",  # rounding
+    *("contentMediaType", "contentEncoding", "dependencies"),  # asserted in more drafts
+    *("unevaluatedProperties", "unevaluatedItems"),
+}
+"""Keywords that the libraries read in different ways."""
 
 Check = Callable[[Json], None]
 Untyped: TypeAlias = Any  # of the libraries, whose types are partly unknown

@@ -106,14 +106,15 @@ class Client:
             function: ``module:function``, called as ``function(item, work)``; see `Work`.
             items: JSON-like values.
             checkpoint_interval_s: How often a running item saves its state, at most, in seconds;
-                None: it saves nothing, and starts from the beginning if its worker is lost.
-            errors: "raise": the first item that fails for good fails the job.  "collect": its
-                error takes the place of its result, and the other items continue.
-            attempts: How often an item is tried when its function raises.
-            losses: How many workers may be lost with an item before the item fails.
+                None, the default: it saves nothing, and starts from the beginning if its worker is
+                lost.
+            errors: "raise", the default: the first item that fails for good fails the job.
+                "collect": its error takes the place of its result, and the other items continue.
+            attempts: How often an item is tried when its function raises; default: 1.
+            losses: How many workers may be lost with an item before the item fails; default: 5.
             max_age_s: An item does not resume from a saved state that was older than this, in
-                seconds, when its worker was lost.
-            keep_checkpoints: Whether saved states are kept after their item is done.
+                seconds, when its worker was lost; default: 3,600.
+            keep_checkpoints: Whether saved states are kept after their item is done; default: no.
             job_id: A name, ``job-…``: the same function and items under the same name are the same
                 job; finished items are not run again.  The newest options count: with more
                 `attempts`, say, items that failed are tried again.
@@ -160,6 +161,8 @@ class Client:
         Cancellation: the job may or may not have been submitted.
         """
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
+        if unknown := options.keys() - JobArguments.__annotations__.keys():
+            raise TypeError(f"a job has no option {', '.join(sorted(unknown))}: see Client.map")
         submission = checked_submission(function, items, job_options(**options))
         lock = self._locks.setdefault(job_id, trio.Lock())  # submissions of one name take turns
         async with lock, self._room:

@@ -40,20 +40,18 @@ class Submitting:
         job_id: The job's name.
         submission: The function, items and options.
         sent_on: The connection on which the submission was sent last.
-        is_accepted: Whether the foreman has accepted it.
         refusal: Why the foreman refused it.
     """
 
     job_id: str
     submission: JobSubmission
     sent_on: Link | None = None
-    is_accepted: bool = False
     refusal: JobRefused | None = None
     _ended: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def end(self, refusal: JobRefused | None) -> None:
         """Record the foreman's answer."""
-        self.is_accepted, self.refusal = refusal is None, refusal
+        self.refusal = refusal
         self._ended.set()
 
     async def wait(self) -> None:

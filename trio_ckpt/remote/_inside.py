@@ -9,12 +9,16 @@ from functools import partial
 import attrs
 import trio
 
+from .._util.log import get_logger
+from .._util.network import new_secret
 from .._util.nursery import open_service_nursery
 from ._client import Client, open_client
 from ._foreman.foreman import Foreman
 from ._foreman.peers import Terms, serve_peer
 from ._wire.errors import ConnectionLostError
 from ._wire.secrets import check_secret
+
+log = get_logger(__name__)
 
 FRAMES = 16  # on their way in one direction: then the sender waits
 
@@ -62,17 +66,16 @@ def socket_pair() -> tuple[MemorySocket, MemorySocket]:
 
 
 @asynccontextmanager
-async def connect_inside(foreman: Foreman, secret: str, name: str) -> AsyncGenerator[Client]:
+async def connect_inside(foreman: Foreman, name: str) -> AsyncGenerator[Client]:
     """Stay connected to a foreman of this process for the length of a block.
 
     Args:
         foreman: The foreman, which is running.
-        secret: The foreman's secret.
         name: The name of the client in logs.
 
     Cancellation: as for `connect`.
     """
-    key = check_secret(secret)
+    key = check_secret(new_secret())  # of this connection alone
     async with open_client(partial(_dial, foreman, Terms(key), name), key, name) as client:
         yield client
 
@@ -84,6 +87,8 @@ async def _dial(foreman: Foreman, terms: Terms, name: str) -> AsyncGenerator[Mem
     async def serve() -> None:
         try:
             await serve_peer(foreman, terms, there, name)
+        except Exception:
+            log.exception("the connection of %s could not be handled", name)
         finally:
             there.close()
 

@@ -48,5 +48,29 @@ else:  # only a loop with a state needs to encode one, and only arrays need NumP
             "_tree.frame": "NO_ARRAYS NO_PARENT Layout StateFrame decode_frame encode_frame "
             "frame_digest new_lineage tree_of",
         },
-        extra="arrays",
+        extras={"_arrays.memory": "arrays"},
     )
+
+# Without the names of arrays, which need NumPy.
+__all__ = [
+    "NO_ARRAYS",
+    "NO_PARENT",
+    "Frontier",
+    "FrontierItems",
+    "Layout",
+    "Plan",
+    "StateChangedError",
+    "StateFrame",
+    "Tree",
+    "check_kind",
+    "decode_frame",
+    "decode_tree",
+    "diff_tree",
+    "encode_frame",
+    "encode_tree",
+    "frame_digest",
+    "is_of_kind",
+    "keyed_items",
+    "new_lineage",
+    "tree_of",
+]

@@ -10,7 +10,8 @@ arena is for all streams together.
 
 Arrays are copied into the arena one state at a time.  A copying thread may wait for memory to be
 released; the states that hold it are being packed and written, in other threads, and need no
-more.  Two copying threads could wait for each other, and many could take all of trio's threads.
+more.  Two copying threads could wait for each other, and many could take all threads of
+`run_blocking`.
 """
 
 from __future__ import annotations

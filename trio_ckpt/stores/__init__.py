@@ -28,6 +28,8 @@ else:  # a process uses one kind of store, most of them this one
         __name__, {"_json.store": "JsonStore", "memory": "MemoryStore"}
     )
 
+__all__ = ["JsonStore", "MemoryStore", "SqliteStore", "open_store"]
+
 _KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, memory:"
 _OF_FOLDERS = frozenset({"sqlite", "json"})
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)  # one letter is a drive, C:\x

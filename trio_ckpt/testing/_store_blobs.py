@@ -84,7 +84,6 @@ async def attached_blobs_are_needed(case: Case) -> None:
     async with case.own(store) as run:
         (there,) = await _put_some(store, 1)
         bad = [_naming(A, 2, there, absent), _naming(A, 2, "no digest"), _naming(A, 2, "../x")]
-        run = run
         await case.save_all(store, run, chain(A, 1, 1))
         for number, one in enumerate(bad, 1):
             group = [one, *chain(B, number, number), *chain(A, 3, 3)]
@@ -198,7 +197,6 @@ async def drop_blobs(case: Case) -> None:
         for digest in (one, two):
             await _expect_gone(store, digest)
         await _expect_there(store, {name: blobs[name] for name in (shared, payload)} | theirs)
-        run = run
         size = await store.drop_blobs(run, A, [3])
         expect(size == len(blobs[shared]), f"dropping the last name frees {size} bytes")
     async with store.lock_run(case.run_id):

@@ -16,7 +16,7 @@ from ..._util.errors import StoreDamagedError
 from ..._util.log import get_logger
 from ..._util.plain import Plain
 from ..._util.text import duration, plural, printable
-from .._wire.errors import TaskLostError
+from .._wire.errors import ProtocolError, TaskLostError
 from .._wire.message import TaskMessage
 from .._wire.task_messages import (
     AssignTask,
@@ -174,7 +174,14 @@ class Dispatcher:
     def _offer(self, pending: PendingItem, lease: Lease) -> None:
         """Send the assignment of an item that saves nothing: its lease has a number of its own."""
         number = next(self._counter)
-        if not lease.offer(number, None, _assignment(pending, lease, number, TaskCheckpoints())):
+        try:
+            is_sent = lease.offer(
+                number, None, _assignment(pending, lease, number, TaskCheckpoints())
+            )
+        except ProtocolError as error:  # of this item alone: `Pool.match` is for all
+            lease.fail(error)
+            return
+        if not is_sent:
             lease.lose(Lost.MESSAGE)
 
     async def _note(self, pending: PendingItem, note: Note, text: str) -> None:

@@ -1,7 +1,8 @@
 """A lease: one worker has one work item, from the promise to the item's end, or until it is lost.
 
 A lease begins as a promise: the worker's slot is reserved, and no message was sent.  It is offered
-when the foreman owns the item's run and sends the assignment; from then on it has a number.  It
+when the assignment is sent, for an item that saves when the foreman owns the item's run, else at
+once; from then on it has a number.  It
 ends with the worker's last message about the item, or because the worker is gone.
 """
 
@@ -86,6 +87,7 @@ class Lease:
         is_alone: Whether the worker gets no other item during this lease.
         changed: Set when there is something to handle, and replaced before the next wait.
         ending: How the lease ended; None: it has not ended.
+        problem: Why it cannot be offered, which fails its item.
         lost_at: When the worker was lost; Unix time, s.
     """
 
@@ -102,6 +104,7 @@ class Lease:
     is_alone: bool = False
     changed: trio.Event = attrs.field(factory=trio.Event)
     ending: Ending | None = attrs.field(default=None, init=False)
+    problem: Exception | None = attrs.field(default=None, init=False)
     lost_at: float | None = attrs.field(default=None, init=False)
     _notes: deque[str] = attrs.field(factory=deque[str], init=False)  # for the job's history
     _calls: deque[_LeaseCall] = attrs.field(factory=deque["_LeaseCall"], init=False)
@@ -151,6 +154,8 @@ class Lease:
                         await note(self._notes.popleft())
                     else:
                         await self._answer(self._calls.popleft())
+                if self.problem is not None:
+                    raise self.problem
                 if self.ending is not None:
                     return self.ending
                 self.changed = trio.Event()
@@ -228,6 +233,11 @@ class Lease:
             self.lost_at = at
             self.ending = how
         self.changed.set()
+
+    def fail(self, problem: Exception) -> None:
+        """End the lease with an error that `run` raises: it cannot be offered."""
+        self.problem = problem
+        self.lose(Lost.MESSAGE)
 
     def force(self) -> bool:
         """Ask for a checkpoint; False: the item saves nothing, or does not run."""

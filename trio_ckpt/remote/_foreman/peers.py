@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 import attrs
+import msgspec
 import trio
 
 from ..._journal.record import describe_error
@@ -50,7 +51,7 @@ from .._wire.message import (
 from .._wire.names import check_job_id
 from .._wire.protocol import Connection, Received, choose_version
 from .._wire.secrets import is_secret
-from .._wire.submission import MAX_JOB_BYTES, JobSubmission, check_function
+from .._wire.submission import MAX_JOB_BYTES, MAX_VALUE_BYTES, JobSubmission, check_function
 from .._wire.task_messages import ReleaseTask, StoreCall, TaskCheckpoint, TaskFailed, TaskResult
 from .foreman import CONFLICT, Foreman
 from .pool import Pool
@@ -121,7 +122,7 @@ async def _greet(link: Link, terms: Terms) -> Hello | None:
             link.send(refusal)
             await link.flush()
             return None
-        link.heartbeat_s, link.silence_s = terms.heartbeat_s, terms.silence_s
+        link.set_times(terms.heartbeat_s, terms.silence_s)
         link.send(Welcome(version or 0, terms.heartbeat_s, terms.silence_s, link.connection.window))
         return hello
     raise ConnectionLostError("no HELLO came in time")
@@ -187,6 +188,10 @@ class _IncomingJob:
     submit: SubmitJob
     items: list[Plain] = attrs.field(factory=list[Plain])
     size: int = 0
+
+
+def _is_too_large(item: Plain) -> bool:
+    return len(msgspec.msgpack.encode(item)) > MAX_VALUE_BYTES
 
 
 async def _serve_client(foreman: Foreman, link: Link) -> None:
@@ -255,6 +260,10 @@ class _Client:
             return  # the job was refused while this message was in flight
         if message.first != len(incoming.items):
             raise RemoteProtocolError("the items of a job arrive out of order")
+        if cost > MAX_VALUE_BYTES and any(map(_is_too_large, message.items)):
+            del self._incoming[message.job_id]
+            self._refuse(message.job_id, "invalid", f"an item is over {MAX_VALUE_BYTES:,} bytes")
+            return
         incoming.items += message.items
         incoming.size += cost
         size = sum(other.size for other in self._incoming.values())

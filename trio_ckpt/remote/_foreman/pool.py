@@ -45,7 +45,7 @@ class ItemOnConnection(enum.Enum):
     """The foreman's view of an item on a worker's connection."""
 
     LEASED = "the worker has it under a lease that goes on"
-    CHANGING = "a promise to the worker is being kept, or its last word is being made durable"
+    CHANGING = "a promise to the worker is being kept, or its final message is being made durable"
     WAITING = "it waits for a worker, and this one may go on with it"
     OPEN = "it is wanted, and does not wait for a worker now"
     UNWANTED = "it is done, its job is over, another worker has it, or it was ended here"
@@ -171,7 +171,8 @@ class Pool:
             The promise of a slot of a worker; with `offer` the lease, when it has ended or has
             something to handle.  Release it with `end`.
 
-        Cancellation: no slot is promised.
+        Cancellation: no slot is promised; with `offer` the function may have begun, and is then
+            cancelled.
         """
         may_begin = trio.current_time() >= claims_until
         waiter = WaitingItem(pending, may_begin, is_alone, offer)

@@ -27,7 +27,7 @@ from .job import Job
 from .job_reader import has_submission, is_cancelled, items_progress
 
 NO_DETAILS: Mapping[str, Plain] = {}
-PAGE = 1_000  # records, at most; as many as results are missing, and some for notes between them
+PAGE = 1_000  # records, at most
 
 
 async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
@@ -114,21 +114,23 @@ async def _send_new(
     missing = len(progress.done) - len(sent)
     if missing <= 0:
         return
-    records = iter_records(
-        foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(PAGE, missing + 1)
-    )
-    async with aclosing(records):
-        async for _, record in records:
-            index = record.index
-            is_last_word = record.kind in (RecordKind.BATCH, RecordKind.SKIP)
-            if index is None or not is_last_word or not progress.is_done(index):
-                continue
-            if sent.add(index):
-                link.send(_result(attach, index, record))
-                missing -= 1
-                await link.drain()
-                if missing <= 0:
-                    return
+    for few in (missing + 1, 0):  # what is missing is most often the newest; if not, all is read
+        records = iter_records(
+            foreman.store, attach.job_id, generation, ITEMS_STREAM, limit=min(PAGE, few or PAGE)
+        )
+        async with aclosing(records):
+            async for _, record in records:
+                index = record.index
+                is_final = record.kind in (RecordKind.BATCH, RecordKind.SKIP)
+                if index is not None and is_final and progress.is_done(index) and sent.add(index):
+                    link.send(_result(attach, index, record))
+                    missing -= 1
+                    await link.drain()
+                    if missing <= 0:
+                        return
+                few -= 1
+                if few == 0:
+                    break
     raise StoreDamagedError(f"{missing} results of {attach.job_id} are not in its history")
 
 

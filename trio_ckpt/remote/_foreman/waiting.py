@@ -112,7 +112,7 @@ class WaitingItems:
         """
         passed_over: list[str] = []
         found: tuple[str, WorkerHandle] | None = None
-        while self._free and found is None:
+        while self._free:
             task_id = self._free[0]
             waiter = self.items.get(task_id)
             if waiter is not None and waiter.may_begin and not waiter.is_alone:

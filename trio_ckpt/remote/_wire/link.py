@@ -31,7 +31,7 @@ HIGH_WATER_BYTES = 4 * MIB  # a sender of more than this waits until less is que
 
 
 class Socket(Protocol):
-    """A transport of frames: a WebSocket, or two channels in a test."""
+    """A transport of frames: a WebSocket, or two channels of one process."""
 
     async def send(self, frame: bytes) -> None:
         """Send one frame; raises ConnectionLostError if the socket is closed."""
@@ -144,6 +144,11 @@ class Link:
             self._fail(silent)
             raise silent
         return frame
+
+    def set_times(self, heartbeat_s: float, silence_s: float) -> None:
+        """Set both times, in seconds; a heartbeat that is due sooner now is sent sooner."""
+        self.heartbeat_s, self.silence_s = heartbeat_s, silence_s
+        self._wake.set()
 
     def consumed(self, received: Received) -> None:
         """Mark a message as handled, so that the other side may send more."""

@@ -106,7 +106,7 @@ class ReconnectingSession:
             link.consumed(received)
             match received.message:
                 case Welcome() as welcome:
-                    link.heartbeat_s, link.silence_s = welcome.heartbeat_s, welcome.silence_s
+                    link.set_times(welcome.heartbeat_s, welcome.silence_s)
                     return
                 case Refused(code, reason):
                     raise HandshakeRefusedError(printable(code), one_line(reason))

@@ -8,9 +8,7 @@ import msgspec
 
 from ..._journal.store import Checkpoint, Fold
 from ..._util.plain import Plain
-from .job_messages import (
-    TaskError,
-)
+from .job_messages import TaskError
 from .message import (
     MAX_ERROR_BYTES,
     MAX_GROUP,

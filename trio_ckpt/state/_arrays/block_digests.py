@@ -1,8 +1,7 @@
 """Digests of a saved buffer: spans of 128 KiB, and blocks of 4 KiB in them.
 
 The digest is xxh3_128 (XXH3 of xxHash, https://github.com/Cyan4973/xxHash): it detects
-changes, but no attacks.  A block whose digest is unknown
-counts as changed.
+changes, but no attacks.  A block whose digest is unknown counts as changed.
 """
 
 from __future__ import annotations

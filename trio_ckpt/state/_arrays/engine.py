@@ -88,9 +88,8 @@ class ArrayEngine:
             StoreDamagedError: the saved arrays are inconsistent.
         """
         layout, views = assembly.layout, assembly.views()
-        itemsizes = {
-            view.buffer: itemsize_of(view) for view in reversed(views)
-        }  # of the first view
+        # Of the first view of each buffer.
+        itemsizes = {view.buffer: itemsize_of(view) for view in reversed(views)}
         buffers = [
             Buffer(data, None, None, "it was read back", itemsizes.get(number, 1))
             for number, data in enumerate(assembly.buffers)

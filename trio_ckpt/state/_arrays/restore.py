@@ -121,18 +121,12 @@ class Assembly:
             if size != self.layout.sizes[self._places[name]]:
                 raise StoreDamagedError(f"the size of {name} changed, and it was not saved whole")
             pieces += self._pieces(patch, name, size, needed)
-        for name in {layout.names[patch.buffer] for patch in frame.patches} & self._needed.keys():
-            self._mark(frame, layout, name)
-        self.reads += _side_by_side(number, pieces)
-
-    def _mark(self, frame: StateFrame, layout: Layout, name: str) -> None:
-        """Mark the blocks of this frame as not needed from older ones."""
-        if not self._needed[name].any():  # its size in that frame may be different
-            return
-        for patch in frame.patches:
-            if layout.names[patch.buffer] == name:
+        for patch in frame.patches:  # their blocks are not needed from older frames
+            needed = self._needed.get(layout.names[patch.buffer])
+            if needed is not None and needed.any():  # else its size in that frame may be different
                 ranges = decode_ranges(patch.ranges, layout.sizes[patch.buffer])
-                self._needed[name][_blocks_in(ranges)] = False
+                needed[_blocks_in(ranges)] = False
+        self.reads += _side_by_side(number, pieces)
 
     def _pieces(self, patch: Patch, name: str, size: int, needed: Mask) -> list[PackedBlocks]:
         ranges = decode_ranges(patch.ranges, size)

@@ -1,8 +1,8 @@
 """What the stores in a local folder have in common: saving, ownership of runs, cleaning up.
 
 Theory of operation.  Every change of a store is made by its `LocalWriter`, in the order of the
-calls, in one long-lived thread.  Blobs go through trio's threads, except for their removal: a
-task that puts a doomed blob waits for the removal, and may hold the last of trio's threads.
+calls, in one long-lived thread.  Blobs go through `run_blocking`, except for their removal: a
+task that puts a doomed blob waits for the removal, and may hold the last of its threads.
 
 A save that was given up on may still land.  So its run stays locked until the process ends,
 and no later operation here waits for the writing thread.

@@ -235,7 +235,7 @@ class SqliteWriter:
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
     ) -> list[Exception | None]:
         """See `Store.save`."""
-        try:
+        with explain_sqlite(self._database, "saving"):
             self._begin()
             try:
                 known = self._fence(run)
@@ -247,8 +247,6 @@ class SqliteWriter:
                 self._known.pop(run.run_id, None)
                 self._roll_back()
                 raise
-        except sqlite3.Error as error:
-            raise store_error(self._database, "saving", error) from error
         known.heads.update(moved)
         self._known[run.run_id] = known
         return outcomes
