@@ -702,6 +702,40 @@ async def test_files_that_did_not_change_are_read_once(
     await store.aclose()
 
 
+class GoneWhileListed:
+    """A folder whose files are removed between their listing and the look at each."""
+
+    def __init__(self, _folder: Path) -> None:
+        pass
+
+    def __enter__(self) -> GoneWhileListed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> GoneWhileListed:
+        return self
+
+    def __next__(self) -> Any:
+        raise FileNotFoundError
+
+
+async def test_a_rewrite_during_a_listing_brings_back_no_older_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two rewrites, met at the same point of a read, look alike."""
+    store = await JsonStore.open(folder)
+    monkeypatch.setattr(_json_reader.os, "scandir", GoneWhileListed)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        for number in (1, 2):
+            await store.save(run, chain(A, number, number))
+            assert await heads(store) == {A: number}
+    monkeypatch.undo()
+    await store.aclose()
+
+
 @pytest.mark.parametrize("run_id", ["bad", "Bad Run"])
 @pytest.mark.parametrize("damage", ["checkpoint.json", "journal"])
 async def test_a_run_that_cannot_be_read_hides_no_other(

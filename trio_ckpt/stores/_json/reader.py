@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from contextlib import suppress
 from pathlib import Path
 
 from ..._journal.store import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
@@ -49,7 +48,7 @@ class JsonReader:
         """Return a run as its files say; they are parsed again only if they changed."""
         folder = run_folder(self._folder, run_id)
         newest, signature = self._newest, _signature(folder)
-        if newest is not None and newest[0] == signature:
+        if newest is not None and newest[0] == signature:  # never None
             state = newest[1]
         else:
             if is_folder_name(run_id):  # `list_runs` names an unreadable run by its folder
@@ -58,7 +57,7 @@ class JsonReader:
             if loaded is None:
                 return None
             state = loaded.state
-            if _signature(folder) == signature:  # else a file changed during the read
+            if signature is not None and _signature(folder) == signature:  # else a file has changed
                 self._newest = signature, state
         return None if state.is_gone else state
 
@@ -128,12 +127,19 @@ def _summary(state: RunState) -> RunSummary:
     return RunSummary(state.run_id, state.generation, state.owner, len(streams), records)
 
 
-def _signature(folder: Path) -> _Signature:
-    """Return what differs between two states of a run's files: appends and rewrites change it."""
+def _signature(folder: Path) -> _Signature | None:
+    """Return what differs between two states of a run's files: appends and rewrites change it.
+
+    None: a file was removed meanwhile, or there is no folder.  That is equal to nothing: two
+    rewrites that were met so have different files.
+    """
     need_folder(folder)
-    found: list[tuple[str, os.stat_result]] = []
-    with explain(folder, "reading"), suppress(FileNotFoundError), os.scandir(folder) as entries:
-        found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    with explain(folder, "reading"):
+        try:
+            with os.scandir(folder) as entries:
+                found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+        except FileNotFoundError:
+            return None
     files = [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
     return str(folder), tuple(sorted(files))
 
