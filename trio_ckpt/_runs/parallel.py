@@ -197,8 +197,9 @@ async def _work_on(
             raise TypeError(f"handler must be an async function: it returned {shown(working)}")
         await working
     except BaseException as error:
-        if inspect.iscoroutine(working) and inspect.getcoroutinestate(working) == CORO_CREATED:
-            working.close()  # an interrupt came before it was awaited
+        begun = cast("object", working)
+        if inspect.iscoroutine(begun) and inspect.getcoroutinestate(begun) == CORO_CREATED:
+            begun.close()  # an interrupt came before it was awaited
         left_by = exit_of(error)
         is_attempt = left_by is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
