@@ -186,20 +186,24 @@ async def _work(
         of_caller.discard(task)
 
 
+def _close_unbegun(working: object) -> None:
+    """Close a coroutine that an interrupt kept from being awaited."""
+    if inspect.iscoroutine(working) and inspect.getcoroutinestate(working) == CORO_CREATED:
+        working.close()
+
+
 async def _work_on(
     gate: Gate, batch: Batch[T], handler: Callable[[Batch[T]], Awaitable[None]]
 ) -> Passed | Again:
     raised: Exception | None = None
     working: object = None
     try:
-        working = cast("object", handler(batch))
-        if not isinstance(working, Awaitable):
+        working = handler(batch)
+        if not inspect.isawaitable(working):
             raise TypeError(f"handler must be an async function: it returned {shown(working)}")
         await working
     except BaseException as error:
-        begun = cast("object", working)
-        if inspect.iscoroutine(begun) and inspect.getcoroutinestate(begun) == CORO_CREATED:
-            begun.close()  # an interrupt came before it was awaited
+        _close_unbegun(working)
         left_by = exit_of(error)
         is_attempt = left_by is Exit.ERROR and isinstance(error, Exception)
         if not is_attempt or batch.state not in (AttemptState.OPEN, AttemptState.FAILED):
