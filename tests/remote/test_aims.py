@@ -28,7 +28,8 @@ def test_a_scenario_takes_the_same_steps_each_time(name: str) -> None:
     (scenario,) = [one for one in SCENARIOS if one.name == name]
     first = list(play(scenario).items())
     assert all(list(play(scenario).items()) == first for _ in range(2))
-    assert all(list(play(scenario, order=seed).items()) != first for seed in (1, 2, 3))
+    others = (list(play(scenario, order=seed).items()) for seed in (1, 2, 3))
+    assert any(other != first for other in others)  # two orders of few steps may look the same
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
