@@ -55,7 +55,7 @@ def test_all_lists_every_public_name() -> None:
 
 def test_a_name_is_imported_when_it_is_first_asked_for() -> None:
     program = "import sys, trio_ckpt; print([m in sys.modules for m in {modules}]); {use}"
-    modules = ["trio_ckpt._runs.open", "trio_ckpt._maintenance.export", "sqlite3", "json"]
+    modules = ["trio_ckpt._runs.lifecycle", "trio_ckpt._maintenance.export", "sqlite3", "json"]
     use = f"trio_ckpt.open_run; print([m in sys.modules for m in {modules[:2]}])"
     command = [sys.executable, "-c", program.format(modules=modules, use=use)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

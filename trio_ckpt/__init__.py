@@ -105,14 +105,14 @@ if typing.TYPE_CHECKING:
         open_maintenance as open_maintenance,
     )
     from ._maintenance.read_arrays import read_arrays as read_arrays
+    from ._runs.lifecycle import open_run as open_run
     from ._runs.loop import Batches as Batches
-    from ._runs.open import open_run as open_run
     from ._runs.parallel import run_batches as run_batches
     from ._runs.phase import Phase as Phase
     from ._runs.run import Run as Run
     from ._runs.session import ResumeReport as ResumeReport
     from ._runs.stream import Stream as Stream
-    from ._runs.stream_list import Listed as Listed
+    from ._runs.stream_table import Listed as Listed
     from ._runs.tracing import (
         TaskTracer as TaskTracer,
         trace_batches as trace_batches,
@@ -147,13 +147,13 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_maintenance.offline": "Maintenance open_maintenance",
             "_maintenance.read_arrays": "read_arrays",
             "_runs.loop": "Batches",
-            "_runs.open": "open_run",
+            "_runs.lifecycle": "open_run",
             "_runs.parallel": "run_batches",
             "_runs.phase": "Phase",
             "_runs.run": "Run",
             "_runs.session": "ResumeReport",
             "_runs.stream": "Stream",
-            "_runs.stream_list": "Listed",
+            "_runs.stream_table": "Listed",
             "_runs.tracing": "TaskTracer trace_batches trace_context trace_tasks",
             "_tokens.coordinator": "CheckpointCoordinator",
             "_tokens.registry": "TokenRegistry",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trio_ckpt import RunStoppedError, StreamFailedError
-from trio_ckpt._runs.leaving import is_only_stopped, is_own_failure
+from trio_ckpt._runs.stream_operations import is_only_stopped, is_own_failure
 
 OWN = StreamFailedError("no", stream=("s",))
 OTHER = StreamFailedError("no", stream=("t",))

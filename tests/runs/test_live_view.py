@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from tests.opening import begin
 from trio_ckpt import StoreError, open_run
 from trio_ckpt._journal.live_view import MAX_TOKENS, decode_live, read_live
-from trio_ckpt._runs.live_view import live_view
+from trio_ckpt._runs.live_publisher import live_view
 from trio_ckpt._runs.run import open_run_of
 from trio_ckpt._tokens.registry import touch
 from trio_ckpt.abc import Store
@@ -82,12 +82,12 @@ async def test_a_store_that_refuses_it_breaks_no_run(
 ) -> None:
     store = WindowStore()
     store.is_full = True
-    with caplog.at_level(logging.WARNING, "trio_ckpt._runs.live_view"):
+    with caplog.at_level(logging.WARNING, "trio_ckpt._runs.live_publisher"):
         await work(store, 5, 2)
     view = await store.load_run("r")
     assert view is not None
     assert len(view.streams["s",].progress.confirmed) == 5
-    assert [r.message for r in caplog.records if r.name == "trio_ckpt._runs.live_view"] == [
+    assert [r.message for r in caplog.records if r.name == "trio_ckpt._runs.live_publisher"] == [
         "the live view of run 'r' is not published any more: no space left on device"
     ]
 

@@ -1,4 +1,4 @@
-"""The live view of a run, as other processes read it; `trio_ckpt._runs.live_view` publishes it."""
+"""The live view of a run, as other processes read it; its owner publishes it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from .._journal.history import LiveRecords, iter_records, read_pages
 from .._journal.record import RecordKind
 from .._journal.store import Finding, FindingKind, RunView, Store
 from .._journal.summary import in_order
-from .._runs.damage import find_damages, find_lines_damages
+from .._runs.verify import find_damages, find_lines_damages
 from .._util.index_set import IndexSet
 from .._util.plain import StreamKey, encode_key
 from .._util.threads import run_blocking

@@ -16,7 +16,7 @@ from .._journal.history import LiveRecord, LiveRecords, read_pages
 from .._journal.record import Status
 from .._journal.store import Finding, RunView, Store
 from .._journal.summary import in_order
-from .._runs.damage import MISSING
+from .._runs.verify import MISSING
 from .._util.errors import OutputError, StoreDamagedError
 from .._util.plain import JOB_STREAM, RUN_STREAM, StreamKey
 from .._util.threads import run_blocking

@@ -46,7 +46,7 @@ from ..stores._local.blobs import Blobs, is_digest
 from ..stores._local.files import explain
 from ..stores._local.watermark import Watermark, all_watermarks
 from ..stores._sqlite.schema import make_tables
-from .recover import measure, open_record, recover_rows
+from .recover_rows import measure, open_record, recover_rows
 from .recovery import Recovery, StreamPlace
 
 _NUMBER = {

@@ -21,7 +21,7 @@ from .._util.errors import StoreDamagedError, StoreError
 from .._util.text import plural
 from ..stores._local.files import sync_folder
 from ..stores._sqlite.schema import NAMED, connect, explain_sqlite, make_tables
-from .recover import recover_rows
+from .recover_rows import recover_rows
 from .recovery import Recovery
 
 DATABASE, NEW = "state.db", "state.db.new"

@@ -22,8 +22,8 @@ import attrs
 import trio
 
 from .._journal.store import Finding, FindingKind, Repaired, Store
-from .._runs.damage import MISSING, MISSING_MANY
 from .._runs.manifest import MANIFEST
+from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger

@@ -17,8 +17,8 @@ from .._util.errors import EXIT_DRAINED, RunStoppedError, StreamBusyError, descr
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from ..outputs import OutputDir
 from ..state._shared_capture import ArrayTools
+from .config import Settings
 from .manifest import MANIFEST
-from .request import Settings
 from .stream_table import StreamTable
 from .waits import Waits
 

@@ -25,8 +25,8 @@ from ..state import Frontier, FrontierItems, StateChangedError
 from ..state._frontier import items_of
 from ..state._retention import Versions
 from ..state._shared_capture import ArrayTools
+from .config import Settings
 from .loop import LoopCursor
-from .request import Settings
 from .stream import Stream
 from .verify import Verifier
 

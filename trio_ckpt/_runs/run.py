@@ -39,8 +39,8 @@ from .open_run import OpenRun
 from .phase import Phase, open_phase
 from .session import ResumeReport
 from .stream import AnyStream, Stream
-from .stream_list import Listed, add_to_list
 from .stream_opening import StreamRequest, own_stream
+from .stream_table import Listed, add_to_list
 
 S = TypeVar("S")
 

@@ -29,9 +29,8 @@ from .._util.exact_sum import Number, shown
 from .._util.log import at, get_logger
 from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
 from .._util.text import number, plural
-from .config import config_digest, diff_config, has_field, without_fields
+from .config import RunRequest, config_digest, diff_config, has_field, without_fields
 from .manifest import RunContents
-from .request import RunRequest
 
 log = get_logger(__name__)
 

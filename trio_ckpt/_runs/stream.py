@@ -26,10 +26,16 @@ from .._util.arguments import flag, function, index_range, reason, text, whole_n
 from .._util.plain import Plain, StreamKey, as_metadata, copy_plain
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
-from .leaving import leave_stream
 from .loop import Batches, Items, LoopCursor, estimated
-from .stream_blocks import one_batch, snapshots_in_batch
-from .stream_records import save_between, save_failure, save_finish, skipped_batches
+from .stream_operations import (
+    leave_stream,
+    one_batch,
+    save_between,
+    save_failure,
+    save_finish,
+    skipped_batches,
+    snapshots_in_batch,
+)
 from .stream_statistics import stream_statistics
 
 S = TypeVar("S")

@@ -21,11 +21,11 @@ from .._util.errors import StreamFailedError, describe_batch
 from .._util.plain import StreamKey
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
-from .leaving import is_own_failure
+from .config import Settings
 from .open_run import OpenRun
-from .request import Settings
 from .resume import Resume
 from .stream import Stream, leave
+from .stream_operations import is_own_failure
 
 S = TypeVar("S")
 

@@ -1,8 +1,9 @@
-"""The stream table of an open run: its streams, their progress, and their sums."""
+"""The stream table of an open run: its streams in order, their progress, and their sums."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 
 import attrs
 import trio
@@ -11,7 +12,7 @@ from .._commit.group_commit import GroupCommitter
 from .._commit.open_stream import OpenStream
 from .._commit.stream_log import Added, StreamLog
 from .._journal.progress import Progress
-from .._journal.record import Status
+from .._journal.record import Record, RecordKind, Status
 from .._journal.statistics import LeftOut, RunStatistics, eta_s, rate_per_s
 from .._journal.summary import (
     Summary,
@@ -27,7 +28,13 @@ from .._journal.summary import (
 from .._tokens.token import Failure
 from .._util.errors import UnknownStreamError
 from .._util.exact_sum import shown
+from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, StreamKey
+from .._util.text import plural
+
+log = get_logger(__name__)
+
+MAX_SHOWN = 10  # names in one line of the log
 
 
 @attrs.define(eq=False)
@@ -214,3 +221,44 @@ class StreamTable:
     def _now(self) -> float:
         """The time on trio's clock; after the run was closed, the time when it was closed."""
         return trio.current_time() if self.ended is None else self.ended
+
+
+@attrs.frozen
+class Listed:
+    """What `Run.add_streams` found.
+
+    Attributes:
+        new: Streams that were not on the list before.
+        unlisted: Streams on the list that were not named this time.
+    """
+
+    new: tuple[StreamKey, ...]
+    unlisted: tuple[StreamKey, ...]
+
+
+async def add_to_list(
+    stream_table: StreamTable, committer: GroupCommitter, wanted: Sequence[StreamKey]
+) -> Listed:
+    """Put streams on the list of a run; see `Run.add_streams`.
+
+    Durability: when this returns the list is saved.
+    """
+    listed = {key: p.position for key, p in stream_table.progress.items() if p.position is not None}
+    new = [key for key in wanted if key not in listed]
+    first = max(listed.values(), default=-1) + 1
+    now = time.time()
+    await committer.save_all(
+        (stream_table.stream_log(key), Record(kind=RecordKind.ADD, at=now, position=first + place))
+        for place, key in enumerate(new)
+    )
+    named = set(wanted)
+    unlisted = tuple(key for key in listed if key not in named)
+    if unlisted:
+        shown = ", ".join("/".join(key) for key in unlisted[:MAX_SHOWN])
+        log.info(
+            "not named any more, but still listed: %s (%s)",
+            plural(len(unlisted), "stream"),
+            shown,
+            extra=at(committer.run_key.run_id),
+        )
+    return Listed(tuple(new), unlisted)

@@ -18,7 +18,7 @@ from .._maintenance.drift import Drift, find_drift
 from .._maintenance.repair import RepairReport, repair_all
 from .._maintenance.verify_states import StateCheck, check_states
 from .._maintenance.verify_store import check_all
-from .._runs.damage import MISSING, MISSING_MANY
+from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey
 from .._util.text import number, plural, quoted_name, stream_names

@@ -17,7 +17,7 @@ from .._journal.history import run_facts
 from .._journal.live_view import LiveView, read_live
 from .._journal.run_status import run_status_from
 from .._journal.store import Owner, RunSummary, RunView, Store
-from .._runs.live_view import live_tokens, live_view
+from .._runs.live_publisher import live_tokens, live_view
 from .._runs.run import Run, open_run_of
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.errors import UnknownRunError

@@ -15,7 +15,7 @@ from ..._journal.history import ended_at
 from ..._journal.progress import Progress
 from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error, trouble
 from ..._journal.store import Store
-from ..._runs.open import open_run
+from ..._runs.lifecycle import open_run
 from ..._runs.parallel import run_batches
 from ..._runs.run import Run, open_run_of
 from ..._runs.stream import Stream, loop_cursor_of

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from ..._runs.open import open_run
+from ..._runs.lifecycle import open_run
 from ..._util.errors import (
     BatchFailedError,
     RunStoppedError,

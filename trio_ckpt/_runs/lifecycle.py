@@ -1,4 +1,4 @@
-"""`open_run`: the lock, the store, the background tasks, and the shape of errors."""
+"""`open_run` from the lock of a run to its end; which exception leaves its block."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .._journal.progress import Progress
 from .._journal.store import Observer, RunKey, RunView, Store
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
-from .._util.errors import EXIT_DRAINED, RunStoppedError
+from .._util.errors import EXIT_DRAINED, RunStoppedError, StoreConflictError, StreamsStillOpenError
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
+from .._util.patience import give_up_after
 from .._util.plain import StreamKey, check_run_id
 from .._util.portal import check_trio
 from .._util.text import plural, printable
@@ -31,20 +32,18 @@ from ..outputs import ARCHIVE, OutputDir, SystemPath
 from ..state._shared_capture import ArrayTools
 from ..stores import open_store
 from .announce import announce_start, announce_stop
-from .closing import close_run
-from .config import canonical_config
+from .config import OnConfigChange, RunRequest, Settings, canonical_config
 from .generations import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
-from .live_view import publish_live
+from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
-from .request import OnConfigChange, RunRequest, Settings
 from .run import Run
 from .session import ResumeReport, SessionRecorder, compare_config, report_of
+from .stream_operations import is_only_stopped
 from .stream_table import StreamTable
 from .verify import Verify
 
 log = get_logger(__name__)
-
 T = TypeVar("T")
 
 DEFAULT_GRACE_S = 30.0
@@ -141,19 +140,19 @@ async def open_run(
         store=store if isinstance(store, Store) else any_path("store", store),
     )
     async with AsyncExitStack() as stack:
-        place = await _lock(request, stack)
-        generation = await _choose_generation(request, place)
-        found = await _announce(request, place, generation)
+        resources = await _lock(request, stack)
+        generation = await _choose_generation(request, resources)
+        found = await _announce(request, resources, generation)
         stop = Stop(request.grace_s)
-        committer = _make_committer(request, place, generation, stop)
-        session = await _make_session(request, place, generation, committer)
+        committer = _make_committer(request, resources, generation, stop)
+        session = await _make_session(request, resources, generation, committer)
         async with _background_tasks(committer, stop, request.handle_signals) as nursery:
             await session.begin()
-            if place.outputs is not None:
-                await clear_outputs(place.store, session, generation.parts, place.outputs)
-            own = _make_open_run(request, place, generation, session, stop, nursery)
+            if resources.outputs is not None:
+                await clear_outputs(resources.store, session, generation.parts, resources.outputs)
+            own = _make_open_run(request, resources, generation, session, stop, nursery)
             run = Run(own, found)
-            if place.store.has_live:
+            if resources.store.has_live:
                 nursery.start_soon(publish_live, run)
             error: BaseException | None = None
             try:
@@ -175,7 +174,7 @@ def _optional(check: Callable[[str, T], T], name: str, value: T | None) -> T | N
 
 
 @attrs.frozen
-class _Place:
+class _RunResources:
     """What a locked run is kept in; the exit stack of `open_run` closes it."""
 
     store: Store
@@ -184,7 +183,7 @@ class _Place:
     tools: ArrayTools
 
 
-async def _lock(request: RunRequest, stack: AsyncExitStack) -> _Place:
+async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     """Open the store, take the lock of the run, open the folder of its outputs."""
     store = request.store
     if not isinstance(store, Store):
@@ -199,7 +198,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _Place:
             await run_blocking(outputs.keep_out_of, path)
     tools = ArrayTools()
     stack.callback(tools.close)
-    return _Place(store, owner, outputs, tools)
+    return _RunResources(store, owner, outputs, tools)
 
 
 @attrs.frozen
@@ -225,27 +224,29 @@ class _Generation:
         return {key: entry.progress for key, entry in streams.items()}
 
 
-async def _choose_generation(request: RunRequest, place: _Place) -> _Generation:
+async def _choose_generation(request: RunRequest, resources: _RunResources) -> _Generation:
     """Load the run, compare its configuration, and go on with it or begin the next generation."""
-    view = await place.store.load_run(request.run_id)
+    view = await resources.store.load_run(request.run_id)
     change = compare_config(None if request.is_fresh else view, request)
     if view is None:
         return _Generation(0, None, change.fields, [])
     is_new = request.is_fresh or change.is_restart
     if is_new and view.streams:  # else nothing is saved in it, and it is begun again as it is
-        left = await replaced_by_next(place.store, view)
+        left = await replaced_by_next(resources.store, view)
         return _Generation(view.generation + 1, None, change.fields, left)
-    left = await left_to_archive(place.store, view)
+    left = await left_to_archive(resources.store, view)
     return _Generation(view.generation, None if is_new else view, change.fields, left)
 
 
-async def _announce(request: RunRequest, place: _Place, generation: _Generation) -> ResumeReport:
+async def _announce(
+    request: RunRequest, resources: _RunResources, generation: _Generation
+) -> ResumeReport:
     """Log how the run begins or resumes, and remove what a killed session left half-written."""
     found = report_of(generation.view)
     announce_start(request.run_id, found, is_of_program=request.handle_signals is not False)
     is_begun_again = generation.number > 0 and found.sessions == 0
-    if (found.may_have_left_files or is_begun_again) and place.outputs is not None:
-        for path in await run_blocking(place.outputs.remove_orphans):  # best effort
+    if (found.may_have_left_files or is_begun_again) and resources.outputs is not None:
+        for path in await run_blocking(resources.outputs.remove_orphans):  # best effort
             log.info(
                 "%s was left by the last session and is removed", path, extra=at(request.run_id)
             )
@@ -253,11 +254,11 @@ async def _announce(request: RunRequest, place: _Place, generation: _Generation)
 
 
 def _make_committer(
-    request: RunRequest, place: _Place, generation: _Generation, stop: Stop
+    request: RunRequest, resources: _RunResources, generation: _Generation, stop: Stop
 ) -> GroupCommitter:
     return GroupCommitter(
-        place.store,
-        RunKey(request.run_id, generation.number, place.owner),
+        resources.store,
+        RunKey(request.run_id, generation.number, resources.owner),
         save_timeout_s=request.save_timeout_s,
         on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
         observers=request.observers,
@@ -265,12 +266,15 @@ def _make_committer(
 
 
 async def _make_session(
-    request: RunRequest, place: _Place, generation: _Generation, committer: GroupCommitter
+    request: RunRequest,
+    resources: _RunResources,
+    generation: _Generation,
+    committer: GroupCommitter,
 ) -> SessionRecorder:
     """Make the session, with what its first record says of outputs and manifest."""
-    outputs, view = place.outputs, generation.view
+    outputs, view = resources.outputs, generation.view
     # A store in memory forgets every run: outputs of earlier runs may be replaced.
-    is_memory = place.store.url == "memory:"
+    is_memory = resources.store.url == "memory:"
     session = SessionRecorder(
         committer,
         view,
@@ -283,7 +287,7 @@ async def _make_session(
         session.metadata[ARCHIVING] = generation.archiving
     if outputs is not None:
         if session.metadata["session"] == 1 and session.outputs_since:
-            await _warn_of_strangers(request.run_id, outputs, place.store)
+            await _warn_of_strangers(request.run_id, outputs, resources.store)
         contents = session.contents(generation.parts)
         if await is_current(contents, outputs):
             session.metadata[WRITTEN] = contents.checkpoints
@@ -292,21 +296,21 @@ async def _make_session(
 
 def _make_open_run(
     request: RunRequest,
-    place: _Place,
+    resources: _RunResources,
     generation: _Generation,
     session: SessionRecorder,
     stop: Stop,
     nursery: trio.Nursery,
 ) -> OpenRun:
     return OpenRun(
-        place.store,
+        resources.store,
         session.committer,
         stop,
         nursery,
         request.coordinator,
-        place.outputs,
+        resources.outputs,
         attrs.evolve(request.settings, outputs_since=session.outputs_since),
-        place.tools,
+        resources.tools,
         request.resume_command or shlex.join(sys.orig_argv) or None,
         StreamTable(session.committer, session.runtime_s, generation.parts),
     )
@@ -387,3 +391,53 @@ async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> N
             printable(strangers[0]),
             extra=at(run_id),
         )
+
+
+# -- the end ------------------------------------------------------------------------------------
+
+
+async def close_run(
+    run: OpenRun, error: BaseException | None, grace_s: float
+) -> BaseException | None:
+    """End streams that are still open; returns the exception that leaves the run's block.
+
+    Their tasks, and those that rewind a stream, have `grace_s` seconds to save what they do.
+
+    Cancellation: none.
+    """
+    table, registry = run.stream_table, run.coordinator.registry
+    table.is_closed = True
+    error = error or run.calls.problem(f"run {run.run_id!r}")
+    if table.opened:
+        names = ", ".join(repr("/".join(key)) for key in table.opened)
+        error = error or StreamsStillOpenError(
+            f"run {run.run_id!r} was left while streams were open in other tasks: {names}; "
+            "open the nursery inside open_run",
+            run_id=run.run_id,
+        )
+        run.stop.cancel_streams(EXIT_DRAINED)
+    if table.opened or run.rewinding:
+        with give_up_after(grace_s):
+            version = registry.version
+            while table.opened or run.rewinding:
+                version = await registry.wait_changed(version)
+        for open_stream in tuple(table.opened.values()):
+            open_stream.close()
+    table.ended = trio.current_time()
+    run.wake_waiters()
+    return _stop_instead(run, error)
+
+
+def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | None:
+    """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""
+    poison = run.committer.poison
+    if not run.stop.is_requested and poison is None:
+        return error
+    if error is None:
+        if poison is None and run.stream_table.exit_code(has_ended=False) != EXIT_DRAINED:
+            return None  # a start would find nothing to do
+    elif not is_only_stopped(error, poison):
+        if error.__context__ is None and not isinstance(error, trio.Cancelled):
+            error.__context__ = run.stopped()
+        return error
+    return poison if isinstance(poison, StoreConflictError) else run.stopped()

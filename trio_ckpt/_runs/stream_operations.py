@@ -1,0 +1,274 @@
+"""What the owner of a stream does beside its loops.
+
+One batch without a loop, snapshots inside the body of a batch, the records that no batch saves,
+and leaving: what is open passes the gate, and how the stream was left is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, asynccontextmanager
+
+import trio
+from msgspec import UNSET
+
+from .._commit.archive_states import prune_states
+from .._commit.batch import Batch
+from .._commit.exits import Exit, decisive, exit_of
+from .._commit.open_stream import OpenStream
+from .._commit.snapshots import Snapshots, check_snapshots_awaited
+from .._journal.history import live_records
+from .._journal.progress import FailedAttempt
+from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
+from .._tokens.registry import touch
+from .._util.errors import (
+    BatchFailedError,
+    RunStoppedError,
+    SourceChangedError,
+    StreamBusyError,
+    StreamEndedError,
+    StreamFailedError,
+    TrioCkptError,
+    leaves_of,
+    text_of,
+)
+from .._util.log import get_logger
+from .._util.plain import Plain, StreamKey, as_plain, copy_plain
+from .._util.text import one_line
+from .._util.uninterrupted import uninterrupted
+from .loop import LoopCursor
+
+log = get_logger(__name__)
+
+
+# -- records that no batch saves ----------------------------------------------------------------
+
+
+async def save_between(loop_cursor: LoopCursor, cursor: Plain) -> None:
+    """Save state and cursor between batches; see `Stream.save`.
+
+    Durability: when this returns they are durable.
+    """
+    open_stream, state_manager = loop_cursor.open_stream, loop_cursor.open_stream.state_manager
+    if cursor is not UNSET:
+        open_stream.check_cursor()
+        cursor = as_plain(cursor, "cursor")
+    await loop_cursor.settle_open(Exit.EXIT)
+    if open_stream.open:
+        raise StreamBusyError(
+            "save() is for between batches: settle the open one first",
+            run_id=open_stream.run_id,
+            stream=open_stream.stream_log.key,
+        )
+    await open_stream.restore_state()
+    saved = None if state_manager is None else await state_manager.save()
+    state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
+    record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
+    sequence = await open_stream.save_plain(record, blobs)
+    if state_manager is not None:
+        state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
+
+
+async def save_finish(loop_cursor: LoopCursor, metadata: dict[str, Plain]) -> None:
+    """Mark a stream as complete; see `Stream.finish`.
+
+    Durability: when this returns the mark is durable.
+    """
+    await loop_cursor.settle_open(Exit.EXIT)
+    await loop_cursor.wait_verified()
+    loop_cursor.check_finished()
+    stop = loop_cursor.progress.done.stop
+    await loop_cursor.open_stream.save_finish(
+        Record(
+            kind=RecordKind.FINISH,
+            at=time.time(),
+            metadata=metadata,
+            last_index=stop - 1 if stop > 0 else None,
+        )
+    )
+    await prune_states(loop_cursor.open_stream, is_complete=True)
+
+
+async def save_failure(open_stream: OpenStream, info: ErrorInfo) -> None:
+    """Record that a stream has failed.
+
+    Durability: when this returns the failure is durable.
+    """
+    await open_stream.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
+
+
+@uninterrupted
+async def skipped_batches(
+    loop_cursor: LoopCursor,
+) -> AsyncGenerator[tuple[int, Plain, FailedAttempt]]:
+    """Read the skipped batches, newest first; see `Stream.skipped`."""
+    open_stream, progress = loop_cursor.open_stream, loop_cursor.progress
+    frontier, first = open_stream.frontier, open_stream.first_index
+    async with aclosing(live_records(progress, loop_cursor.read, (RecordKind.SKIP,))) as records:
+        async for entry in records:
+            item = None if frontier is None else frontier.item(entry.index - first)
+            failed = FailedAttempt(entry.record.attempts, entry.record.error)
+            yield entry.index, copy_plain(item), failed
+
+
+# -- blocks -------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+@uninterrupted
+async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
+    """Open the first batch that is left for a block; see `Stream.open_batch`."""
+    open_stream = loop_cursor.open_stream
+    loop_cursor.check_owner()
+    loop_cursor.check_failed()
+    loop_cursor.check_no_frontier()
+    await trio.lowlevel.checkpoint()
+    await loop_cursor.settle_open(Exit.NEXT)
+    await loop_cursor.wait_verified()
+    index = loop_cursor.progress.first_left(open_stream.first_index)
+    await loop_cursor.wait_for_turn(index)
+    if loop_cursor.is_past_end(index):
+        raise StreamEndedError(
+            f"{open_stream.where()} is complete: there is no batch {index}",
+            run_id=open_stream.run_id,
+            stream=open_stream.stream_log.key,
+        )
+    open_stream.extent.begin_source(None, is_open_ended=True)
+    batch: Batch[None] = loop_cursor.gate.hand_out(index, None, b"")
+    loop_cursor.hold(batch)  # so that finish(), save() and fail() pass the gate for it
+    try:
+        yield batch
+    except BaseException as error:
+        await loop_cursor.gate.pass_gate(batch, exit_of(error), error)
+        raise
+    finally:
+        loop_cursor.batch = None
+    await loop_cursor.gate.pass_gate(batch, Exit.EXIT)
+    await loop_cursor.complete_if_last()
+
+
+@asynccontextmanager
+@uninterrupted
+async def snapshots_in_batch(
+    loop_cursor: LoopCursor, nursery: trio.Nursery, every_s: float
+) -> AsyncGenerator[Snapshots]:
+    """Save the state inside a batch whose body is long; see `Stream.snapshots`."""
+    open_stream, batch = loop_cursor.open_stream, loop_cursor.batch_of_caller()
+    state_manager = open_stream.state_manager
+    if state_manager is None:
+        raise TypeError("open the stream with state=... to have a state to take snapshots of")
+    if batch is None or batch.index not in open_stream.open:
+        raise RuntimeError("snapshots() is for the body of a batch, and none is open")
+    snapshots = Snapshots(every_s, open_stream, state_manager, batch, nursery)
+    try:
+        yield snapshots
+    finally:
+        await snapshots.wait()
+    check_snapshots_awaited(snapshots)
+
+
+# -- leaving ------------------------------------------------------------------------------------
+
+
+async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> None:
+    """Pass the gate for what is open, record a failure, leave no token pending.
+
+    Args:
+        loop_cursor: The position of its owner.
+        error: The exception that leaves its block; None: the block ends normally.
+
+    Raises:
+        NeverAwaitedError: a method of the stream was called without await.
+    """
+    open_stream, batch = loop_cursor.open_stream, loop_cursor.batch
+    if error is None and (forgotten := loop_cursor.calls.problem(open_stream.where())) is not None:
+        await leave_stream(loop_cursor, forgotten)
+        raise forgotten
+    loop_cursor.batch = None
+    index = batch.index if batch is not None and batch.index in open_stream.open else None
+    try:
+        if batch is not None:
+            left_by = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
+            await loop_cursor.gate.pass_gate(batch, left_by, error)
+        if open_stream.failure is not None and loop_cursor.progress.status is not Status.FAILED:
+            # A later record had opened it again.
+            await save_failure(open_stream, open_stream.failure)
+        elif error is None and open_stream.failure is None:
+            if loop_cursor.progress.left == 0:  # the verification may re-queue batches
+                await loop_cursor.wait_verified()
+            await loop_cursor.complete_if_last()
+    except BaseException as problem:
+        await _record_exit(loop_cursor, problem, index)
+        raise
+    else:
+        await _record_exit(loop_cursor, error, index)
+    finally:
+        loop_cursor.is_closed = True
+        open_stream.close()
+        touch(open_stream.coordinator.registry)
+
+
+def is_own_failure(error: BaseException, key: StreamKey) -> bool:
+    """Whether an exception, or a group of them, reports only that the stream has failed."""
+    return all(
+        isinstance(leaf, StreamFailedError) and leaf.stream == key for leaf in leaves_of(error)
+    )
+
+
+def is_only_stopped(error: BaseException, poison: Exception | None) -> bool:
+    """Whether an exception, or a group of them, reports only that the run was stopped."""
+    return all(leaf is poison or isinstance(leaf, RunStoppedError) for leaf in leaves_of(error))
+
+
+async def _record_exit(
+    loop_cursor: LoopCursor, error: BaseException | None, index: int | None
+) -> None:
+    open_stream = loop_cursor.open_stream
+    where, is_complete = open_stream.where(), loop_cursor.progress.status is Status.COMPLETE
+    if error is None or exit_of(error) is Exit.CANCEL:
+        if not (is_complete or open_stream.has_failed):
+            log.info("%s was left before its end: INTERRUPTED", where, extra=open_stream.place())
+            await _record_beginning(loop_cursor)
+    elif is_complete and not isinstance(error, SourceChangedError):
+        log.info(
+            "%s is complete; the exception after that does not change it",
+            where,
+            extra=open_stream.place(),
+        )
+    elif open_stream.committer.poison is None and open_stream.failure is None:
+        info = describe_end(_what_ended(open_stream, error), open_stream.stream_log.key, index)
+        with trio.CancelScope(shield=True):
+            try:
+                await save_failure(open_stream, info)
+            except Exception as problem:
+                text = one_line(text_of(problem))
+                log.error(
+                    "%s failed, and saving that failed: %s", where, text, extra=open_stream.place()
+                )
+
+
+def _what_ended(open_stream: OpenStream, error: BaseException) -> BaseException:
+    """The verdict in a group that decides what a resume may do; else the whole group."""
+    first = decisive(open_stream.verdicts_in(error))
+    return first if isinstance(first, BatchFailedError | StreamFailedError) else error
+
+
+async def _record_beginning(loop_cursor: LoopCursor) -> None:
+    """Save that the stream has begun, where a loop was left before it saved anything."""
+    if (
+        loop_cursor.progress.sequence
+        or loop_cursor.source is None
+        or loop_cursor.open_stream.committer.poison
+    ):
+        return
+    with trio.CancelScope(shield=True):
+        try:
+            await loop_cursor.open_stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time()))
+        except TrioCkptError as error:
+            log.error(
+                "the beginning of %s is not saved: %s",
+                loop_cursor.open_stream.where(),
+                error,
+                extra=loop_cursor.open_stream.place(),
+            )
