@@ -27,6 +27,7 @@ import trio
 from trio_ckpt import remote
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import Work
+from trio_ckpt.remote._foreman.foreman import core_of
 from trio_ckpt.remote._wire.sockets import dial
 from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.worker import Worker
@@ -132,7 +133,7 @@ async def measure(workers: int, seconds: float, every_s: float) -> dict[str, Any
                 start_swarm(foreman.url, min(share, workers - first), first)
                 for first in range(0, workers, share)
             ]
-            while len(foreman.pool.workers) < workers:  # noqa: ASYNC110  # no event reports it
+            while len(core_of(foreman).pool.workers) < workers:  # noqa: ASYNC110  # no event reports it
                 await trio.sleep(0.1)
             began = time.time()
             warm = began + 0.15 * workers / 10 + 5  # each item begins with commits of its own

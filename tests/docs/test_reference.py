@@ -49,17 +49,13 @@ def test_every_public_name_is_documented_once() -> None:
     assert sorted(names) == sorted(public(trio_ckpt))
 
 
-def shown_members() -> dict[str, set[str] | None]:
+def shown_members(module: str) -> dict[str, set[str] | None]:
     """The members of each class that the page lists; None: all that have a docstring."""
     shown: dict[str, set[str] | None] = {}
-    block = r"^\.\. auto(?:class|exception):: (\w+)[^\n]*\n(?:   :members:([^\n]*)\n)?"
-    for name, members in re.findall(block, section(read("api.md"), "trio_ckpt"), re.MULTILINE):
+    block = r"^\.\. auto(?:class|exception):: (\w+)[^\n]*\n(   :members:([^\n]*)\n)?"
+    for name, line, members in re.findall(block, section(read("api.md"), module), re.MULTILINE):
         listed = set(re.findall(r"\w+", members))
-        shown[name] = listed if listed or ":members:" not in members else None
-    for name in re.findall(
-        r"^\.\. autoclass:: (\w+)[^\n]*\n   :members:\n", read("api.md"), re.MULTILINE
-    ):
-        shown[name] = None
+        shown[name] = listed if listed or not line else None
     return shown
 
 
@@ -88,13 +84,18 @@ def attributes_in(cls: type) -> set[str]:
     return found
 
 
-PUBLIC = [getattr(trio_ckpt, name) for name in dir(trio_ckpt) if not name.startswith("_")]
-CLASSES = [value for value in PUBLIC if inspect.isclass(value)]
+MODULES = (trio_ckpt, trio_ckpt.remote, trio_ckpt.engines)
+CLASSES = [
+    (module.__name__, value)
+    for module in MODULES
+    for name in dir(module)
+    if not name.startswith("_") and inspect.isclass(value := getattr(module, name))
+]
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_a_public_class_has_no_name_that_the_reference_hides(cls: type) -> None:
-    listed = shown_members()[cls.__name__]
+@pytest.mark.parametrize(("module", "cls"), CLASSES, ids=lambda of: getattr(of, "__name__", of))
+def test_a_public_class_has_no_name_that_the_reference_hides(module: str, cls: type) -> None:
+    listed = shown_members(module)[cls.__name__]
     if listed is not None:
         assert own_names(cls) - listed - attributes_in(cls) == set()
     assert (listed or set()) - own_names(cls) == set()

@@ -48,7 +48,7 @@ async def training(*items: int) -> AsyncGenerator[tuple[Site, Jobs]]:
 
             nursery.start_soon(submit)
             assert site.foreman is not None
-            yield site, Jobs(site.store, site.foreman)
+            yield site, Jobs(site.store, site.handle)
             nursery.cancel_scope.cancel()
 
 
@@ -204,7 +204,7 @@ async def test_over_http_with_the_foreman_in_this_process() -> None:
 
             nursery.start_soon(submit)
             await until(lambda: functions.gates)
-            async with serving(site.store, foreman=site.foreman, allow_actions=True) as (asker, _):
+            async with serving(site.store, foreman=site.handle, allow_actions=True) as (asker, _):
                 actor = Client(asker.port, ACTION_SECRET)
                 job = (await asker.get("/api/checkpoints/jobs/job-w")).json
                 assert (job["job_id"], job["total_tasks"]) == ("job-w", 1)

@@ -241,7 +241,7 @@ def hand_back_once(item: str, work: AnyWork) -> str:
     """The first worker saves and hands the item back, from its thread; the next one ends it."""
     if not work.state.get("is_handed_back"):
         work.state["is_handed_back"] = True
-        work.release_reason = "the function asks for it"
+        work._control.release_reason = "the function asks for it"
         work.point_sync()
     return item.upper()
 

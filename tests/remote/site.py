@@ -13,8 +13,9 @@ import trio.lowlevel
 from tests.remote.wires import MemorySocket, closing, socket_pair
 from trio_ckpt.abc import Store
 from trio_ckpt.remote._client import Client, open_client
-from trio_ckpt.remote._foreman.foreman import Foreman
+from trio_ckpt.remote._foreman.foreman import Foreman, ForemanCore
 from trio_ckpt.remote._foreman.peers import Terms, serve_peer
+from trio_ckpt.remote._foreman.publisher import ForemanPublisher
 from trio_ckpt.remote._wire.errors import ConnectionLostError
 from trio_ckpt.remote._wire.reconnect import Dial
 from trio_ckpt.remote._worker.worker import Worker
@@ -38,7 +39,7 @@ class Site:
     store: Store
     nursery: trio.Nursery
     settings: dict[str, Any]
-    foreman: Foreman | None = None
+    foreman: ForemanCore | None = None
     sockets: dict[str, MemorySocket] = attrs.field(factory=dict[str, MemorySocket])
     latency_s: float = 0.0
     terms: Terms = attrs.field(factory=lambda: Terms(SECRET))
@@ -47,9 +48,15 @@ class Site:
     _scopes: dict[str, trio.CancelScope] = attrs.field(factory=dict[str, trio.CancelScope])
     _running: trio.Nursery | None = None
 
+    @property
+    def handle(self) -> Foreman:
+        """What `serve_foreman` gives of a foreman like the one there is now."""
+        assert self.foreman is not None
+        return Foreman(self.store, 0, "", self.foreman)
+
     # -- the foreman --------------------------------------------------------------------------
 
-    async def start_foreman(self) -> Foreman:
+    async def start_foreman(self) -> ForemanCore:
         await self.nursery.start(self._run_foreman)
         assert self.foreman is not None
         return self.foreman
@@ -58,8 +65,9 @@ class Site:
         with trio.CancelScope() as scope:
             self._scopes["foreman"] = scope
             async with trio.open_nursery() as nursery:
-                foreman = Foreman(self.store, **self.settings)
+                foreman = ForemanCore(self.store, **self.settings)
                 await foreman.begin(nursery)
+                nursery.start_soon(ForemanPublisher(foreman).run)
                 self.foreman, self._running = foreman, nursery
                 task_status.started()
                 await trio.sleep_forever()
@@ -105,7 +113,7 @@ class Site:
 
         return dialing
 
-    async def _serve(self, foreman: Foreman, socket: MemorySocket, name: str) -> None:
+    async def _serve(self, foreman: ForemanCore, socket: MemorySocket, name: str) -> None:
         async with closing(socket):
             await serve_peer(foreman, self.terms, socket, name)
 

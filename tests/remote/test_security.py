@@ -25,6 +25,7 @@ from trio_ckpt import remote
 from trio_ckpt._util.network import check_binding
 from trio_ckpt.remote import Foreman, UnsafeBindingError, new_secret
 from trio_ckpt.remote._foreman import peers, serve
+from trio_ckpt.remote._foreman.foreman import ForemanCore
 from trio_ckpt.remote._wire import link, sockets
 from trio_ckpt.remote._wire.frames import MAX_FRAME_BYTES, decode_frame
 from trio_ckpt.remote._wire.job_messages import AttachJob, JobItems
@@ -239,7 +240,7 @@ async def test_an_error_of_ours_ends_one_connection(
 
     async with serving() as foreman:
         with monkeypatch.context() as patch:
-            patch.setattr(Foreman, "connect", broken)
+            patch.setattr(ForemanCore, "connect", broken)
             async with websocket(foreman) as connection:
                 await connection.send_message(frames_of(HELLO)[0])
                 assert await is_closed(connection)

@@ -23,7 +23,7 @@ from tests.remote.site import SECRET, F, Site, open_site, until
 from tests.remote.wires import MemorySocket, socket_pair
 from trio_ckpt.remote import read_task
 from trio_ckpt.remote._client import open_client
-from trio_ckpt.remote._foreman.foreman import Foreman
+from trio_ckpt.remote._foreman.foreman import ForemanCore
 from trio_ckpt.remote._foreman.peers import Terms
 from trio_ckpt.remote._wire.errors import ConnectionLostError
 from trio_ckpt.remote._wire.link import Link
@@ -182,7 +182,7 @@ async def test_a_worker_that_reconnects_in_the_same_moment_is_kept(
 ) -> None:
     """A foreman that was stopped reads at once that a connection was lost, and the next HELLO."""
     async with trio.open_nursery() as nursery:
-        foreman = Foreman(MemoryStore(), grace_s=10)
+        foreman = ForemanCore(MemoryStore(), grace_s=10)
         await foreman.begin(nursery)
         (here, _), (there, _) = socket_pair(), socket_pair()
         (lost, _), (link, _) = linked(here), linked(there)

@@ -1,7 +1,8 @@
-"""Connections in memory: what a network does, without one."""
+"""Connections in memory that fail as those of a network do."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -9,50 +10,52 @@ import attrs
 import trio
 import trio.lowlevel
 
-from trio_ckpt.remote._wire.errors import ConnectionLostError
+from trio_ckpt.remote import _inside
 
 
 @attrs.define(eq=False)
-class MemorySocket:
+class MemorySocket(_inside.MemorySocket):
     """One end; `cut` is what a pulled plug is."""
 
-    _out: trio.MemorySendChannel[tuple[float, bytes]]
-    _into: trio.MemoryReceiveChannel[tuple[float, bytes]]
-    _latency_s: float = 0.0
+    _latency_s: float
+    _due: deque[float]  # when the frames of this end arrive
+    _coming: deque[float]  # when those of the other end arrive
     is_mute: bool = False  # what is sent is lost, and neither side is told
-    _coming: tuple[float, bytes] | None = None
+    _frame: bytes | None = None
 
     async def send(self, frame: bytes) -> None:
         if self.is_mute:
             await trio.lowlevel.checkpoint()
             return
+        self._due.append(trio.current_time() + self._latency_s)
         try:
-            await self._out.send((trio.current_time() + self._latency_s, frame))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionLostError("the line is cut") from error
+            await _inside.MemorySocket.send(self, frame)
+        except BaseException:
+            self._due.pop()
+            raise
 
     async def receive(self) -> bytes:
-        try:
-            if self._coming is None:
-                self._coming = await self._into.receive()
-            at, frame = self._coming
-            if at > trio.current_time():
-                await trio.sleep_until(at)
-            self._coming = None
-            return frame
-        except (trio.EndOfChannel, trio.ClosedResourceError) as error:
-            raise ConnectionLostError("the line is cut") from error
+        if self._frame is None:
+            self._frame = await _inside.MemorySocket.receive(self)
+        if self._coming[0] > trio.current_time():
+            await trio.sleep_until(self._coming[0])
+        self._coming.popleft()
+        frame, self._frame = self._frame, None
+        return frame
 
     def cut(self) -> None:
-        self._out.close()
-        self._into.close()
+        self.close()
 
 
 def socket_pair(frames: int = 4, latency_s: float = 0.0) -> tuple[MemorySocket, MemorySocket]:
     """Two ends of one line; so many frames are on the way at most, each for so long."""
-    a_out, b_in = trio.open_memory_channel[tuple[float, bytes]](frames)
-    b_out, a_in = trio.open_memory_channel[tuple[float, bytes]](frames)
-    return MemorySocket(a_out, a_in, latency_s), MemorySocket(b_out, b_in, latency_s)
+    a_out, b_in = trio.open_memory_channel[bytes](frames)
+    b_out, a_in = trio.open_memory_channel[bytes](frames)
+    there, back = deque[float](), deque[float]()
+    return (
+        MemorySocket(a_out, a_in, latency_s, there, back),
+        MemorySocket(b_out, b_in, latency_s, back, there),
+    )
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import attrs
 from .._journal.store import Store
 from ..remote import Foreman, JobView, LiveTask, TaskView, UnknownJobError
 from ..remote._foreman.dispatch import prune_task
+from ..remote._foreman.foreman import core_of
 from ..remote._foreman.job_reader import JobReader
 from ..remote._foreman.job_views import OVER
 from ..remote._foreman.live import Action, request_action
@@ -192,7 +193,7 @@ class Jobs:
         if self.control is None:
             status, reason = await request_action(self.store, job_id, action, target)
         elif action == "cancel":
-            self.control.cancel(job_id)
+            core_of(self.control).cancel(job_id)
             status, reason = ACCEPTED, "the job is being cancelled"
         else:
             status, reason = await self.control.control(action, target)

@@ -1,5 +1,8 @@
 """A client: submits jobs to a foreman and gets their results."""
 
+# The session of a client is in a private field.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import itertools
@@ -63,6 +66,7 @@ class Client:
     The connection may be lost and made again: jobs continue, and so do the calls that wait.
     """
 
+    _dial: Dial
     _secret: bytes
     _name: str
     _nursery: trio.Nursery
@@ -83,12 +87,10 @@ class Client:
     )
     _replied: trio.Event = attrs.field(factory=trio.Event, init=False)
 
-    def start(self, dial: Dial) -> ReconnectingSession:
-        """Build the client's connection to the foreman."""
+    def __attrs_post_init__(self) -> None:
         self._session = ReconnectingSession(
-            dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _keep_waiting
+            self._dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _keep_waiting
         )
-        return self._session
 
     # -- jobs ---------------------------------------------------------------------------------
 
@@ -357,8 +359,8 @@ def _keep_waiting() -> None:
 async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Client]:
     """Connect over sockets of any kind; see `connect`."""
     async with open_service_nursery() as nursery:
-        client = Client(secret, name, nursery)
-        session = client.start(dial)
+        client = Client(dial, secret, name, nursery)
+        session = client._session
         with give_up_after(CONNECT_S, is_shielded=False) as connecting:
             await nursery.start(session.run)
         if connecting.cancelled_caught:

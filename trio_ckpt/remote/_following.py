@@ -1,5 +1,8 @@
 """A job on the client's side: submitted until it is accepted, attached to until it is over."""
 
+# What a reader has is in private fields.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import weakref
@@ -88,14 +91,14 @@ class Following:
     def have(self) -> tuple[int, ...]:
         """The results that need not be sent again: each reader has them."""
         readers = list(self.readers)
-        return tuple(readers[0].have.to_steps()) if len(readers) == 1 else ()
+        return tuple(readers[0]._have.to_steps()) if len(readers) == 1 else ()
 
     def take(self, message: JobResult | JobDone | JobRefused) -> None:
         """Record a message of the foreman, and wake the readers."""
         match message:
             case JobResult():
                 for reader in list(self.readers):
-                    reader.take(message)
+                    reader._take(message)
             case JobDone():
                 self.done = message
             case JobRefused():
@@ -126,7 +129,7 @@ class Results:
     """The results of a job as they arrive: ``async for result in …``; holds no scope open."""
 
     _following: Following
-    have: IndexSet = attrs.field(factory=IndexSet, init=False)
+    _have: IndexSet = attrs.field(factory=IndexSet, init=False)
     _waiting: deque[ItemResult] = attrs.field(factory=deque[ItemResult], init=False)
 
     @property
@@ -134,9 +137,9 @@ class Results:
         """The job's name, to attach to it again."""
         return self._following.job_id
 
-    def take(self, message: JobResult) -> None:
+    def _take(self, message: JobResult) -> None:
         """Add a result, unless it is a duplicate."""
-        if self.have.add(message.index):
+        if self._have.add(message.index):
             error = message.error
             failure = None if error is None else error.to_exception(message.index, message.job_id)
             self._waiting.append(ItemResult(message.index, message.value, failure))

@@ -13,7 +13,7 @@ from .._util.log import get_logger
 from .._util.network import new_secret
 from .._util.nursery import open_service_nursery
 from ._client import Client, open_client
-from ._foreman.foreman import Foreman
+from ._foreman.foreman import Foreman, ForemanCore, core_of
 from ._foreman.peers import Terms, serve_peer
 from ._wire.errors import ConnectionLostError
 from ._wire.secrets import check_secret
@@ -34,22 +34,22 @@ class MemorySocket:
         """Send one frame.
 
         Raises:
-            ConnectionLostError: the other end is closed.
+            ConnectionLostError: one of the ends is closed.
         """
         try:
             await self._out.send(frame)
-        except trio.BrokenResourceError as error:
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ConnectionLostError("the connection is closed") from error
 
     async def receive(self) -> bytes:
         """Receive one frame.
 
         Raises:
-            ConnectionLostError: the other end is closed.
+            ConnectionLostError: one of the ends is closed.
         """
         try:
             return await self._into.receive()
-        except trio.EndOfChannel as error:
+        except (trio.EndOfChannel, trio.ClosedResourceError) as error:
             raise ConnectionLostError("the connection is closed") from error
 
     def close(self) -> None:
@@ -76,17 +76,17 @@ async def connect_inside(foreman: Foreman, name: str) -> AsyncGenerator[Client]:
     Cancellation: as for `connect`.
     """
     key = check_secret(new_secret())  # of this connection alone
-    async with open_client(partial(_dial, foreman, Terms(key), name), key, name) as client:
+    async with open_client(partial(_dial, core_of(foreman), Terms(key), name), key, name) as client:
         yield client
 
 
 @asynccontextmanager
-async def _dial(foreman: Foreman, terms: Terms, name: str) -> AsyncGenerator[MemorySocket]:
+async def _dial(core: ForemanCore, terms: Terms, name: str) -> AsyncGenerator[MemorySocket]:
     here, there = socket_pair()
 
     async def serve() -> None:
         try:
-            await serve_peer(foreman, terms, there, name)
+            await serve_peer(core, terms, there, name)
         except Exception:
             log.exception("the connection of %s could not be handled", name)
         finally:

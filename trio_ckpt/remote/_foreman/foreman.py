@@ -1,5 +1,8 @@
 """The foreman: jobs, workers, and requests of people about both; without its sockets."""
 
+# The jobs and workers of a foreman are in a private field.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import time
@@ -28,7 +31,6 @@ from .job import Job, name_is_taken
 from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
 from .job_views import OVER, LiveTask
 from .lease import Lost
-from .live import ForemanPublisher
 from .pool import Pool
 from .worker_handle import WorkerHandle
 
@@ -40,32 +42,71 @@ WATCH_EVERY_S = 1.0
 ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # as in HTTP
 
 
-@attrs.define(eq=False)
+@attrs.frozen(eq=False)
 class Foreman:
-    """Jobs and workers; made by `serve_foreman`.
+    """A running foreman; `serve_foreman` starts its task status with it.
+
+    Attributes:
+        store: The store with jobs and checkpoints.
+        port: The port that the foreman listens on.
+        url: The URL for workers and clients on this machine.
+    """
+
+    store: Store
+    port: int
+    url: str
+    _core: ForemanCore
+
+    @property
+    def live(self) -> Mapping[str, LiveTask]:
+        """The items that workers have, by their ids."""
+        return self._core.live
+
+    async def control(self, action: ControlAction, task_id: str) -> tuple[int, str]:
+        """Carry out an action on a work item.
+
+        Args:
+            action: "force-checkpoint": its worker saves at the next point.  "release": its worker
+                saves and hands the item back.  "cleanup": the saved states of an ended item are
+                removed.
+            task_id: The item.
+
+        Returns:
+            202: requested; 404: there is no such item; 409: not possible in the item's status.
+            With it the reason, as text.
+
+        Cancellation: a cancellation point; the action may or may not be carried out.
+        """
+        return await self._core.control(action, task_id)
+
+
+def core_of(foreman: Foreman) -> ForemanCore:
+    """The jobs and workers of a foreman: for the library's own engines, out of reach of users."""
+    return foreman._core
+
+
+@attrs.define(eq=False)
+class ForemanCore:
+    """Jobs and workers.
 
     Attributes:
         store: The store with jobs and checkpoints.
         grace_s: How long a worker whose connection was lost may take to reconnect, in seconds.
         pool: The workers.
         jobs: The jobs that are running.
-        port: The port that the foreman listens on.
-        url: The URL for workers and clients on this machine.
     """
 
     store: Store
     grace_s: float = DEFAULT_GRACE_S
     is_rebalancing: bool = False
     pool: Pool = attrs.field(init=False)
-    dispatcher: Dispatcher = attrs.field(init=False)
     jobs: dict[str, Job] = attrs.field(factory=dict[str, Job], init=False)
-    port: int = attrs.field(default=0, init=False)
-    url: str = attrs.field(default="", init=False)
+    _dispatcher: Dispatcher = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.pool = Pool(self.is_open, self.is_rebalancing)
-        self.dispatcher = Dispatcher(self.store, self.pool)
+        self._dispatcher = Dispatcher(self.store, self.pool)
 
     async def begin(self, nursery: trio.Nursery) -> None:
         """Start the jobs that are not over.
@@ -77,7 +118,6 @@ class Foreman:
         """
         self._nursery = nursery
         nursery.start_soon(self.pool.run)
-        nursery.start_soon(ForemanPublisher(self).run)
         nursery.start_soon(self._watch_waiting)
         for job_id in await list_jobs(self.store):
             try:
@@ -92,7 +132,7 @@ class Foreman:
                     await prune_task(self.store, job_id)
                 continue
             log.info("resuming %s", job_id, extra=at(job_id))
-            self._start(Job(job_id, self.dispatcher), None)
+            self._start(Job(job_id, self._dispatcher), None)
 
     def _start(self, job: Job, submission: JobSubmission | None) -> None:
         if self._nursery is None:
@@ -140,7 +180,7 @@ class Foreman:
                 return
             if job_id not in self.jobs:  # otherwise another client was faster
                 break
-        job = Job(job_id, self.dispatcher, is_again)
+        job = Job(job_id, self._dispatcher, is_again)
         self._start(job, submission)
         await job.accepted.wait()
         if job.refusal is not None:
@@ -253,20 +293,7 @@ class Foreman:
         }
 
     async def control(self, action: ControlAction, task_id: str) -> tuple[int, str]:
-        """Carry out an action on a work item.
-
-        Args:
-            action: "force-checkpoint": its worker saves at the next point.  "release": its worker
-                saves and hands the item back.  "cleanup": the saved states of an ended item are
-                removed.
-            task_id: The item.
-
-        Returns:
-            202: requested; 404: there is no such item; 409: not possible in the item's status.
-            With it the reason, as text.
-
-        Cancellation: a cancellation point; the action may or may not be carried out.
-        """
+        """See `Foreman.control`."""
         lease = self.pool.leases.get(task_id)
         if action == "cleanup":
             return await self._clean_up(task_id, is_running=lease is not None)

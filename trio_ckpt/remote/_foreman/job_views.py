@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import attrs
+import msgspec
 
 from ..._journal.record import ErrorInfo, Status
 from .task_checkpoints import Delta, TaskCheckpoints
@@ -40,8 +41,7 @@ STATUSES: dict[Status, TaskStatus] = {
 has it but has not saved anything, and CANCELLED when its job was cancelled before it was done."""
 
 
-@attrs.frozen
-class LiveTask:
+class LiveTask(msgspec.Struct, frozen=True, array_like=True):
     """What the foreman holds in memory about an item that a worker has.
 
     Attributes:
@@ -54,7 +54,7 @@ class LiveTask:
     worker: str
     since: float
     is_running: bool = False
-    progress_percent: float | None = None
+    progress_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
 
 
 @attrs.frozen

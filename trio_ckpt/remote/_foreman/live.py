@@ -15,29 +15,20 @@ again until its answer arrives.  None of this is durable, and a store without li
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
-from functools import partial
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
-import attrs
 import msgspec
 import trio
 
 from ..._journal.store import Store
-from ..._util.errors import StoreError, text_of
 from ..._util.log import get_logger
 from ..._util.patience import give_up_after
-from ..._util.text import one_line
-from .._wire.message import MAX_TEXT_CHARS, Id, Name, Text
+from .._wire.message import Id, Name, Text
 from .._wire.names import task_id_of
-from .job_views import Live, LiveTask
+from .job_views import LiveTask
 
 log = get_logger(__name__)
 
-EVERY_S = 0.5  # how often a foreman reads requests, and publishes what has changed
-MAX_COST_FRACTION = 0.02  # of the foreman's time
-MAX_ITEMS = 2_000  # of a job: those that were started first
-MAX_ANSWERS = 100
 ANSWER_S = 5.0  # for a foreman to answer: it may be busy
 AGAIN_S = 1.0  # then a request is sent again, in case another one replaced it
 POLL_S = 0.1
@@ -48,29 +39,19 @@ T = TypeVar("T")
 Action = Literal["force-checkpoint", "release", "cancel"]
 
 
-class LiveItem(msgspec.Struct, frozen=True, array_like=True):
-    """An item that a worker has; see `LiveTask`."""
-
-    index: Annotated[int, msgspec.Meta(ge=0)]
-    worker: str
-    since: float
-    is_running: bool
-    percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None
-
-
 class LiveJob(msgspec.Struct, frozen=True, array_like=True):
     """The live state of a job.
 
     Attributes:
         owner: The number under which the foreman owns the job's run; older values do not count.
         foreman: The name under which the foreman takes requests.
-        items: The items that workers have.
+        items: The items that workers have, by index.
         waits: Why the other items wait for a worker that is not there; empty: they do not.
     """
 
     owner: int
     foreman: Name
-    items: tuple[LiveItem, ...]
+    items: dict[int, LiveTask]
     waits: Text = ""
 
 
@@ -96,13 +77,12 @@ class ActionReply(msgspec.Struct, frozen=True, array_like=True):
     reason: str
 
 
-_encode = msgspec.msgpack.Encoder().encode
+encode = msgspec.msgpack.Encoder().encode
 _decode_job = msgspec.msgpack.Decoder(LiveJob)
-_decode_request = msgspec.msgpack.Decoder(ActionRequest)
 _decode_answers = msgspec.msgpack.Decoder(tuple[ActionReply, ...])
 
 
-def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
+def read_published(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
     """Decode a published value; None: there is none that can be decoded."""
     try:
         return decoder.decode(payload) if payload else None
@@ -111,157 +91,19 @@ def _read(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T | None:
         return None
 
 
-# ---------------------------------------------------------------------------------------
-# The foreman's side
-# ---------------------------------------------------------------------------------------
-
-
-class PublishedJob(Protocol):
-    """A job of a foreman, as far as it is published."""
-
-    waits: str
-
-    @property
-    def owner(self) -> int | None:
-        """The number under which its run is owned; None: it is not owned yet."""
-        ...
-
-
-class PublishedForeman(Protocol):
-    """A foreman, as far as it is published."""
-
-    store: Store
-
-    @property
-    def jobs(self) -> Mapping[str, PublishedJob]:
-        """The jobs that are running."""
-        ...
-
-    @property
-    def live(self) -> Live:
-        """The items that workers have, by their ids."""
-        ...
-
-    def cancel(self, job_id: str) -> None:
-        """End a job."""
-        ...
-
-    async def control(
-        self, action: Literal["force-checkpoint", "release"], task_id: str
-    ) -> tuple[int, str]:
-        """Carry out an action on a work item."""
-        ...
-
-
-@attrs.define(eq=False)
-class ForemanPublisher:
-    """Publishes a foreman's state and answers requests; `run` is its task."""
-
-    _foreman: PublishedForeman
-    _name: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
-    _shown: dict[str, bytes] = attrs.field(factory=dict[str, bytes], init=False)
-    _answers: dict[str, ActionReply] = attrs.field(factory=dict[str, ActionReply], init=False)
-
-    async def run(self) -> None:
-        """Publish and answer until cancelled; then remove what was published.
-
-        A store that refuses published values is left alone: it does not end a job.
-
-        Cancellation: ends it; the removal is shielded.
-        """
-        if not self._foreman.store.has_live:
-            return
-        pause_s, is_failing = EVERY_S, False
-        try:
-            while True:
-                await trio.sleep(pause_s)
-                began = trio.current_time()
-                try:
-                    await self._answer()
-                    await self._show()
-                    is_failing = False
-                except StoreError as error:
-                    if not is_failing:
-                        log.warning("jobs cannot be published: %s", one_line(text_of(error)))
-                    is_failing = True
-                pause_s = max(EVERY_S, (trio.current_time() - began) / MAX_COST_FRACTION)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._withdraw()
-
-    async def _show(self) -> None:
-        jobs, live = self._foreman.jobs, self._foreman.live
-        items: dict[str, list[LiveItem]] = {job_id: [] for job_id in jobs}
-        for task_id, task in live.items():
-            job_id, _, index = task_id.rpartition(".")
-            if job_id in items and len(items[job_id]) < MAX_ITEMS:
-                items[job_id].append(
-                    LiveItem(
-                        int(index), task.worker, task.since, task.is_running, task.progress_percent
-                    )
-                )
-        for job_id, job in tuple(jobs.items()):
-            if job.owner is not None:
-                waits = job.waits[:MAX_TEXT_CHARS]
-                shown = LiveJob(job.owner, self._name, tuple(items[job_id]), waits)
-                await self._publish(job_id, _encode(shown))
-        for job_id in self._shown.keys() - jobs.keys():
-            await self._publish(job_id, b"")
-
-    async def _publish(self, job_id: str, payload: bytes) -> None:
-        if self._shown.get(job_id, b"") == payload:
-            return
-        await self._foreman.store.publish(_job_name(job_id), payload)
-        if payload:
-            self._shown[job_id] = payload
-        else:
-            self._shown.pop(job_id, None)
-
-    async def _answer(self) -> None:
-        store = self._foreman.store
-        request = _read(_decode_request, await store.read_live(_request_name(self._name)))
-        if request is None or request.number in self._answers:
-            return
-        code, reason = await self._carry_out(request)
-        self._answers[request.number] = ActionReply(request.number, code, reason)
-        while len(self._answers) > MAX_ANSWERS:
-            del self._answers[next(iter(self._answers))]
-        await store.publish(_answer_name(self._name), _encode(tuple(self._answers.values())))
-
-    async def _carry_out(self, request: ActionRequest) -> tuple[int, str]:
-        if request.action != "cancel":
-            return await self._foreman.control(request.action, request.target)
-        if request.target not in self._foreman.jobs:
-            return CONFLICT, "the job is over"
-        self._foreman.cancel(request.target)
-        return 202, "the job is being cancelled"
-
-    async def _withdraw(self) -> None:
-        names = [_job_name(job_id) for job_id in self._shown]
-        if self._answers:
-            names += [_request_name(self._name), _answer_name(self._name)]
-        for name in names:
-            try:
-                await self._foreman.store.publish(name, b"")
-            except StoreError as error:
-                log.debug("published values stay behind: %s", one_line(text_of(error)))
-
-
-def _job_name(job_id: str) -> str:
+def job_name(job_id: str) -> str:
+    """The name of the published state of a job."""
     return f"{job_id} at its foreman"
 
 
-def _request_name(foreman: str) -> str:
+def request_name(foreman: str) -> str:
+    """The name of the newest request to a foreman."""
     return f"a question to foreman {foreman}"
 
 
-def _answer_name(foreman: str) -> str:
+def answer_name(foreman: str) -> str:
+    """The name of the newest answers of a foreman."""
     return f"answers of foreman {foreman}"
-
-
-# ---------------------------------------------------------------------------------------
-# The side of other processes
-# ---------------------------------------------------------------------------------------
 
 
 async def read_live_job(store: Store, job_id: str, owner: int) -> LiveJob | None:
@@ -275,18 +117,13 @@ async def read_live_job(store: Store, job_id: str, owner: int) -> LiveJob | None
     Raises:
         StoreError: the store cannot be read.
     """
-    found = _read(_decode_job, await store.read_live(_job_name(job_id)))
+    found = read_published(_decode_job, await store.read_live(job_name(job_id)))
     return found if found is not None and found.owner == owner else None
 
 
 def tasks_of(job_id: str, job: LiveJob | None) -> dict[str, LiveTask]:
     """The items that workers have, by their ids."""
-    return {
-        task_id_of(job_id, item.index): LiveTask(
-            item.worker, item.since, item.is_running, item.percent
-        )
-        for item in (() if job is None else job.items)
-    }
+    return {} if job is None else {task_id_of(job_id, n): task for n, task in job.items.items()}
 
 
 async def request_action(store: Store, job_id: str, action: Action, target: str) -> tuple[int, str]:
@@ -325,11 +162,13 @@ async def _send_request(store: Store, foreman: str, request: ActionRequest) -> t
     """Publish a request and wait for its answer."""
     with give_up_after(ANSWER_S, is_shielded=False):
         while True:
-            await store.publish(_request_name(foreman), _encode(request))
+            await store.publish(request_name(foreman), encode(request))
             again_at = trio.current_time() + AGAIN_S
             while trio.current_time() < again_at:
                 await trio.sleep(POLL_S)
-                answers = _read(_decode_answers, await store.read_live(_answer_name(foreman)))
+                answers = read_published(
+                    _decode_answers, await store.read_live(answer_name(foreman))
+                )
                 for answer in answers or ():
                     if answer.number == request.number:
                         return answer.code, answer.reason

@@ -53,7 +53,7 @@ from .._wire.protocol import Connection, Received, choose_version
 from .._wire.secrets import is_secret
 from .._wire.submission import MAX_JOB_BYTES, MAX_VALUE_BYTES, JobSubmission, check_function
 from .._wire.task_messages import ReleaseTask, StoreCall, TaskCheckpoint, TaskFailed, TaskResult
-from .foreman import CONFLICT, Foreman
+from .foreman import CONFLICT, ForemanCore
 from .pool import Pool
 from .results import feed_results
 from .worker_handle import WorkerHandle
@@ -76,7 +76,7 @@ class Terms:
     silence_s: float = SILENCE_S
 
 
-async def serve_peer(foreman: Foreman, terms: Terms, socket: Socket, where: str) -> None:
+async def serve_peer(foreman: ForemanCore, terms: Terms, socket: Socket, where: str) -> None:
     """Handle one connection until it ends.
 
     Args:
@@ -133,7 +133,7 @@ async def _greet(link: Link, terms: Terms) -> Hello | None:
 # ---------------------------------------------------------------------------------------
 
 
-async def _serve_worker(foreman: Foreman, link: Link, hello: Hello) -> None:
+async def _serve_worker(foreman: ForemanCore, link: Link, hello: Hello) -> None:
     worker = foreman.connect(hello, link)
     is_leaving = False
     try:
@@ -194,7 +194,7 @@ def _is_too_large(item: Plain) -> bool:
     return len(msgspec.msgpack.encode(item)) > MAX_VALUE_BYTES
 
 
-async def _serve_client(foreman: Foreman, link: Link) -> None:
+async def _serve_client(foreman: ForemanCore, link: Link) -> None:
     client = _Client(foreman, link)
     async with open_service_nursery() as nursery:
         await client.listen(nursery)
@@ -204,7 +204,7 @@ async def _serve_client(foreman: Foreman, link: Link) -> None:
 class _Client:
     """One client's connection."""
 
-    foreman: Foreman
+    foreman: ForemanCore
     link: Link
     _incoming: dict[str, _IncomingJob] = attrs.field(factory=dict[str, _IncomingJob], init=False)
     _taken: dict[str, trio.Event] = attrs.field(factory=dict[str, trio.Event], init=False)

@@ -17,12 +17,12 @@ from ..._tokens.registry import TokenRegistry
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.index_set import IndexSet
 from ..._util.plain import Plain, check_run_id
-from .._wire.errors import TaskFailedError
+from .._wire.errors import TaskFailedError, split_failure
 from .._wire.job_messages import AttachJob, JobDone, JobRefused, JobResult, JobWaits, TaskError
 from .._wire.link import Link
 from .._wire.message import MAX_NAME_CHARS, MAX_TEXT_CHARS, MAX_TRACEBACK_CHARS
 from .._wire.names import ITEMS_STREAM
-from .foreman import Foreman
+from .foreman import ForemanCore
 from .job import Job
 from .job_reader import has_submission, is_cancelled, items_progress
 
@@ -30,7 +30,7 @@ NO_DETAILS: Mapping[str, Plain] = {}
 PAGE = 1_000  # records, at most
 
 
-async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
+async def feed_results(foreman: ForemanCore, link: Link, attach: AttachJob) -> None:
     """Send the results that a client does not have, until the job is over.
 
     If the store cannot be read, the job ends for this client as interrupted, with the reason.
@@ -50,7 +50,7 @@ async def feed_results(foreman: Foreman, link: Link, attach: AttachJob) -> None:
         link.send(JobDone(attach.job_id, attach.call, "interrupted", reason))
 
 
-async def _feed(foreman: Foreman, link: Link, attach: AttachJob) -> None:
+async def _feed(foreman: ForemanCore, link: Link, attach: AttachJob) -> None:
     job_id, sent = attach.job_id, _indexes(attach.have)
     reported = ""
     while True:
@@ -101,7 +101,7 @@ def _indexes(have: tuple[int, ...]) -> IndexSet:
 
 
 async def _send_new(
-    foreman: Foreman,
+    foreman: ForemanCore,
     link: Link,
     attach: AttachJob,
     generation: int,
@@ -152,7 +152,7 @@ def _error(info: ErrorInfo | None, details: Mapping[str, Plain] = NO_DETAILS) ->
         return None
     kind, message = info.type, info.message
     if kind == TaskFailedError.__qualname__:
-        kind, message = TaskFailedError.split(message)
+        kind, message = split_failure(message)
     traceback = str(details.get("traceback", ""))[-MAX_TRACEBACK_CHARS:]
     return TaskError(kind[:MAX_NAME_CHARS] or "Error", message[:MAX_TEXT_CHARS], traceback)
 

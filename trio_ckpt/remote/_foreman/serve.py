@@ -39,8 +39,9 @@ from ..._util.text import one_line
 from .._wire.errors import ConnectionLostError
 from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S
 from .._wire.secrets import check_secret
-from .foreman import DEFAULT_GRACE_S, Foreman
+from .foreman import DEFAULT_GRACE_S, Foreman, ForemanCore
 from .peers import Terms, serve_peer
+from .publisher import ForemanPublisher
 
 if TYPE_CHECKING:
     from .._wire.sockets import Request, WebSocket
@@ -131,14 +132,16 @@ async def serve_foreman(
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
     for listener in listeners:
         unshare(listener.socket)
-    foreman = Foreman(store, grace_s, rebalance)
-    foreman.port = int(listeners[0].socket.getsockname()[1])
-    foreman.url = f"{'ws' if ssl_context is None else 'wss'}://{url_host(host)}:{foreman.port}"
+    core = ForemanCore(store, grace_s, rebalance)
+    port = int(listeners[0].socket.getsockname()[1])
+    url = f"{'ws' if ssl_context is None else 'wss'}://{url_host(host)}:{port}"
+    foreman = Foreman(store, port, url, core)
     acceptor = Acceptor(
-        foreman, terms, ssl_context, frozenset({*names, host}), max_connections, accept
+        core, terms, ssl_context, frozenset({*names, host}), max_connections, accept
     )
     async with trio.open_nursery() as nursery:
-        await foreman.begin(nursery)
+        await core.begin(nursery)
+        nursery.start_soon(ForemanPublisher(core).run)
         log.info("listening on %s", foreman.url)
         task_status.started(foreman)
         await trio.serve_listeners(acceptor.accept, listeners)
@@ -149,7 +152,7 @@ class Acceptor:
     """Accepts or refuses connections.
 
     Attributes:
-        foreman: The foreman.
+        foreman: Its jobs and workers.
         terms: The terms for peers.
         ssl_context: For TLS.
         names: Host names of this foreman.
@@ -157,7 +160,7 @@ class Acceptor:
         connections: The number of open connections.
     """
 
-    foreman: Foreman
+    foreman: ForemanCore
     terms: Terms
     ssl_context: ssl.SSLContext | None
     names: frozenset[str]

@@ -71,12 +71,12 @@ class TaskFailedError(RemoteError):
         self.remote_traceback = remote_traceback
         self.details = {"traceback": remote_traceback} if remote_traceback else {}
 
-    @staticmethod
-    def split(text: str) -> tuple[str, str]:
-        """Parse the exception's class name and text from the text of such an error."""
-        _, _, rest = text.partition(" failed: ")
-        kind, _, message = rest.partition(": ")
-        return kind, message
+
+def split_failure(text: str) -> tuple[str, str]:
+    """Parse the exception's class name and text from the text of a `TaskFailedError`."""
+    _, _, rest = text.partition(" failed: ")
+    kind, _, message = rest.partition(": ")
+    return kind, message
 
 
 class TaskLostError(RemoteError):

@@ -1,5 +1,8 @@
 """`Work`: the second argument of a function on a worker, besides its item."""
 
+# The worker's side of a `Work` is in a private field.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import importlib
@@ -7,7 +10,7 @@ import importlib.util
 import inspect
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import attrs
 import trio
@@ -128,98 +131,52 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., obje
     return func
 
 
-@awaits_noted
 @attrs.define(eq=False)
-class Work(Generic[S]):
-    """The second argument of a function: its state, and how to report progress.
+class TaskControl:
+    """The worker's side of a `Work`: what its function is asked for, and what saves its state.
 
     Attributes:
-        task_id: The item's id.
-        index: The item's index in the job.
-        attempt: 1 for the first attempt.
-        trace: The trace context that the job was submitted with.
-        resumed_from: The label of the point where the state was saved; None: the state is new.
+        scope: The function runs in it.
+        state: The function's state while no stream is attached.
+        resumed_from: See `Work`.
+        percent: The progress that the function reported last.
+        is_checkpoint_due: Whether the next point saves, however recent the last save is.
+        release_reason: Why the worker hands the item back at the next point; None: it does not.
+        aside: The function, if it runs in a thread or a process.
     """
 
-    task_id: str
-    index: int
-    attempt: int
-    trace: dict[str, str]
-    _state: Any = None
-    resumed_from: str | None = attrs.field(default=None, init=False)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
-    percent: float | None = attrs.field(default=None, init=False)
-    is_checkpoint_due: bool = attrs.field(
-        default=False, init=False
-    )  # whether a checkpoint is due now
-    release_reason: str | None = attrs.field(default=None, init=False)
-    _stream: Stream[S] | None = attrs.field(default=None, init=False)
+    state: object = None
+    resumed_from: str | None = None
+    percent: float | None = None
+    is_checkpoint_due: bool = False
+    release_reason: str | None = None
+    aside: Aside = attrs.field(factory=Aside, init=False)
+    stream: Stream[Any] | None = None
     _snapshots: Snapshots | None = attrs.field(default=None, init=False)
     _left_out: Callable[[str], None] | None = attrs.field(default=None, init=False)
     _skipped: int = attrs.field(default=0, init=False)
-    aside: Aside = attrs.field(factory=Aside, init=False)  # a function that runs in a thread
-    _calls: Calls | None = attrs.field(default=None, init=False)
 
-    # -- for functions ------------------------------------------------------------------------
-
-    @property
-    def state(self) -> S:
-        """The state to resume from; the function may change it in place, or assign it."""
-        state: S = self._state if self._stream is None else self._stream.state
-        return state
-
-    @state.setter
-    def state(self, value: S) -> None:
-        if self._stream is None:
-            self._state = value
-        else:
-            self._stream.state = value
-
-    def report(self, *, progress_percent: float) -> None:
-        """Report how far the item is; also callable from a thread.
+    def attach(
+        self, stream: Stream[Any], snapshots: Snapshots, left_out: Callable[[str], None]
+    ) -> None:
+        """Attach the stream that saves the state.
 
         Args:
-            progress_percent: 0 to 100.
-
-        Raises:
-            ValueError: `progress_percent` is outside 0 to 100.
+            stream: The stream.
+            snapshots: Saves the state.
+            left_out: Called with the reason when a state could not be saved.
         """
-        if not 0 <= progress_percent <= 100:
-            raise ValueError(f"progress_percent is from 0 to 100, not {progress_percent!r}")
-        self.percent = float(progress_percent)
+        self.stream, self._snapshots, self._left_out = stream, snapshots, left_out
 
-    async def point(self, label: str = "") -> bool:
-        """Save the state as it is here, if a save is due; see `Snapshots.point`.
+    def detach(self) -> None:
+        """Detach the stream; the function may still run in a thread."""
+        if self.stream is not None:
+            self.state = self.stream.state
+        self.stream = self._snapshots = None
 
-        If the worker is to hand the item back, the state is saved here and the function ends.
-
-        Args:
-            label: The name of this point; `resumed_from` has it on resume.
-
-        Returns:
-            Whether a save was started.
-
-        Cancellation: always a cancellation point and a schedule point.
-        """
-        taken = await self._point(label)
-        await trio.lowlevel.checkpoint_if_cancelled()
-        return taken
-
-    def point_sync(self, label: str = "") -> bool:
-        """Save the state, if a save is due; for sync functions, which run in a thread.
-
-        Cancellation: raises `trio.Cancelled`, which the function must not catch.
-        """
-        trio.from_thread.check_cancelled()
-        taken = trio.from_thread.run(self._point_aside, label)
-        trio.from_thread.check_cancelled()
-        return taken
-
-    async def _point_aside(self, label: str) -> bool:
-        with self.aside.asking():
-            return await self._point(label)
-
-    async def _point(self, label: str) -> bool:
+    async def point(self, label: str) -> bool:
+        """Save the state if a save is due, and end a function that is to hand its item back."""
         check_point_label(label)
         snapshots = self._snapshots
         if snapshots is None:
@@ -242,42 +199,99 @@ class Work(Generic[S]):
             self.scope.cancel()
         return taken
 
-    # -- for the worker -----------------------------------------------------------------------
+    async def point_aside(self, label: str) -> bool:
+        """Do the same for a function in a thread."""
+        with self.aside.asking():
+            return await self.point(label)
 
-    def attach(
-        self,
-        stream: Stream[S],
-        snapshots: Snapshots,
-        resumed_from: str | None,
-        left_out: Callable[[str], None],
-    ) -> None:
-        """Attach the stream that saves the state.
+
+@awaits_noted
+@attrs.define(eq=False)
+class Work(Generic[S]):
+    """The second argument of a function: its state, and how to report progress.
+
+    Attributes:
+        task_id: The item's id.
+        index: The item's index in the job.
+        attempt: 1 for the first attempt.
+        trace: The trace context that the job was submitted with.
+    """
+
+    task_id: str
+    index: int
+    attempt: int
+    trace: dict[str, str]
+    _control: TaskControl
+    _calls: Calls | None = attrs.field(default=None, init=False)
+
+    @property
+    def resumed_from(self) -> str | None:
+        """The label of the point where the state was saved; None: the state is new."""
+        return self._control.resumed_from
+
+    @property
+    def state(self) -> S:
+        """The state to resume from; the function may change it in place, or assign it."""
+        stream = self._control.stream
+        state: Any = self._control.state if stream is None else stream.state
+        return cast("S", state)
+
+    @state.setter
+    def state(self, value: S) -> None:
+        owner = self._control if self._control.stream is None else self._control.stream
+        owner.state = value
+
+    def report(self, *, progress_percent: float) -> None:
+        """Report how far the item is; also callable from a thread.
 
         Args:
-            stream: The stream.
-            snapshots: Saves the state.
-            resumed_from: The label of the point where the state was saved.
-            left_out: Called with the reason when a state could not be saved.
-        """
-        self._stream, self._snapshots, self.resumed_from = stream, snapshots, resumed_from
-        self._left_out = left_out
-
-    def check_awaited(self) -> None:
-        """Check that the function has awaited every point that it made.
+            progress_percent: 0 to 100.
 
         Raises:
-            NeverAwaitedError: the function has not.
+            ValueError: `progress_percent` is outside 0 to 100.
         """
-        if self._calls is not None:
-            error = self._calls.problem(f"item {self.index} of the job")
-            if error is not None:
-                raise error
+        if not 0 <= progress_percent <= 100:
+            raise ValueError(f"progress_percent is from 0 to 100, not {progress_percent!r}")
+        self._control.percent = float(progress_percent)
 
-    def detach(self) -> None:
-        """Detach the stream; the function may still run in a thread."""
-        if self._stream is not None:
-            self._state = self._stream.state
-        self._stream = self._snapshots = None
+    async def point(self, label: str = "") -> bool:
+        """Save the state as it is here, if a save is due; see `Snapshots.point`.
+
+        If the worker is to hand the item back, the state is saved here and the function ends.
+
+        Args:
+            label: The name of this point; `resumed_from` has it on resume.
+
+        Returns:
+            Whether a save was started.
+
+        Cancellation: always a cancellation point and a schedule point.
+        """
+        taken = await self._control.point(label)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return taken
+
+    def point_sync(self, label: str = "") -> bool:
+        """Save the state, if a save is due; for sync functions, which run in a thread.
+
+        Cancellation: raises `trio.Cancelled`, which the function must not catch.
+        """
+        trio.from_thread.check_cancelled()
+        taken = trio.from_thread.run(self._control.point_aside, label)
+        trio.from_thread.check_cancelled()
+        return taken
+
+
+def _check_awaited(work: Work[object]) -> None:
+    """Check that a function has awaited every point that it made.
+
+    Raises:
+        NeverAwaitedError: the function has not.
+    """
+    if work._calls is not None:
+        error = work._calls.problem(f"item {work.index} of the job")
+        if error is not None:
+            raise error
 
 
 def takes_work(func: Callable[..., object]) -> bool:
@@ -306,15 +320,15 @@ async def call(func: Callable[..., object], item: Plain, work: Work[object]) -> 
     """
     done: Outcome[object]
     if settings_of(func).in_process:
-        done = await acapture(work.aside.run, partial(_call_in_process, func, item))
+        done = await acapture(work._control.aside.run, partial(_call_in_process, func, item))
         return done
     arguments = (item, work) if takes_work(func) else (item,)
     if inspect.iscoroutinefunction(func):
         done = await acapture(func, *arguments)
     else:
-        done = await work.aside.run(partial(_call_in_thread, func, arguments))
+        done = await work._control.aside.run(partial(_call_in_thread, func, arguments))
     if isinstance(done, Value):
-        forgotten = capture(work.check_awaited)
+        forgotten = capture(_check_awaited, work)
         done = forgotten if isinstance(forgotten, Error) else done
     return done
 

@@ -31,7 +31,7 @@ from .._wire.submission import as_sent
 from .._wire.task_messages import AssignTask, ReleaseTask, TaskFailed, TaskProgress, TaskResult
 from .calls import RpcClient
 from .remote_store import RemoteStore
-from .work import Work, call, find_function, settings_of
+from .work import TaskControl, Work, call, find_function, settings_of
 
 log = get_logger(__name__)
 
@@ -47,7 +47,7 @@ class Item:
     Attributes:
         assigned: The foreman's assignment.
         rpc: The item's RPC client.
-        work: The object that the function receives.
+        control: The worker's side of the object that the function receives.
         may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
         final_message: Makes the message that ends the item; None: the item is running.
         is_reported: Whether the foreman was told that the item runs.
@@ -56,8 +56,8 @@ class Item:
 
     assigned: AssignTask
     rpc: RpcClient
-    work: Work[object]
     may_be_interrupted: bool = False
+    control: TaskControl = attrs.field(factory=TaskControl, init=False)
     final_message: MakeFinalMessage | None = attrs.field(default=None, init=False)
     is_reported: bool = attrs.field(default=False, init=False)
     reported: float | None = attrs.field(default=None, init=False)
@@ -73,19 +73,19 @@ class Item:
     async def run(self, allow: tuple[str, ...]) -> None:
         """Run the item's function and set `final_message`.
 
-        Cancellation: through `Work.scope`; states that were saved stay saved.
+        Cancellation: through `TaskControl.scope`; states that were saved stay saved.
         """
         task_id = self.task_id
         value: Plain = None
         try:
-            with self.work.scope:
+            with self.control.scope:
                 with self._foreign():
                     func = await find_function(self.assigned.function, allow)
                 value = await self._run(func)
-            if not self.work.scope.cancelled_caught:
+            if not self.control.scope.cancelled_caught:
                 self.final_message = lambda lease: TaskResult(task_id, lease, value)
                 return
-            reason = self.work.release_reason or "it was cancelled"
+            reason = self.control.release_reason or "it was cancelled"
             self.final_message = lambda lease: ReleaseTask(task_id, lease, reason)
         except (Exception, BaseExceptionGroup) as error:
             self._take_error(error)
@@ -130,7 +130,7 @@ class Item:
 
     async def _run(self, func: Callable[..., object]) -> Plain:
         if self.assigned.interval_s is None:
-            self.work.state = self._new_state(func)
+            self.control.state = self._new_state(func)
             return await self._call(func)
         store = RemoteStore(self.rpc)
         try:
@@ -156,7 +156,7 @@ class Item:
         self, func: Callable[..., object], store: RemoteStore, *, is_fresh: bool = False
     ) -> Plain:
         """Run the function inside a run of one batch, whose states are snapshots inside it."""
-        assigned, work = self.assigned, self.work
+        assigned, control = self.assigned, self.control
         state = self._new_state(func)
         async with (
             open_run(
@@ -170,11 +170,12 @@ class Item:
             stream.open_batch() as batch,
         ):
             async with stream.snapshots(every_s=assigned.interval_s or 0.0) as snapshots:
-                work.attach(stream, snapshots, batch.resumed_from, self._note_left_out)
+                control.attach(stream, snapshots, self._note_left_out)
+                control.resumed_from = batch.resumed_from
                 try:
                     value = await self._call(func)
                 finally:
-                    work.detach()
+                    control.detach()
             batch.complete(metadata={"result": value}, last=True)
         return value
 
@@ -189,8 +190,10 @@ class Item:
 
     async def _call(self, func: Callable[..., object]) -> Plain:
         self._has_begun = True
+        one = self.assigned
+        work = Work[object](one.task_id, one.index, one.attempt, one.trace, self.control)
         with self._foreign():
-            returned = (await call(func, self.assigned.item, self.work)).unwrap()
+            returned = (await call(func, one.item, work)).unwrap()
             value, _ = as_sent(returned, "the result", allow_nan=True)
         self._returned.append(value)
         return value
@@ -213,7 +216,7 @@ class Item:
 
         An item that ends before the first report is due costs no message for it.
         """
-        percent = self.work.percent
+        percent = self.control.percent
         if self.is_reported and percent == self.reported:
             return
         if self._has_begun and self.final_message is None and self.rpc.link is not None:

@@ -51,7 +51,7 @@ from .._wire.task_messages import (
     TaskFailed,
 )
 from .calls import PATIENCE_S, RpcClient
-from .work import Work, check_module
+from .work import check_module
 from .work_item import Item
 
 log = get_logger(__name__)
@@ -127,7 +127,7 @@ class Worker:
             finally:
                 for item in self.items.values():
                     item.rpc.lose("the worker ends")
-                    item.work.scope.cancel()
+                    item.control.scope.cancel()
 
     async def stop(self, reason: str, grace_s: float) -> None:
         """Save and hand back the running items, then leave.
@@ -140,11 +140,11 @@ class Worker:
         if self._session is not None:
             self._session.send(Slots(0))
         for item in self.items.values():
-            item.work.release_reason = item.work.release_reason or reason
+            item.control.release_reason = item.control.release_reason or reason
         with give_up_after(grace_s, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
-            item.work.scope.cancel()
+            item.control.scope.cancel()
         with give_up_after(FINAL_MESSAGES_S, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
@@ -197,12 +197,12 @@ class Worker:
             case NewLease():
                 self._go_on(item, message)
             case ForceCheckpoint():
-                item.work.is_checkpoint_due = True
+                item.control.is_checkpoint_due = True
             case ReleaseTask():
-                item.work.release_reason = message.reason or "the foreman asks for it"
+                item.control.release_reason = message.reason or "the foreman asks for it"
             case Cancel():
                 item.rpc.lose(message.reason)
-                item.work.scope.cancel()
+                item.control.scope.cancel()
                 if item.final_message is not None:  # it was not sent, or is not needed any more
                     self._send_final(ReleaseTask(item.task_id, message.lease, "it had ended"))
             case TaskAck():
@@ -233,10 +233,7 @@ class Worker:
             link=session.link,
             numbers=self._calls,
         )
-        work: Work[object] = Work(
-            assigned.task_id, assigned.index, assigned.attempt, assigned.trace
-        )
-        item = self.items[assigned.task_id] = Item(assigned, rpc, work, self.may_be_interrupted)
+        item = self.items[assigned.task_id] = Item(assigned, rpc, self.may_be_interrupted)
         if self._stopping is not None:
             reason = self._stopping
             item.final_message = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
