@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from benchmarks import Found, Options, Section, median
-from trio_ckpt import CheckpointCoordinator, CheckpointToken
+from trio_ckpt import CheckpointCoordinator, CheckpointToken, TokenRegistry
 from trio_ckpt._util.portal import Portal
 
 COUNT = 10_000  # indexes, so that most of them are no cached small ints
@@ -40,6 +40,8 @@ class Slotted:
 class Host:
     """Stands behind a token that is only held."""
 
+    registry = TokenRegistry()
+
     def complete(self, token: CheckpointToken[Any], result: Any) -> bool:
         """Never called."""
         raise NotImplementedError
@@ -51,7 +53,7 @@ class Host:
     def check_wait(self, token: CheckpointToken[Any]) -> None:
         """Never called."""
 
-    def moved(self, token: CheckpointToken[Any]) -> None:
+    def ended(self, token: CheckpointToken[Any]) -> None:
         """Do nothing: no task watches."""
 
 

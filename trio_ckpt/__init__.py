@@ -120,8 +120,11 @@ if typing.TYPE_CHECKING:
         trace_tasks as trace_tasks,
     )
     from ._tokens.coordinator import CheckpointCoordinator as CheckpointCoordinator
-    from ._tokens.registry import TokenRegistry as TokenRegistry
-    from ._tokens.token import CheckpointToken as CheckpointToken, TokenState as TokenState
+    from ._tokens.token import (
+        CheckpointToken as CheckpointToken,
+        TokenRegistry as TokenRegistry,
+        TokenState as TokenState,
+    )
     from ._util.version import __version__ as __version__
     from .state import Frontier as Frontier, StateChangedError as StateChangedError
     from .state._retention import Retention as Retention
@@ -156,8 +159,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_runs.stream_table": "Listed",
             "_runs.tracing": "TaskTracer trace_batches trace_context trace_tasks",
             "_tokens.coordinator": "CheckpointCoordinator",
-            "_tokens.registry": "TokenRegistry",
-            "_tokens.token": "CheckpointToken TokenState",
+            "_tokens.token": "CheckpointToken TokenRegistry TokenState",
             "_util.version": "__version__",
             "state": "Frontier StateChangedError",
             "state._retention": "Retention",

@@ -51,14 +51,13 @@ class Seen:
 async def test_no_step_of_a_save_comes_before_its_turn(monkeypatch: Any) -> None:
     store = SlowStore()
     seen = Seen(store)
-    real_moved = OpenStream.moved
+    real_ended = OpenStream.ended
 
-    def moved(self: OpenStream, token: AnyToken, *, is_final: bool) -> None:
-        if is_final:
-            seen.note(seen.moved, self, token.batch_index)
-        real_moved(self, token, is_final=is_final)
+    def ended(self: OpenStream, token: AnyToken) -> None:
+        seen.note(seen.moved, self, token.batch_index)
+        real_ended(self, token)
 
-    monkeypatch.setattr(OpenStream, "moved", moved)
+    monkeypatch.setattr(OpenStream, "ended", ended)
 
     async def wait(stream: Stream[Any], batch: Batch[int]) -> None:
         await batch.token.wait()

@@ -18,7 +18,7 @@ from tests.hangs import HANG_S
 from tests.monitor.client import SECRET, Client, events, serving
 from tests.opening import begin
 from trio_ckpt._runs.open_run import OpenRun
-from trio_ckpt._tokens.registry import touch
+from trio_ckpt._tokens.token import touch
 from trio_ckpt.monitor import _server
 from trio_ckpt.monitor._guard import REQUEST_TIMEOUT_S
 from trio_ckpt.stores import MemoryStore

@@ -18,7 +18,7 @@ from trio_ckpt import StoreError, open_run
 from trio_ckpt._journal.live_view import MAX_TOKENS, decode_live, read_live
 from trio_ckpt._runs.live_publisher import live_view
 from trio_ckpt._runs.run import open_run_of
-from trio_ckpt._tokens.registry import touch
+from trio_ckpt._tokens.token import touch
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
 

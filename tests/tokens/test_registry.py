@@ -12,7 +12,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from tests.hangs import HANG_S
 from trio_ckpt import CheckpointCoordinator, DuplicateCheckpointError, TokenRegistry
-from trio_ckpt._tokens.registry import touch
+from trio_ckpt._tokens.token import touch
 
 
 @pytest.fixture

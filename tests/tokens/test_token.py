@@ -18,9 +18,11 @@ from trio_ckpt import (
     CheckpointFailedError,
     CheckpointResult,
     CheckpointToken,
+    TokenRegistry,
     TokenState,
     TrioCkptError,
 )
+from trio_ckpt._tokens.coordinator import stamp
 from trio_ckpt._tokens.token import (
     CANCELLED,
     TRANSITIONS,
@@ -30,7 +32,6 @@ from trio_ckpt._tokens.token import (
     failure_of,
     may,
     move,
-    stamp,
 )
 from trio_ckpt._util.portal import Portal
 
@@ -59,10 +60,11 @@ FINAL = (CONFIRMED, FAILED, GONE)
 
 
 class Host:
-    """A host that lets everything happen and writes down what the token told it."""
+    """A host that lets everything happen and writes down how its tokens ended."""
 
     def __init__(self) -> None:
         self.seen: list[TokenState] = []
+        self.registry = TokenRegistry()
 
     def complete(self, token: CheckpointToken[Any], result: Any) -> bool:
         raise NotImplementedError
@@ -73,7 +75,7 @@ class Host:
     def check_wait(self, token: CheckpointToken[Any]) -> None:
         pass
 
-    def moved(self, token: CheckpointToken[Any], *, is_final: bool) -> None:
+    def ended(self, token: CheckpointToken[Any]) -> None:
         self.seen.append(token.state)
 
 
@@ -114,19 +116,24 @@ def test_the_table_is_the_one_of_the_design() -> None:
     ("state", "event"), list(itertools.product(TokenState, TokenEvent)), ids=lambda x: x.value
 )
 async def test_every_cell(state: TokenState, event: TokenEvent) -> None:
-    """A legal event moves the token and tells the host; another raises and changes nothing."""
+    """A legal event moves the token and is published; another raises and changes nothing.
+
+    The host is told of the last one alone.
+    """
     host = Host()
     token = token_in(state, host)
     target = TABLE.get((state, event))
-    before = token._outcome
+    before, version = token._outcome, host.registry.version
     assert may(token, event) is (target is not None)
     if target is None:
         with pytest.raises(RuntimeError, match=rf"{state.value}> cannot {event.value}"):
             move(token, event, "what must not be kept")
         assert (token.state, token._outcome, host.seen) == (state, before, [])
+        assert host.registry.version == version
     else:
         move(token, event, outcome_of(event))
-        assert (token.state, host.seen) == (target, [target])
+        assert (token.state, host.seen) == (target, [target] if target in FINAL else [])
+        assert host.registry.version == version + 1
     assert token.is_pending is (token.state not in FINAL)
     dispose(token)
 

@@ -64,7 +64,6 @@ from .._journal.record import (
     encode_record,
 )
 from .._journal.store import AttemptEnd
-from .._tokens.registry import make_token
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -72,6 +71,7 @@ from .._tokens.token import (
     Failure,
     TokenState,
     failure_of,
+    make_token,
 )
 from .._util.arguments import MAX_INDEX, whole_number
 from .._util.errors import (
@@ -155,8 +155,8 @@ class Gate:
             )
         token = stream.tokens.get(index)
         if token is None:
-            registry, key = stream.coordinator.registry, stream.stream_log.key
-            token = make_token(registry, stream.run_id, key, index, stream, stream.portal)
+            key = stream.stream_log.key
+            token = make_token(stream.run_id, key, index, stream, stream.portal)
             stream.tokens[index] = token
             stream.failed.pop(index, None)
         before = stream.stream_log.progress.failures.get(index)

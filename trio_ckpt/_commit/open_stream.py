@@ -18,8 +18,6 @@ import trio
 from .._journal.record import CheckpointResult, ErrorInfo, Opened, Output, Record, Status
 from .._journal.statistics import Waiting, stuck_after_s
 from .._journal.store import Attempt, AttemptEnd
-from .._tokens.coordinator import CheckpointCoordinator
-from .._tokens.registry import token_moved, touch
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -27,9 +25,11 @@ from .._tokens.token import (
     Confirmed,
     Failure,
     TokenEvent,
+    TokenRegistry,
     failure_of,
     may,
     move,
+    touch,
 )
 from .._util.arguments import several, whole_number
 from .._util.errors import BatchFailedError, describe_batch, leaves_of
@@ -92,6 +92,7 @@ class OpenStream:
     Attributes:
         run_id: The run.
         stream_log: Its stream log.
+        registry: The pending tokens of the run, for monitors.
         open: The attempts handed out, by batch index.
         tokens: The tokens of batches handed out or waiting to run again.
         failed: Batches that failed for good in this session.
@@ -116,7 +117,7 @@ class OpenStream:
     run_id: str
     stream_log: StreamLog
     committer: GroupCommitter
-    coordinator: CheckpointCoordinator
+    registry: TokenRegistry
     stop: Stop
     policy: LoopPolicy
     files: StreamFiles
@@ -401,7 +402,7 @@ class OpenStream:
             if may(token, TokenEvent.RETRY):
                 move(token, TokenEvent.RETRY)
             else:  # the token stays PENDING, but monitors count attempts
-                touch(self.coordinator.registry)
+                touch(self.registry)
         else:
             failure = WITHDRAWN if error is None else failure_of(error)
             self.fail_token(token, failure, is_kept=end is AttemptEnd.FAILED)
@@ -457,12 +458,10 @@ class OpenStream:
                 "a body that waits for its own token waits for ever: use 'await batch.confirm()'"
             )
 
-    def moved(self, token: AnyToken, *, is_final: bool) -> None:
-        """Notify the registry, and for a settled token also the task that waits for the batch."""
-        if is_final:
-            self.tokens.pop(token.batch_index, None)
-            self.settled(token.batch_index)
-        token_moved(self.coordinator.registry, token, is_final=is_final)
+    def ended(self, token: AnyToken) -> None:
+        """Forget a token that is settled, and notify the tasks that wait for the batch."""
+        self.tokens.pop(token.batch_index, None)
+        self.settled(token.batch_index)
 
     # -- the host of batches --------------------------------------------------------------------
 

@@ -17,8 +17,7 @@ import attrs
 import trio
 
 from .._journal.record import Record, RecordKind, describe_error, trouble
-from .._tokens.registry import touch
-from .._tokens.token import portal_of
+from .._tokens.token import portal_of, touch
 from .._util.arguments import checked_by, seconds
 from .._util.errors import NotEncodableError, text_of
 from .._util.log import get_logger
@@ -206,7 +205,7 @@ class Snapshots:
         self.skipped += 1
         self.problem = problem = describe_error(error).message
         self._state_manager.note_left_out(problem)
-        touch(self._open_stream.coordinator.registry)  # publishes the change
+        touch(self._open_stream.registry)  # publishes the change
         log.warning(
             "a snapshot of %s is left out: %s",
             self._where,

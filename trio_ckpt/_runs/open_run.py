@@ -12,7 +12,7 @@ from .._commit.shutdown import Stop
 from .._journal.progress import Progress
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator
-from .._tokens.registry import touch
+from .._tokens.token import touch
 from .._util.errors import EXIT_DRAINED, RunStoppedError, StreamBusyError, describe_batch
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from ..outputs import OutputDir

@@ -125,7 +125,7 @@ def _make_open_stream(run: OpenRun, request: StreamRequest, folder: str) -> Open
         run.run_id,
         stream_log,
         run.committer,
-        run.coordinator,
+        run.coordinator.registry,
         run.stop,
         LoopPolicy(request.retry, files.validator),
         files,

@@ -21,7 +21,7 @@ from .._commit.snapshots import Snapshots, check_snapshots_awaited
 from .._journal.history import live_records
 from .._journal.progress import FailedAttempt
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_end
-from .._tokens.registry import touch
+from .._tokens.token import touch
 from .._util.errors import (
     BatchFailedError,
     RunStoppedError,
@@ -206,7 +206,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     finally:
         loop_cursor.is_closed = True
         open_stream.close()
-        touch(open_stream.coordinator.registry)
+        touch(open_stream.registry)
 
 
 def is_own_failure(error: BaseException, key: StreamKey) -> bool:

@@ -12,22 +12,27 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from types import TracebackType
 
+import attrs
 import trio
 
+from .._journal.record import CheckpointResult, utc_now
 from .._util.arguments import stream_key, whole_number
 from .._util.errors import TokenNeverSettledError, describe_batch
 from .._util.plain import StreamKey, check_run_id, check_stream_key
 from .._util.portal import Portal, check_trio
 from .._util.uninterrupted import uninterrupted
-from .registry import TokenRegistry, close_registry, find_in_any, make_token, token_moved
 from .token import (
     AnyToken,
     Failure,
     TokenEvent,
+    TokenRegistry,
+    close_registry,
     failure_of,
+    find_in_any,
+    make_token,
     may,
     move,
-    stamp,
+    own_result,
 )
 
 
@@ -68,7 +73,7 @@ class CheckpointCoordinator:
         stream = stream_key("stream", stream)
         if stream:
             check_stream_key(stream)
-        return make_token(self.registry, run_id, stream, batch_index, self._host, Portal.here())
+        return make_token(run_id, stream, batch_index, self._host, Portal.here())
 
     def find_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey | None = None
@@ -153,10 +158,10 @@ class CheckpointCoordinator:
 class _Immediate:
     """The host of tokens without a run: a completed token is confirmed at once."""
 
-    __slots__ = ("_registry",)
+    __slots__ = ("registry",)
 
     def __init__(self, registry: TokenRegistry) -> None:
-        self._registry = registry
+        self.registry = registry
 
     def complete(self, token: AnyToken, result: object) -> bool:
         if not may(token, TokenEvent.COMPLETE):
@@ -174,8 +179,15 @@ class _Immediate:
     def check_wait(self, token: AnyToken) -> None:
         """Allow every wait: any task may settle a token without a run."""
 
-    def moved(self, token: AnyToken, *, is_final: bool) -> None:
-        token_moved(self._registry, token, is_final=is_final)
+    def ended(self, token: AnyToken) -> None:
+        """Do nothing: the coordinator knows pending tokens by its registry alone."""
+
+
+def stamp(result: object) -> object:
+    """Set ``completed_at`` in a copy of a `CheckpointResult` that leaves it out."""
+    if isinstance(result, CheckpointResult) and result.completed_at is None:
+        return attrs.evolve(result, completed_at=utc_now())
+    return own_result(result)
 
 
 def _fail(token: AnyToken, failure: Failure) -> None:

@@ -1,4 +1,4 @@
-"""The token: the one-shot promise of one batch.
+"""The token: the one-shot promise of one batch, and the registry of those that are pending.
 
 Theory of operation
 ===================
@@ -22,9 +22,14 @@ confirms at once; a run's stream marks its attempt and lets the gate save first.
 
 The `trio.Event` of a token is made by the first wait, so a token without waiters costs
 one small object.
+
+Watching the registry is level-triggered: it has a version that grows with every change, and
+`TokenRegistry.wait_changed` returns at once if it has moved past the version that the caller
+knows.  So a monitor that was busy may miss intermediate states, but never the latest one, and
+does not poll.
 """
 
-# `may` and `move` are functions of the token that users must not see as methods.
+# Functions below the classes change tokens and registries, out of reach of users.
 # pyright: reportPrivateUsage=false
 
 from __future__ import annotations
@@ -38,12 +43,13 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 import attrs
 import trio
 
-from .._journal.record import CheckpointResult, Output, utc_now
-from .._util.arguments import reason
+from .._journal.record import CheckpointResult, Output
+from .._util.arguments import reason, whole_number
 from .._util.errors import (
     BatchCancelledError,
     BatchWithdrawnError,
     CheckpointFailedError,
+    DuplicateCheckpointError,
     describe_batch,
     failures_in,
     text_of,
@@ -53,6 +59,8 @@ from .._util.portal import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 
 T = TypeVar("T")
+
+MAX_NAMED = 5  # streams in one message
 
 
 class TokenState(enum.Enum):
@@ -113,6 +121,7 @@ class Failure:
 
 CANCELLED = Failure("it was cancelled before it was settled", error=BatchCancelledError)
 WITHDRAWN = Failure("it was withdrawn: there is no such batch", error=BatchWithdrawnError)
+_CLOSED = Failure("its coordinator was closed before it was settled", error=BatchCancelledError)
 
 
 def failure_of(error: BaseException | str) -> Failure:
@@ -138,6 +147,11 @@ AnyToken: TypeAlias = "CheckpointToken[Any]"
 class TokenHost(Protocol):
     """The object that handles a token's events: a coordinator, or a stream of a run."""
 
+    @property
+    def registry(self) -> TokenRegistry:
+        """The registry that has the token while it is pending."""
+        ...
+
     def complete(self, token: AnyToken, result: object) -> bool:
         """Complete the token for the user; returns False if it was settled before."""
         ...
@@ -150,8 +164,8 @@ class TokenHost(Protocol):
         """Raise RuntimeError where the waiting task is the one that has to settle the token."""
         ...
 
-    def moved(self, token: AnyToken, *, is_final: bool) -> None:
-        """Called when the token's state has changed; `is_final`: it does not change again."""
+    def ended(self, token: AnyToken) -> None:
+        """Called when the token is in a final state, before its waiters wake."""
         ...
 
 
@@ -300,14 +314,18 @@ class CheckpointToken(Generic[T]):
 
     def __del__(self) -> None:
         if getattr(self, "_state", _CONFIRMED) not in _FINAL:  # unset if __init__ raised
-            where = describe_batch(self.run_id, self.stream, self.batch_index)
-            warnings.warn(
-                f"the token of {where} was never settled: call complete() or fail(), or use "
-                "'async with coordinator.open_checkpoint(...)'",
-                ResourceWarning,
-                source=self,
-                stacklevel=2,
-            )
+            _warn_unsettled(self)
+
+
+def _warn_unsettled(token: AnyToken) -> None:
+    where = describe_batch(token.run_id, token.stream, token.batch_index)
+    warnings.warn(
+        f"the token of {where} was never settled: call complete() or fail(), or use "
+        "'async with coordinator.open_checkpoint(...)'",
+        ResourceWarning,
+        source=token,
+        stacklevel=3,
+    )
 
 
 def may(token: AnyToken, event: TokenEvent) -> bool:
@@ -316,7 +334,7 @@ def may(token: AnyToken, event: TokenEvent) -> bool:
 
 
 def move(token: AnyToken, event: TokenEvent, outcome: object = None) -> None:
-    """Change a token's state as the table defines, notify its host, and wake the waiters.
+    """Change a token's state as the table defines, publish it, and wake the waiters.
 
     Args:
         token: The token.
@@ -329,19 +347,14 @@ def move(token: AnyToken, event: TokenEvent, outcome: object = None) -> None:
     state = TRANSITIONS[token._state].get(event)
     if state is None:
         raise RuntimeError(f"{token!r} cannot {event.value}")
-    token._state = state
-    token._outcome = outcome
-    is_final = state in _FINAL
-    token._host.moved(token, is_final=is_final)
-    if is_final and token._event is not None:
+    token._state, token._outcome = state, outcome
+    host = token._host
+    if state in _FINAL:
+        host.ended(token)
+        _remove(host.registry, token)
+    touch(host.registry)
+    if token._event is not None and state in _FINAL:
         token._event.set()
-
-
-def stamp(result: object) -> object:
-    """Set ``completed_at`` in a copy of a `CheckpointResult` that leaves it out."""
-    if isinstance(result, CheckpointResult) and result.completed_at is None:
-        return attrs.evolve(result, completed_at=utc_now())
-    return own_result(result)
 
 
 class Confirmed(NamedTuple):
@@ -366,3 +379,141 @@ def own_result(result: object) -> object:
 def portal_of(token: AnyToken) -> Portal:
     """The portal to the trio run in which a token was made."""
     return token._portal
+
+
+@uninterrupted
+class TokenRegistry:
+    """Every token that is PENDING or COMPLETED, by run, stream and batch.
+
+    Attributes:
+        version: Grows with every change of any token, and when a stream opens or ends.
+    """
+
+    __slots__ = ("_changed", "_is_closed", "_of_streams", "_portal", "_tokens", "version")
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[str, StreamKey, int], AnyToken] = {}
+        self._of_streams = 0  # tokens that have a stream
+        self._changed: trio.Event | None = None
+        self._is_closed = False
+        self._portal: Portal | None = None  # that of the newest token
+        self.version = 0
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def find(self, run_id: str, stream: StreamKey, batch_index: int) -> AnyToken | None:
+        """The pending token of a batch; None: there is none, which does not mean success."""
+        return self._tokens.get((run_id, stream, batch_index))
+
+    def pending(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
+        """The pending tokens, oldest first; of one run, or of all."""
+        tokens = tuple(self._tokens.values())  # oldest first; copied at once, because another
+        if run_id is None:  # thread may call this while trio's own changes them
+            return tokens
+        return tuple(token for token in tokens if token.run_id == run_id)
+
+    async def wait_changed(self, since: int) -> int:
+        """Wait until the version differs from `since`.
+
+        Args:
+            since: A version that the caller knows; -1 returns at once.
+
+        Returns:
+            The version now: give it to the next call.
+
+        Raises:
+            TypeError, ValueError: `since` is not a version.
+
+        Cancellation: always a cancellation and a schedule point.
+        """
+        if self.version == whole_number("since", since, least=-1):
+            if self._changed is None:
+                self._changed = trio.Event()
+            await self._changed.wait()
+        else:
+            await trio.lowlevel.checkpoint()
+        return self.version
+
+
+def find_in_any(registry: TokenRegistry, run_id: str, batch_index: int) -> AnyToken | None:
+    """The pending token of a batch, without a stream or in any stream.
+
+    Raises:
+        ValueError: it is pending in several streams.
+    """
+    token = registry._tokens.get((run_id, (), batch_index))
+    if token is not None or not registry._of_streams:
+        return token
+    found = [
+        token
+        for token in tuple(registry._tokens.values())
+        if token.run_id == run_id and token.batch_index == batch_index
+    ]
+    if len(found) > 1:
+        names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
+        raise ValueError(
+            f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
+            f"{names}: name one with stream="
+        )
+    return found[0] if found else None
+
+
+def make_token(
+    run_id: str, stream: StreamKey, batch_index: int, host: TokenHost, portal: Portal
+) -> AnyToken:
+    """Make a token whose events `host` handles, and add it to the host's registry.
+
+    Raises:
+        DuplicateCheckpointError: a token of the batch is pending.
+        trio.ClosedResourceError: the registry is closed.
+    """
+    registry, place = host.registry, (run_id, stream, batch_index)
+    if registry._is_closed or place in registry._tokens:
+        raise _not_made(registry, *place)
+    token: AnyToken = CheckpointToken(run_id, stream, batch_index, host, portal)
+    registry._portal = portal
+    registry._tokens[place] = token
+    registry._of_streams += bool(stream)
+    touch(registry)
+    return token
+
+
+def _not_made(
+    registry: TokenRegistry, run_id: str, stream: StreamKey, batch_index: int
+) -> Exception:
+    """The error for a token that cannot be made."""
+    if registry._is_closed:
+        return trio.ClosedResourceError("the coordinator is closed")
+    return DuplicateCheckpointError(
+        f"a token of {describe_batch(run_id, stream, batch_index)} is pending already: "
+        "settle that one first",
+        run_id=run_id,
+        stream=stream,
+        batch_index=batch_index,
+    )
+
+
+def close_registry(registry: TokenRegistry) -> None:
+    """Fail the pending tokens and take no more, from any thread."""
+    registry._is_closed = True
+    if registry._portal is not None:
+        registry._portal.run(_fail_pending, registry)
+
+
+def _fail_pending(registry: TokenRegistry) -> None:
+    for token in registry.pending():
+        move(token, TokenEvent.REJECT, _CLOSED)
+
+
+def _remove(registry: TokenRegistry, token: AnyToken) -> None:
+    found = registry._tokens.pop((token.run_id, token.stream, token.batch_index), None)
+    registry._of_streams -= found is not None and bool(token.stream)
+
+
+def touch(registry: TokenRegistry) -> None:
+    """Increment the version and wake the monitors."""
+    registry.version += 1
+    if registry._changed is not None:
+        registry._changed.set()
+        registry._changed = None

@@ -19,7 +19,7 @@ from ..._runs.lifecycle import open_run
 from ..._runs.parallel import run_batches
 from ..._runs.run import Run, open_run_of
 from ..._runs.stream import Stream, loop_cursor_of
-from ..._tokens.registry import TokenRegistry, touch
+from ..._tokens.token import TokenRegistry, touch
 from ..._util.errors import RunLockedError, StoreError, TrioCkptError, failures_in, text_of
 from ..._util.log import at, get_logger
 from ..._util.plain import JOB_STREAM, Plain

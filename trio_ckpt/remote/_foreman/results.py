@@ -13,7 +13,7 @@ from ..._journal.history import iter_records
 from ..._journal.progress import Progress
 from ..._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from ..._journal.store import Store
-from ..._tokens.registry import TokenRegistry
+from ..._tokens.token import TokenRegistry
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.index_set import IndexSet
 from ..._util.plain import Plain, check_run_id
