@@ -15,7 +15,7 @@ import trio
 
 from benchmarks import Found, Options, Section, median
 from trio_ckpt import CheckpointCoordinator, CheckpointToken, TokenRegistry
-from trio_ckpt._util.portal import Portal
+from trio_ckpt._util.threads import Portal
 
 COUNT = 10_000  # indexes, so that most of them are no cached small ints
 

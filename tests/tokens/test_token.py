@@ -33,7 +33,7 @@ from trio_ckpt._tokens.token import (
     may,
     move,
 )
-from trio_ckpt._util.portal import Portal
+from trio_ckpt._util.threads import Portal
 
 P, DONE, CONFIRMED, FAILED, GONE = TokenState
 COMPLETE, CONFIRM, FAIL, REJECT, RETRY, WITHDRAW = TokenEvent

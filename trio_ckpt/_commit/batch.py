@@ -1,6 +1,6 @@
 """One attempt at one batch, as the user's loop holds it.
 
-Methods that settle or stage may be called from any thread, see `trio_ckpt._util.portal`.
+Methods that settle or stage may be called from any thread, see `trio_ckpt._util.threads`.
 
 Only files are durable when a method of a batch returns: everything else is *staged*, and the
 gate (`trio_ckpt._commit.gate`) saves all of it together.
@@ -35,7 +35,7 @@ from .._util.arguments import (
 from .._util.errors import describe_batch
 from .._util.exact_sum import Amount, Number, add_to_amount
 from .._util.plain import as_amounts, as_metadata, as_plain, canonical_json
-from .._util.portal import Portal, from_any_thread
+from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import encode_lines
 from .awaits import Calls, awaits_noted

@@ -34,8 +34,8 @@ from .._tokens.token import (
 from .._util.arguments import several, whole_number
 from .._util.errors import BatchFailedError, describe_batch, leaves_of
 from .._util.log import Place, at, get_logger
-from .._util.portal import Portal
 from .._util.text import one_line
+from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validator
 from ..state import FrontierItems, keyed_items

@@ -22,8 +22,8 @@ from .._util.errors import EXIT_DRAINED, EXIT_SIGTERM
 from .._util.forks import in_children
 from .._util.log import at, get_logger
 from .._util.patience import give_up_after
-from .._util.portal import Portal
 from .._util.text import duration, stopping_text
+from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
 
 log = get_logger(__name__)

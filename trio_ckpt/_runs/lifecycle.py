@@ -24,9 +24,8 @@ from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.plain import StreamKey, check_run_id
-from .._util.portal import check_trio
 from .._util.text import plural, printable
-from .._util.threads import run_blocking
+from .._util.threads import check_trio, run_blocking
 from .._util.uninterrupted import uninterrupted
 from ..outputs import ARCHIVE, OutputDir, SystemPath
 from ..state._shared_capture import ArrayTools

@@ -19,7 +19,7 @@ from .._journal.record import CheckpointResult, utc_now
 from .._util.arguments import stream_key, whole_number
 from .._util.errors import TokenNeverSettledError, describe_batch
 from .._util.plain import StreamKey, check_run_id, check_stream_key
-from .._util.portal import Portal, check_trio
+from .._util.threads import Portal, check_trio
 from .._util.uninterrupted import uninterrupted
 from .token import (
     AnyToken,

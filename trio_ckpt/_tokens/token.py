@@ -55,7 +55,7 @@ from .._util.errors import (
     text_of,
 )
 from .._util.plain import Plain, StreamKey
-from .._util.portal import Portal, from_any_thread
+from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 
 T = TypeVar("T")

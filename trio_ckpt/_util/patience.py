@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import TypeAlias
 
 import attrs
 import trio
@@ -23,6 +24,8 @@ import trio
 LOOK_AGAIN_S = 5.0  # enough for a disk to end a write that was stopped halfway
 LATE_S = 0.5  # if a wait ends later than this, the process was stopped or the machine is very busy
 MAX_LATE = 20
+
+_ExcInfo: TypeAlias = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 
 def give_up_after(
@@ -38,7 +41,9 @@ def give_up_after(
         is_shielded: Whether the block is shielded from cancellation from outside.
     """
     again_s = min(LOOK_AGAIN_S, limit_s / 2) if again_s is None else min(again_s, limit_s)
-    return Limit(_the_watch(), limit_s, again_s, trio.CancelScope(shield=is_shielded))
+    return Limit(
+        _watch.get() or _begin_watch(), limit_s, again_s, trio.CancelScope(shield=is_shielded)
+    )
 
 
 async def wait_awake(event: trio.Event, seconds: float) -> bool:
@@ -98,7 +103,8 @@ class Limit:
 
     def __enter__(self) -> trio.CancelScope:
         self.restart()
-        self._watch.add(self)
+        self._watch.out.add(self)
+        self._watch.nap.deadline = min(self._watch.nap.deadline, self.deadline)
         return self.scope.__enter__()
 
     def restart(self) -> None:
@@ -107,14 +113,9 @@ class Limit:
         self.is_second, self._late = not first_s > 0, 0
         self.deadline = trio.current_time() + (self.again_s if self.is_second else first_s)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, *error: *_ExcInfo) -> bool:
         self._watch.out.discard(self)
-        return self.scope.__exit__(kind, error, traceback)
+        return self.scope.__exit__(*error)
 
     def is_over(self, now: float) -> bool:
         """Whether the limit is over at the end of a part; else the second part begins."""
@@ -132,14 +133,11 @@ class _Watch:
 
     Attributes:
         out: The limits that are entered.
+        nap: Its task sleeps until the deadline of this scope, the next of all limits.
     """
 
     out: set[Limit] = attrs.field(factory=set[Limit])
-    _nap: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-
-    def add(self, limit: Limit) -> None:
-        self.out.add(limit)
-        self._nap.deadline = min(self._nap.deadline, limit.deadline)
+    nap: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     async def run(self) -> None:
         """Cancel the blocks whose limits are over, until trio ends.
@@ -148,8 +146,8 @@ class _Watch:
         """
         while True:
             deadlines = (limit.deadline for limit in self.out)
-            self._nap = trio.CancelScope(deadline=min(deadlines, default=math.inf))
-            with self._nap:
+            self.nap = trio.CancelScope(deadline=min(deadlines, default=math.inf))
+            with self.nap:
                 await trio.sleep_forever()
             now = trio.current_time()
             for limit in [limit for limit in self.out if limit.deadline <= now]:
@@ -158,14 +156,11 @@ class _Watch:
                     limit.scope.cancel()
 
 
-_watch: trio.lowlevel.RunVar[_Watch] = trio.lowlevel.RunVar("trio_ckpt limits")
+_watch: trio.lowlevel.RunVar[_Watch | None] = trio.lowlevel.RunVar("trio_ckpt limits", None)
 
 
-def _the_watch() -> _Watch:
-    try:
-        return _watch.get()
-    except LookupError:
-        watch = _Watch()
-        _watch.set(watch)
-        trio.lowlevel.spawn_system_task(watch.run)
-        return watch
+def _begin_watch() -> _Watch:
+    watch = _Watch()
+    _watch.set(watch)
+    trio.lowlevel.spawn_system_task(watch.run)
+    return watch

@@ -1,4 +1,4 @@
-"""The one seam for blocking calls.
+"""The two seams between trio and threads: blocking calls, and portals into a trio run.
 
 Every blocking call of the library goes through here, and so does a function of the caller that the
 library runs in a thread (`Aside`).  Two things happen at the seam:
@@ -16,7 +16,15 @@ the parent, and would change the parent's files (see `trio_ckpt._util.forks`).
 
 Where no call blocks, because store and files are in memory, threads would only make a program
 slow and its order random: `runs_inline` makes the calls without threads.
+
+A `Portal` is the way back.  Tokens, batches and runs change only in the thread of their trio run,
+so their state machines need no locks, and waiting tasks wake in their own thread.  A call from
+another thread is executed in that thread and waits for its result; so of two threads that settle
+one batch, the first wins.  In trio's own thread it costs one comparison.
 """
+
+# Objects with methods for any thread have their portal in a private field.
+# pyright: reportPrivateUsage=false
 
 from __future__ import annotations
 
@@ -24,10 +32,12 @@ import contextvars
 import functools
 import math
 import queue
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol, TypeVar, TypeVarTuple, cast
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from threading import get_ident
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast
 
 import attrs
 import outcome
@@ -38,6 +48,7 @@ from .errors import ForkedProcessError, NoThreadError, TrioCkptError
 from .forks import need_process, this_process
 from .uninterrupted import uninterrupted
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
@@ -65,13 +76,18 @@ class _HeldClock:
 _held: trio.lowlevel.RunVar[_HeldClock] = trio.lowlevel.RunVar("trio_ckpt held clock")
 
 
-@contextmanager
-def hold_clock() -> Generator[bool, None, None]:
+_NOT_MOCK = nullcontext(False)
+_NO_ALARM = nullcontext()
+
+
+def hold_clock() -> AbstractContextManager[bool]:
     """Keep an autojump clock from jumping while the block runs; yields whether there is one."""
     clock = trio.lowlevel.current_clock()
-    if not hasattr(clock, "autojump_threshold"):
-        yield False
-        return
+    return _hold(clock) if hasattr(clock, "autojump_threshold") else _NOT_MOCK
+
+
+@contextmanager
+def _hold(clock: trio.abc.Clock) -> Generator[bool, None, None]:
     jumping = cast("_JumpingClock", clock)
     try:
         held = _held.get()
@@ -235,6 +251,11 @@ class _ThreadCall:
     trio_token: trio.lowlevel.TrioToken
     is_over: bool = False  # decided on trio's side only
 
+    def give_up(self, _raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+        """Drop the result; called on trio's side, when the caller is cancelled."""
+        self.is_over = True
+        return trio.lowlevel.Abort.SUCCEEDED
+
     def finish(self, result: outcome.Outcome[object]) -> None:
         """Give the caller its result, unless it was cancelled; called on trio's side."""
         if not self.is_over:
@@ -272,27 +293,14 @@ class WorkerThread:
         if runs_inline.get():
             await trio.lowlevel.checkpoint_if_cancelled()
             return await _call_inline(func, *args)  # at once, so that calls keep their order
-        call = _ThreadCall(
-            functools.partial(func, *args),
-            trio.lowlevel.current_task(),
-            trio.lowlevel.current_trio_token(),
-        )
+        task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+        call = _ThreadCall(functools.partial(func, *args), task, token)
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._thread is None:
             self._thread = start_thread(self._work, self._name)
-
-        def give_up(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-            call.is_over = True
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        with hold_clock() as is_mock:
-            alarm = self._set_alarm(call) if is_mock else None
+        with hold_clock() as is_mock, self._alarm(call) if is_mock else _NO_ALARM:
             self._calls.put(call)
-            try:
-                return cast("T", await trio.lowlevel.wait_task_rescheduled(give_up))
-            finally:
-                if alarm is not None:
-                    alarm.cancel()
+            return cast("T", await trio.lowlevel.wait_task_rescheduled(call.give_up))
 
     def stop(self, last: Callable[[], object] = int) -> None:
         """Let the thread end after its queued calls, and after a final call of `last`.
@@ -305,7 +313,9 @@ class WorkerThread:
         else:  # no call was made in it, or all were made inline
             last()
 
-    def _set_alarm(self, call: _ThreadCall) -> threading.Timer:
+    @contextmanager
+    def _alarm(self, call: _ThreadCall) -> Generator[None]:
+        """Fail a call that does not return in time, while the block runs."""
         stuck = CallStuckError(
             f"{call.func.func.__qualname__} in thread {self._name!r} has not returned after "  # type: ignore[attr-defined]  # a partial
             f"{STUCK_AFTER_S:g} s of real time"
@@ -318,7 +328,10 @@ class WorkerThread:
         alarm = threading.Timer(STUCK_AFTER_S, ring)
         alarm.daemon = True
         _start(alarm)
-        return alarm
+        try:
+            yield
+        finally:
+            alarm.cancel()
 
     def _work(self) -> None:
         while isinstance(call := self._calls.get(), _ThreadCall):
@@ -348,3 +361,113 @@ def _start(thread: threading.Thread) -> None:
 def _deliver(call: _ThreadCall, result: outcome.Outcome[object]) -> None:
     with suppress(trio.RunFinishedError):  # the program has ended: no task waits
         call.trio_token.run_sync_soon(call.finish, result)
+
+
+def _call(wake: Callable[[], None]) -> None:
+    wake()
+
+
+@attrs.define(eq=False)
+class Portal:
+    """A portal into one trio run, from any thread.
+
+    Attributes:
+        thread: The id of the thread that trio runs in.
+        trio_token: The token of the trio run.
+        clock: The clock of the trio run.
+        wake: Called with a function that wakes the calling thread; for `trio_ckpt.testing`.
+    """
+
+    thread: int
+    trio_token: trio.lowlevel.TrioToken
+    clock: trio.abc.Clock
+    wake: Callable[[Callable[[], None]], None] = attrs.field(default=_call, init=False)
+    _process: int = attrs.field(factory=this_process, init=False)
+
+    @classmethod
+    def here(cls) -> Portal:
+        """The portal of the trio run that the caller is in.
+
+        Raises:
+            RuntimeError: the caller is not in a trio run; the message says what to do.
+        """
+        try:
+            return _portal.get()
+        except LookupError:
+            portal = cls(
+                get_ident(),
+                trio.lowlevel.current_trio_token(),
+                trio.lowlevel.current_clock(),
+            )
+            _portal.set(portal)
+            return portal
+        except RuntimeError:  # trio's own message does not say what to do
+            raise RuntimeError(_no_trio()) from None
+
+    def run(self, func: Callable[[*Ts], T], *args: *Ts) -> T:
+        """Call a function in the thread of the trio run, and wait for it there.
+
+        Raises:
+            trio.RunFinishedError: the trio run has ended; nothing was called.
+            ForkedProcessError: this is a forked child, which the trio run does not answer.
+        """
+        if get_ident() == self.thread:
+            return func(*args)
+        need_process(self._process)
+        answers = queue.SimpleQueue[outcome.Outcome[T]]()
+
+        def carry_out() -> None:
+            answer = outcome.capture(func, *args)
+            self.wake(lambda: answers.put(answer))
+
+        try:
+            self.trio_token.run_sync_soon(carry_out)
+        except trio.RunFinishedError:
+            raise trio.RunFinishedError(
+                "the trio.run() that it belongs to has ended, so this call changed nothing: make "
+                "the call before trio.run() returns"
+            ) from None
+        return answers.get().unwrap()
+
+
+_portal: trio.lowlevel.RunVar[Portal] = trio.lowlevel.RunVar("trio_ckpt portal")
+
+
+def _no_trio() -> str:
+    asyncio = sys.modules.get("asyncio")
+    is_asyncio = asyncio is not None and asyncio._get_running_loop() is not None
+    where = "under asyncio" if is_asyncio else "outside of trio"
+    return (
+        f"trio_ckpt works in a trio program, and this call came {where}: start the program with "
+        "trio.run(main); in a notebook, say %autoawait trio first"
+    )
+
+
+def check_trio() -> None:
+    """Check that the caller is in a trio program.
+
+    Raises:
+        RuntimeError: the caller is not; the message says what to do.
+    """
+    Portal.here()
+
+
+class _HasPortal(Protocol):
+    @property
+    def _portal(self) -> Portal: ...
+
+
+S = TypeVar("S", bound=_HasPortal)
+
+
+def from_any_thread(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """Make a method run in the trio run that its object belongs to, from any thread."""
+
+    @functools.wraps(method)
+    def call(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        portal = self._portal
+        if portal.thread == get_ident():
+            return method(self, *args, **kwargs)
+        return portal.run(functools.partial(method, self, *args, **kwargs))
+
+    return call

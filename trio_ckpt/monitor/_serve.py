@@ -16,7 +16,7 @@ from .._util.arguments import flag, instance, port as check_port, seconds, sever
 from .._util.forks import unshare
 from .._util.log import get_logger
 from .._util.network import check_binding, new_secret, url_host
-from .._util.portal import check_trio
+from .._util.threads import check_trio
 from ..remote import Foreman
 from ._access import Access, allowed_hosts, check_secret
 from ._api import MonitorApi

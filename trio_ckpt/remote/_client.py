@@ -22,8 +22,8 @@ from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.plain import Plain
-from .._util.portal import check_trio
 from .._util.text import printable
+from .._util.threads import check_trio
 from ._following import Following, ItemResult as ItemResult, Results as Results, Submitting
 from ._wire.errors import ConnectionLostError, JobRefusedError, ProtocolError
 from ._wire.job_messages import (

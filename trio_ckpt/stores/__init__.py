@@ -15,8 +15,7 @@ from .._journal.store import INLINE_LIMIT_BYTES, Store
 from .._util.arguments import any_path, flag
 from .._util.errors import StoreError
 from .._util.lazy import lazy_names as _lazy_names
-from .._util.portal import check_trio
-from .._util.threads import run_blocking
+from .._util.threads import check_trio, run_blocking
 from ._mac_key import check_mac_key, read_mac_key as read_mac_key
 from ._sqlite.store import SqliteStore as SqliteStore
 

@@ -13,8 +13,7 @@ import attrs
 import trio
 from trio.testing import MockClock
 
-from .._util.portal import Portal
-from .._util.threads import hold_clock
+from .._util.threads import Portal, hold_clock
 
 # Trio's flag that makes the schedule follow from its own random numbers is not public:
 # `_core._run._hypothesis_plugin_setup` is where it is used.

@@ -21,8 +21,8 @@ from ..._util.arguments import flag, seconds, several, text, whole_number
 from ..._util.log import get_logger
 from ..._util.nursery import open_service_nursery
 from ..._util.patience import give_up_after
-from ..._util.portal import check_trio
 from ..._util.text import plural
+from ..._util.threads import check_trio
 from .._wire.link import Link
 from .._wire.message import (
     MAX_ALLOW_BYTES,
