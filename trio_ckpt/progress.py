@@ -19,6 +19,7 @@ import trio
 
 from ._journal.record import Status
 from ._journal.statistics import RunStatistics
+from ._journal.summary import left_of, percent_of
 from ._runs.run import Run
 from ._util.arguments import function, instance, seconds
 from ._util.errors import text_of
@@ -200,8 +201,8 @@ def _session(statistics: RunStatistics) -> str:
 
 def _total(statistics: RunStatistics) -> str:
     texts = [plural(statistics.confirmed, "batch")]
-    if statistics.left is not None and any(statistics.streams.values()):
-        texts.append(f"{statistics.left:,} left")
+    if (left := left_of(statistics)) is not None:
+        texts.append(f"{left:,} left")
     if statistics.skipped:
         texts.append(f"{statistics.skipped:,} skipped")
     if statistics.failing:
@@ -276,13 +277,10 @@ def _to_rich(run_id: str, statistics: RunStatistics) -> RenderableType:
     grid.add_column(overflow="fold")
     for name, text in progress_pairs(run_id, statistics):
         grid.add_row(Text(name), Text(text))
-    done, left = statistics.confirmed + statistics.skipped, statistics.left
-    is_short = left == 0 and statistics.status is not Status.COMPLETE
-    if left is None or not done + left or is_short:  # 100 % is shown only for what is complete
+    percent = percent_of(statistics)
+    if percent is None:
         return grid
     line = Table.grid(padding=(0, 2))
-    line.add_row(
-        ProgressBar(total=done + left, completed=done, width=MAX_BAR_CELLS),
-        Text(f"{100 * done / (done + left):.1f} %"),
-    )
+    bar = ProgressBar(total=100, completed=percent, width=MAX_BAR_CELLS)
+    line.add_row(bar, Text(f"{percent:.1f} %"))
     return Group(grid, line)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import Batch, Status, StoreDamagedError, Stream, run_batches
-from trio_ckpt._journal.history import LiveRecords, read_pages, run_facts, run_runtime_s
+from trio_ckpt._journal.history import LiveRecords, read_pages, run_runtime_s, session_metadata_of
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt.abc import Checkpoint, RunKey, RunView
@@ -122,15 +122,18 @@ def test_what_is_live_is_of_the_moment_when_the_reading_began() -> None:
 async def test_the_facts_of_a_run_are_those_of_its_newest_session() -> None:
     store = MemoryStore()
     empty = RunView("r", 0, 1, {})
-    assert run_facts(empty) == {}
+    assert session_metadata_of(empty) == {}
     assert run_runtime_s(empty) == 0.0
     async with begin(store, config={"n": 1}):
         view = await store.load_run("r")
         assert view is not None
-        assert "ended" not in run_facts(view)
+        assert "ended" not in session_metadata_of(view)
     view = await store.load_run("r")
     assert view is not None
-    assert (run_facts(view)["ended"], run_facts(view)["config"]) == ("ended", {"n": 1})
+    assert (session_metadata_of(view)["ended"], session_metadata_of(view)["config"]) == (
+        "ended",
+        {"n": 1},
+    )
 
 
 # ---------------------------------------------------------------------------------------

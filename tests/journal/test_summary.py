@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from itertools import combinations, product
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.opening import begin
@@ -18,6 +19,7 @@ from trio_ckpt._journal.summary import (
     group_status,
     groups_of,
     in_order,
+    percent_of,
     phases_of,
     status_of,
     summarize,
@@ -295,3 +297,17 @@ async def test_a_run_that_is_complete_but_for_a_phase_is_not_complete() -> None:
         async with run.phase("report"):
             assert run.statistics().status is I
         assert run.statistics().status is C
+
+
+@pytest.mark.parametrize(
+    ("done", "left", "expected"),
+    [(0, None, None), (5, None, None), (0, 0, None), (1, 1, 50.0), (2, 1, 66.67), (3, 0, 100.0)],
+)
+def test_percent_is_of_what_is_known(done: int, left: int | None, expected: float | None) -> None:
+    complete = msgspec.structs.replace(
+        summarize((), {("s",): Progress()}), status=Status.COMPLETE, confirmed=done, left=left
+    )
+    assert percent_of(complete) == pytest.approx(expected, abs=0.005)
+    failed = msgspec.structs.replace(complete, status=Status.FAILED)
+    expected = None if left == 0 else expected  # 100 % is said of what is complete only
+    assert percent_of(failed) == pytest.approx(expected, abs=0.005)

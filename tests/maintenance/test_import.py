@@ -36,7 +36,7 @@ from trio_ckpt import (
     StoreError,
     read_sessions,
 )
-from trio_ckpt._journal.history import run_facts, run_runtime_s
+from trio_ckpt._journal.history import run_runtime_s, session_metadata_of
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._maintenance import import_
 from trio_ckpt._maintenance.archive_file import FRAME, PIECE_BYTES
@@ -377,7 +377,7 @@ async def test_damage_after_the_look_leaves_half_a_run_and_no_more(
 async def facts_of(store: Store, run_id: str) -> dict[str, Any]:
     view = await store.load_run(run_id)
     assert view is not None
-    return run_facts(view)
+    return session_metadata_of(view)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,7 +35,6 @@ from trio_ckpt.monitor._answers import Done, ErrorLine, FailureLine, make_answer
 from trio_ckpt.monitor._api import MAX_LISTED_RUNS
 from trio_ckpt.monitor._views import (
     RunSnapshot,
-    percent,
     run_line,
     stuck_after,
     token_lines,
@@ -378,16 +377,6 @@ async def test_what_failed_is_put_back_to_work_and_archives_are_removed(tmp_path
 
 
 # -- views -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("done", "left", "expected"),
-    [(0, None, None), (5, None, None), (0, 0, None), (1, 1, 50.0), (2, 1, 66.67), (3, 0, 100.0)],
-)
-def test_percent_is_of_what_is_known(done: int, left: int | None, expected: float | None) -> None:
-    assert percent(done, left, Status.COMPLETE) == expected
-    expected = None if left == 0 else expected  # 100 % is said of what is complete only
-    assert percent(done, left, Status.FAILED) == expected
 
 
 async def a_snapshot(**fields: Any) -> RunSnapshot:

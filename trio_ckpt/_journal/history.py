@@ -18,7 +18,7 @@ from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key
 from .progress import Progress
 from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
-from .session_record import check_facts
+from .session_record import check_session_metadata
 from .store import RunView, Store
 from .stored import StoredRecord, StoredRun
 
@@ -130,30 +130,30 @@ class SessionView(msgspec.Struct, frozen=True):
     runtime_s: float
 
 
-def run_facts(view: RunView) -> dict[str, Plain]:
+def session_metadata_of(view: RunView) -> dict[str, Plain]:
     """The newest session metadata in the run's own stream; empty where there is none.
 
     Raises:
         StoreDamagedError: it does not have the shape of session metadata.
     """
     own = view.streams.get(RUN_STREAM)
-    facts = own.progress.metadata if own is not None else {}
-    return check_facts(facts) if facts else facts
+    metadata = own.progress.metadata if own is not None else {}
+    return check_session_metadata(metadata) if metadata else metadata
 
 
 def run_runtime_s(view: RunView) -> float:
     """For how many seconds a run was open, in all sessions, as far as its records say."""
-    facts = run_facts(view)
-    if not facts:
+    metadata = session_metadata_of(view)
+    if not metadata:
         return 0.0
-    return float(facts["runtime_s"] + max(0.0, (ended_at(view) or 0.0) - facts["began"]))
+    return float(metadata["runtime_s"] + max(0.0, (ended_at(view) or 0.0) - metadata["began"]))
 
 
 def ended_at(view: RunView) -> float | None:
     """When the last session ended, or last saved if no end is recorded; Unix time, s."""
-    facts = run_facts(view)
-    if "at" in facts:
-        return float(facts["at"])
+    metadata = session_metadata_of(view)
+    if "at" in metadata:
+        return float(metadata["at"])
     times = [entry.progress.worked_at for entry in view.streams.values()]
     return max((time for time in times if time is not None), default=None)
 
@@ -193,31 +193,34 @@ async def read_sessions(
     async with aclosing(iter_records(store, run_id, stored.generation, RUN_STREAM)) as records:
         async for _, record in records:
             if record.kind is RecordKind.END:
-                facts = check_facts(record.metadata, is_end=True)
-                ends[facts["session"]] = facts
+                metadata = check_session_metadata(record.metadata, is_end=True)
+                ends[metadata["session"]] = metadata
             elif record.kind is RecordKind.SESSION:
-                facts, goes_on = check_facts(record.metadata), is_running and not sessions
-                sessions.append(_session(facts, ends.get(facts["session"]), goes_on=goes_on))
+                metadata, goes_on = (
+                    check_session_metadata(record.metadata),
+                    is_running and not sessions,
+                )
+                sessions.append(_session(metadata, ends.get(metadata["session"]), goes_on=goes_on))
     return sessions[::-1]
 
 
 def _session(
-    facts: dict[str, Plain], end: dict[str, Plain] | None, *, goes_on: bool
+    metadata: dict[str, Plain], end: dict[str, Plain] | None, *, goes_on: bool
 ) -> SessionView:
     without_end = RUNNING if goes_on else KILLED
     return SessionView(
-        number=facts["session"],
-        host=facts["host"],
-        pid=facts["pid"],
-        began=facts["began"],
+        number=metadata["session"],
+        host=metadata["host"],
+        pid=metadata["pid"],
+        began=metadata["began"],
         ended=None if end is None else end["at"],
         how=without_end if end is None else end["ended"],
-        config=facts["config"],
-        config_digest=facts["config_digest"],
-        changes=tuple((change[0], change[1], change[2]) for change in facts["changes"]),
-        output_dir=facts["output_dir"],
+        config=metadata["config"],
+        config_digest=metadata["config_digest"],
+        changes=tuple((change[0], change[1], change[2]) for change in metadata["changes"]),
+        output_dir=metadata["output_dir"],
         counts={} if end is None else end["counts"],
-        runtime_s=facts["runtime_s"],
+        runtime_s=metadata["runtime_s"],
     )
 
 

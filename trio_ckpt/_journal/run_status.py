@@ -8,12 +8,20 @@ from typing import Any
 import attrs
 
 from .._util.plain import JOB_STREAM, RUN_STREAM, StreamKey
-from .history import run_facts
+from .history import session_metadata_of
 from .progress import Progress
 from .record import Status
 from .session_record import ENDED
 from .store import Owner, RunView, Store
-from .summary import Summary, exit_code, in_order, is_over, summarize
+from .summary import Summary, exit_code, in_order, is_over, status_of, summarize, summarize_groups
+
+_BY_URGENCY = (
+    Status.FAILED,
+    Status.IN_PROGRESS,
+    Status.INTERRUPTED,
+    Status.PENDING,
+    Status.COMPLETE,
+)
 
 
 @attrs.frozen
@@ -24,7 +32,7 @@ class RunStatus:
         store: The store of the run.
         view: Its newest generation.
         owner: The live process that owns it; None: no process does.
-        facts: The newest session metadata in its own stream.
+        session_metadata: The newest in its own stream.
         parts: The progress of every stream of work: all but the run's own, and but the one with
             which a job is submitted.
         open_streams: The streams that the owner has opened and that have not ended.
@@ -33,7 +41,7 @@ class RunStatus:
     store: Store
     view: RunView
     owner: Owner | None
-    facts: Mapping[str, Any]
+    session_metadata: Mapping[str, Any]
     parts: Mapping[StreamKey, Progress]
     open_streams: frozenset[StreamKey]
 
@@ -68,6 +76,20 @@ class RunStatus:
         parts = {key: self.parts[key] for key in chosen}
         return summarize(of, parts, open_streams=self.open_streams)
 
+    def groups(self, keys: Collection[StreamKey] | None = None) -> dict[StreamKey, Summary]:
+        """The sums of every group of streams, by default of all streams of users."""
+        parts = {key: self.parts[key] for key in (self.keys if keys is None else keys)}
+        return summarize_groups(parts, open_streams=self.open_streams)
+
+    def by_urgency(self, keys: Collection[StreamKey]) -> list[StreamKey]:
+        """Streams, those first that need attention; else in their order."""
+
+        def urgency(key: StreamKey) -> int:
+            status = status_of(self.parts[key], is_open=key in self.open_streams)
+            return _BY_URGENCY.index(status)
+
+        return sorted(keys, key=urgency)
+
     def status_of(self, summary: Summary) -> Status:
         """The status of the run, from its summary: IN_PROGRESS while a process owns it.
 
@@ -84,7 +106,7 @@ class RunStatus:
 
     def exit_code(self) -> int:
         """The exit code for the status of the run; see docs/reference/exit-codes.md."""
-        has_ended = self.facts.get("ended") == ENDED and not self.is_job
+        has_ended = self.session_metadata.get("ended") == ENDED and not self.is_job
         return exit_code(self.parts.values(), has_ended=has_ended)
 
 
@@ -101,10 +123,10 @@ async def read_run_status(store: Store, run_id: str) -> RunStatus | None:
 
 def run_status_from(store: Store, view: RunView, owner: Owner | None) -> RunStatus:
     """The status of a run whose progress is known already."""
-    facts = run_facts(view)
+    metadata = session_metadata_of(view)
     own = (RUN_STREAM, JOB_STREAM)
     parts = {key: e.progress for key, e in view.streams.items() if key not in own}
-    began = facts.get("began", 0.0)
+    began = metadata.get("began", 0.0)
     opened = frozenset(
         key
         for key, progress in parts.items()
@@ -113,4 +135,4 @@ def run_status_from(store: Store, view: RunView, owner: Owner | None) -> RunStat
         and progress.opened_at >= began
         and progress.status not in (Status.COMPLETE, Status.FAILED)
     )
-    return RunStatus(store, view, owner, facts, parts, opened)
+    return RunStatus(store, view, owner, metadata, parts, opened)

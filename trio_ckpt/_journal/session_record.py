@@ -16,7 +16,7 @@ from .record import check_times
 ENDED, STOPPED = "ended", "was stopped"  # recorded by sessions that ended in good order
 
 
-class _Counts(msgspec.Struct):
+class SessionCounts(msgspec.Struct):
     """What a session did; 0 for an imported session, which does not know it."""
 
     batches: int = 0
@@ -27,7 +27,7 @@ class _Counts(msgspec.Struct):
     spent: dict[str, Number] = {}
 
 
-class _Facts(msgspec.Struct):
+class _SessionMetadata(msgspec.Struct):
     session: int
     runtime_s: float
     changes: list[tuple[str, str, str]]
@@ -41,24 +41,24 @@ class _Facts(msgspec.Struct):
     outputs_since: float = 0.0
     ended: str | msgspec.UnsetType = msgspec.UNSET
     at: float | msgspec.UnsetType = msgspec.UNSET
-    counts: _Counts | msgspec.UnsetType = msgspec.UNSET
+    counts: SessionCounts | msgspec.UnsetType = msgspec.UNSET
 
 
 MAX_RUNTIME_S = 1e11  # three thousand years
 
 
-def check_facts(facts: dict[str, Plain], *, is_end: bool = False) -> dict[str, Plain]:
+def check_session_metadata(metadata: dict[str, Plain], *, is_end: bool = False) -> dict[str, Plain]:
     """Check session metadata, and return it.
 
     Args:
-        facts: The metadata of the record.
+        metadata: The metadata of the record.
         is_end: Whether the record is the end of a session.
 
     Raises:
         StoreDamagedError: it has another shape.
     """
     try:
-        found = msgspec.convert(facts, _Facts)
+        found = msgspec.convert(metadata, _SessionMetadata)
     except (msgspec.ValidationError, RecursionError) as error:
         raise StoreDamagedError(f"a session cannot be read: {error}") from error
     if is_end and msgspec.UNSET in (found.ended, found.at, found.counts):
@@ -66,4 +66,4 @@ def check_facts(facts: dict[str, Plain], *, is_end: bool = False) -> dict[str, P
     check_times(found.began, None if isinstance(found.at, msgspec.UnsetType) else found.at)
     if not 0 <= found.runtime_s < MAX_RUNTIME_S:
         raise StoreDamagedError(f"a session cannot be read: it took {found.runtime_s!r} s")
-    return facts
+    return metadata

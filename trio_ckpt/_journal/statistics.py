@@ -11,6 +11,7 @@ from .._util.plain import StreamKey
 from .._util.text import number, plural
 from .progress import Progress
 from .record import Status
+from .summary import Summary
 
 WARM_AFTER_BATCHES = 20  # before that a rate measures the start-up, not the work
 WARM_AFTER_S = 2.0
@@ -105,23 +106,11 @@ class StateStatistics(msgspec.Struct, frozen=True):
     arrays: Mapping[str, ArrayStatistics]
 
 
-class StreamStatistics(msgspec.Struct, frozen=True):
-    """The statistics of a stream at one moment.
+class SessionStatistics(Summary, frozen=True, kw_only=True):
+    """The sums of some streams, and what this session has added to them.
 
     Attributes:
-        confirmed: How many batches are durable, in all sessions.
-        skipped: How many batches were given up, in all sessions.
-        left: How many batches are known to be left to do; 0 for a stream that failed for good; for
-            an open end those of the part that is worked on, or the estimate; None where it is
-            not known.
         in_flight: How many batches are handed out now.
-        waiting: How many failed batches wait for their next attempt.
-        pause: What the whole stream waits for; None: it does not wait.
-        records: How many records were produced, in all sessions.
-        totals: What was produced in all sessions, by name.
-        spent: What all attempts of all sessions cost, by name.
-        saved: The part of `spent` that resuming saves: the attempts that confirmed a batch.
-        adopted: How many confirmed batches have an unknown share of `totals`.
         session_confirmed: How many batches this session confirmed.
         session_skipped: How many batches this session gave up.
         session_retries: How many attempts beyond the first this session made.
@@ -129,22 +118,11 @@ class StreamStatistics(msgspec.Struct, frozen=True):
         runtime_s: Seconds of work in all sessions, without downtime.
         session_s: Seconds of work in this session.
         rate_per_s: Batches confirmed per second of this session; None until enough are done.
-        eta_s: Seconds until nothing is left of the part that is worked on, at that rate; None
-            where that is not known, or the stream is stuck.
-        state: The costs of its state; None: it has no state, or a `Frontier`.
+        eta_s: Seconds until this session has nothing left to do, at that rate; streams that
+            failed, were left or are stuck are not counted; None where that is not known.
     """
 
-    confirmed: int
-    skipped: int
-    left: int | None
     in_flight: int
-    waiting: int
-    pause: Waiting | None
-    records: int
-    totals: Mapping[str, Number]
-    spent: Mapping[str, Number]
-    saved: Mapping[str, Number]
-    adopted: int
     session_confirmed: int
     session_skipped: int
     session_retries: int
@@ -155,57 +133,39 @@ class StreamStatistics(msgspec.Struct, frozen=True):
     session_s: float
     rate_per_s: float | None
     eta_s: float | None
+
+
+class StreamStatistics(SessionStatistics, frozen=True, kw_only=True):
+    """The statistics of a stream at one moment: its `Summary`, its session, and its waits.
+
+    For an open end, `left` counts the part that is worked on, or comes from the estimate.
+
+    Attributes:
+        waiting: How many failed batches wait for their next attempt.
+        pause: What the whole stream waits for; None: it does not wait.
+        state: The costs of its state; None: it has no state, or a `Frontier`.
+    """
+
+    waiting: int
+    pause: Waiting | None
     state: StateStatistics | None
 
 
-class RunStatistics(msgspec.Struct, frozen=True):
-    """The statistics of a run at one moment.
+class RunStatistics(SessionStatistics, frozen=True, kw_only=True):
+    """The statistics of a run at one moment: the `Summary` of all its streams, and its session.
+
+    Its status also depends on its phases.  Its seconds are those for which it was open.
 
     Attributes:
-        status: The status of the run, from its streams and phases.
         current_phase: The newest phase that is not complete.
-        streams: How many streams have each status.
         groups: How many groups have each status; a group is all streams with one first part.
-        confirmed, skipped, left, in_flight: Sums over all streams, see `StreamStatistics`; ``left``
-            is None where it is not known for a stream.
-        failing: How many batches failed and may run again.
-        records, totals, spent, saved, adopted: Sums over all streams, see `StreamStatistics`.
-        session_confirmed, session_skipped, session_retries: What this session has done.
-        session_records, session_totals, session_spent: What this session has added.
-        runtime_s: For how many seconds the run was open, in all sessions.
-        session_s: For how many seconds it is open in this session.
-        rate_per_s: Batches confirmed per second of this session; None until enough are done.
-        eta_s: Seconds until this session has nothing left to do, at that rate; streams that
-            failed, were left or are stuck are not counted; None where that is not known.
         waiting: Streams that wait, and why.
         left_out: Streams of which snapshots could not be saved in this session, and why.
         stopping: The stop that is under way; None: there is none.
     """
 
-    status: Status
     current_phase: str | None
-    streams: Mapping[Status, int]
     groups: Mapping[Status, int]
-    confirmed: int
-    skipped: int
-    failing: int
-    left: int | None
-    in_flight: int
-    records: int
-    totals: Mapping[str, Number]
-    spent: Mapping[str, Number]
-    saved: Mapping[str, Number]
-    adopted: int
-    session_confirmed: int
-    session_skipped: int
-    session_retries: int
-    session_records: int
-    session_totals: Mapping[str, Number]
-    session_spent: Mapping[str, Number]
-    runtime_s: float
-    session_s: float
-    rate_per_s: float | None
-    eta_s: float | None
     waiting: tuple[Waiting, ...]
     left_out: tuple[LeftOut, ...] = ()
     stopping: Stopping | None = None

@@ -7,6 +7,7 @@ repository.  Its status and its sums are derived for each call: nothing of it is
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 import msgspec
 
@@ -17,8 +18,8 @@ from .progress import Progress
 from .record import ErrorInfo, Status
 
 
-class Summary(msgspec.Struct, frozen=True):
-    """The sums of some streams.
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The sums of some streams; the statistics of a stream and of a run have them, too.
 
     Attributes:
         key: The first parts of their keys; ``()`` for the whole run.
@@ -27,7 +28,8 @@ class Summary(msgspec.Struct, frozen=True):
         confirmed: How many batches are durable.
         skipped: How many batches were given up.
         failing: How many batches failed and may run again.
-        left: How many batches are known to be left; None where it is not known for a stream.
+        left: How many batches are known to be left to do; 0 for a stream that failed for good;
+            None where it is not known for a stream.
         records: How many records were produced.
         totals: What was produced, by name.
         spent: What all attempts cost, by name.
@@ -37,7 +39,7 @@ class Summary(msgspec.Struct, frozen=True):
         error: The error of the stream that failed last.
     """
 
-    key: StreamKey
+    key: StreamKey = ()
     status: Status
     streams: Mapping[Status, int]
     confirmed: int
@@ -49,11 +51,26 @@ class Summary(msgspec.Struct, frozen=True):
     spent: Mapping[str, Number]
     saved: Mapping[str, Number]
     adopted: int
-    started_at: float | None
-    updated_at: float | None
-    completed_at: float | None
-    failed_at: float | None
-    error: ErrorInfo | None
+    started_at: float | None = None
+    updated_at: float | None = None
+    completed_at: float | None = None
+    failed_at: float | None = None
+    error: ErrorInfo | None = None
+
+
+def left_of(summary: Summary) -> int | None:
+    """How many batches are left; None where that is not known, as for a run without streams."""
+    return summary.left if any(summary.streams.values()) else None
+
+
+def percent_of(summary: Summary) -> float | None:
+    """The percentage done of what can be done; None where it is unknown.
+
+    100 is said of what is complete, and of nothing that failed.
+    """
+    done, left = summary.confirmed + summary.skipped, left_of(summary)
+    is_short = left == 0 and summary.status is not Status.COMPLETE
+    return None if left is None or not done + left or is_short else 100 * done / (done + left)
 
 
 def group_status(statuses: Iterable[Status]) -> Status:
@@ -69,6 +86,14 @@ def group_status(statuses: Iterable[Status]) -> Status:
     if len(found) > 1:
         return Status.IN_PROGRESS
     return found.pop() if found else Status.PENDING
+
+
+def count_statuses(statuses: Iterable[Status]) -> dict[Status, int]:
+    """How often each status is there; 0 for those that are not."""
+    counts = dict.fromkeys(Status, 0)
+    for status in statuses:
+        counts[status] += 1
+    return counts
 
 
 def failing(progress: Progress) -> int:
@@ -116,6 +141,7 @@ def summarize(
     parts: Mapping[StreamKey, Progress],
     *,
     open_streams: Collection[StreamKey] = (),
+    lefts: Mapping[StreamKey, int | None] = MappingProxyType({}),
 ) -> Summary:
     """Sum up streams.
 
@@ -123,10 +149,11 @@ def summarize(
         key: The first parts that their keys have in common.
         parts: The progress of the streams.
         open_streams: The streams that are open, and have not failed since they were opened.
+        lefts: How many batches are left of streams, where their owner knows more than the records.
     """
-    streams = dict.fromkeys(Status, 0)
-    for name, progress in parts.items():
-        streams[status_of(progress, is_open=name in open_streams)] += 1
+    streams = count_statuses(
+        status_of(progress, is_open=name in open_streams) for name, progress in parts.items()
+    )
     status = group_status(status for status, count in streams.items() if count)
     totals, spent, saved = dict[str, ExactSum](), dict[str, ExactSum](), dict[str, ExactSum]()
     for progress in parts.values():
@@ -134,7 +161,7 @@ def summarize(
         add_sums(spent, progress.spent)
         add_sums(saved, progress.spent_confirmed)
     every = list(parts.values())
-    lefts = [progress.left for progress in every]
+    left = [lefts.get(name, part.left) for name, part in parts.items()]
     completed = [progress.completed_at for progress in every]
     failed = max(every, key=lambda progress: progress.failed_at or 0.0, default=Progress())
     return Summary(
@@ -144,7 +171,7 @@ def summarize(
         confirmed=sum(len(progress.confirmed) for progress in every),
         skipped=sum(len(progress.skipped) for progress in every),
         failing=sum(map(failing, every)),
-        left=None if None in lefts else sum(left or 0 for left in lefts),
+        left=None if None in left else sum(count or 0 for count in left),
         records=sum(progress.records for progress in every),
         totals=shown(totals),
         spent=shown(spent),
@@ -183,6 +210,14 @@ def groups_of(
     for key in in_order(parts):
         groups.setdefault(key[:depth], {})[key] = parts[key]
     return groups
+
+
+def summarize_groups(
+    parts: Mapping[StreamKey, Progress], *, open_streams: Collection[StreamKey] = ()
+) -> dict[StreamKey, Summary]:
+    """The sums of every group: of all users' streams with the same first part, in order."""
+    groups = groups_of(parts).items()
+    return {key: summarize(key, mine, open_streams=open_streams) for key, mine in groups}
 
 
 def phases_of(parts: Mapping[StreamKey, Progress]) -> dict[str, Progress]:

@@ -344,14 +344,14 @@ class _Importer:
 
         It repeats the end of the last session, with the time of that.
         """
-        facts = own.metadata
+        session = own.metadata
         at = time.time() if own.updated_at is None else own.updated_at
-        if not facts:
+        if not session:
             return archived_note(at) if archiving else None
-        if facts.get("output_dir") == self.output_dir and not archiving:
+        if session.get("output_dir") == self.output_dir and not archiving:
             return None
         moved: dict[str, Any] = {"ended": KILLED, "at": self.worked_at or at, "counts": {}}
-        moved |= {name: fact for name, fact in facts.items() if name != ARCHIVING}
+        moved |= {name: value for name, value in session.items() if name != ARCHIVING}
         moved["output_dir"] = self.output_dir
         return Record(kind=RecordKind.END, at=at, metadata=moved)
 

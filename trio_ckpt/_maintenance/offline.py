@@ -17,7 +17,7 @@ import msgspec
 from .._commit.group_commit import GroupCommitter, open_committer
 from .._commit.redo import Redo, retry_record
 from .._commit.stream_log import StreamLog
-from .._journal.history import iter_records, read_known_run, read_pages, run_facts
+from .._journal.history import iter_records, read_known_run, read_pages, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import Pruned, RunKey, RunView, Store
@@ -248,7 +248,7 @@ async def open_maintenance(
         view = await store.load_run(run_id)
         if view is None:
             raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
-        folder = run_facts(view).get("output_dir") if output_dir is None else output_dir
+        folder = session_metadata_of(view).get("output_dir") if output_dir is None else output_dir
         outputs = None
         if folder is not None and await run_blocking(os.path.isdir, folder):
             outputs = await run_blocking(OutputDir.open, folder)

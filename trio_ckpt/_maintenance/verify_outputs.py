@@ -13,7 +13,7 @@ from functools import partial
 
 import attrs
 
-from .._journal.history import run_facts
+from .._journal.history import session_metadata_of
 from .._journal.record import Status
 from .._journal.store import Finding, FindingKind, RunView, Severity, Store
 from .._runs.manifest import (
@@ -49,7 +49,9 @@ async def check_outputs_of(
         where: How findings name the run.
         is_whole: Whether `view` has all streams; otherwise the manifest cannot be checked.
     """
-    folder = run_facts(view).get("output_dir") if output_dir is None else os.fspath(output_dir)
+    folder = (
+        session_metadata_of(view).get("output_dir") if output_dir is None else os.fspath(output_dir)
+    )
     parts = {key: entry.progress for key, entry in view.streams.items() if key != RUN_STREAM}
     has_outputs = any(progress.outputs or progress.sinks for progress in parts.values())
     if folder is None or not await run_blocking(os.path.isdir, folder):

@@ -24,7 +24,7 @@ import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_outputs import OWNER_AGE_S
-from .._journal.history import LiveRecords, read_pages, run_facts
+from .._journal.history import LiveRecords, read_pages, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import Output, Status
 from .._journal.store import RunKey, RunView, Store
@@ -67,7 +67,9 @@ class RunContents:
     def of(cls, view: RunView) -> RunContents:
         """The contents of a run as the store has it."""
         parts = {key: entry.progress for key, entry in view.streams.items()}
-        return cls(RunKey(view.run_id, view.generation, view.owner), parts, run_facts(view))
+        return cls(
+            RunKey(view.run_id, view.generation, view.owner), parts, session_metadata_of(view)
+        )
 
     @property
     def checkpoints(self) -> int:

@@ -38,6 +38,7 @@ from ..state._retention import Retention
 from .open_run import OpenRun
 from .phase import Phase, open_phase
 from .session import ResumeReport
+from .statistics import run_statistics
 from .stream import AnyStream, Stream
 from .stream_opening import StreamRequest, own_stream
 from .stream_table import Listed, add_to_list
@@ -339,11 +340,9 @@ class Run:
 
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA of the run at this moment."""
-        statistics = self._stream_table.statistics()
-        stopping = None if self._stream_table.ended is not None else self._open_run.stop.stopping()
-        if stopping is None:
-            return statistics
-        return msgspec.structs.replace(statistics, stopping=stopping, eta_s=None)
+        has_ended = self._stream_table.ended is not None
+        stopping = None if has_ended else self._open_run.stop.stopping()
+        return run_statistics(self._stream_table, stopping)
 
     # -- for monitors -------------------------------------------------------------------------
 

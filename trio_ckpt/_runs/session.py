@@ -14,23 +14,25 @@ from types import MappingProxyType
 
 import attrs
 import trio
+from msgspec.structs import asdict
 
 from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
-from .._commit.stream_log import Added, StreamLog
-from .._journal.history import KILLED, ended_at, run_facts, run_runtime_s
+from .._commit.stream_log import StreamLog
+from .._journal.history import KILLED, ended_at, run_runtime_s, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.session_record import ENDED, STOPPED
 from .._journal.store import RunView
 from .._journal.summary import in_order, summarize
 from .._util.errors import ConfigChangedError, RunStoppedError, class_name
-from .._util.exact_sum import Number, shown
+from .._util.exact_sum import Number
 from .._util.log import at, get_logger
 from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
 from .._util.text import number, plural
 from .config import RunRequest, config_digest, diff_config, has_field, without_fields
 from .manifest import RunContents
+from .statistics import count_session
 
 log = get_logger(__name__)
 
@@ -99,7 +101,7 @@ def report_of(view: RunView | None) -> ResumeReport:
     every = {key: entry.progress for key, entry in view.streams.items()}
     parts = {key: every[key] for key in in_order(every)}
     whole = summarize((), parts)
-    session_metadata = run_facts(view)
+    session_metadata = session_metadata_of(view)
     return ResumeReport(
         sessions=session_metadata.get("session", 0),
         streams=len(parts),
@@ -138,7 +140,7 @@ def compare_config(view: RunView | None, request: RunRequest) -> ConfigChange:
         ConfigChangedError: a field has changed that may not, and the policy is to refuse.
         ValueError: neither configuration has a field that `tunable` names.
     """
-    before, run_id = run_facts(view) if view is not None else {}, request.run_id
+    before, run_id = session_metadata_of(view) if view is not None else {}, request.run_id
     kept = without_fields(before.get("config", {}), request.exclude)
     for name in request.tunable:
         if not has_field(request.config, name) and not has_field(kept, name):
@@ -196,7 +198,7 @@ class SessionRecorder:
             RUN_STREAM, own.progress if own else Progress()
         )
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
-        before, began = run_facts(view) if view is not None else {}, time.time()
+        before, began = session_metadata_of(view) if view is not None else {}, time.time()
         # A new run has no files yet; later sessions allow for the coarser clock of files.
         since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
         self.outputs_since: float = 0.0 if may_replace else since if before else began
@@ -257,20 +259,10 @@ class SessionRecorder:
 
 def _counts(committer: GroupCommitter) -> dict[str, Plain]:
     """What the session did, in numbers."""
-    stream_logs = [
-        stream_log
-        for stream_log in committer.stream_logs
-        if stream_log.key[:1] not in ((), (PHASE,))
-    ]
-    added = Added.by_session(stream_logs)
-    return {
-        "batches": sum(stream_log.confirmed for stream_log in stream_logs),
-        "skipped": sum(stream_log.skipped for stream_log in stream_logs),
-        "retries": sum(stream_log.retries for stream_log in stream_logs),
-        "records": min(added.records, 2**63 - 1),  # the streams together may have more
-        "totals": shown(added.totals),
-        "spent": shown(added.spent),
-    }
+    logs = [one for one in committer.stream_logs if one.key[:1] not in ((), (PHASE,))]
+    counts = count_session(logs)
+    # The streams together may have more records than can be saved.
+    return asdict(counts) | {"records": min(counts.records, 2**63 - 1)}
 
 
 def _how_ended(error: BaseException | None) -> str:

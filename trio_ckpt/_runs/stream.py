@@ -27,6 +27,7 @@ from .._util.plain import Plain, StreamKey, as_metadata, copy_plain
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
 from .loop import Batches, Items, LoopCursor, estimated
+from .statistics import stream_statistics
 from .stream_operations import (
     leave_stream,
     one_batch,
@@ -36,7 +37,6 @@ from .stream_operations import (
     skipped_batches,
     snapshots_in_batch,
 )
-from .stream_statistics import stream_statistics
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import attrs
 import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.open_stream import OpenStream
-from .._commit.stream_log import Added, StreamLog
+from .._commit.stream_log import StreamLog
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind, Status
-from .._journal.statistics import LeftOut, RunStatistics, eta_s, rate_per_s
 from .._journal.summary import (
     Summary,
-    current_phase,
     exit_code,
-    group_status,
-    groups_of,
     in_order,
     is_to_process,
     phase_statuses,
     summarize,
+    summarize_groups,
 )
 from .._tokens.token import Failure
 from .._util.errors import UnknownStreamError
-from .._util.exact_sum import shown
 from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, StreamKey
 from .._util.text import plural
@@ -131,7 +127,8 @@ class StreamTable:
 
     # -- sums ---------------------------------------------------------------------------------
 
-    def _mine(self) -> dict[StreamKey, Progress]:
+    def of_users(self) -> dict[StreamKey, Progress]:
+        """The progress of the users' streams, in order."""
         return {key: self.progress[key] for key in in_order(self.progress)}
 
     def group(self, parts: StreamKey) -> Summary:
@@ -140,85 +137,17 @@ class StreamTable:
         Raises:
             UnknownStreamError: there are parts, and no key begins with them.
         """
-        found = {key: p for key, p in self._mine().items() if key[: len(parts)] == parts}
+        found = {key: p for key, p in self.of_users().items() if key[: len(parts)] == parts}
         if parts and not found:
             raise self._unknown(parts)
         return summarize(parts, found, open_streams=self.open_streams)
 
     def groups(self) -> dict[StreamKey, Summary]:
         """The sums of all streams with the same first part, for each first part."""
-        return {
-            key: summarize(key, parts, open_streams=self.open_streams)
-            for key, parts in groups_of(self.progress).items()
-        }
+        return summarize_groups(self.progress, open_streams=self.open_streams)
 
-    def statistics(self) -> RunStatistics:
-        """Counts, sums, rate and ETA of the run at this moment."""
-        mine = self._mine()
-        whole = summarize((), mine, open_streams=self.open_streams)
-        statuses = [whole.status] if mine else []
-        groups = dict.fromkeys(Status, 0)
-        for summary in self.groups().values():
-            groups[summary.status] += 1
-        stream_logs = [stream_log for key, stream_log in self.stream_logs.items() if key in mine]
-        session = Added.by_session(stream_logs)
-        confirmed = sum(stream_log.confirmed for stream_log in stream_logs)
-        session_s = self._now() - self.began
-        rate = rate_per_s(confirmed, session_s)
-        left, ahead = self._count_left(mine), self._count_ahead(mine)
-        pauses = (open_stream.waiting() for open_stream in self.opened.values())
-        return RunStatistics(
-            status=group_status([*statuses, *self.phase_statuses().values()]),
-            current_phase=current_phase(self.progress),
-            streams=whole.streams,
-            groups=groups,
-            confirmed=whole.confirmed,
-            skipped=whole.skipped,
-            failing=whole.failing,
-            left=left,
-            in_flight=sum(len(open_stream.open) for open_stream in self.opened.values()),
-            records=whole.records,
-            totals=whole.totals,
-            spent=whole.spent,
-            saved=whole.saved,
-            adopted=whole.adopted,
-            session_confirmed=confirmed,
-            session_skipped=sum(stream_log.skipped for stream_log in stream_logs),
-            session_retries=sum(stream_log.retries for stream_log in stream_logs),
-            session_records=session.records,
-            session_totals=shown(session.totals),
-            session_spent=shown(session.spent),
-            runtime_s=self.runtime_before_s + session_s,
-            session_s=session_s,
-            rate_per_s=rate,
-            eta_s=eta_s(left, ahead, rate),
-            waiting=tuple(pause for pause in pauses if pause is not None),
-            left_out=tuple(
-                LeftOut(key, open_stream.state_manager.left_out, open_stream.state_manager.problem)
-                for key, open_stream in self.opened.items()
-                if open_stream.state_manager is not None and open_stream.state_manager.left_out
-            ),
-        )
-
-    def _count_left(self, mine: Mapping[StreamKey, Progress]) -> int | None:
-        lefts = [
-            self.opened[key].left() if key in self.opened else progress.left
-            for key, progress in mine.items()
-        ]
-        return None if None in lefts else sum(left or 0 for left in lefts)
-
-    def _count_ahead(self, mine: Mapping[StreamKey, Progress]) -> int | None:
-        """How many batches this session has still to do, in streams open or not opened yet."""
-        found: list[int | None] = []
-        for key, progress in mine.items():
-            open_stream, stream_log = self.opened.get(key), self.stream_logs.get(key)
-            if open_stream is not None:
-                found.append(open_stream.ahead(self._now(), self._now() - self.began))
-            elif stream_log is None or not stream_log.is_left:
-                found.append(progress.left)
-        return None if None in found else sum(ahead or 0 for ahead in found)
-
-    def _now(self) -> float:
+    @property
+    def now(self) -> float:
         """The time on trio's clock; after the run was closed, the time when it was closed."""
         return trio.current_time() if self.ended is None else self.ended
 

@@ -408,7 +408,7 @@ async def export(
 ) -> CommandAnswer:
     """Write a run and its outputs into FILE; it may be running."""
     run = await read_status(store, run_id)
-    folder: str | None = output_dir or run.facts.get("output_dir")
+    folder: str | None = output_dir or run.session_metadata.get("output_dir")
     outputs: OutputDir | None = None
     if folder is not None and not no_outputs:
         if not await run_blocking(os.path.isdir, folder):

@@ -172,7 +172,7 @@ async def _losses(store: Store, run_id: str) -> AsyncGenerator[Finding]:
         status = await read_run_status(store, run_id)
         if status is None:
             return
-        losses = await find_losses(store, status.view, status.facts.get("output_dir"))
+        losses = await find_losses(store, status.view, status.session_metadata.get("output_dir"))
         name, names = f"run {run_id}", stream_names(status.keys)
         command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
         for state in losses.states[:MAX_LOSSES]:

@@ -63,7 +63,7 @@ async def explain(
         now=now,
         retry_command=shlex.join(["trio-ckpt", "retry", store.url, run.run_id]),
         verify_command=shlex.join(["trio-ckpt", "verify", store.url, run.run_id]),
-        losses=await find_losses(store, run.view, run.facts.get("output_dir"), keys),
+        losses=await find_losses(store, run.view, run.session_metadata.get("output_dir"), keys),
         pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
         pending_total=total,
         troubles=await _troubles(run, keys),

@@ -17,7 +17,7 @@ import attrs
 
 from .._journal.record import ErrorInfo, Status
 from .._journal.store import Owner
-from .._journal.summary import Summary
+from .._journal.summary import Summary, left_of
 from .._util.exact_sum import Number
 from .._util.plain import MAX_DEPTH
 from .._util.text import display_width, iso_moment, number, printable, truncate
@@ -272,11 +272,6 @@ def to_rich(block: str | Pairs) -> RenderableType:
 # ---------------------------------------------------------------------------------------
 # Parts of documents that more than one command needs
 # ---------------------------------------------------------------------------------------
-
-
-def left_of(summary: Summary) -> int | None:
-    """How many batches are left; unknown for a run without streams."""
-    return summary.left if any(summary.streams.values()) else None
 
 
 def mean_spent(summary: Summary) -> dict[str, Number]:

@@ -13,7 +13,14 @@ from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.run_status import RunStatus
 from .._journal.store import Store
-from .._journal.summary import Summary, current_phase, failing, groups_of, phase_statuses, status_of
+from .._journal.summary import (
+    Summary,
+    current_phase,
+    failing,
+    groups_of,
+    left_of,
+    phase_statuses,
+)
 from .._util.errors import StoreError
 from .._util.plain import StreamKey
 from .._util.text import (
@@ -45,7 +52,6 @@ from ._render import (
     Table,
     capped,
     error_part,
-    left_of,
     mean_spent,
     owner_document,
     row_limit,
@@ -96,14 +102,14 @@ _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last 
 
 
 def _run_document(run: RunStatus) -> Document:
-    summary, facts = run.summary(), run.facts
+    summary, metadata = run.summary(), run.session_metadata
     parts = summary_document(summary)
     session = {
-        "number": facts.get("session"),
-        "host": facts.get("host"),
-        "pid": facts.get("pid"),
-        "began": iso_moment(facts.get("began")),
-        "ended": iso_moment(facts.get("at")),
+        "number": metadata.get("session"),
+        "host": metadata.get("host"),
+        "pid": metadata.get("pid"),
+        "began": iso_moment(metadata.get("began")),
+        "ended": iso_moment(metadata.get("at")),
         "how": last_how(run),
     }
     return {
@@ -115,20 +121,22 @@ def _run_document(run: RunStatus) -> Document:
         "streams": parts["streams"],
         "batches": parts["batches"],
         "last_activity": iso_moment(run.last_activity()),
-        "session": session if facts else None,
+        "session": session if metadata else None,
         "exit_code": run.exit_code(),
     }
 
 
 def last_how(run: RunStatus) -> str:
     """How the last session ended, in words."""
-    how: str = run.facts.get("ended", KILLED)
+    how: str = run.session_metadata.get("ended", KILLED)
     return how if run.owner is None else RUNNING
 
 
 def _run_row(run: RunStatus, now: float) -> tuple[str, ...]:
     summary, saved = run.summary(), run.last_activity()
-    session = f"{run.facts['session']} {last_how(run)}" if run.facts else "none"
+    session = (
+        f"{run.session_metadata['session']} {last_how(run)}" if run.session_metadata else "none"
+    )
     if run.owner is not None:
         session = f"is running: process {run.owner.pid} on {run.owner.host}"
     return (
@@ -198,12 +206,12 @@ def _show_document(
         "phases": {name: word_of(s) for name, s in phase_statuses(run.parts).items()},
         "runtime_s": run_runtime_s(run.view),
         "total": summary_document(run.summary(keys)),
-        "last_session": run.facts.get("counts"),
-        "config_digest": run.facts.get("config_digest"),
-        "output_dir": run.facts.get("output_dir"),
+        "last_session": run.session_metadata.get("counts"),
+        "config_digest": run.session_metadata.get("config_digest"),
+        "output_dir": run.session_metadata.get("output_dir"),
         "groups": [
-            {"group": list(key), **summary_document(run.summary(members, key))}
-            for key, members in _groups(run, keys).items()
+            {"group": list(key), **summary_document(summary)}
+            for key, summary in run.groups(keys).items()
         ],
         "streams": [_stream_document(run, key) for key in keys],
     }
@@ -216,15 +224,13 @@ def _show_blocks(
     names = stream_names(run.keys)
     title, status, *more = _run_pairs(run, keys, names)
     blocks: list[Block] = [Pairs([title, status, *stopping, *more, *left_out_pairs(live, names)])]
-    groups = _groups(run, keys)
+    groups = run.groups(keys)
     if any(len(key) > 1 for key in keys) and len(groups) > 1:
-        group_names = stream_names(_groups(run, run.keys))
-        summaries = {group_names[key]: run.summary(members, key) for key, members in groups.items()}
+        group_names = stream_names(groups_of(run.parts))
+        summaries = {group_names[key]: summary for key, summary in groups.items()}
         blocks.append(capped(_GROUP_COLUMNS, list(summaries.items()), _group_row, limit, "groups"))
     if keys:
-        order = keys
-        if limit is not None:
-            order = sorted(keys, key=lambda key: _URGENCY.index(_status_of(run, key)))
+        order = keys if limit is None else run.by_urgency(keys)
         row = partial(_stream_row, run, names)
         blocks.append(capped(_STREAM_COLUMNS, order, row, limit, "streams"))
     if len(keys) == 1:
@@ -232,21 +238,8 @@ def _show_blocks(
     return blocks
 
 
-def _groups(
-    run: RunStatus, keys: Sequence[StreamKey]
-) -> dict[StreamKey, dict[StreamKey, Progress]]:
-    return groups_of({key: run.parts[key] for key in keys})
-
-
 _GROUP_COLUMNS = ("group", "status", "streams", ">done", ">left", ">skipped", ">records", "spent")
 _STREAM_COLUMNS = ("stream", "status", ">done", ">left", ">skipped", ">records", "spent", "error")
-
-_URGENCY = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING, Status.COMPLETE)
-"""The order of streams in a table that is cut."""
-
-
-def _status_of(run: RunStatus, key: StreamKey) -> Status:
-    return status_of(run.parts[key], is_open=key in run.open_streams)
 
 
 def _run_pairs(
@@ -255,7 +248,7 @@ def _run_pairs(
     summary, is_whole = run.summary(keys), len(keys) == len(run.keys)
     pairs = [("run", f"{run.run_id} in {run.store.url}")]
     pairs.append(("status", f"{run.status_of(summary).value}; {_session_text(run)}"))
-    sessions = run.facts.get("session", 0)
+    sessions = run.session_metadata.get("session", 0)
     if sessions and is_whole:
         runtime = duration(run_runtime_s(run.view))
         pairs.append(("runtime", f"{runtime} in {plural(sessions, 'session')}, without downtime"))
@@ -279,11 +272,11 @@ def _run_pairs(
 def _session_text(run: RunStatus) -> str:
     if run.owner is not None:
         since = moment(run.owner.since.timestamp())
-        session = f"session {run.facts.get('session', 1)} is running since {since}"
+        session = f"session {run.session_metadata.get('session', 1)} is running since {since}"
         return f"{session}: process {run.owner.pid} on {run.owner.host}"
-    if not run.facts:
+    if not run.session_metadata:
         return "it has had no session"
-    return f"session {run.facts['session']} {last_how(run)}"
+    return f"session {run.session_metadata['session']} {last_how(run)}"
 
 
 def total_pairs(summary: Summary) -> list[tuple[str, str]]:
@@ -308,9 +301,9 @@ def total_pairs(summary: Summary) -> list[tuple[str, str]]:
 def _last_session(run: RunStatus) -> str:
     if run.owner is not None:
         return "is running: its share is in the total, and told apart when it ends"
-    if counts := run.facts.get("counts"):
+    if counts := run.session_metadata.get("counts"):
         return counts_text(counts)
-    return "left no counts; its share is in the total" if run.facts else "none"
+    return "left no counts; its share is in the total" if run.session_metadata else "none"
 
 
 def counts_text(counts: Mapping[str, Any]) -> str:

@@ -119,7 +119,7 @@ async def verify(
     show_all: bool,
 ) -> CommandAnswer:
     """Check every confirmed output, and change nothing."""
-    folder: str | None = output_dir or run.facts.get("output_dir")
+    folder: str | None = output_dir or run.session_metadata.get("output_dir")
     drift, states = Drift(0, 0, ()), None
     if folder is None:
         if any(run.parts[key].outputs or run.parts[key].sinks for key in keys):

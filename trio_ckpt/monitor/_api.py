@@ -38,7 +38,6 @@ from ._metrics import Metrics, PendingGauge
 from ._sources import CoordinatorSource, RunSource, WatchedSource
 from ._views import (
     RunSnapshot,
-    by_urgency,
     checkpoint_lines,
     failure_lines,
     run_detail,
@@ -170,7 +169,7 @@ class MonitorApi:
         """A page of the streams."""
         run = (await self.source.snapshot(run_id)).run
         names = stream_names(run.keys)
-        keys = [key for key in by_urgency(run) if _has(names[key], search)]
+        keys = [key for key in run.by_urgency(run.keys) if _has(names[key], search)]
         page = keys[after : after + limit]
         return StreamPage(
             run=run_id,

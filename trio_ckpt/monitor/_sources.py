@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
-from .._journal.history import run_facts
+from .._journal.history import session_metadata_of
 from .._journal.live_view import LiveView, read_live
 from .._journal.run_status import run_status_from
 from .._journal.store import Owner, RunSummary, RunView, Store
@@ -92,8 +92,10 @@ class RunSource(WatchedSource):
         if run_id != run.run_id:
             raise UnknownRunError(f"run {run_id!r} is not the one that is watched", run_id=run_id)
         view = open_run_of(run).view()
-        facts = run_facts(view)
-        owner = Owner(facts["host"], facts["pid"], datetime.fromtimestamp(facts["began"], UTC))
+        metadata = session_metadata_of(view)
+        owner = Owner(
+            metadata["host"], metadata["pid"], datetime.fromtimestamp(metadata["began"], UTC)
+        )
         status = attrs.evolve(
             run_status_from(self.store, view, owner), open_streams=run.open_streams
         )

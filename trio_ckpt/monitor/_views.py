@@ -19,8 +19,14 @@ from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.run_status import RunStatus
 from .._journal.statistics import stuck_after_s
-from .._journal.summary import current_phase, failing, groups_of, phase_statuses, status_of
-from .._util.exact_sum import shown
+from .._journal.summary import (
+    Summary,
+    count_statuses,
+    current_phase,
+    left_of,
+    percent_of,
+    phase_statuses,
+)
 from .._util.plain import StreamKey
 from .._util.text import stream_name, stream_names
 from ._answers import (
@@ -46,8 +52,6 @@ from ._answers import (
 
 MAX_OUTPUTS = 20  # of one checkpoint, in the history
 MAX_SHOWN = 50  # of each list in the view of one run
-
-_URGENCY = (Status.FAILED, Status.IN_PROGRESS, Status.INTERRUPTED, Status.PENDING, Status.COMPLETE)
 
 
 @attrs.frozen
@@ -84,14 +88,9 @@ def word(status: Status) -> StatusWord:
     return cast("StatusWord", status.name.lower())
 
 
-def percent(done: int, left: int | None, status: Status) -> float | None:
-    """The percentage done of what can be done; None where it is unknown.
-
-    100 is said of what is complete, and of nothing that failed.
-    """
-    if left is None or not done + left or (left == 0 and status is not Status.COMPLETE):
-        return None
-    return round(100 * done / (done + left), 2)
+def _percent(summary: Summary) -> float | None:
+    percent = percent_of(summary)
+    return None if percent is None else round(percent, 2)
 
 
 def stuck_after(snapshot: RunSnapshot) -> float:
@@ -116,7 +115,6 @@ def run_line(snapshot: RunSnapshot) -> RunLine:
     """A run, on one line."""
     run, now = snapshot.run, snapshot.now
     summary = run.summary()
-    left = summary.left if any(summary.streams.values()) else None
     after_s = stuck_after(snapshot)
     tokens = now.tokens if now is not None else ()
     return make_answer(
@@ -131,8 +129,8 @@ def run_line(snapshot: RunSnapshot) -> RunLine:
         session=_session(snapshot),
         phase=current_phase(run.parts),
         streams=_per_status(summary.streams),
-        batches=make_answer(BatchCounts, summary, left=left),
-        progress_percent=percent(summary.confirmed + summary.skipped, left, summary.status),
+        batches=make_answer(BatchCounts, summary, left=left_of(summary)),
+        progress_percent=_percent(summary),
         rate_per_s=now.rate_per_s if now is not None else None,
         eta_s=now.eta_s if now is not None and snapshot.at - now.at <= after_s else None,
         pending=now.pending if now is not None else None,
@@ -151,13 +149,13 @@ def run_line(snapshot: RunSnapshot) -> RunLine:
 
 def _runtime_s(snapshot: RunSnapshot) -> float:
     if snapshot.now is not None:
-        return float(snapshot.run.facts.get("runtime_s", 0.0)) + snapshot.now.session_s
+        return float(snapshot.run.session_metadata.get("runtime_s", 0.0)) + snapshot.now.session_s
     return run_runtime_s(snapshot.run.view)
 
 
 def _session(snapshot: RunSnapshot) -> SessionLine | None:
     """The newest session, as the run's own stream says it."""
-    metadata, now = snapshot.run.facts, snapshot.now
+    metadata, now = snapshot.run.session_metadata, snapshot.now
     if not metadata:
         return None
     counts, ended = metadata.get("counts", {}), metadata.get("at")
@@ -224,7 +222,7 @@ def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> 
     """A run with what the page shows of it."""
     run = snapshot.run
     names, failures = stream_names(run.keys), list(failure_lines(snapshot))
-    keys, groups = by_urgency(run), group_lines(run)
+    keys, groups = run.by_urgency(run.keys), group_lines(run)
     return make_answer(
         RunDetail,
         at=snapshot.at,
@@ -245,9 +243,7 @@ def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> 
 def statistics(snapshot: RunSnapshot) -> Statistics:
     """The numbers of a run."""
     line, run = run_line(snapshot), snapshot.run
-    groups = dict.fromkeys(Status, 0)
-    for key, parts in groups_of(run.parts).items():
-        groups[run.summary(list(parts), key).status] += 1
+    groups = count_statuses(summary.status for summary in run.groups().values())
     session = line.session
     return make_answer(
         Statistics,
@@ -264,35 +260,19 @@ def statistics(snapshot: RunSnapshot) -> Statistics:
 # ---------------------------------------------------------------------------------------
 
 
-def by_urgency(run: RunStatus) -> list[StreamKey]:
-    """The streams, those first that need attention; else in their order."""
-    return sorted(run.keys, key=lambda key: _URGENCY.index(_status(run, key)))
-
-
-def _status(run: RunStatus, key: StreamKey) -> Status:
-    return status_of(run.parts[key], is_open=key in run.open_streams)
-
-
 def stream_line(run: RunStatus, key: StreamKey, name: str) -> StreamLine:
     """A stream, on one line."""
-    progress = run.parts[key]
-    confirmed, skipped = len(progress.confirmed), len(progress.skipped)
+    progress, summary = run.parts[key], run.summary([key], key)
     return make_answer(
         StreamLine,
         progress,
         stream=key,
         name=name,
-        status=word(_status(run, key)),
-        batches=BatchCounts(
-            confirmed=confirmed,
-            skipped=skipped,
-            failing=failing(progress),
-            left=progress.left,
-            adopted=len(progress.adopted),
-        ),
-        progress_percent=percent(confirmed + skipped, progress.left, progress.status),
-        produced=shown(progress.totals),
-        spent=shown(progress.spent),
+        status=word(summary.status),
+        batches=make_answer(BatchCounts, summary),
+        progress_percent=_percent(summary),
+        produced=summary.totals,
+        spent=summary.spent,
         checkpoints=progress.sequence,
     )
 
@@ -301,19 +281,16 @@ def group_lines(run: RunStatus) -> list[GroupLine]:
     """The groups of a run; none where every stream would be a group of its own."""
     if not any(len(key) > 1 for key in run.keys):
         return []
-    groups = {key: list(parts) for key, parts in groups_of(run.parts).items()}
-    names = stream_names(groups)
-    summaries = {key: run.summary(members, key) for key, members in groups.items()}
+    summaries = run.groups()
+    names = stream_names(summaries)
     return [
         GroupLine(
             group=list(key),
             name=names[key],
             status=word(summary.status),
-            streams=len(groups[key]),
+            streams=sum(summary.streams.values()),
             batches=make_answer(BatchCounts, summary),
-            progress_percent=percent(
-                summary.confirmed + summary.skipped, summary.left, summary.status
-            ),
+            progress_percent=_percent(summary),
         )
         for key, summary in summaries.items()
     ]
