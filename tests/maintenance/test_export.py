@@ -32,7 +32,7 @@ from trio_ckpt._maintenance.export import ExportSummary, export_run
 from trio_ckpt._maintenance.import_ import import_run
 from trio_ckpt.abc import Checkpoint, HistoryPage, RunKey, RunView, Store, StoredRecord
 from trio_ckpt.outputs import OutputDir
-from trio_ckpt.outputs._names import temp_name
+from trio_ckpt.outputs._tree import temp_name
 from trio_ckpt.stores import MemoryStore, open_store
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import OutputDir, System
-from trio_ckpt.outputs._names import TEMP_NAME
 from trio_ckpt.outputs._system import ROOT
+from trio_ckpt.outputs._tree import TEMP_NAME
 
 CALLS = [name for name in vars(System) if not name.startswith("_")]
 CHANGES = {"mkdir", "pwrite", "truncate", "fsync", "fdatasync", "rename", "unlink"}

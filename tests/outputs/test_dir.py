@@ -16,8 +16,7 @@ import pytest
 from tests.outputs.faulty import FaultySystem, Killed, files_in, sha256
 from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import AppendFile, Output, OutputDir, System, SystemPath
-from trio_ckpt.outputs._files import HASH_CHUNK_BYTES
-from trio_ckpt.outputs._names import TEMP_NAME, temp_name
+from trio_ckpt.outputs._tree import HASH_CHUNK_BYTES, TEMP_NAME, temp_name
 
 # ---------------------------------------------------------------------------------------
 # Writing

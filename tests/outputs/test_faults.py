@@ -16,7 +16,7 @@ import pytest
 from tests.outputs.faulty import ERRORS, FaultySystem, Killed, files_in, sweep
 from trio_ckpt._util.errors import OutputError
 from trio_ckpt.outputs import OutputDir
-from trio_ckpt.outputs._names import TEMP_NAME
+from trio_ckpt.outputs._tree import TEMP_NAME
 
 
 @pytest.mark.parametrize("code", ERRORS)

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from trio_ckpt._util.errors import NotEncodableError, OutputError
 from trio_ckpt.outputs import OutputPathError, encode_lines, lines_digest, relative_path
-from trio_ckpt.outputs._names import TEMP_NAME, temp_name
+from trio_ckpt.outputs._tree import TEMP_NAME, temp_name
 
 # ---------------------------------------------------------------------------------------
 # Names

@@ -26,7 +26,7 @@ from tests.random_programs.reader import (
 from tests.random_programs.session import OUT, RUN, STORE
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt.abc import Finding, RunView
-from trio_ckpt.outputs._names import TEMP_NAME
+from trio_ckpt.outputs._tree import TEMP_NAME
 from trio_ckpt.stores import open_store
 
 BY_A_REPAIR = "put back by a repair: its output is damaged"

@@ -15,7 +15,7 @@ from tests.outputs.faulty import files_in
 from trio_ckpt import StoreDamagedError, StoreError, TrioCkptError, open_maintenance
 from trio_ckpt.abc import RunKey, RunView, Store
 from trio_ckpt.outputs import OutputDir
-from trio_ckpt.outputs._names import temp_name
+from trio_ckpt.outputs._tree import temp_name
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang
 

@@ -25,7 +25,7 @@ from trio_ckpt._runs.config import canonical_config, config_digest
 from trio_ckpt._runs.manifest import MAX_MANIFEST_HEAD_BYTES, RunContents, manifest_owner
 from trio_ckpt._util.plain import StreamKey
 from trio_ckpt.outputs import OutputDir
-from trio_ckpt.outputs._names import temp_name
+from trio_ckpt.outputs._tree import temp_name
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Fail, FaultyStore
 

@@ -69,9 +69,13 @@ class Calls:
         if (error := self.problem("a loop")) is not None:
             newest.close()
             raise error
-        self._calls = [call for call in older if call.coroutine.cr_frame is not None]  # type: ignore[attr-defined]
+        self._calls = [call for call in older if _is_open(call)]
         self._calls.append(last)
         self._pruned_over = max(PRUNED_OVER, 2 * len(self._calls))
+
+    def has_open(self) -> bool:
+        """Whether a call has not ended, so that `problem` may find one."""
+        return any(map(_is_open, self._calls))
 
     def problem(self, where: str, *, is_left: bool = False) -> NeverAwaitedError | None:
         """The error for the first forgotten call; None: no call was forgotten.
@@ -97,6 +101,10 @@ class Calls:
 
 
 _CREATED = inspect.CORO_CREATED
+
+
+def _is_open(call: _Call) -> bool:
+    return inspect.getcoroutinestate(call.coroutine) != inspect.CORO_CLOSED
 
 
 def _forgotten(call: _Call, where: str) -> NeverAwaitedError:

@@ -485,7 +485,7 @@ def check_awaited(batch: AnyBatch, *, is_left: bool = False) -> None:
     Raises:
         NeverAwaitedError: a method was called without await, or its call has not ended.
     """
-    if batch._calls is not None:
+    if batch._calls is not None and batch._calls.has_open():
         token = batch.token
         where = describe_batch(token.run_id, token.stream, batch.index)
         if (error := batch._calls.problem(where, is_left=is_left)) is not None:

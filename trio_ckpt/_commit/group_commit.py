@@ -205,9 +205,11 @@ class GroupCommitter:
 
         Cancellation: none; a store that does not answer in time poisons the run.
         """
+        if trio.current_time() - self._owned_at >= max_age_s:
+            await self._ask_owner()
+
+    async def _ask_owner(self) -> None:
         asked_at = trio.current_time()  # before the call: the answer is at least this old
-        if asked_at - self._owned_at < max_age_s:
-            return
         with give_up_after(self._save_timeout_s):
             try:
                 await self._store.save(self.run_key, [])

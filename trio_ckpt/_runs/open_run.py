@@ -7,8 +7,8 @@ import trio
 
 from .._commit.awaits import Calls
 from .._commit.group_commit import GroupCommitter
-from .._commit.path_owners import SINK, PathOwners
 from .._commit.shutdown import Stop
+from .._commit.stream_outputs import SINK, PathOwners
 from .._journal.progress import Progress
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator

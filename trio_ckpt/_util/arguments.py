@@ -172,10 +172,7 @@ def any_path(name: str, value: object) -> str:
     Raises:
         TypeError: the value is neither a str nor a path of str.
     """
-    try:
-        plain: object = os.fspath(cast("str", value))
-    except TypeError:
-        plain = None
+    plain = os.fspath(cast("str", value)) if isinstance(value, str | os.PathLike) else None
     if not isinstance(plain, str):
         raise TypeError(f"{name} must be a path, a str or a pathlib.Path, not {shown(value)}")
     return plain

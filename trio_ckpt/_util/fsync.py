@@ -10,28 +10,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 
 NOT_SUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
-@contextmanager
-def naming_unsynced(path: str | os.PathLike[str]) -> Generator[None]:
+def refuse_unsynced(error: OSError, path: str | os.PathLike[str]) -> None:
     """Name the file or folder in the error of an fsync that its file system does not have.
 
     Raises:
-        OSError: the error of fsync(2), with its number, and with a message that names the path
-            where the file system has no fsync.
+        OSError: the file system has no fsync: the error with its number, and with a message that
+            names the path.
     """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NOT_SUPPORTED:
-            raise
+    if error.errno in NOT_SUPPORTED:
         raise OSError(
             error.errno,
-            f"{os.fspath(path)} cannot be synced ({os.strerror(error.errno)}): its file system "
-            "does not keep names over a power cut; use a folder on a local disk, which no network "
-            "and no virtual machine shares",
+            f"{os.fspath(path)} cannot be synced ({os.strerror(error.errno or 0)}): its file "
+            "system does not keep names over a power cut; use a folder on a local disk, which no "
+            "network and no virtual machine shares",
         ) from error

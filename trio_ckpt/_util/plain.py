@@ -175,7 +175,8 @@ def as_plain(value: object, path: str, *, allow_nan: bool = False, depth: int = 
 def _plain(value: Plain, depth: int, allow_nan: bool) -> Plain:
     kind = kind_of(value)
     if kind is str:
-        _check_unicode(value)
+        if not value.isascii():
+            _check_unicode(value)
     elif kind is int:
         if value not in _INT_RANGE:
             raise _NotPlainError("an int of more than 64 bits")
@@ -196,7 +197,8 @@ def _plain_dict(value: dict[object, object], depth: int, allow_nan: bool) -> dic
     for key, item in value.items():
         if type(key) is not str:
             raise _NotPlainError(f"its key {shown(key)} is not a str")
-        _check_unicode(key)
+        if not key.isascii():
+            _check_unicode(key)
         try:
             plain[key] = _plain(item, depth, allow_nan)
         except _NotPlainError as error:
@@ -217,8 +219,6 @@ def _plain_list(value: Sequence[object], depth: int, allow_nan: bool) -> list[Pl
 
 
 def _check_unicode(text: str) -> None:
-    if text.isascii():
-        return
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -27,23 +27,23 @@ from __future__ import annotations
 
 from .._journal.record import Output as Output
 from ._append import (
+    LINES_DIGEST_BYTES as LINES_DIGEST_BYTES,
     AppendFile as AppendFile,
     SinkTooShortError as SinkTooShortError,
+    encode_lines as encode_lines,
     find_lines_damage as find_lines_damage,
     keep_tail as keep_tail,
+    lines_digest as lines_digest,
 )
 from ._dir import Archived as Archived, OutputDir as OutputDir, Verify as Verify
-from ._files import NewFile as NewFile
-from ._names import (
+from ._system import System as System, SystemPath as SystemPath
+from ._tree import (
     ARCHIVE as ARCHIVE,
-    LINES_DIGEST_BYTES as LINES_DIGEST_BYTES,
     AnyPath as AnyPath,
+    NewFile as NewFile,
     OutputPathError as OutputPathError,
-    encode_lines as encode_lines,
-    lines_digest as lines_digest,
     relative_path as relative_path,
 )
-from ._system import System as System, SystemPath as SystemPath
 from ._validate import (
     RawCheck as RawCheck,
     Validate as Validate,

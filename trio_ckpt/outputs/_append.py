@@ -1,24 +1,30 @@
 """Append files: they grow at their end, and are cut to what was confirmed.
 
-`keep_tail` archives lines before they are cut off, `find_lines_damage` compares them with records.
+`encode_lines` makes their lines, `keep_tail` archives lines before they are cut off, and
+`find_lines_damage` compares lines with records.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import attrs
+import msgspec
 
 from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_of
+from .._util.plain import as_plain
 from .._util.text import plural
 from ._dir import OutputDir
-from ._files import numbered, pieces, write_pieces
-from ._names import ARCHIVE, AnyPath, above, lines_digest
 from ._system import APPEND, output_errors, words, write_all
-from ._tree import Sync, Tree
+from ._tree import ARCHIVE, AnyPath, Sync, Tree, above, numbered, pieces, write_pieces
+
+LINES_DIGEST_BYTES = 16
+
+_json = msgspec.json.Encoder()
 
 
 class SinkTooShortError(CannotRedoError):
@@ -246,6 +252,25 @@ class AppendFile:
         self._problem = f"an append failed ({why}), so it is closed until the next session"
         with suppress(OSError):
             self.close()
+
+
+def encode_lines(records: Iterable[object], path: str = "records") -> bytes:
+    """Encode plain values as JSON lines (UTF-8, compact), each ended by a newline.
+
+    Args:
+        records: One value per line.
+        path: The name of the records in an error.
+
+    Raises:
+        NotEncodableError: a value is not JSON-like; NaN and infinity are not.
+    """
+    lines = as_plain(list(records), path)  # msgspec would write NaN as null
+    return _json.encode_lines(lines)
+
+
+def lines_digest(data: bytes) -> bytes:
+    """Return the digest that a record keeps of appended lines (BLAKE2b, RFC 7693)."""
+    return hashlib.blake2b(data, digest_size=LINES_DIGEST_BYTES).digest()
 
 
 def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str | None:

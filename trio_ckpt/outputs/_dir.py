@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 from collections.abc import Callable, Generator, Iterable
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Literal
 
 import attrs
@@ -17,18 +17,24 @@ from .._util.arguments import NOT_EXPANDED, names_home
 from .._util.errors import OutputError
 from .._util.log import get_logger
 from .._util.text import plural
-from ._files import NewFile, content_of, numbered, open_regular, pieces, write_pieces
-from ._names import (
+from ._system import READ, TROUBLE, System, SystemPath, output_errors, words
+from ._tree import (
     ARCHIVE,
     TEMP_NAME,
     AnyPath,
+    NewFile,
     OutputPathError,
+    Sync,
+    Tree,
     above,
     below,
+    content_of,
+    numbered,
+    open_regular,
+    pieces,
     relative_path,
+    write_pieces,
 )
-from ._system import READ, TROUBLE, System, SystemPath, output_errors, words
-from ._tree import Sync, Tree
 
 Verify = Literal["size", "sha256"]
 
@@ -134,16 +140,24 @@ class OutputDir:
         with output_errors(self.root), self.tree.folder("-", Sync.NONE) as (folder, _):
             return sorted(name for name, _ in self._system.scan(folder))
 
-    def write(self, path: AnyPath, data: bytes) -> Output:
+    def write(self, path: AnyPath, data: bytes, *, is_new: bool = False) -> Output:
         """Write a file whole, in place of the one that has its name.
+
+        Args:
+            path: Its path, relative to the folder.
+            data: Its content.
+            is_new: Replace no file.
 
         Durability: file, name and folders survive a power cut once this has returned.  An
         error before the rename leaves the old file whole; after it, the new one.
 
         Raises:
+            OutputExistsError: `is_new`, and a file has its name.
             OutputError: it cannot be written, or something that is not a file has its name.
         """
-        return write_pieces(self.tree, self.relative(path), (data,))
+        with closing(NewFile.open(self.tree, self.relative(path), is_new=is_new)) as file:
+            file.write(data)
+            return file.commit()
 
     def create(self, path: AnyPath) -> NewFile:
         """Begin a file that is too large for memory: written piece by piece, then committed.

@@ -1,19 +1,101 @@
-"""The folders below the root: opened without following links, their names made durable."""
+"""The files below the root: named, opened without following links, written whole, read."""
 
 from __future__ import annotations
 
 import enum
+import hashlib
+import itertools
 import os
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+import re
+import stat
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
 
 import attrs
 
-from .._util.errors import OutputError
-from .._util.fsync import naming_unsynced
-from ._names import below
-from ._system import FOLDER, READ, ROOT, System
+from .._journal.record import Output
+from .._util.errors import OutputError, OutputExistsError
+from .._util.fsync import refuse_unsynced
+from ._system import FOLDER, NEW, READ, ROOT, System, output_errors, write_all
 
+# ---------------------------------------------------------------------------------------
+# Names
+# ---------------------------------------------------------------------------------------
+
+AnyPath = str | os.PathLike[str]
+
+ARCHIVE = ".archive"  # the folder below the root where `fresh=True` moves old outputs
+MAX_PATH_CHARS = 4_096  # Linux's PATH_MAX: other programs could not open a longer path
+TEMP_STEM_BYTES = 100  # of the goal's name in a temporary one: well below NAME_MAX, 255
+
+TEMP_NAME = re.compile(r"\..*\.ckpt-tmp-[0-9a-f]{16}", re.DOTALL)
+_BAD_CHARS = re.compile("[\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class OutputPathError(OutputError, ValueError):
+    """The path is not valid for an output."""
+
+
+def relative_path(root: str, path: AnyPath) -> str:
+    """Return the canonical name of an output: relative to `root`, with ``/``, no empty parts.
+
+    Args:
+        root: The output folder, absolute.
+        path: Relative to it, or absolute and below it.
+
+    Raises:
+        OutputPathError: it is empty, too long, not below `root`, or has ``..``, a
+            backslash, a control character, or a name that is reserved for the library.
+    """
+    text = os.fspath(path)
+    if text.startswith("/"):
+        text = _without_root(root, text)
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if not parts:
+        raise OutputPathError(text, "is not the name of a file")
+    if len(text) > MAX_PATH_CHARS:
+        raise OutputPathError(text, f"has {len(text)} characters, over {MAX_PATH_CHARS}")
+    if ".." in parts:
+        raise OutputPathError(text, "has '..' in it")
+    if _BAD_CHARS.search(text):
+        raise OutputPathError(text, "has a backslash, a control character or a surrogate in it")
+    if parts[0] == ARCHIVE or any(map(TEMP_NAME.fullmatch, parts)):
+        raise OutputPathError(text, "is reserved for the library")
+    return "/".join(parts)
+
+
+def _without_root(root: str, path: str) -> str:
+    prefix = root.rstrip("/") + "/"
+    if not path.startswith(prefix):
+        raise OutputPathError(path, f"is not below the output folder {root!r}")
+    return path[len(prefix) :]
+
+
+def temp_name(name: str) -> str:
+    """Return a new temporary name for a file that is to become `name`, in the same folder."""
+    stem = name.encode()[:TEMP_STEM_BYTES].decode(errors="ignore")
+    return f".{stem}.ckpt-tmp-{os.urandom(8).hex()}"
+
+
+def above(name: str) -> str:
+    """Return the folder of an output, ``""`` for the root."""
+    return name.rpartition("/")[0]
+
+
+def below(folder: str, name: str) -> str:
+    """Join a folder and a name: the inverse of `above`."""
+    return f"{folder}/{name}" if folder else name
+
+
+# ---------------------------------------------------------------------------------------
+# Folders
+# ---------------------------------------------------------------------------------------
+
+LOST = (
+    "an earlier fsync of it failed, so the content of the disk is unknown and a later fsync proves "
+    "nothing; check the disk, then start the program again"
+)
 MAX_SURE_FOLDERS = 100_000  # folders remembered as durable; a forgotten one costs an fsync
 
 
@@ -144,8 +226,7 @@ class Tree:
         """Sync a file or folder, unless an earlier sync of it has failed."""
         self.refuse_lost(name)
         try:
-            with naming_unsynced(below(self.root, name) if name else self.root):
-                self.system.fsync(fd)
+            _fsync(self.system, fd, below(self.root, name) if name else self.root)
         except BaseException:
             self.mark_lost(name)
             raise
@@ -161,11 +242,15 @@ class Tree:
     def refuse_lost(self, name: str) -> None:
         """Raise if a sync of this file or folder has failed."""
         if name in self._lost:
-            raise OutputError(
-                name or self.root,
-                "an earlier fsync of it failed, so the content of the disk is unknown and a later "
-                "fsync proves nothing; check the disk, then start the program again",
-            )
+            raise OutputError(name or self.root, LOST)
+
+
+def _fsync(system: System, fd: int, path: str) -> None:
+    try:
+        system.fsync(fd)
+    except OSError as error:
+        refuse_unsynced(error, path)
+        raise
 
 
 def _open_root(system: System, root: str) -> int:
@@ -177,8 +262,7 @@ def _open_root(system: System, root: str) -> int:
         try:
             with suppress(FileExistsError):
                 system.mkdir(name, dir_fd=folder)
-            with naming_unsynced(folder_path):
-                system.fsync(folder)
+            _fsync(system, folder, folder_path)
             return system.open(name, ROOT, dir_fd=folder)
         finally:
             system.close(folder)
@@ -189,3 +273,151 @@ def _open_root(system: System, root: str) -> int:
         finally:
             system.close(folder)
     return fd
+
+
+# ---------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------
+
+HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
+
+
+@attrs.define(eq=False)
+class NewFile:
+    """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
+
+    Until `commit` the goal is unchanged.  One thread at a time.
+
+    Attributes:
+        path: Its final path, relative to the output folder.
+        size: The number of bytes written so far.
+    """
+
+    path: str
+    _tree: Tree
+    _stack: ExitStack
+    _folder: int
+    _last: str
+    _temp: str
+    _fd: int
+    size: int = attrs.field(default=0, init=False)
+    _hasher: Any = attrs.field(factory=hashlib.sha256, init=False)
+
+    @classmethod
+    def open(cls, tree: Tree, name: str, *, is_new: bool = False) -> NewFile:
+        """Make the temporary file; the folders on the way are made and durable.
+
+        Raises:
+            OutputExistsError: `is_new`, and a file has its name.
+            OutputError: it cannot be made, or something that is not a file has its name.
+        """
+        with output_errors(name), ExitStack() as stack:
+            folder, last = stack.enter_context(tree.folder(name, Sync.MAKE))
+            if mode := tree.mode(folder, last):
+                if not stat.S_ISREG(mode):
+                    raise OutputError(name, "something that is not a regular file has its name")
+                if is_new:
+                    raise OutputExistsError(name, "exists already; it was not overwritten")
+            temp = temp_name(last)
+            fd = tree.system.open(temp, NEW, dir_fd=folder)
+            self = cls(name, tree, ExitStack(), folder, last, temp, fd)
+            with suppress(OSError):  # some file systems have no locks
+                tree.system.lock(fd)  # until it is closed, so that remove_orphans keeps it
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Write `data` at the end.
+
+        Durability: none yet; `commit` makes the whole file durable.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with output_errors(self.path):
+            write_all(self._tree.system, self._fd, self.path, data, self.size)
+        self._hasher.update(data)
+        self.size += len(data)
+
+    def commit(self) -> Output:
+        """Give the file its name, in place of the one that has it.
+
+        Durability: file and name survive a power cut once this has returned.  The file is
+        synced before the rename, since a file system may keep a new name before the content;
+        the folder is synced after it, since the name is in the folder.  An error before the
+        rename leaves the old file whole; after it, the new one.
+
+        Raises:
+            OutputError: it could not be made durable, or was not renamed.
+        """
+        system = self._tree.system
+        with output_errors(self.path):
+            _fsync(system, self._fd, below(self._tree.root, self.path))
+            written = system.fstat(self._fd)
+            system.rename(self._temp, self._last, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._temp = ""
+            self._tree.mark_new(self.path)  # the name denotes another file now
+            self._tree.sync(self._folder, above(self.path))
+        return Output(self.path, written.st_size, written.st_mtime_ns, self._hasher.hexdigest())
+
+    def close(self) -> None:
+        """Close the file and remove it unless it is committed; a second call does nothing."""
+        fd, self._fd = self._fd, -1
+        with output_errors(self.path), self._stack:
+            try:
+                if fd != -1:
+                    self._tree.system.close(fd)
+            finally:
+                temp, self._temp = self._temp, ""
+                if temp:
+                    with suppress(OSError):
+                        self._tree.system.unlink(temp, dir_fd=self._folder)
+
+
+def write_pieces(tree: Tree, name: str, data: Iterable[bytes]) -> Output:
+    """Write a file whole, in place of the one that has its name.
+
+    Durability: as for `NewFile.commit`; the names of the folders on the way survive, too.
+
+    Raises:
+        OutputError: it cannot be written, or something that is not a file has its name.
+    """
+    with closing(NewFile.open(tree, name)) as file:
+        for piece in data:
+            file.write(piece)
+        return file.commit()
+
+
+@contextmanager
+def open_regular(tree: Tree, name: str) -> Generator[tuple[int, os.stat_result]]:
+    """Open a regular file for reading."""
+    with tree.reading(name) as (fd, found):
+        if not stat.S_ISREG(found.st_mode):
+            raise OutputError(name, "is not a regular file")
+        yield fd, found
+
+
+def pieces(system: System, fd: int, end: int | None = None, offset: int = 0) -> Iterator[bytes]:
+    """Yield the content of a file from `offset` on, up to `end`."""
+    size = HASH_CHUNK_BYTES
+    while end is None or (size := min(end - offset, HASH_CHUNK_BYTES)) > 0:
+        piece = system.pread(fd, size, offset)
+        if not piece:
+            return
+        yield piece
+        offset += len(piece)
+
+
+def content_of(system: System, fd: int) -> tuple[int, str]:
+    """Return size and SHA-256 of the content."""
+    hasher, size = hashlib.sha256(), 0
+    for piece in pieces(system, fd):
+        hasher.update(piece)
+        size += len(piece)
+    return size, hasher.hexdigest()
+
+
+def numbered(name: str) -> Iterator[str]:
+    """Yield a name and those of its further copies: ``f``, ``f~2``, ``f~3`` …"""
+    yield name
+    yield from (f"{name}~{copy}" for copy in itertools.count(2))

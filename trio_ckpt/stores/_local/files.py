@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..._util.errors import StoreDamagedError, StoreError, StoreVersionError
-from ..._util.fsync import naming_unsynced
+from ..._util.fsync import refuse_unsynced
 from ..._util.log import get_logger
 
 if sys.platform == "darwin":
@@ -113,8 +113,10 @@ def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(folder, os.O_RDONLY)
     try:
-        with naming_unsynced(folder):
-            os.fsync(fd)
+        os.fsync(fd)
+    except OSError as error:
+        refuse_unsynced(error, folder)
+        raise
     finally:
         os.close(fd)
 
