@@ -13,6 +13,7 @@ import pytest
 
 import trio_ckpt
 import trio_ckpt.engines
+import trio_ckpt.outputs
 import trio_ckpt.remote
 import trio_ckpt.stores
 import trio_ckpt.testing
@@ -90,6 +91,11 @@ CLASSES = [
     for module in MODULES
     for name in dir(module)
     if not name.startswith("_") and inspect.isclass(value := getattr(module, name))
+]
+CLASSES += [
+    ("trio_ckpt.outputs", value)
+    for name in shown_members("trio_ckpt.outputs")
+    if inspect.isclass(value := getattr(trio_ckpt.outputs, name))
 ]
 
 

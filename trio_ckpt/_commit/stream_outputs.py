@@ -22,7 +22,15 @@ from .._util.log import at, get_logger
 from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
-from ..outputs import AppendFile, OutputDir, Validator, check_found, check_outputs
+from ..outputs import (
+    AppendFile,
+    OutputDir,
+    Validator,
+    check_found,
+    check_outputs,
+    count_files,
+    status_of,
+)
 from .stream_log import Lines, StreamLog
 
 log = get_logger(__name__)
@@ -293,7 +301,7 @@ class StreamFiles:
         Raises:
             OutputExistsError: it is older than the run, so no session of the run has written it.
         """
-        found = self.dir.status(name)
+        found = status_of(self.dir, name)
         if found is None:
             return
         has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in any session
@@ -313,7 +321,7 @@ class StreamFiles:
             )
 
     def _refusal(self, name: str) -> OutputExistsError:
-        count = self.dir.count_files(MAX_COUNTED)
+        count = count_files(self.dir, MAX_COUNTED)
         files = f"{count:,} or more files" if count == MAX_COUNTED else plural(count, "file")
         return OutputExistsError(
             name,

@@ -27,7 +27,7 @@ from .._util.plain import StreamKey, check_run_id
 from .._util.text import plural, printable
 from .._util.threads import check_trio, run_blocking
 from .._util.uninterrupted import uninterrupted
-from ..outputs import ARCHIVE, OutputDir, SystemPath
+from ..outputs import ARCHIVE, OutputDir, SystemPath, keep_out_of
 from ..state._shared_capture import ArrayTools
 from ..stores import open_store
 from .announce import announce_start, announce_stop
@@ -194,7 +194,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
         outputs = await run_blocking(OutputDir.open, request.output_dir)
         stack.callback(outputs.close)
         if not isinstance(request.output_dir, SystemPath) and (path := _path_of(store)):
-            await run_blocking(outputs.keep_out_of, path)
+            await run_blocking(keep_out_of, outputs, path)
     tools = ArrayTools()
     stack.callback(tools.close)
     return _RunResources(store, owner, outputs, tools)

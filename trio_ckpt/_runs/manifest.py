@@ -35,7 +35,7 @@ from .._util.index_set import MAX_LISTED, IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key, nan_as_null
 from .._util.threads import run_blocking
-from ..outputs import OutputDir
+from ..outputs import OutputDir, archived_head
 
 log = get_logger(__name__)
 
@@ -342,7 +342,7 @@ def is_set_aside(contents: RunContents, outputs: OutputDir) -> bool:
     """
     label = _label_of_outdated(contents.run_key)
     try:
-        head = outputs.archived_head(MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
+        head = archived_head(outputs, MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
     except OutputError:  # it cannot be read
         return False
     identity = contents.identity()

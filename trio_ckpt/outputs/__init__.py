@@ -35,7 +35,15 @@ from ._append import (
     keep_tail as keep_tail,
     lines_digest as lines_digest,
 )
-from ._dir import Archived as Archived, OutputDir as OutputDir, Verify as Verify
+from ._dir import (
+    Archived as Archived,
+    OutputDir as OutputDir,
+    Verify as Verify,
+    archived_head as archived_head,
+    count_files as count_files,
+    keep_out_of as keep_out_of,
+    status_of as status_of,
+)
 from ._system import System as System, SystemPath as SystemPath
 from ._tree import (
     ARCHIVE as ARCHIVE,

@@ -18,7 +18,7 @@ import msgspec
 from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_of
 from .._util.plain import as_plain
 from .._util.text import plural
-from ._dir import OutputDir
+from ._dir import OutputDir, tree_of
 from ._system import APPEND, output_errors, words, write_all
 from ._tree import ARCHIVE, AnyPath, Sync, Tree, above, numbered, pieces, write_pieces
 
@@ -86,12 +86,13 @@ class AppendFile:
         name = outdir.relative(path)
         flags = APPEND if confirmed else APPEND | os.O_CREAT
         sync = Sync.ALL if confirmed else Sync.MAKE
+        tree = tree_of(outdir)
         with output_errors(name):
             try:
-                with outdir.tree.folder(name, sync) as (folder, last):
-                    outdir.tree.refuse_lost(name)
-                    fd = outdir.tree.system.open(last, flags, dir_fd=folder)
-                    self = cls(name, confirmed, 0, outdir.tree, fd, confirmed)
+                with tree.folder(name, sync) as (folder, last):
+                    tree.refuse_lost(name)
+                    fd = tree.system.open(last, flags, dir_fd=folder)
+                    self = cls(name, confirmed, 0, tree, fd, confirmed)
                     self._lock()
             except FileNotFoundError:
                 if not confirmed:
@@ -285,7 +286,7 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
         OutputError: it cannot be read or copied.
     """
     name = outdir.relative(path)
-    tree = outdir.tree
+    tree = tree_of(outdir)
     goals = numbered(f"{ARCHIVE}/{label}/{name}~{offset}")
     with output_errors(name):
         try:
@@ -318,15 +319,16 @@ def find_lines_damage(
         OutputError: this is unknown, because the file cannot be read.
     """
     name = outdir.relative(path)
+    tree = tree_of(outdir)
     with output_errors(name):
         try:
-            with outdir.tree.reading(name) as (fd, found):
+            with tree.reading(name) as (fd, found):
                 if found.st_size < offset + size:
                     missing = min(size, offset + size - found.st_size)
                     return f"truncated: {missing:,} missing of {plural(size, 'byte')} at {offset}"
                 if digest is None:
                     return None
-                data = b"".join(pieces(outdir.tree.system, fd, offset + size, offset))
+                data = b"".join(pieces(tree.system, fd, offset + size, offset))
         except FileNotFoundError:
             return "missing"
     return None if lines_digest(data) == digest else f"altered: {plural(size, 'byte')} at {offset}"

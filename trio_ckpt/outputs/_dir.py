@@ -1,5 +1,8 @@
 """The output folder: files are written whole, adopted, checked and archived."""
 
+# The functions of this file read the private fields of its class, so that users do not see them.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import errno
@@ -30,6 +33,7 @@ from ._tree import (
     below,
     content_of,
     numbered,
+    open_new,
     open_regular,
     pieces,
     relative_path,
@@ -61,12 +65,9 @@ class OutputDir:
     Threads may use it at the same time, for different paths; `close` comes last.  It
     remembers which folders it has made durable: a user who removes one and makes it again
     in the same session calls `adopt` for the files in it.
-
-    Attributes:
-        tree: The folders below the root, for append files.
     """
 
-    tree: Tree
+    _tree: Tree
 
     @classmethod
     def open(cls, path: AnyPath, *, system: System | None = None) -> OutputDir:
@@ -94,42 +95,27 @@ class OutputDir:
         with output_errors(root):
             return cls(Tree.open(system, root))
 
-    def keep_out_of(self, folder: str) -> None:
-        """Refuse writes into a folder, however its name is spelt: the folder of the store.
-
-        Raises:
-            OutputError: it is the root itself.
-        """
-        with suppress(OSError):  # the store may be elsewhere, or not a folder
-            found = os.stat(folder)
-            self.tree.kept_out = (found.st_dev, found.st_ino)
-            root = os.stat(self.root)
-            if (root.st_dev, root.st_ino) == self.tree.kept_out:
-                raise OutputError(
-                    self.root, "is the folder of the store, too: give output_dir= another one"
-                )
-
     @property
     def root(self) -> str:
         """The folder's absolute path."""
-        return self.tree.root
+        return self._tree.root
 
     def close(self) -> None:
         """Close the folder; a second call does nothing."""
-        self.tree.close()
+        self._tree.close()
 
     @property
     def _system(self) -> System:
-        return self.tree.system
+        return self._tree.system
 
     def relative(self, path: AnyPath) -> str:
         """Return the name of an output, see `relative_path`; the root may be a resolved path."""
         try:
-            return relative_path(self.tree.root, path)
+            return relative_path(self._tree.root, path)
         except OutputPathError:
             if not os.path.isabs(path):
                 raise
-            return relative_path(os.path.realpath(self.tree.root), path)
+            return relative_path(os.path.realpath(self._tree.root), path)
 
     def names(self) -> list[str]:
         """Return the sorted names in the folder itself.
@@ -137,7 +123,7 @@ class OutputDir:
         Raises:
             OutputError: it cannot be read.
         """
-        with output_errors(self.root), self.tree.folder("-", Sync.NONE) as (folder, _):
+        with output_errors(self.root), self._tree.folder("-", Sync.NONE) as (folder, _):
             return sorted(name for name, _ in self._system.scan(folder))
 
     def write(self, path: AnyPath, data: bytes, *, is_new: bool = False) -> Output:
@@ -155,7 +141,7 @@ class OutputDir:
             OutputExistsError: `is_new`, and a file has its name.
             OutputError: it cannot be written, or something that is not a file has its name.
         """
-        with closing(NewFile.open(self.tree, self.relative(path), is_new=is_new)) as file:
+        with closing(open_new(self._tree, self.relative(path), is_new=is_new)) as file:
             file.write(data)
             return file.commit()
 
@@ -167,7 +153,7 @@ class OutputDir:
         Raises:
             OutputError: it cannot be made, or something that is not a file has its name.
         """
-        return NewFile.open(self.tree, self.relative(path))
+        return open_new(self._tree, self.relative(path))
 
     def read(self, path: AnyPath, limit_bytes: int) -> bytes:
         """Read a file, without following links.
@@ -177,7 +163,7 @@ class OutputDir:
                 `limit_bytes`, which is checked before it is read.
         """
         name = self.relative(path)
-        with output_errors(name), open_regular(self.tree, name) as (fd, found):
+        with output_errors(name), open_regular(self._tree, name) as (fd, found):
             if found.st_size > limit_bytes:
                 raise OutputError(name, f"has {found.st_size:,} bytes, over {limit_bytes:,}")
             data = b"".join(pieces(self._system, fd, limit_bytes + 1))
@@ -192,7 +178,7 @@ class OutputDir:
             OutputError: it is missing, not a regular file, or behind a link.
         """
         name = self.relative(path)
-        with output_errors(name), open_regular(self.tree, name) as (fd, _):
+        with output_errors(name), open_regular(self._tree, name) as (fd, _):
             yield from pieces(self._system, fd, limit_bytes)
 
     def adopt(self, path: AnyPath) -> Output:
@@ -206,17 +192,17 @@ class OutputDir:
         name = self.relative(path)
         with (
             output_errors(name),
-            self.tree.folder(name, Sync.ALL) as (folder, last),
-            self.tree.opened(folder, last) as (fd, before),
+            self._tree.folder(name, Sync.ALL) as (folder, last),
+            self._tree.opened(folder, last) as (fd, before),
         ):
             if not stat.S_ISREG(before.st_mode):
                 raise OutputError(name, "is not a regular file")
             size, sha256 = content_of(self._system, fd)
-            self.tree.sync(fd, name)
+            self._tree.sync(fd, name)
             after = self._system.fstat(fd)
             if size != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
                 raise OutputError(name, "was written to while it was hashed: close it first")
-            self.tree.sync(folder, above(name))
+            self._tree.sync(folder, above(name))
         return Output(name, size, after.st_mtime_ns, sha256)
 
     def check(self, output: Output, verify: Verify = "size") -> str | None:
@@ -235,7 +221,7 @@ class OutputDir:
         """
         try:
             name = self.relative(output.path)
-            with self.tree.reading(name) as (fd, found):
+            with self._tree.reading(name) as (fd, found):
                 return self._compare(fd, found, output, verify)
         except FileNotFoundError:
             return "missing"
@@ -265,7 +251,7 @@ class OutputDir:
                     if folder != at:
                         at = None
                         stack.close()
-                        fd, _ = stack.enter_context(self.tree.folder(name, Sync.NONE))
+                        fd, _ = stack.enter_context(self._tree.folder(name, Sync.NONE))
                         at = folder
                     found = self._system.lstat(last, dir_fd=fd)
                 except (OSError, OutputError):
@@ -296,7 +282,7 @@ class OutputDir:
         while left:
             at = left.pop()
             try:
-                with self.tree.folder(below(at, "-"), Sync.NONE) as (folder, _):
+                with self._tree.folder(below(at, "-"), Sync.NONE) as (folder, _):
                     for name, is_folder in self._system.scan(folder):
                         where = below(at, name)
                         if is_folder and folders is None and where != ARCHIVE:
@@ -325,7 +311,7 @@ class OutputDir:
         Raises:
             OutputError: one cannot be moved.
         """
-        if relative_path(self.tree.root, label) != label or "/" in label:
+        if relative_path(self._tree.root, label) != label or "/" in label:
             raise OutputPathError(label, "is not a label: it must be one part of a path")
         moved: dict[str, str] = {}
         missing: list[str] = []
@@ -341,25 +327,10 @@ class OutputDir:
             with (
                 output_errors(folder),
                 suppress(FileNotFoundError),  # the old folder of a file that was moved earlier
-                self.tree.folder(below(folder, "-"), Sync.NONE) as (fd, _),
+                self._tree.folder(below(folder, "-"), Sync.NONE) as (fd, _),
             ):
-                self.tree.sync(fd, folder)
+                self._tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
-
-    def archived_head(self, path: AnyPath, label: str, limit_bytes: int) -> bytes | None:
-        """Read the head of the copy of a path that `archive` moved last; None: there is none.
-
-        Raises:
-            OutputError: it cannot be read.
-        """
-        name = self.relative(path)
-        with output_errors(name):
-            places = numbered(f"{ARCHIVE}/{label}/{name}")
-            copies = list(itertools.takewhile(self._has_file, places))
-            if not copies:
-                return None
-            with open_regular(self.tree, copies[-1]) as (fd, _):
-                return b"".join(pieces(self._system, fd, limit_bytes))
 
     def length(self, path: AnyPath) -> int | None:
         """Return the size of a file in bytes; None: there is no such file.
@@ -367,39 +338,8 @@ class OutputDir:
         Raises:
             OutputError: it cannot be examined.
         """
-        found = self.status(path)
+        found = status_of(self, path)
         return None if found is None else found.st_size
-
-    def status(self, path: AnyPath) -> os.stat_result | None:
-        """Return the status of a file; None: there is no such file.
-
-        Raises:
-            OutputError: it cannot be examined.
-        """
-        name = self.relative(path)
-        with output_errors(name):
-            try:
-                with self.tree.folder(name, Sync.NONE) as (folder, last):
-                    found = self._system.lstat(last, dir_fd=folder)
-            except FileNotFoundError:
-                return None
-        return found if stat.S_ISREG(found.st_mode) else None
-
-    def count_files(self, limit: int) -> int:
-        """Count the files in and below the folder, without the archive; at most `limit`."""
-        count, left = 0, [""]
-        while left and count < limit:
-            at = left.pop()
-            with (
-                suppress(OSError),
-                self.tree.folder(below(at, "-"), Sync.NONE) as (folder, _),
-            ):
-                for name, is_folder in self._system.scan(folder):
-                    if not is_folder:
-                        count += 1
-                    elif (where := below(at, name)) != ARCHIVE:
-                        left.append(where)
-        return min(count, limit)
 
     def _compare(
         self, fd: int, found: os.stat_result, output: Output, verify: Verify
@@ -439,20 +379,90 @@ class OutputDir:
         if not self._has_file(name):
             return goal if self._has_file(goal) else None
         with (
-            self.tree.folder(name, Sync.MOVE) as (source, last),
-            self.tree.folder(goal, Sync.MAKE) as (target, wanted),
+            self._tree.folder(name, Sync.MOVE) as (source, last),
+            self._tree.folder(goal, Sync.MAKE) as (target, wanted),
         ):
-            free = next(n for n in numbered(wanted) if not self.tree.mode(target, n))
+            free = next(n for n in numbered(wanted) if not self._tree.mode(target, n))
             goal = below(above(goal), free)
             try:
                 self._system.rename(last, free, src_dir_fd=source, dst_dir_fd=target)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
-                with open_regular(self.tree, name) as (fd, found):  # on another disk, or mount
-                    write_pieces(self.tree, goal, pieces(self._system, fd, found.st_size))
+                with open_regular(self._tree, name) as (fd, found):  # on another disk, or mount
+                    write_pieces(self._tree, goal, pieces(self._system, fd, found.st_size))
                 self._system.unlink(last, dir_fd=source)
         return goal
 
     def _has_file(self, name: str) -> bool:
-        return stat.S_IFMT(self.tree.mode_of(name)) not in (0, stat.S_IFDIR)
+        return stat.S_IFMT(self._tree.mode_of(name)) not in (0, stat.S_IFDIR)
+
+
+def tree_of(outputs: OutputDir) -> Tree:
+    """The folders below the root, for append files."""
+    return outputs._tree
+
+
+def keep_out_of(outputs: OutputDir, folder: str) -> None:
+    """Refuse writes into a folder, however its name is spelt: the folder of the store.
+
+    Raises:
+        OutputError: it is the root itself.
+    """
+    with suppress(OSError):  # the store may be elsewhere, or not a folder
+        found = os.stat(folder)
+        outputs._tree.kept_out = (found.st_dev, found.st_ino)
+        root = os.stat(outputs.root)
+        if (root.st_dev, root.st_ino) == outputs._tree.kept_out:
+            raise OutputError(
+                outputs.root, "is the folder of the store, too: give output_dir= another one"
+            )
+
+
+def archived_head(outputs: OutputDir, path: AnyPath, label: str, limit_bytes: int) -> bytes | None:
+    """Read the head of the copy of a path that `archive` moved last; None: there is none.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    name = outputs.relative(path)
+    with output_errors(name):
+        places = numbered(f"{ARCHIVE}/{label}/{name}")
+        copies = list(itertools.takewhile(outputs._has_file, places))
+        if not copies:
+            return None
+        with open_regular(outputs._tree, copies[-1]) as (fd, _):
+            return b"".join(pieces(outputs._tree.system, fd, limit_bytes))
+
+
+def status_of(outputs: OutputDir, path: AnyPath) -> os.stat_result | None:
+    """Return the status of a file; None: there is no such file.
+
+    Raises:
+        OutputError: it cannot be examined.
+    """
+    name = outputs.relative(path)
+    with output_errors(name):
+        try:
+            with outputs._tree.folder(name, Sync.NONE) as (folder, last):
+                found = outputs._tree.system.lstat(last, dir_fd=folder)
+        except FileNotFoundError:
+            return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def count_files(outputs: OutputDir, limit: int) -> int:
+    """Count the files in and below the folder, without the archive; at most `limit`."""
+    count, left = 0, [""]
+    while left and count < limit:
+        at = left.pop()
+        with (
+            suppress(OSError),
+            outputs._tree.folder(below(at, "-"), Sync.NONE) as (folder, _),
+        ):
+            for name, is_folder in outputs._tree.system.scan(folder):
+                if not is_folder:
+                    count += 1
+                elif (where := below(at, name)) != ARCHIVE:
+                    left.append(where)
+    return min(count, limit)

@@ -303,29 +303,6 @@ class NewFile:
     size: int = attrs.field(default=0, init=False)
     _hasher: Any = attrs.field(factory=hashlib.sha256, init=False)
 
-    @classmethod
-    def open(cls, tree: Tree, name: str, *, is_new: bool = False) -> NewFile:
-        """Make the temporary file; the folders on the way are made and durable.
-
-        Raises:
-            OutputExistsError: `is_new`, and a file has its name.
-            OutputError: it cannot be made, or something that is not a file has its name.
-        """
-        with output_errors(name), ExitStack() as stack:
-            folder, last = stack.enter_context(tree.folder(name, Sync.MAKE))
-            if mode := tree.mode(folder, last):
-                if not stat.S_ISREG(mode):
-                    raise OutputError(name, "something that is not a regular file has its name")
-                if is_new:
-                    raise OutputExistsError(name, "exists already; it was not overwritten")
-            temp = temp_name(last)
-            fd = tree.system.open(temp, NEW, dir_fd=folder)
-            self = cls(name, tree, ExitStack(), folder, last, temp, fd)
-            with suppress(OSError):  # some file systems have no locks
-                tree.system.lock(fd)  # until it is closed, so that remove_orphans keeps it
-            self._stack = stack.pop_all()
-        return self
-
     def write(self, data: bytes) -> None:
         """Write `data` at the end.
 
@@ -374,6 +351,27 @@ class NewFile:
                         self._tree.system.unlink(temp, dir_fd=self._folder)
 
 
+def open_new(tree: Tree, name: str, *, is_new: bool = False) -> NewFile:
+    """Make the temporary file of a new one; the folders on the way are made and durable.
+
+    Raises:
+        OutputExistsError: `is_new`, and a file has its name.
+        OutputError: it cannot be made, or something that is not a file has its name.
+    """
+    with output_errors(name), ExitStack() as stack:
+        folder, last = stack.enter_context(tree.folder(name, Sync.MAKE))
+        if mode := tree.mode(folder, last):
+            if not stat.S_ISREG(mode):
+                raise OutputError(name, "something that is not a regular file has its name")
+            if is_new:
+                raise OutputExistsError(name, "exists already; it was not overwritten")
+        temp = temp_name(last)
+        fd = tree.system.open(temp, NEW, dir_fd=folder)
+        with suppress(OSError):  # some file systems have no locks
+            tree.system.lock(fd)  # until it is closed, so that remove_orphans keeps it
+        return NewFile(name, tree, stack.pop_all(), folder, last, temp, fd)
+
+
 def write_pieces(tree: Tree, name: str, data: Iterable[bytes]) -> Output:
     """Write a file whole, in place of the one that has its name.
 
@@ -382,7 +380,7 @@ def write_pieces(tree: Tree, name: str, data: Iterable[bytes]) -> Output:
     Raises:
         OutputError: it cannot be written, or something that is not a file has its name.
     """
-    with closing(NewFile.open(tree, name)) as file:
+    with closing(open_new(tree, name)) as file:
         for piece in data:
             file.write(piece)
         return file.commit()

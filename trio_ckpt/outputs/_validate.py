@@ -5,6 +5,9 @@ document is parsed strictly (`trio_ckpt.outputs._json`) and then passes the chec
 An attrs class makes an instance of it, which the callables after it get.
 """
 
+# The functions of this file read the private fields of its class, so that users do not see them.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import hashlib
@@ -57,14 +60,6 @@ class RawCheck:
         default=MAX_JSON_BYTES, kw_only=True, validator=checked_by(whole_number, least=1)
     )
 
-    def check(self, path: str, data: bytes) -> None:
-        """Apply `accept` to an output.
-
-        Raises:
-            MisfitError: it refuses the output.
-        """
-        _ask(self.accept, path, data)
-
 
 @attrs.frozen
 class Validator:
@@ -116,28 +111,6 @@ class Validator:
             return cls((), (validate,))
         return cls((_make_check(validate),))
 
-    def looks_at(self, path: str) -> bool:
-        """Return whether there are checks for an output of this name."""
-        return bool(self._checks if is_json(path) else self._raw)
-
-    def limit_bytes(self, path: str) -> int:
-        """Return the size in bytes up to which an output of this name is validated."""
-        if is_json(path):
-            return MAX_JSON_BYTES
-        return min((check.limit_bytes for check in self._raw), default=MAX_JSON_BYTES)
-
-    def need(self, paths: Sequence[str]) -> None:
-        """Check that each kind of check has an output of a batch to validate.
-
-        Raises:
-            OutputInvalidError: one has none: an empty batch is not valid.
-        """
-        kinds = {is_json(path) for path in paths}
-        if self._checks and True not in kinds:
-            raise OutputInvalidError("", "", "no JSON output to validate")
-        if self._raw and False not in kinds:
-            raise OutputInvalidError("", "", "no output to validate that is not JSON")
-
     def check(self, path: str, data: bytes) -> None:
         """Validate `data`, the content of `path`.
 
@@ -153,7 +126,7 @@ class Validator:
                     document = check(document)
             else:
                 for raw in self._raw:
-                    raw.check(path, data)
+                    _ask(raw.accept, path, data)
         except JsonError as error:
             raise OutputInvalidError(path, "", str(error)) from error
         except MisfitError as error:
@@ -199,9 +172,13 @@ def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Valid
             is not valid.
         OutputError: one cannot be read.
     """
-    validator.need([output.path for output in listed])
+    kinds = {is_json(output.path) for output in listed}
+    if validator._checks and True not in kinds:
+        raise OutputInvalidError("", "", "no JSON output to validate")
+    if validator._raw and False not in kinds:
+        raise OutputInvalidError("", "", "no output to validate that is not JSON")
     for output in listed:
-        if validator.looks_at(output.path):
+        if validator._checks if is_json(output.path) else validator._raw:
             _check_one(outputs, output, validator)
 
 
@@ -220,14 +197,15 @@ def check_found(outputs: OutputDir, listed: Sequence[Output], validator: Validat
     for output in listed:
         if output.size == 0:
             raise OutputInvalidError(output.path, "", "is empty")
-        if is_json(output.path) and not (validator and validator.looks_at(output.path)):
+        if is_json(output.path) and not (validator and validator._checks):
             _check_one(outputs, output, WELL_FORMED)
     if validator is not None:
         check_outputs(outputs, listed, validator)
 
 
 def _check_one(outputs: OutputDir, output: Output, validator: Validator) -> None:
-    limit_bytes = validator.limit_bytes(output.path)
+    raw = () if is_json(output.path) else validator._raw
+    limit_bytes = min((check.limit_bytes for check in raw), default=MAX_JSON_BYTES)
     if output.size > limit_bytes:
         reason = f"has {output.size:,} bytes, over {limit_bytes:,}"
         raise OutputInvalidError(output.path, "", reason)
