@@ -19,7 +19,8 @@ from trio_ckpt import (
     run_batches,
 )
 from trio_ckpt._commit.extent import Extent
-from trio_ckpt._commit.open_stream import LoopPolicy, OpenStream
+from trio_ckpt._commit.open_stream import OpenStream
+from trio_ckpt._commit.retry import LoopPolicy
 from trio_ckpt._runs.stream import loop_cursor_of
 
 PACKAGE = Path(trio_ckpt.__file__).parent

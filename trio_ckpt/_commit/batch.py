@@ -12,7 +12,6 @@ gate (`trio_ckpt._commit.gate`) saves all of it together.
 from __future__ import annotations
 
 import enum
-import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
@@ -39,11 +38,12 @@ from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import encode_lines
 from .awaits import Calls, awaits_noted
+from .stream_outputs import AnyPath, StreamFiles
 
 T = TypeVar("T")
 
 UNSET = msgspec.UNSET
-AnyPath = str | os.PathLike[str]
+_NONE: tuple[AnyPath, ...] = ()
 
 
 class AttemptState(enum.Enum):
@@ -61,12 +61,13 @@ class AttemptState(enum.Enum):
 
 
 class Staged:
-    """What is saved with a batch's checkpoint."""
+    """What is saved with a batch's checkpoint; `digest` is that of its item."""
 
     __slots__ = (
         "adds",
         "adopted",
         "cursor",
+        "digest",
         "error",
         "is_final",
         "is_last",
@@ -79,7 +80,8 @@ class Staged:
         "totals",
     )
 
-    def __init__(self) -> None:  # for each batch: attrs would call a factory for each field
+    def __init__(self, digest: bytes = b"") -> None:  # attrs would call a factory for each field
+        self.digest = digest
         self.outputs: dict[str, Output] = {}
         self.adopted: list[AnyPath] = []
         self.records = 0
@@ -98,16 +100,9 @@ class Staged:
 class BatchHost(Protocol):
     """What a batch asks of its stream."""
 
-    def output_name(self, path: AnyPath) -> str:
-        """The name under which an output is kept; RuntimeError if the run has no folder."""
-        ...
-
-    async def write(self, batch: AnyBatch, path: AnyPath, data: bytes) -> tuple[Output, str]:
-        """Write an output; returns it, and its path as users name it."""
-        ...
-
-    def claim_sink(self, name: str) -> None:
-        """Reserve an append file's name; OutputClaimedError if another stream has it."""
+    @property
+    def files(self) -> StreamFiles:
+        """The outputs of the stream."""
         ...
 
     def check_withdraw(self, batch: AnyBatch) -> None:
@@ -163,11 +158,10 @@ class Batch(Generic[T]):
     _host: BatchHost
     _gate: BatchGate
     _given: T  # the item itself: attempts can change only their copies
-    _digest: bytes
     _task: trio.lowlevel.Task
     _portal: Portal  # to the trio run in which it was handed out
+    _staged: Staged
     state: AttemptState = AttemptState.OPEN
-    _staged: Staged = attrs.field(factory=Staged)
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
     _calls: Calls | None = attrs.field(default=None, init=False)
@@ -178,7 +172,7 @@ class Batch(Generic[T]):
     def complete(
         self,
         *,
-        outputs: Iterable[AnyPath] = (),
+        outputs: Iterable[AnyPath] = _NONE,
         records: int = 0,
         cursor: Any = UNSET,
         totals: Mapping[str, Number] | None = None,
@@ -216,7 +210,7 @@ class Batch(Generic[T]):
             return False
         if self._calls is not None:
             check_awaited(self)
-        paths = several("outputs", outputs, "paths")
+        paths = _NONE if outputs is _NONE else several("outputs", outputs, "paths")
         if last is not False and flag("last", last):
             self._host.check_last(self)
         if cursor is not UNSET:
@@ -390,8 +384,8 @@ class Batch(Generic[T]):
         Durability: none yet; the lines are durable when the batch is confirmed.
         """
         self._check_staging()
-        name = self._host.output_name(path)
-        self._host.claim_sink(name)
+        name = self._host.files.name(path)
+        self._host.files.claim_sink(name)
         self._staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
 
     async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
@@ -414,10 +408,11 @@ class Batch(Generic[T]):
         self._check_staging()
         if not isinstance(data, bytes):
             data = _bytes_of(data)  # a bytearray may change while it is being written
-        output, shown = await self._host.write(self, path, data)
+        files = self._host.files
+        output = await files.write(path, data, self.index)
         self._check_staging()
         self._staged.outputs[output.path] = output
-        return shown
+        return files.path(output.path)
 
     async def write_text(self, path: AnyPath, text: str) -> str:
         """Write a text as an output file in UTF-8, whole or not at all.
@@ -495,11 +490,6 @@ def check_awaited(batch: AnyBatch, *, is_left: bool = False) -> None:
 def given_of(batch: Batch[T]) -> T:
     """The original of the item that an attempt has a copy of, for the next attempt."""
     return batch._given
-
-
-def digest_of(batch: AnyBatch) -> bytes:
-    """The digest of the item of an attempt; empty where there is no source."""
-    return batch._digest
 
 
 def task_of(batch: AnyBatch) -> trio.lowlevel.Task:

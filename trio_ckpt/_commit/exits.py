@@ -106,6 +106,17 @@ def is_ended_from_outside(batch: AnyBatch) -> bool:
     )
 
 
+def verdict_on(error: BaseException, verdicts: Sequence[BatchFailedError]) -> BaseException:
+    """The verdict of the retry table on an exception of a handler, else the exception."""
+    return next((verdict for verdict in verdicts if verdict.__cause__ is error), error)
+
+
+def verdicts_in(error: BaseException, verdicts: Sequence[BatchFailedError]) -> list[BaseException]:
+    """The exceptions of a group, each replaced by the verdict on it where there is one."""
+    parts = leaves_of(error, lambda part: verdict_on(part, verdicts) is not part)
+    return [verdict_on(part, verdicts) for part in parts]
+
+
 def decisive(errors: Sequence[BaseException]) -> BaseException:
     """The failure that decides what a resume may do: the least retryable of several."""
 

@@ -71,7 +71,6 @@ from .._tokens.token import (
     Failure,
     TokenState,
     failure_of,
-    make_token,
 )
 from .._util.arguments import MAX_INDEX, whole_number
 from .._util.errors import (
@@ -93,7 +92,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
-from .batch import AnyBatch, AttemptState, Batch, Staged, check_awaited, digest_of, staged_of
+from .batch import AnyBatch, AttemptState, Batch, Staged, check_awaited, staged_of
 from .exits import GATE, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
@@ -105,6 +104,7 @@ log = get_logger(__name__)
 _LEAVING = (Exit.ERROR, Exit.CANCEL)
 _WITHOUT_SAVE = (GateAction.PASS, GateAction.REFUSE, GateAction.ILLEGAL)
 _NO_SHIELD = nullcontext()
+_NO_LINES: Lines = ()
 _REFUSALS = (OutputError, NotEncodableError, NeverAwaitedError, MemoryError)  # of the checks
 
 
@@ -142,39 +142,33 @@ class Gate:
             StreamBusyError: an attempt at it is open.
             ValueError: the index is above `MAX_INDEX`.
         """
-        stream = self.open_stream
-        if index > MAX_INDEX:
-            whole_number("the index of a batch", index)
-        if index in stream.open:
-            raise StreamBusyError(
-                f"{stream.where(index)} is open already: settle it, or use run_batches for several "
-                "at once",
-                run_id=stream.run_id,
-                stream=stream.stream_log.key,
-                batch_index=index,
-            )
-        token = stream.tokens.get(index)
-        if token is None:
-            key = stream.stream_log.key
-            token = make_token(stream.run_id, key, index, stream, stream.portal)
-            stream.tokens[index] = token
-            stream.failed.pop(index, None)
+        stream, task = self.open_stream, trio.lowlevel.current_task()
+        if index > MAX_INDEX or index in stream.open:
+            raise self._not_handed_out(index)
+        token = stream.tokens.get(index) or stream.make_token(index)
         before = stream.stream_log.progress.failures.get(index)
         attempt = 1 if before is None else before.attempts + 1
-        own, task = copy_plain(item), trio.lowlevel.current_task()
+        own, staged = copy_plain(item), Staged(digest)
         batch: AnyBatch = Batch(
-            index, own, attempt, token, stream, self, item, digest, task, stream.portal
+            index, own, attempt, token, stream, self, item, task, stream.portal, staged
         )
-        if stream.state_manager is not None:
-            batch.resumed_from = stream.state_manager.begin_batch(index)
-        stream.open[index] = batch
-        stream.handed_at = stream.portal.clock.current_time()
-        stream.stop.enter_batch(token, task)
-        if stream.committer.observers.all:
-            stream.committer.observers.began(stream.attempt_of(batch))
+        stream.enter(batch, task)
         if self._watch is not None:
             self._watch(token)
         return batch
+
+    def _not_handed_out(self, index: int) -> Exception:
+        """The error for a batch that cannot be handed out."""
+        stream = self.open_stream
+        if index > MAX_INDEX:
+            whole_number("the index of a batch", index)  # which raises
+        return StreamBusyError(
+            f"{stream.where(index)} is open already: settle it, or use run_batches for several at "
+            "once",
+            run_id=stream.run_id,
+            stream=stream.stream_log.key,
+            batch_index=index,
+        )
 
     async def pass_gate(
         self, batch: AnyBatch, way: Exit, error: BaseException | None = None
@@ -224,9 +218,9 @@ class Gate:
         self, action: GateAction, batch: AnyBatch, way: Exit, error: BaseException | None
     ) -> Passed | Again:
         """Carry out an action that saves, or ends the attempt without a record."""
-        stream = self.open_stream
         if action is GateAction.SAVE_OR_REJECT:  # the body may have been changing the state
-            action = GateAction.SAVE if stream.state_manager is None else GateAction.CANCEL
+            is_bare = self.open_stream.state_manager is None
+            action = GateAction.SAVE if is_bare else GateAction.CANCEL
         try:
             with trio.CancelScope(shield=True) if way in _LEAVING else _NO_SHIELD:
                 if action is GateAction.SAVE:
@@ -234,23 +228,29 @@ class Gate:
                         return Passed.GO_ON
                     action = GATE[batch.state][way]  # its checks have made it a failed one
                 return await self._end_unconfirmed(action, batch, error)
-        except (TokenNeverSettledError, BatchFailedError, StreamFailedError):
-            raise
-        except Exception as problem:
-            self._give_up_save(batch, problem)
-            if way not in _LEAVING:
+        except BaseException as problem:
+            if not self._end_unsaved(batch, problem, way):
                 raise
+            return Passed.GO_ON
+
+    def _end_unsaved(self, batch: AnyBatch, problem: BaseException, way: Exit) -> bool:
+        """End an attempt that an error leaves; returns whether the error is logged, not raised."""
+        stream = self.open_stream
+        if isinstance(problem, TokenNeverSettledError | BatchFailedError | StreamFailedError):
+            return False  # the verdict on an attempt that is saved
+        if not isinstance(problem, Exception):  # KeyboardInterrupt before the submission, say
+            if stream.open.get(batch.index) is batch:
+                stream.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
+            return False
+        self._give_up_save(batch, problem)
+        if way in _LEAVING:
             log.error(
                 "while an exception left %s, saving failed: %s",
                 stream.where(batch.index),
                 one_line(text_of(problem)),
                 extra=stream.place(batch.index),
             )
-            return Passed.GO_ON
-        except BaseException:  # KeyboardInterrupt, say, before anything was submitted
-            if stream.open.get(batch.index) is batch:
-                stream.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
-            raise
+        return way in _LEAVING
 
     async def _end_unconfirmed(
         self, action: GateAction, batch: AnyBatch, error: BaseException | None
@@ -348,25 +348,15 @@ class Gate:
         Cancellation: none once it is submitted.
         """
         stream, staged, is_done = self.open_stream, staged_of(batch), end is AttemptEnd.CONFIRMED
-        committer, stream_log, states = stream.committer, stream.stream_log, stream.state_manager
-        state: EncodedState | None = None
-        lines: Lines = ()
+        states, state, lines = stream.state_manager, None, _NO_LINES
         batch.state = AttemptState.SUBMITTED
         try:
-            if is_done:  # check
-                check_awaited(batch, is_left=True)
-                if staged.adopted:
-                    await stream.files.adopt(staged.adopted, batch.index, staged.outputs)
-                    staged.adopted.clear()
-                if (validator := stream.policy.validator) is not None:
-                    await stream.files.check(staged.outputs, validator)
-                if staged.lines:
-                    lines = await stream.files.open_sinks(staged.lines)
-            if states is not None:  # capture
-                if is_done:
-                    state = await states.save()
-                else:
-                    await states.wait_saved()
+            if is_done:
+                lines = await self._check(batch, staged)  # check
+            if states is not None and is_done:  # capture
+                state = await states.save()
+            elif states is not None:
+                await states.wait_saved()
             record = stream.introduce(  # encode
                 self._batch_record(batch, staged, state, lines)
                 if is_done
@@ -381,28 +371,21 @@ class Gate:
 
         def on_outcome(problem: Exception | None) -> None:
             """Called once by the committer, see `GroupCommitter.submit`."""
-            if problem is not None:
-                self._give_up_save(batch, problem)
-                return
             try:
-                if is_done:  # advance
-                    stream.mark_durable(batch, state, record.at)
-                if end is not AttemptEnd.RETRIED:
-                    stream.files.release(batch.index, record.outputs)
-                stream_log.count(end)
-                stream.close_attempt(batch, end, error)  # wake
-                if not is_done:
-                    stream.mark_state_dirty()
-                stream.end_token(batch.token, end, error, record)
+                if problem is None:
+                    stream.advance(batch, end, state, record)  # advance
+                    stream.end_saved(batch, end, error, record)  # wake
             except BaseException as bug:  # e.g. of a user's key function: the run ends with it
                 self._give_up_save(batch, bug)
                 raise
+            if problem is not None:
+                self._give_up_save(batch, problem)
 
-        if committer.observers.all:
-            committer.observers.settled(stream.attempt_of(batch))
+        if stream.committer.observers.all:
+            stream.committer.observers.settled(stream.attempt_of(batch))
         blobs = () if state is None else state.kept.blobs
-        pending = await committer.submit(  # submit
-            stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
+        pending = await stream.committer.submit(  # submit
+            stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
         )
         await pending.wait()  # durable
         if not is_done:
@@ -411,17 +394,28 @@ class Gate:
             await prune_states(stream)
         return True
 
+    async def _check(self, batch: AnyBatch, staged: Staged) -> Lines:
+        """Check what a batch says it has done; returns the lines that it appends.
+
+        Raises:
+            OutputError, NotEncodableError, NeverAwaitedError: it did not do so.
+        """
+        files, validator = self.open_stream.files, self.open_stream.policy.validator
+        check_awaited(batch, is_left=True)
+        if staged.adopted:
+            await files.adopt(staged.adopted, batch.index, staged.outputs)
+            staged.adopted.clear()
+        if validator is not None:
+            await files.check(staged.outputs, validator)
+        return await files.open_sinks(staged.lines) if staged.lines else _NO_LINES
+
     def _batch_record(
-        self,
-        batch: AnyBatch,
-        staged: Staged,
-        state: EncodedState | None,
-        lines: Lines,
+        self, batch: AnyBatch, staged: Staged, state: EncodedState | None, lines: Lines
     ) -> Record:
         return Record(
             at=time.time(),
             index=batch.index,
-            item=digest_of(batch),
+            item=staged.digest,
             attempts=batch.attempt,
             records=staged.records,
             outputs=tuple(staged.outputs.values()),
@@ -453,7 +447,7 @@ class Gate:
             kind=RecordKind.SKIP if end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
             at=time.time(),
             index=batch.index,
-            item=digest_of(batch),
+            item=staged_of(batch).digest,
             attempts=batch.attempt,
             spent=spent,
             error=describe_error(error, retryable=retryable, batch_index=batch.index),

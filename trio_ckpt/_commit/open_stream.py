@@ -15,7 +15,7 @@ import attrs
 import msgspec
 import trio
 
-from .._journal.record import CheckpointResult, ErrorInfo, Opened, Output, Record, Status
+from .._journal.record import CheckpointResult, ErrorInfo, Opened, Record, Status
 from .._journal.statistics import Waiting, stuck_after_s
 from .._journal.store import Attempt, AttemptEnd
 from .._tokens.token import (
@@ -27,46 +27,31 @@ from .._tokens.token import (
     TokenEvent,
     TokenRegistry,
     failure_of,
+    make_token,
     may,
     move,
     touch,
 )
 from .._util.arguments import several, whole_number
-from .._util.errors import BatchFailedError, describe_batch, leaves_of
+from .._util.errors import BatchFailedError, describe_batch
 from .._util.log import Place, at, get_logger
 from .._util.text import one_line
 from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
-from ..outputs import Validator
 from ..state import FrontierItems, keyed_items
 from .batch import AnyBatch, AttemptState, staged_of, task_of
 from .extent import Extent
 from .group_commit import GroupCommitter
-from .retry import RetryTable
+from .retry import LoopPolicy, RetryTable
 from .shutdown import Stop
 from .stored_state import EncodedState
 from .stream_log import StreamLog
-from .stream_outputs import AnyPath, StreamFiles
+from .stream_outputs import StreamFiles
 
 if TYPE_CHECKING:
     from .state_manager import StateManager
 
 log = get_logger(__name__)
-
-
-@attrs.frozen
-class LoopPolicy:
-    """What a loop does with its batches.
-
-    Attributes:
-        retry: What happens after a failed attempt.
-        validator: The check that the outputs of a batch must pass; None: there is no check.
-        is_parallel: Whether several batches may be open at once.
-    """
-
-    retry: RetryTable
-    validator: Validator | None = None
-    is_parallel: bool = False
 
 
 class LoopListener(Protocol):
@@ -149,6 +134,23 @@ class OpenStream:
         return progress.status is Status.FAILED and progress.opened_at == self.opened_at
 
     # -- handing out ----------------------------------------------------------------------
+
+    def make_token(self, index: int) -> AnyToken:
+        """Make the token of a batch; all attempts at the batch share it."""
+        token = make_token(self.run_id, self.stream_log.key, index, self, self.portal)
+        self.tokens[index] = token
+        self.failed.pop(index, None)
+        return token
+
+    def enter(self, batch: AnyBatch, task: trio.lowlevel.Task) -> None:
+        """Begin an attempt, whose body the given task runs."""
+        if self.state_manager is not None:
+            batch.resumed_from = self.state_manager.begin_batch(batch.index)
+        self.open[batch.index] = batch
+        self.handed_at = self.portal.clock.current_time()
+        self.stop.enter_batch(batch.token, task)
+        if self.committer.observers.all:
+            self.committer.observers.began(self.attempt_of(batch))
 
     def attempt_of(self, batch: AnyBatch) -> Attempt:
         """An attempt as observers get it."""
@@ -274,15 +276,6 @@ class OpenStream:
         """Remember the verdict on an exception of a handler, which leaves unchanged."""
         self.verdicts.append(verdict)
 
-    def verdict_on(self, error: BaseException) -> BaseException:
-        """The verdict of the retry table on an exception of a handler, else the exception."""
-        return next((v for v in self.verdicts if v.__cause__ is error), error)
-
-    def verdicts_in(self, error: BaseException) -> list[BaseException]:
-        """The exceptions of a group, each replaced by the verdict on it where there is one."""
-        parts = leaves_of(error, lambda part: self.verdict_on(part) is not part)
-        return [self.verdict_on(part) for part in parts]
-
     # -- what goes into a record ----------------------------------------------------------
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
@@ -291,21 +284,17 @@ class OpenStream:
 
     def introduce(self, record: Record) -> Record:
         """Add to a record what the records do not have yet about the stream as a whole."""
-        progress, extent = self.stream_log.progress, self.extent
+        progress, extent, frontier = self.stream_log.progress, self.extent, self.frontier
         news: dict[str, object] = {}
         if progress.opened_at != self.opened_at:
             news["opened"] = Opened(self.opened_at, self.first_index)
-        if self.phase is not None and self.phase != progress.phase:
+        if self.phase not in (None, progress.phase):
             news["phase"] = self.phase
-        expected = extent.expected if self.frontier is None else len(self.frontier)
-        if (
-            expected is not None
-            and expected != progress.expected
-            and not extent.has_ended(progress)
-        ):
-            news["expected"] = expected
-        if extent.estimate is not None and extent.estimate != progress.estimate:
+        if extent.estimate not in (None, progress.estimate):
             news["estimate"] = extent.estimate
+        expected = extent.expected if frontier is None else len(frontier)
+        if expected not in (None, progress.expected) and not extent.has_ended(progress):
+            news["expected"] = expected
         return msgspec.structs.replace(record, **news) if news else record
 
     async def save_finish(self, record: Record) -> None:
@@ -322,22 +311,33 @@ class OpenStream:
         frontier = self.frontier
         return b"" if frontier is None else frontier.encode(frontier.news(adds))
 
-    def mark_durable(self, batch: AnyBatch, state: EncodedState | None, at: float) -> None:
-        """Let the frontier, or the state manager, follow a batch that is confirmed.
+    def advance(
+        self, batch: AnyBatch, end: AttemptEnd, state: EncodedState | None, record: Record
+    ) -> None:
+        """Let what is in memory follow a record that is durable.
 
         Args:
-            batch: The batch.
+            batch: The attempt.
+            end: How it ended.
             state: The state in its record; None: there is none, or it has not changed.
-            at: When the record was made; Unix time, s.
+            record: Its record.
         """
-        if self.frontier is not None:
-            self.frontier.number(staged_of(batch).adds)
-            self.frontier.finish(batch.index - self.first_index)
-            if self.listener is not None and self.frontier.is_ready:
-                self.listener.frontier_grew()
+        if end is not AttemptEnd.CONFIRMED:
+            self.mark_state_dirty()
+        elif self.frontier is not None:
+            self._advance_frontier(self.frontier, batch)
         elif self.state_manager is not None:
             sequence = self.stream_log.progress.sequence  # that of its record, see `Gate`
-            self.state_manager.mark_durable(state, sequence, at, is_confirmed=True)
+            self.state_manager.mark_durable(state, sequence, record.at, is_confirmed=True)
+        if end is not AttemptEnd.RETRIED:
+            self.files.release(batch.index, record.outputs)
+        self.stream_log.count(end)
+
+    def _advance_frontier(self, frontier: FrontierItems[Any], batch: AnyBatch) -> None:
+        frontier.number(staged_of(batch).adds)
+        frontier.finish(batch.index - self.first_index)
+        if self.listener is not None and frontier.is_ready:
+            self.listener.frontier_grew()
 
     def mark_state_dirty(self) -> None:
         """Mark the in-memory state dirty: a failed attempt may have mutated it."""
@@ -382,30 +382,35 @@ class OpenStream:
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
 
-    def end_token(
-        self, token: AnyToken, end: AttemptEnd, error: BaseException | str | None, record: Record
+    def end_saved(
+        self, batch: AnyBatch, end: AttemptEnd, error: BaseException | str | None, record: Record
     ) -> None:
-        """Move the token of an attempt whose record is durable, which wakes who waits for it.
+        """End an attempt whose record is durable, and move its token, which wakes who waits for it.
 
         Args:
-            token: The token.
-            end: How the attempt ended.
+            batch: The attempt.
+            end: How it ended.
             error: What went wrong; None: it is confirmed or withdrawn.
             record: Its record.
         """
-        if end is AttemptEnd.CONFIRMED:
-            # It may not where the coordinator was closed during the save.
-            if may(token, TokenEvent.CONFIRM):
-                saved = Confirmed(record.outputs, record.metadata, record.records, record.at)
-                move(token, TokenEvent.CONFIRM, saved)
-        elif end is AttemptEnd.RETRIED:
-            if may(token, TokenEvent.RETRY):
-                move(token, TokenEvent.RETRY)
-            else:  # the token stays PENDING, but monitors count attempts
-                touch(self.registry)
-        else:
+        self.close_attempt(batch, end, error)
+        if end is not AttemptEnd.CONFIRMED:
+            self._end_token(batch.token, end, error)
+        elif may(batch.token, TokenEvent.CONFIRM):  # else the coordinator was closed meanwhile
+            saved = Confirmed(record.outputs, record.metadata, record.records, record.at)
+            move(batch.token, TokenEvent.CONFIRM, saved)
+
+    def _end_token(
+        self, token: AnyToken, end: AttemptEnd, error: BaseException | str | None
+    ) -> None:
+        """Move the token of an attempt that is saved and not confirmed."""
+        if end is not AttemptEnd.RETRIED:
             failure = WITHDRAWN if error is None else failure_of(error)
             self.fail_token(token, failure, is_kept=end is AttemptEnd.FAILED)
+        elif may(token, TokenEvent.RETRY):
+            move(token, TokenEvent.RETRY)
+        else:  # the token stays PENDING, but monitors count attempts
+            touch(self.registry)
 
     def fail_token(self, token: AnyToken, failure: Failure, *, is_kept: bool = True) -> None:
         if token.is_pending:
@@ -464,19 +469,6 @@ class OpenStream:
         self.settled(token.batch_index)
 
     # -- the host of batches --------------------------------------------------------------------
-
-    def output_name(self, path: AnyPath) -> str:
-        """The name under which an output is kept."""
-        return self.files.name(path)
-
-    def claim_sink(self, name: str) -> None:
-        """Reserve an append file's name for this stream."""
-        self.files.claim_sink(name)
-
-    async def write(self, batch: AnyBatch, path: AnyPath, data: bytes) -> tuple[Output, str]:
-        """Write an output; returns it, and its path as users name it."""
-        output = await self.files.write(path, data, batch.index)
-        return output, self.files.path(output.path)
 
     def check_withdraw(self, batch: AnyBatch) -> None:
         """Raise RuntimeError unless the end is open and batches run one at a time."""

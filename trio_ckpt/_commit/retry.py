@@ -23,6 +23,7 @@ from .._util.arguments import (
     whole_number,
 )
 from .._util.errors import failures_in
+from ..outputs import Validator
 
 
 class Then(enum.Enum):
@@ -194,3 +195,18 @@ def _gravity(verdict: GiveUp) -> tuple[int, bool]:
 
 
 NO_RETRIES = RetryTable()
+
+
+@attrs.frozen
+class LoopPolicy:
+    """What a loop does with its batches.
+
+    Attributes:
+        retry: What happens after a failed attempt.
+        validator: The check that the outputs of a batch must pass; None: there is no check.
+        is_parallel: Whether several batches may be open at once.
+    """
+
+    retry: RetryTable
+    validator: Validator | None = None
+    is_parallel: bool = False

@@ -10,11 +10,11 @@ from typing import Generic, TypeVar, cast
 
 import trio
 
-from .._commit.batch import AttemptState, Batch, digest_of, given_of
-from .._commit.exits import Exit, decisive, exit_of
+from .._commit.batch import AttemptState, Batch, given_of, staged_of
+from .._commit.exits import Exit, decisive, exit_of, verdict_on
 from .._commit.gate import Gate, Passed
-from .._commit.open_stream import LoopPolicy, OpenStream
-from .._commit.retry import Again, RetryTable
+from .._commit.open_stream import OpenStream
+from .._commit.retry import Again, LoopPolicy, RetryTable
 from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
 from .._util.errors import BatchFailedError, StreamFailedError, text_of
@@ -148,7 +148,7 @@ def _one_of(failures: list[BaseException], open_stream: OpenStream) -> BaseExcep
     distinct = list({id(error): error for error in failures}.values())
     if len(distinct) == 1:
         return distinct[0]
-    verdicts = [open_stream.verdict_on(error) for error in distinct]
+    verdicts = [verdict_on(error, open_stream.verdicts) for error in distinct]
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:
@@ -295,7 +295,9 @@ class WorkQueue(Generic[T]):
         self._working -= 1
         if isinstance(passed, Again):
             due = trio.current_time() + passed.after_s
-            heapq.heappush(self._delayed, (due, batch.index, given_of(batch), digest_of(batch)))
+            heapq.heappush(
+                self._delayed, (due, batch.index, given_of(batch), staged_of(batch).digest)
+            )
             if self._timer is not None:
                 self._timer.deadline = min(self._timer.deadline, due)
 

@@ -11,8 +11,8 @@ from typing import Literal, TypeVar
 import attrs
 import trio
 
-from .._commit.open_stream import LoopPolicy, OpenStream
-from .._commit.retry import RetryTable
+from .._commit.open_stream import OpenStream
+from .._commit.retry import LoopPolicy, RetryTable
 from .._commit.stream_outputs import StreamFiles
 from .._journal.progress import Progress
 from .._journal.record import Status

@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from .._commit.archive_states import prune_states
 from .._commit.batch import Batch
-from .._commit.exits import Exit, decisive, exit_of
+from .._commit.exits import Exit, decisive, exit_of, verdicts_in
 from .._commit.open_stream import OpenStream
 from .._commit.snapshots import Snapshots, check_snapshots_awaited
 from .._journal.history import live_records
@@ -250,7 +250,7 @@ async def _record_exit(
 
 def _what_ended(open_stream: OpenStream, error: BaseException) -> BaseException:
     """The verdict in a group that decides what a resume may do; else the whole group."""
-    first = decisive(open_stream.verdicts_in(error))
+    first = decisive(verdicts_in(error, open_stream.verdicts))
     return first if isinstance(first, BatchFailedError | StreamFailedError) else error
 
 
