@@ -142,39 +142,37 @@ class GroupCommitter:
 
         Cancellation: none; a store that does not write a blob in time poisons the run.
         """
-        tools = stream_log.tools
-        if len(payload) >= self._store.inline_limit_bytes:
-            checkpoint = await self._place_blob(stream_log, payload, blobs)
+        tools, is_large = stream_log.tools, len(payload) >= self._store.inline_limit_bytes
+        if is_large or tools.placing.locked():
+            checkpoint = await self._place(stream_log, payload, blobs, is_large=is_large)
         else:
-            if tools.placing.locked():  # else its blob is sealed and written again for each record
-                with trio.CancelScope(shield=True):
-                    await tools.placing.acquire()
-                tools.placing.release()  # the next waiter runs after this one has been submitted
             sequence = stream_log.submitted + 1
             sealed = tools.seal.close(sequence, payload)
             checkpoint = Checkpoint(stream_log.text, sequence, sealed, None, blobs)
-        if self.poison is not None:
-            raise self.poison
-        if self._is_over:
-            raise TrioCkptError("the run is closed", run_id=self.run_key.run_id)
+        if self.poison is not None or self._is_over:
+            run_id = self.run_key.run_id
+            raise self.poison or TrioCkptError("the run is closed", run_id=run_id)
         produced = record.records if record.kind is RecordKind.BATCH else 0
         stream_log.reserve(checkpoint.sequence, produced)
         pending = PendingCommit(stream_log, record, checkpoint, lines, produced, on_outcome)
         self._queue.append(pending)
-        if self._idle_task is not None:
-            self._wake()
+        self._wake()
         return pending
 
-    async def _place_blob(
-        self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...]
+    async def _place(
+        self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...], *, is_large: bool
     ) -> Checkpoint:
-        digest, sequence = "", -1
+        """Seal a large record as a blob, or one that has to wait for a large one before it."""
+        tools, digest, sealed, sequence = stream_log.tools, None, b"", -1
         with trio.CancelScope(shield=True):
-            async with stream_log.tools.placing:
+            # Else the blob is sealed and written again for each record that overtakes it.  The next
+            # waiter for the lock runs after this record has been submitted.
+            async with tools.placing:
                 while stream_log.submitted + 1 != sequence:  # again, if one before it has failed
                     sequence = stream_log.submitted + 1
-                    digest = await self.put_blob(stream_log.tools.seal.close(sequence, payload))
-        return Checkpoint(stream_log.text, sequence, b"", digest, blobs=blobs)
+                    sealed = tools.seal.close(sequence, payload)
+                    digest = await self.put_blob(sealed) if is_large else None
+        return Checkpoint(stream_log.text, sequence, b"" if is_large else sealed, digest, blobs)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """Write a blob; returns its name, see `Store.put_blob`.
@@ -309,9 +307,7 @@ class GroupCommitter:
                     else:
                         self._idle_task = trio.lowlevel.current_task()
                         await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
-                self._is_over = True
-                if (folds := self._folds.take_all()) and self.poison is None:
-                    await self._save([], folds)  # best effort: they make the next resume faster
+                await self._save_last_folds()
             except BaseException as error:  # a bug of a store or a key function: all waiters wake
                 self._idle_task = None
                 self._set_poison(self._unknown(f"a save raised {class_name(error)}"))
@@ -321,44 +317,55 @@ class GroupCommitter:
                 self._appender.stop()
 
     async def _save_next_group(self) -> None:
-        self._taken, self._queue = self._queue[:MAX_GROUP], self._queue[MAX_GROUP:]
-        taken = self._taken
+        group = self._taken = self._queue[:MAX_GROUP]
+        del self._queue[:MAX_GROUP]
         if self.poison is not None:
-            self._end_all(taken, self.poison)
+            self._end_all(group, self.poison)
             return
-        group = await self._append_lines(taken) if any(p.lines for p in taken) else taken
-        if not group:
-            return
-        outcomes = await self._save(group, self._folds.take_due())
-        if outcomes.count(None) == len(outcomes) == len(group):
-            self._folds.add(group)
-            for pending in group:
-                pending.end(None)
-        else:
-            self._sort_out(group, outcomes)
+        if any(pending.lines for pending in group):
+            group = await self._append_lines(group)
+        if group:
+            outcomes = await self._save(group, self._folds.take_due())
+            for pending, outcome in zip(group, outcomes, strict=True):
+                if pending.is_over:
+                    continue
+                if outcome is None:
+                    self._folds.add(pending.stream_log)
+                    pending.end(None)
+                else:
+                    self._fail(pending, outcome)
+
+    async def _save_last_folds(self) -> None:
+        """Save the folds that are left, best effort: they make the next resume faster."""
+        self._is_over = True
+        if (folds := self._folds.take_all()) and self.poison is None:
+            await self._save([], folds)
 
     async def _save(self, group: list[PendingCommit], folds: list[Fold]) -> list[Exception | None]:
-        asked_at = trio.current_time()
+        checkpoints, asked_at = [pending.checkpoint for pending in group], trio.current_time()
         with give_up_after(self._save_timeout_s):
             try:
-                checkpoints = [pending.checkpoint for pending in group]
                 outcomes = await self._store.save(self.run_key, checkpoints, folds)
-                self._owned_at = asked_at
-                if self.observers.all:
-                    self._report_saved(checkpoints, outcomes, folds)
-                return outcomes
-            except (StoreConflictError, SaveOutcomeUnknownError) as error:
-                self._set_poison(error)
-                return [error] * len(group)
             except (StoreError, *NOT_BEGUN) as error:
-                log.error(
-                    "saving %s failed: %s",
-                    plural(len(group), "checkpoint"),
-                    text_of(error),
-                    extra=at(self.run_key.run_id),
-                )
+                self._report_failed(len(group), error)
                 return [error] * len(group)
+            self._owned_at = asked_at
+            if self.observers.all:
+                self._report_saved(checkpoints, outcomes, folds)
+            return outcomes
         return [self._poison_for_time("a save")] * len(group)
+
+    def _report_failed(self, count: int, error: Exception) -> None:
+        """Log why a group was not saved, or poison the run where its outcome is not known."""
+        if isinstance(error, StoreConflictError | SaveOutcomeUnknownError):
+            self._set_poison(error)
+            return
+        log.error(
+            "saving %s failed: %s",
+            plural(count, "checkpoint"),
+            text_of(error),
+            extra=at(self.run_key.run_id),
+        )
 
     def _report_saved(
         self,
@@ -384,14 +391,6 @@ class GroupCommitter:
         unknown = self._unknown(f"{what} took longer than {limit}")
         self._set_poison(unknown)
         return unknown
-
-    def _sort_out(self, group: list[PendingCommit], outcomes: list[Exception | None]) -> None:
-        for pending, outcome in zip(group, outcomes, strict=True):
-            if outcome is None and not pending.is_over:
-                self._folds.add([pending])
-                pending.end(None)
-            elif outcome is not None and not pending.is_over:
-                self._fail(pending, outcome)
 
     def _fail(self, pending: PendingCommit, error: Exception) -> None:
         """Fail a checkpoint that was not saved, and the queued ones of its stream after it."""

@@ -6,7 +6,7 @@ checkpoint when its outcome is known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import attrs
@@ -264,11 +264,10 @@ class FoldSchedule:
         self._unfolded = 0
         self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
 
-    def add(self, durable: Sequence[PendingCommit]) -> None:
-        """Count records that are durable."""
-        self._unfolded += len(durable)
-        for pending in durable:
-            self._dirty[pending.stream_log] = None
+    def add(self, stream_log: StreamLog) -> None:
+        """Count a record of a stream that is durable."""
+        self._unfolded += 1
+        self._dirty[stream_log] = None
 
     def take_due(self) -> list[Fold]:
         """Folds of the streams that have enough new records; empty until enough are saved."""

@@ -251,30 +251,13 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
     if record.kind is RecordKind.ADD:
         progress.position = record.position
         return
-    if record.opened is not None:
-        progress.earlier_s = progress.runtime_s
-        progress.opens += 1
-        progress.opened_at, progress.first_index = record.opened.at, record.opened.first_index
-    if progress.started_at is None:
-        progress.started_at = record.at
+    if progress.started_at is None or _has_news(record):
+        _apply_news(progress, record)
     progress.updated_at = record.at
     if record.kind not in _NO_WORK:
         progress.worked_at = record.at
-    if record.cursor is not msgspec.UNSET:
-        progress.cursor = record.cursor
-        progress.has_cursor = True
     if record.state:
         progress.has_state = True
-    if record.adds:
-        progress.has_frontier = True
-    if record.phase is not None:
-        progress.phase = record.phase
-    if record.estimate is not None:
-        progress.estimate = record.estimate
-    if record.expected is not None:
-        progress.expected = record.expected
-        if progress.last_index is not None and (progress.total or 0) < record.expected:
-            progress.last_index = None  # a list that was finished has grown
     try:
         if record.spent:
             add_amounts(progress.spent, record.spent)
@@ -288,6 +271,35 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
         raise StoreDamagedError(f"checkpoint {sequence} cannot be added: it cannot be counted")
 
 
+def _has_news(record: Record) -> bool:
+    """Whether a record has what few have: something about the stream as a whole."""
+    is_of_end = record.estimate is not None or record.expected is not None
+    is_of_work = record.cursor is not msgspec.UNSET or bool(record.adds)
+    return is_of_end or is_of_work or record.opened is not None or record.phase is not None
+
+
+def _apply_news(progress: Progress, record: Record) -> None:
+    if record.opened is not None:
+        progress.earlier_s = progress.runtime_s
+        progress.opens += 1
+        progress.opened_at, progress.first_index = record.opened.at, record.opened.first_index
+    if progress.started_at is None:
+        progress.started_at = record.at
+    if record.cursor is not msgspec.UNSET:
+        progress.cursor = record.cursor
+        progress.has_cursor = True
+    if record.adds:
+        progress.has_frontier = True
+    if record.phase is not None:
+        progress.phase = record.phase
+    if record.estimate is not None:
+        progress.estimate = record.estimate
+    if record.expected is not None:
+        progress.expected = record.expected
+        if progress.last_index is not None and (progress.total or 0) < record.expected:
+            progress.last_index = None  # a list that was finished has grown
+
+
 def _apply_batch(progress: Progress, record: Record) -> None:  # hot path: once for each batch
     if progress.status is not Status.INTERRUPTED:
         _open(progress)
@@ -295,16 +307,14 @@ def _apply_batch(progress: Progress, record: Record) -> None:  # hot path: once 
     progress.confirmed.add(index)
     if progress.done.add(index) and record.item:
         progress.items = add_marks(progress.items, item_mark(index, record.item))
-    if progress.skipped:
+    if progress.skipped or progress.failures:
         progress.skipped.discard(index)
         progress.skips.pop(index, None)
-    if progress.failures:
         progress.failures.pop(index, None)
     progress.records += record.records
     progress.outputs += len(record.outputs)
-    if record.totals:
+    if record.totals or record.spent:
         add_amounts(progress.totals, record.totals)
-    if record.spent:
         add_amounts(progress.spent_confirmed, record.spent)
     if record.adopted:
         progress.adopted.add(index)

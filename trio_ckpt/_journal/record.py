@@ -348,20 +348,22 @@ def encode_record(record: Record) -> bytes:
     Raises:
         NotEncodableError: a value in it cannot be encoded, or could not be read back.
     """
-    if not MIN_TIME <= record.at < END_OF_TIME:
-        problem = f"its time {record.at!r} is out of range: set the system's clock"
-        raise NotEncodableError("the record", problem)
     try:
         payload = _encoder.encode(record)
     except (TypeError, OverflowError, ValueError) as error:
         raise NotEncodableError("the record", str(error)) from error
-    if len(payload) > MAX_RECORD_BYTES:
-        problem = (
-            f"it has {len(payload):,} bytes, over {MAX_RECORD_BYTES:,}: put large values into an "
-            "output, or into arrays of the state"
-        )
-        raise NotEncodableError("the record", problem)
+    if len(payload) > MAX_RECORD_BYTES or not MIN_TIME <= record.at < END_OF_TIME:
+        raise NotEncodableError("the record", _why_refused(record, len(payload)))
     return payload
+
+
+def _why_refused(record: Record, size: int) -> str:
+    if not MIN_TIME <= record.at < END_OF_TIME:
+        return f"its time {record.at!r} is out of range: set the system's clock"
+    return (
+        f"it has {size:,} bytes, over {MAX_RECORD_BYTES:,}: put large values into an output, or "
+        "into arrays of the state"
+    )
 
 
 def decode_record(payload: bytes) -> Record:

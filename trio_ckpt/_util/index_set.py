@@ -121,6 +121,14 @@ class IndexSet:
         Raises:
             ValueError: it is negative, or greater than the greatest index.
         """
+        stops = self._stops
+        if stops and stops[-1] == index < _BEYOND:  # the usual case: after all others
+            stops[-1] = index + 1
+            self._count += 1
+            return True
+        return self._add_between(index)
+
+    def _add_between(self, index: int) -> bool:
         if not 0 <= index < _BEYOND:
             raise ValueError(f"a batch index is >= 0 and below 2**63 - 1, not {index}")
         starts, stops = self._starts, self._stops
