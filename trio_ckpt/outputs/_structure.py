@@ -80,8 +80,7 @@ def make_structure(kind: Hint) -> Callable[[object], Json]:
     converter = cattrs.Converter(detailed_validation=True)
     for leaf in _LEAVES:
         converter.register_structure_hook(leaf, _structure_leaf)
-    converter.register_structure_hook_func(_is_enum, _structure_member)
-    converter.register_structure_hook_func(_is_literal, _structure_literal)
+    converter.register_structure_hook_func(_has_choices, _structure_choice)
     for predicate, factory in _FACTORIES:
         converter.register_structure_hook_factory(predicate)(factory)
     try:
@@ -190,8 +189,8 @@ _LEAVES: dict[type, tuple[tuple[type, ...], Callable[[Json], Json], str]] = {
 
 
 def _structure_leaf(value: Json, kind: Hint) -> Json:
-    if _is_enum(kind):  # cattrs finds the hook of int for an enumeration of ints
-        return _structure_member(value, kind)
+    if _has_choices(kind):  # cattrs finds the hook of int for an enumeration of ints
+        return _structure_choice(value, kind)
     accepted, read, name = _LEAVES.get(kind, ((), kind, f"a {kind.__name__}"))
     if type(value) not in accepted:  # exactly: true is no int
         raise _refusal(value, name)
@@ -203,33 +202,28 @@ def _structure_leaf(value: Json, kind: Hint) -> Json:
         raise _refusal(value, name) from error
 
 
-def _is_enum(kind: Hint) -> bool:
-    return isinstance(kind, type) and issubclass(kind, enum.Enum)
+def _has_choices(kind: Hint) -> bool:
+    is_literal = _origin(kind) is typing.Literal
+    return is_literal or (isinstance(kind, type) and issubclass(kind, enum.Enum))
 
 
-def _is_literal(kind: Hint) -> bool:
-    return _origin(kind) is typing.Literal
-
-
-def _structure_member(value: Json, kind: Hint) -> Json:
-    return _chosen(value, kind, f"a value of {kind.__name__}")
-
-
-def _structure_literal(value: Json, kind: Hint) -> Json:
-    choices = typing.get_args(kind)
-    return _chosen(value, choices, f"one of {', '.join(map(repr, choices))}")
-
-
-def _chosen(value: Json, choices: Iterable[object], name: str) -> Json:
+def _structure_choice(value: Json, kind: Hint) -> Json:
+    """Make a member of an enumeration by its value, or one of the values of a literal."""
+    choices: Sequence[object] = typing.get_args(kind) or list(kind)
     for choice in choices:
         plain = choice.value if isinstance(choice, enum.Enum) else choice
         if type(plain) is type(value) and plain == value:
             return choice
-    raise _refusal(value, name)
+    is_literal = _origin(kind) is typing.Literal
+    one = f"one of {', '.join(map(repr, choices))}" if is_literal else f"a value of {kind.__name__}"
+    raise _refusal(value, one)
 
 
 def _is_union(kind: Hint) -> bool:
-    return _origin(kind) in (typing.Union, types.UnionType)
+    """Return whether it is a union, except one of a type and None, which cattrs knows."""
+    members = typing.get_args(kind)
+    is_optional = len(members) == 2 and type(None) in members
+    return _origin(kind) in (typing.Union, types.UnionType) and not is_optional
 
 
 def _union(kind: Hint, converter: Converter) -> Hook:
@@ -237,7 +231,6 @@ def _union(kind: Hint, converter: Converter) -> Hook:
     members = typing.get_args(kind)
     in_order = sorted(members, key=lambda member: member is float)
     hooks: list[tuple[Hint, Hook]] = [(m, converter.get_structure_hook(m)) for m in in_order]
-    is_optional = len(members) == 2 and type(None) in members
     names = " | ".join(map(_name, members))
 
     def structure(value: Json, _: Hint) -> Json:
@@ -248,7 +241,7 @@ def _union(kind: Hint, converter: Converter) -> Hook:
             except Exception as error:
                 if member is not type(None) and isinstance(value, dict) == is_class(member):
                     likely.append(misfit_of(error))
-        if len(likely) == 1 and (likely[0].field or is_optional):
+        if len(likely) == 1 and likely[0].field:
             raise likely[0]
         raise MisfitError("", f"{_shown(value)} fits none of {names}")
 

@@ -26,16 +26,8 @@ from ._json import MAX_JSON_BYTES, Json, JsonError, parse_json
 from ._schema import make_schema_check
 from ._structure import MisfitError, is_class, make_structure, misfit_of
 
-
-@attrs.frozen
-class _Document:
-    """A document and what the checks have made of it so far."""
-
-    parsed: Json
-    made: Json  # the instance of the newest class, or the parsed document
-
-
-_Check = Callable[[_Document], _Document]
+_Check = Callable[[Json, Json], Json]
+"""Gets a parsed document, and the newest instance made of it, or itself; returns the newest."""
 
 
 def _is_plain_function(_check: object, _attribute: object, accept: Any) -> None:
@@ -120,10 +112,9 @@ class Validator:
         """
         try:
             if is_json(path):
-                parsed = parse_json(data)
-                document = _Document(parsed, parsed)
+                parsed = made = parse_json(data)
                 for check in self._checks:
-                    document = check(document)
+                    made = check(parsed, made)
             else:
                 for raw in self._raw:
                     _ask(raw.accept, path, data)
@@ -218,15 +209,15 @@ def _check_one(outputs: OutputDir, output: Output, validator: Validator) -> None
 def _make_check(validate: object) -> _Check:
     if is_class(validate):
         structure = make_structure(validate)
-        return lambda document: _Document(document.parsed, structure(document.parsed))
+        return lambda parsed, _: structure(parsed)
     if isinstance(validate, Mapping):
-        check = make_schema_check(cast("Mapping[str, object]", validate))
+        conform = make_schema_check(cast("Mapping[str, object]", validate))
 
-        def conform(document: _Document) -> _Document:
-            check(document.parsed)
-            return document
+        def check(parsed: Json, made: Json) -> Json:
+            conform(parsed)
+            return made
 
-        return conform
+        return check
     if isinstance(validate, type) or typing.get_origin(validate) is not None:
         raise TypeError(f"{validate!r} is neither an attrs class nor a dataclass")
     if not callable(validate):
@@ -246,9 +237,9 @@ def _refuse_async(accept: object) -> None:
 
 
 def _call(accept: Callable[[Json], object]) -> _Check:
-    def check(document: _Document) -> _Document:
-        _ask(accept, document.made)
-        return document
+    def check(_: Json, made: Json) -> Json:
+        _ask(accept, made)
+        return made
 
     return check
 

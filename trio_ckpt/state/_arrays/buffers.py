@@ -363,16 +363,7 @@ def rebuild(views: Sequence[View], buffers: Sequence[Bytes]) -> list[object]:
 def _build(view: View, buffers: Sequence[Bytes]) -> object:
     memory = allocate(0) if view.buffer is None else buffers[view.buffer]
     if view.kind in ("torch", "torch.parameter"):
-        return build_torch(
-            view.kind,
-            cast("str", view.dtype),
-            memory,
-            view.shape,
-            view.strides,
-            view.offset,
-            view.device,
-            view.writeable,
-        )
+        return build_torch(view, memory)
     dtype = restore_dtype(view.dtype)
     try:
         if view.buffer is None:

@@ -23,24 +23,12 @@ DType: TypeAlias = "np.dtype[np.generic]"
 _Fields: TypeAlias = "Mapping[str, tuple[DType, int, *tuple[object, ...]]]"
 
 ML_DTYPES = frozenset(
-    {
-        "bfloat16",
-        "float4_e2m1fn",
-        "float6_e2m3fn",
-        "float6_e3m2fn",
-        "float8_e3m4",
-        "float8_e4m3",
-        "float8_e4m3b11fnuz",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "int2",
-        "int4",
-        "uint2",
-        "uint4",
-    }
+    (
+        *("int2", "int4", "uint2", "uint4", "bfloat16"),
+        *("float4_e2m1fn", "float6_e2m3fn", "float6_e3m2fn", "float8_e3m4", "float8_e4m3"),
+        *("float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz"),
+        *("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
 )
 MAX_DEPTH = 32  # of nested structured dtypes
 MAX_FIELDS = 4096

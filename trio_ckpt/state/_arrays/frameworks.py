@@ -15,40 +15,22 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 import numpy as np
 
 from ..._util.errors import StoreDamagedError, StoreError
 from .._tree.format import Module, Value
-from .._tree.frame import Kind as Kind
+from .._tree.frame import Kind as Kind, View
 from .memory import Array, Bytes
 
 TORCH_DTYPES = frozenset(
-    {
-        "bfloat16",
-        "bool",
-        "complex128",
-        "complex32",
-        "complex64",
-        "float16",
-        "float32",
-        "float64",
-        "float8_e4m3fn",
-        "float8_e4m3fnuz",
-        "float8_e5m2",
-        "float8_e5m2fnuz",
-        "float8_e8m0fnu",
-        "int16",
-        "int32",
-        "int64",
-        "int8",
-        "uint16",
-        "uint32",
-        "uint64",
-        "uint8",
-    }
+    (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("bfloat16", "float16", "float32", "float64", "complex32", "complex64", "complex128"),
+        *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
 )
 
 
@@ -149,29 +131,22 @@ def to_numpy(value: Value) -> Array:
     return np.asarray(value)
 
 
-def build_torch(
-    kind: Kind,
-    dtype: str,
-    memory: Bytes,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    offset: int,
-    device: str,
-    has_gradient: bool,
-) -> object:
-    """Return a torch tensor over memory."""
+def build_torch(view: View, memory: Bytes) -> object:
+    """Return the torch tensor of a view over the memory of its buffer."""
     torch = load("torch")
+    dtype = cast("str", view.dtype)
     item = torch_itemsize(dtype)
-    if offset % item or any(stride % item for stride in strides):
+    if view.offset % item or any(stride % item for stride in view.strides):
         raise StoreDamagedError("a saved torch tensor is not aligned to its elements")
     storage = torch.from_numpy(memory).untyped_storage()
     tensor = torch.empty(0, dtype=getattr(torch, dtype.removeprefix("torch:")))
-    tensor.set_(storage, offset // item, shape, tuple(stride // item for stride in strides))
-    if device != "cpu":
-        tensor = tensor.to(device)
-    if kind == "torch.parameter":
-        return torch.nn.Parameter(tensor, requires_grad=has_gradient)
-    return tensor.requires_grad_(has_gradient)
+    strides = tuple(stride // item for stride in view.strides)
+    tensor.set_(storage, view.offset // item, view.shape, strides)
+    if view.device != "cpu":
+        tensor = tensor.to(view.device)
+    if view.kind == "torch.parameter":
+        return torch.nn.Parameter(tensor, requires_grad=view.writeable)
+    return tensor.requires_grad_(view.writeable)
 
 
 def build_other(kind: Kind, array: Array) -> object:

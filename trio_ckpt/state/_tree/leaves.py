@@ -54,23 +54,11 @@ def decode_int(tree: Tree) -> int:
     return int.from_bytes(data, signed=True)
 
 
-def _decode_big_int(tree: Tree) -> int:
-    return int.from_bytes(msgspec.convert(tree, bytes), signed=True)
-
-
-def _encode_complex(value: complex) -> Tree:
-    return [value.real, value.imag]
-
-
 def _decode_complex(tree: Tree) -> complex:
     real, imaginary = tree
     if type(real) is not float or type(imaginary) is not float:
         raise TypeError("a complex number is not made of two floats")
     return complex(real, imaginary)
-
-
-def _decode_decimal(tree: Tree) -> Decimal:
-    return Decimal(msgspec.convert(tree, str))
 
 
 def _encode_fraction(value: Fraction) -> Tree:
@@ -84,10 +72,6 @@ def _decode_fraction(tree: Tree) -> Fraction:
     if max(numerator.bit_length(), denominator.bit_length()) > MAX_FRACTION_BITS:
         raise ValueError(f"a fraction of more than {MAX_FRACTION_BITS} bits")
     return Fraction(numerator, denominator)
-
-
-def _encode_range(value: range) -> Tree:
-    return [encode_int(value.start), encode_int(value.stop), encode_int(value.step)]
 
 
 def _decode_range(tree: Tree) -> range:
@@ -183,22 +167,6 @@ def _fold(value: Tree) -> int:
     return value
 
 
-def _encode_date(value: date) -> Tree:
-    return [value.year, value.month, value.day]
-
-
-def _decode_date(tree: Tree) -> date:
-    return date(*msgspec.convert(tree, tuple[int, int, int]))
-
-
-def _encode_timedelta(value: timedelta) -> Tree:
-    return [value.days, value.seconds, value.microseconds]
-
-
-def _decode_timedelta(tree: Tree) -> timedelta:
-    return timedelta(*msgspec.convert(tree, tuple[int, int, int]))
-
-
 # ---------------------------------------------------------------------------------------
 # Paths and the rest
 # ---------------------------------------------------------------------------------------
@@ -225,40 +193,48 @@ def _decode_path(tree: Tree) -> PurePath:
     return _PATHS[kind](text)
 
 
-def _decode_uuid(tree: Tree) -> UUID:
-    return UUID(bytes=msgspec.convert(tree, bytes))
+_Three = tuple[int, int, int]
 
+_LEAVES: tuple[tuple[type, int, Callable[[Value], Tree], Callable[[Tree], Value]], ...] = (
+    (complex, Tag.COMPLEX, lambda value: [value.real, value.imag], _decode_complex),
+    (datetime, Tag.DATETIME, _encode_datetime, _decode_datetime),
+    (
+        date,
+        Tag.DATE,
+        lambda value: [value.year, value.month, value.day],
+        lambda tree: date(*msgspec.convert(tree, _Three)),
+    ),
+    (time, Tag.TIME, _encode_time, _decode_time),
+    (
+        timedelta,
+        Tag.TIMEDELTA,
+        lambda value: [value.days, value.seconds, value.microseconds],
+        lambda tree: timedelta(*msgspec.convert(tree, _Three)),
+    ),
+    (timezone, Tag.TIMEZONE, _encode_timezone, _decode_timezone),
+    (ZoneInfo, Tag.ZONEINFO, _encode_zoneinfo, _decode_zoneinfo),
+    (Decimal, Tag.DECIMAL, str, lambda tree: Decimal(msgspec.convert(tree, str))),
+    (Fraction, Tag.FRACTION, _encode_fraction, _decode_fraction),
+    (
+        UUID,
+        Tag.UUID,
+        lambda value: value.bytes,
+        lambda tree: UUID(bytes=msgspec.convert(tree, bytes)),
+    ),
+    (
+        range,
+        Tag.RANGE,
+        lambda value: [encode_int(part) for part in (value.start, value.stop, value.step)],
+        _decode_range,
+    ),
+    *((kind, Tag.PATH, _encode_path, _decode_path) for kind in (type(Path()), *_PATHS[1:])),
+)
+"""For each exact type its tag and its two functions: a subclass would come back as its base."""
 
 LEAF_ENCODERS: dict[type, tuple[int, Callable[[Value], Tree]]] = {
-    complex: (Tag.COMPLEX, _encode_complex),
-    datetime: (Tag.DATETIME, _encode_datetime),
-    date: (Tag.DATE, _encode_date),
-    time: (Tag.TIME, _encode_time),
-    timedelta: (Tag.TIMEDELTA, _encode_timedelta),
-    timezone: (Tag.TIMEZONE, _encode_timezone),
-    ZoneInfo: (Tag.ZONEINFO, _encode_zoneinfo),
-    Decimal: (Tag.DECIMAL, str),
-    Fraction: (Tag.FRACTION, _encode_fraction),
-    UUID: (Tag.UUID, lambda value: value.bytes),
-    range: (Tag.RANGE, _encode_range),
-    type(Path()): (Tag.PATH, _encode_path),
-    PurePosixPath: (Tag.PATH, _encode_path),
-    PureWindowsPath: (Tag.PATH, _encode_path),
+    kind: (tag, encode) for kind, tag, encode, _ in _LEAVES
 }
-"""By exact type: an instance of a subclass would come back as another type."""
-
 LEAF_DECODERS: dict[int, Callable[[Tree], Value]] = {
-    Tag.BIG_INT: _decode_big_int,
-    Tag.COMPLEX: _decode_complex,
-    Tag.DATETIME: _decode_datetime,
-    Tag.DATE: _decode_date,
-    Tag.TIME: _decode_time,
-    Tag.TIMEDELTA: _decode_timedelta,
-    Tag.TIMEZONE: _decode_timezone,
-    Tag.ZONEINFO: _decode_zoneinfo,
-    Tag.DECIMAL: _decode_decimal,
-    Tag.FRACTION: _decode_fraction,
-    Tag.UUID: _decode_uuid,
-    Tag.RANGE: _decode_range,
-    Tag.PATH: _decode_path,
+    Tag.BIG_INT: lambda tree: int.from_bytes(msgspec.convert(tree, bytes), signed=True),
+    **{tag: decode for _, tag, _, decode in _LEAVES},
 }
