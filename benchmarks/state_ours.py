@@ -25,7 +25,7 @@ import trio
 import xxhash
 
 from benchmarks import MIB, median
-from trio_ckpt import Batch, Run, Stream, open_run, state
+from trio_ckpt import Batch, Retention, Run, Stream, open_run, state
 from trio_ckpt._commit import stored_state
 from trio_ckpt.state._arrays import engine
 from trio_ckpt.state._arrays.dirty_pages import Untracked
@@ -279,12 +279,14 @@ async def time_lag(folder: Path, mib: int, method: str, rounds: int) -> dict[str
 
 async def build_chain(folder: Path, mib: int, deltas: int) -> dict[str, object]:
     """A state and so many differences to it, 1 % of scattered rows each."""
-    stored_state.MAX_DELTAS, stored_state.SHARE_OF_DEAD = deltas + 1, float("inf")
+    stored_state.SHARE_OF_DEAD = float("inf")
+    retention = Retention(max_deltas=deltas)
     rng = np.random.default_rng(1)
     taken_ms = list[float]()
+    initial: State = {"weights": make_weights(mib), "step": 0}
     async with (
         open_run("state", store=folder / "store", handle_signals=False) as run,
-        run.open_stream("train", state={"weights": make_weights(mib), "step": 0}) as stream,
+        run.open_stream("train", state=initial, retention=retention) as stream,
     ):
         weights: Floats = stream.state["weights"]  # the stream's own: it began with a copy
         batch: Batch[Any]

@@ -5,6 +5,7 @@ from ._journal.store import (
     MAX_INLINE_LIMIT_BYTES as MAX_INLINE_LIMIT_BYTES,
     Attempt as Attempt,
     AttemptEnd as AttemptEnd,
+    BlobPart as BlobPart,
     BlobPayload as BlobPayload,
     Checkpoint as Checkpoint,
     Durability as Durability,

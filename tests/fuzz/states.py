@@ -22,6 +22,7 @@ from tests.fuzz.samples import (
     shake,
     trees,
 )
+from trio_ckpt._journal.store import scatter
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
 from trio_ckpt.state import Layout, StateFrame, decode_frame, encode_frame, tree_of
 from trio_ckpt.state._arrays.block_ranges import decode_ranges, encode_ranges, ranges_of
@@ -52,7 +53,9 @@ def open_frame() -> Reader:
         assembly = Assembly(frames)
         for wanted in assembly.reads:
             stored = frames[wanted.frame].data[wanted.offset : wanted.offset + wanted.size]
-            assembly.fill(wanted, stored, engine.compressor)
+            landing = assembly.land(wanted)
+            scatter(stored, landing.targets)
+            assembly.fill(landing, engine.compressor)
         assembly.arrays()
         return "read"
 
@@ -159,7 +162,9 @@ def open_ranges() -> Reader:
         assembly = Assembly(frames)
         for part in itertools.chain(*assembly.rounds):
             stored = frames[part.frame].data[part.offset : part.offset + part.size]
-            assembly.fill(part, stored, compressor)
+            landing = assembly.land(part)
+            scatter(stored, landing.targets)
+            assembly.fill(landing, compressor)
         found = np.zeros(nbytes, np.uint8)
         for start, size in ranges.tolist():
             found[start : start + size] = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ from trio.testing import MockClock
 
 from trio_ckpt._util.errors import StoreConflictError
 from trio_ckpt.abc import (
+    BlobPart,
     BlobPayload,
     Checkpoint,
     Finding,
@@ -498,6 +499,20 @@ class ReadsFromTheStart(MemoryStore):
         return (await super().read_blob(digest))[: len(part)]
 
 
+class ReadsPartsAtTheEnd(MemoryStore):
+    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
+        await super().read_blob_parts(list(parts))
+
+
+class LeavesPartsShort(MemoryStore):
+    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
+        for part in parts:
+            data = (await super().read_blob(part.digest, part.offset))[: part.nbytes]
+            for target in part.targets:
+                target[: len(data)] = data[: len(target)]
+                data = data[len(target) :]
+
+
 class DropsNothing(MemoryStore):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         return await super().drop_blobs(run, stream, [])
@@ -616,6 +631,8 @@ BROKEN = {
     KeepsHalves: "A blob is one buffer or several.*half of a blob is there",
     ReadsShort: "read_blob gives exactly the part",
     ReadsFromTheStart: "read_blob gives exactly the part.*are other ones",
+    ReadsPartsAtTheEnd: "read_blob_parts fills the memory of each part.*are other ones",
+    LeavesPartsShort: "read_blob_parts fills the memory of each part.*were read",
     DropsNothing: "drop_blobs ends the naming, not the records",
     DropsTheRecords: "drop_blobs ends the naming, not the records.*a payload differs",
     DropsWhatOthersName: "drop_blobs ends the naming, not the records.*is missing or was",

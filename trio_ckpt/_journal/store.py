@@ -16,13 +16,15 @@ from typing import Literal
 import attrs
 import trio
 
-from .._util.errors import StoreError
+from .._util.errors import StoreDamagedError, StoreError
 from .._util.plain import StreamKey, decode_key
+from .._util.threads import run_blocking
 from .finding import Finding as Finding, FindingKind as FindingKind, Severity as Severity
 from .folds import decode_progress
 from .progress import Progress, apply
 from .record import Seal, decode_record
 from .stored import (
+    BlobPart as BlobPart,
     Checkpoint as Checkpoint,
     Fold as Fold,
     HistoryPage as HistoryPage,
@@ -44,6 +46,20 @@ MAX_INLINE_LIMIT_BYTES = 2**26  # what a JSON store can hold of a run; rows of S
 INLINE_LIMIT_BYTES = 2**20  # from this size on a payload is a blob, for example a write-once file
 
 BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are joined in order
+
+
+def scatter(data: bytes, targets: Sequence[memoryview]) -> None:
+    """Copy bytes into several targets, one after the other.
+
+    Raises:
+        StoreDamagedError: there are fewer or more bytes than the targets take.
+    """
+    if len(data) != sum(map(len, targets)):
+        raise StoreDamagedError("a part of a blob has another length than was asked for")
+    view, at = memoryview(data), 0
+    for target in targets:
+        target[:] = view[at : at + len(target)]
+        at += len(target)
 
 
 # ---------------------------------------------------------------------------------------
@@ -270,6 +286,27 @@ class Store(ABC):
 
         Cancellation: a cancellation point; a read that has begun may be waited for.
         """
+
+    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
+        """Read parts of blobs into memory of the caller, each as `read_blob` does.
+
+        The caller may produce them lazily: they are taken in a thread, one by one, each when the
+        one before it has been read.  This one copies what `read_blob` returns; a store that can
+        read right into the memory overrides it.
+
+        Args:
+            parts: The parts, and where they go.
+
+        Raises:
+            StoreDamagedError, StoreError, ValueError: as for `read_blob`; some targets may have
+                been written.
+            Exception: the exception of the iterator of parts.
+
+        Cancellation: as that of `read_blob`; no target is written once this has ended.
+        """
+        left = iter(parts)
+        while (part := await run_blocking(next, left, None)) is not None:
+            scatter(await self.read_blob(part.digest, part.offset, part.nbytes), part.targets)
 
     @abstractmethod
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:

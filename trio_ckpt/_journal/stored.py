@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
@@ -42,6 +43,25 @@ class Checkpoint(msgspec.Struct, frozen=True):  # one is made for each batch
     payload: bytes
     blob: str | None = None
     blobs: tuple[str, ...] = ()
+
+
+class BlobPart(msgspec.Struct, frozen=True, eq=False):
+    """A part of a blob, and the memory that it is read into.
+
+    Attributes:
+        digest: The name of the blob.
+        offset: The offset of the first byte.
+        targets: Writeable memory of bytes, filled one after the other.
+    """
+
+    digest: str
+    offset: int
+    targets: Sequence[memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the part."""
+        return sum(map(len, self.targets))
 
 
 class Fold(msgspec.Struct, frozen=True):

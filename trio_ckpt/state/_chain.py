@@ -7,14 +7,14 @@ that their arrays need, each once, and `read_named` reads only some arrays.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Generator, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import trio
 
 from .._journal.record import Record, RecordKind
-from .._journal.store import Store
+from .._journal.store import BlobPart, Store, scatter
 from .._util.errors import StoreDamagedError
 from .._util.extras import needs_extra
 from .._util.threads import run_blocking
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Parts of a state that are read and unpacked concurrently; more would slow each other down.
 READERS = 2
+
+GROUP_BYTES = 2**25  # that are read in one call of the store, some 10 ms
 
 CHECK_BYTES = 8 * 2**20  # the part of a blob that is hashed at a time
 
@@ -140,14 +142,15 @@ async def fill(
         for frame in [frames[number] for number in used]:
             await _check_blob(store, frame)
     for reads in assembly.rounds:
-        left = iter(reads)
+        left = _groups(reads)
         failures: list[Exception] = []
 
-        async def work(left: Iterator[Read] = left, failures: list[Exception] = failures) -> None:
+        async def work(
+            left: Iterator[list[Read]] = left, failures: list[Exception] = failures
+        ) -> None:
             try:
-                for read in left:
-                    data = await _read(store, frames[read.frame], read.offset, read.size)
-                    await run_blocking(assembly.fill, read, data, compressor)
+                for group in left:
+                    await store.read_blob_parts(_parts(group, frames, assembly, compressor))
             except Exception as error:  # the first of them is raised, not a group
                 failures.append(error)
                 nursery.cancel_scope.cancel()
@@ -177,10 +180,34 @@ async def _check_blob(store: Store, frame: StateFrame) -> None:
         raise StoreDamagedError(f"blob {frame.blob} of a saved state was altered: restore a copy")
 
 
-async def _read(store: Store, frame: StateFrame, offset: int, size: int) -> bytes:
-    if frame.blob:
-        return await store.read_blob(frame.blob, offset, size)
-    return frame.data[offset : offset + size]
+def _groups(reads: Sequence[Read]) -> Generator[list[Read]]:
+    """Group reads, so that few calls of a store are made, and each can soon be cancelled."""
+    group: list[Read] = []
+    size = 0
+    for read in reads:
+        group.append(read)
+        size += read.size
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _parts(
+    reads: Sequence[Read],
+    frames: Sequence[StateFrame],
+    assembly: Assembly,
+    compressor: Compressor,
+) -> Generator[BlobPart]:
+    """Yield what is to be read of blobs; each part is unpacked when the next one is asked for."""
+    for read in reads:
+        landing, frame = assembly.land(read), frames[read.frame]
+        if frame.blob:
+            yield BlobPart(frame.blob, read.offset, landing.targets)
+        else:
+            scatter(frame.data[read.offset : read.offset + read.size], landing.targets)
+        assembly.fill(landing, compressor)
 
 
 async def read_named(

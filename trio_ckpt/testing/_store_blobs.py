@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 
-from .._journal.store import BlobPayload, Checkpoint, Pruned, RunKey, Store
+from .._journal.store import BlobPart, BlobPayload, Checkpoint, Pruned, RunKey, Store
 from .._util.errors import StoreConflictError, StoreDamagedError, StoreError
 from ._store_case import A, B, Case, chain, expect, expect_raised, payload_of
 
@@ -158,6 +158,42 @@ async def read_blob(case: Case) -> None:
     for error, name, offset, size in bad:
         what = f"{size} bytes from {offset} on of {end} were read"
         await expect_raised(error, what, store.read_blob, name, offset, size)
+
+
+async def read_blob_parts(case: Case) -> None:
+    """read_blob_parts fills the memory of each part before it asks for the next one, or raises."""
+    store = await case.open()
+    payloads: dict[str, bytes] = {}
+
+    def ask(fails: bool = False) -> Iterator[BlobPart]:
+        for offset, size in ((0, BLOB_BYTES), (7, 1), (BLOB_BYTES, 0), (3, 500)):
+            for digest, payload in payloads.items():
+                memory, cut = bytearray(size), size // 3
+                view = memoryview(memory)
+                yield BlobPart(digest, offset, (view[:cut], view[:0], view[cut:]))
+                wanted = payload[offset : offset + size]
+                expect(memory == wanted, f"{size} bytes from {offset} on are other ones")
+        if fails:
+            raise _HalfError
+
+    async with case.own(store) as run:
+        payloads |= await _put_some(store, 2)
+        await case.save_all(store, run, [_naming(A, 1, *payloads)])
+        await store.read_blob_parts(ask())
+        what = "parts were read of an iterator that fails"
+        await expect_raised(_HalfError, what, store.read_blob_parts, ask(fails=True))
+    absent, one = hashlib.sha256(b"never put").hexdigest(), next(iter(payloads))
+    end, target = len(payloads[one]), memoryview(bytearray(10))
+    bad: list[tuple[type[Exception], str, int]] = [
+        (StoreDamagedError, one, end - 9),
+        (StoreDamagedError, absent, 0),
+        (StoreError, "no digest", 0),
+        (ValueError, one, -1),
+    ]
+    for error, name, offset in bad:
+        what = f"10 bytes from {offset} on of {end} were read"
+        parts = [BlobPart(name, offset, (target,))]
+        await expect_raised(error, what, store.read_blob_parts, parts)
 
 
 async def drop_blobs(case: Case) -> None:

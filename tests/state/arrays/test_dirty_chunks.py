@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+import msgspec
 import numpy as np
+import pytest
+import xxhash
 
 from trio_ckpt import state
+from trio_ckpt._journal.store import scatter
+from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.state import StateFrame, new_lineage
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena
+from trio_ckpt.state._arrays.compress import HEAD
 from trio_ckpt.state._arrays.dirty_pages import Tracker
 from trio_ckpt.state._arrays.engine import ArrayEngine, Assembly, DigestTable, EncodedArrays
 from trio_ckpt.state._tree.identity import ArrayLeaf
@@ -55,7 +62,9 @@ def restored(engine: ArrayEngine, *frames: StateFrame) -> tuple[list[Any], dict[
     for reads in assembly.rounds:
         for read in reversed(reads):  # in any order within a round
             data = frames[read.frame].data[read.offset : read.offset + read.size]
-            assembly.fill(read, data, engine.compressor)
+            landing = assembly.land(read)
+            scatter(data, landing.targets)
+            assembly.fill(landing, engine.compressor)
     arrays, tables = assembly.arrays(engine.tracker)
     return arrays, tables
 
@@ -99,6 +108,32 @@ def test_small_arena_holds_what_is_larger() -> None:
     assert engine.arena.used_bytes == 0
     (again,), _ = restored(engine, frame_of(stored, packed))
     assert (again == array).all()
+    engine.close()
+
+
+@pytest.mark.parametrize("at", [0, 3, HEAD.size, SLAB_BYTES // 2, SLAB_BYTES + HEAD.size - 1])
+def test_damage_of_what_is_read_into_its_buffer_is_found(at: int) -> None:
+    engine, array = ArrayEngine(), random(2 * SLAB_BYTES)
+    stored, data = saved(engine, array)
+    damaged = bytearray(data)
+    damaged[at] ^= 1
+    with pytest.raises(StoreDamagedError, match="is not what was saved"):
+        restored(engine, frame_of(stored, bytes(damaged)))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "head", [(1, 1, SLAB_BYTES, SLAB_BYTES), (0, 0, SLAB_BYTES, SLAB_BYTES), (0, 1, 5, 5)]
+)
+def test_piece_that_is_as_long_as_a_raw_one_and_is_none(head: tuple[int, int, int, int]) -> None:
+    engine, array = ArrayEngine(), random(SLAB_BYTES)
+    stored, data = saved(engine, array)
+    data = HEAD.pack(*head) + data[HEAD.size :]
+    (patch,) = stored.patches
+    digest = xxhash.xxh3_128_digest(data)
+    stored = attrs.evolve(stored, patches=(msgspec.structs.replace(patch, digests=digest),))
+    with pytest.raises(StoreDamagedError, match="a block"):
+        restored(engine, frame_of(stored, data))
     engine.close()
 
 

@@ -22,7 +22,7 @@ from tests.hangs import HANG_S
 from tests.stores.tools import A, B, chain, failing_commit, make
 from trio_ckpt._util import threads
 from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
-from trio_ckpt.abc import Checkpoint, RunKey, Store
+from trio_ckpt.abc import BlobPart, Checkpoint, RunKey, Store
 from trio_ckpt.stores import JsonStore, SqliteStore, open_store
 from trio_ckpt.stores._json import format
 from trio_ckpt.stores._local import blob_pins, blobs as _blobs, files as _files
@@ -232,6 +232,28 @@ async def test_part_that_comes_in_pieces(folder: Path, monkeypatch: pytest.Monke
     await store.put_blob(BIG)
     for offset, size in ((0, 1000), (5, 1001), (17, 123_456), (0, 0)):
         assert await store.read_blob(BIG_DIGEST, offset, size) == BIG[offset : offset + size]
+    await store.aclose()
+
+
+async def test_parts_are_filled_whatever_a_call_reads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.preadv
+    monkeypatch.setattr(_blobs, "MAX_BUFFERS", 3)
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+        return real(fd, [buffer[:1000] for buffer in buffers[:1]], offset)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    store = await SqliteStore.open(folder)
+    await store.put_blob(BIG)
+    for sizes in ((1000, 0, 1001, 3, 4, 5, 6), (0,), (123_456,)):
+        memory = [bytearray(size) for size in sizes]
+        await store.read_blob_parts([BlobPart(BIG_DIGEST, 17, [memoryview(m) for m in memory])])
+        assert b"".join(memory) == BIG[17 : 17 + sum(sizes)]
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: 0)
+    with pytest.raises(StoreDamagedError, match="was truncated"):
+        await store.read_blob_parts([BlobPart(BIG_DIGEST, 0, [memoryview(bytearray(1))])])
     await store.aclose()
 
 

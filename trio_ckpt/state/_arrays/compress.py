@@ -214,6 +214,12 @@ def read_head(block: memoryview) -> tuple[int, int, int]:
     return codec, itemsize, raw_nbytes
 
 
+def is_raw(head: memoryview, body: memoryview) -> bool:
+    """Return whether a head says that the body is the bytes themselves."""
+    codec, itemsize, *sizes = HEAD.unpack(head)
+    return codec == RAW and itemsize > 0 and sizes == [len(body), len(body)]
+
+
 def _is_our_chunk(chunk: bytes | memoryview, itemsize: int, nbytes: int) -> bool:
     """Return whether a Blosc2 chunk has the head that `Compressor.pack` gives it."""
     if len(chunk) < _CHUNK_HEAD.size:

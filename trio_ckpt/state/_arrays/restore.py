@@ -25,12 +25,13 @@ from .block_digests import (
 )
 from .block_ranges import Ranges, decode_ranges
 from .buffers import check_view, rebuild
-from .compress import MAX_BLOCK_BYTES, Compressor
+from .compress import HEAD, MAX_BLOCK_BYTES, Compressor, is_raw
 from .dirty_pages import Tracker, Untracked
 from .memory import Bytes, address_of, allocate
 from .userfaultfd import spread
 
-READ_BYTES = 2**24  # per read, if pieces are adjacent
+READ_BYTES = 2**21  # per read, if pieces are adjacent: what is checked next is in the caches
+IN_PLACE_BYTES = 2**16  # a smaller piece costs less to copy than to read by itself
 
 
 @attrs.frozen(eq=False)
@@ -73,6 +74,21 @@ class Read:
     pieces: tuple[PackedBlocks, ...]
 
 
+@attrs.frozen(eq=False)
+class Landing:
+    """Where a read goes: each raw piece right into its buffer, all others into memory of the read.
+
+    Attributes:
+        read: The read.
+        targets: The memory, in the order of the bytes that are read.
+        parts: The memory of each piece; two parts, its head and its body, of one in its buffer.
+    """
+
+    read: Read
+    targets: list[memoryview]
+    parts: list[tuple[memoryview, ...]]
+
+
 class Assembly:
     """The buffers of a state that is being restored.
 
@@ -110,6 +126,7 @@ class Assembly:
 
     def _plan(self, number: int, frame: StateFrame, layout: Layout) -> None:
         pieces: list[PackedBlocks] = []
+        newer: list[tuple[Mask, Indexes]] = []  # blocks that are not needed from older frames
         for patch in frame.patches:
             if patch.buffer >= len(layout.names):
                 raise StoreDamagedError("a saved state names a buffer that it does not have")
@@ -120,19 +137,17 @@ class Assembly:
             size = layout.sizes[patch.buffer]
             if size != self.layout.sizes[self._places[name]]:
                 raise StoreDamagedError(f"the size of {name} changed, and it was not saved whole")
-            pieces += self._pieces(patch, name, size, needed)
-        for patch in frame.patches:  # their blocks are not needed from older frames
-            needed = self._needed.get(layout.names[patch.buffer])
-            if needed is not None and needed.any():  # else its size in that frame may be different
-                ranges = decode_ranges(patch.ranges, layout.sizes[patch.buffer])
-                needed[_blocks_in(ranges)] = False
+            ranges = decode_ranges(patch.ranges, size)
+            if sum(patch.sizes) != int(ranges[:, 1].sum()):
+                raise StoreDamagedError("a saved state has more or fewer bytes than changes")
+            blocks = _blocks_in(ranges)
+            pieces += self._pieces(patch, name, blocks, needed)
+            newer.append((needed, blocks))
+        for needed, blocks in newer:
+            needed[blocks] = False
         self.reads += _side_by_side(number, pieces)
 
-    def _pieces(self, patch: Patch, name: str, size: int, needed: Mask) -> list[PackedBlocks]:
-        ranges = decode_ranges(patch.ranges, size)
-        blocks = _blocks_in(ranges)
-        if sum(patch.sizes) != int(ranges[:, 1].sum()):
-            raise StoreDamagedError("a saved state has more or fewer bytes than changes")
+    def _pieces(self, patch: Patch, name: str, blocks: Indexes, needed: Mask) -> list[PackedBlocks]:
         found: list[PackedBlocks] = []
         at, offset = 0, patch.offset
         for place, (stored, length) in enumerate(zip(patch.stored, patch.sizes, strict=True)):
@@ -152,8 +167,35 @@ class Assembly:
         first = [read for read in self.reads if read.frame == self._full]
         return first, self.reads[len(first) :]
 
-    def fill(self, read: Read, data: bytes | memoryview, compressor: Compressor) -> None:
-        """Fill buffers from a read, the reads of the full frame first.  It blocks.
+    def land(self, read: Read) -> Landing:
+        """Return the memory for a read; `fill` comes next."""
+        rest = np.empty(read.size, np.uint8).data  # of which only what is used is ever touched
+        landing = Landing(read, [], [])
+        begin = at = 0  # what is not a target yet
+        for piece in read.pieces:
+            start, end = at, at + piece.stored
+            body = self._body_of(piece, is_full=read.frame == self._full)
+            if body is None:
+                landing.parts.append((rest[start:end],))
+            else:
+                head = rest[start : start + HEAD.size]
+                landing.parts.append((head, body))
+                landing.targets.extend((rest[begin : start + HEAD.size], body))
+                begin = end
+            at = end
+        if begin < at:
+            landing.targets.append(rest[begin:at])
+        return landing
+
+    def _body_of(self, piece: PackedBlocks, *, is_full: bool) -> memoryview | None:
+        """Return the part of a buffer that is a raw piece without its head; None: it is none."""
+        if piece.size < IN_PLACE_BYTES or piece.stored != piece.size + HEAD.size:
+            return None
+        target = self._target(piece, is_full=is_full)
+        return None if target is None or target.nbytes != piece.size else target.data
+
+    def fill(self, landing: Landing, compressor: Compressor) -> None:
+        """Check what was read and unpack it, the reads of the full frame first.  It blocks.
 
         A piece of the full frame is unpacked whole, blocks that newer frames replace included:
         leaving them out takes five times as long as writing over them.
@@ -161,18 +203,19 @@ class Assembly:
         Raises:
             StoreDamagedError: the data is not what was saved.
         """
-        view = memoryview(data)
-        if len(view) != read.size:
-            raise StoreDamagedError("a saved state ends too early")
-        for piece in read.pieces:
-            start = piece.offset - read.offset
-            stored = view[start : start + piece.stored]
-            if xxhash.xxh3_128_digest(stored) != piece.digest:
+        read = landing.read
+        for piece, parts in zip(read.pieces, landing.parts, strict=True):
+            digest = xxhash.xxh3_128(parts[0])
+            for part in parts[1:]:
+                digest.update(part)
+            if digest.digest() != piece.digest:
                 raise StoreDamagedError(
                     f"{self.layout.names[piece.buffer]} is not what was saved: "
                     f"{piece.stored} bytes at {piece.offset} are damaged"
                 )
-            self._put(piece, stored, compressor, is_full=read.frame == self._full)
+            if len(parts) == 1 or not is_raw(*parts):
+                stored = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+                self._put(piece, stored, compressor, is_full=read.frame == self._full)
 
     def arrays(
         self, tracker: Tracker | Untracked | None = None
@@ -207,18 +250,24 @@ class Assembly:
                 found[name] = rebuild([view], self.buffers)[0]
         return found
 
+    def _target(self, piece: PackedBlocks, *, is_full: bool) -> Bytes | None:
+        """Return the part of a buffer that a piece fills whole; None: it fills blocks of it."""
+        blocks = piece.blocks
+        is_run = int(blocks[-1]) - int(blocks[0]) + 1 == len(blocks)
+        if not is_run or not (is_full or len(piece.wanted) == len(blocks)):
+            return None
+        start = int(blocks[0]) * BLOCK_BYTES
+        return self.buffers[piece.buffer][start : start + piece.size]
+
     def _put(
         self, piece: PackedBlocks, stored: memoryview, compressor: Compressor, *, is_full: bool
     ) -> None:
-        target = self.buffers[piece.buffer]
-        blocks = piece.blocks
-        start = int(blocks[0]) * BLOCK_BYTES
-        is_run = int(blocks[-1]) - int(blocks[0]) + 1 == len(blocks)
-        if is_run and (is_full or len(piece.wanted) == len(blocks)):
-            compressor.unpack(stored, target[start : start + piece.size])
+        whole = self._target(piece, is_full=is_full)
+        if whole is not None:
+            compressor.unpack(stored, whole)
             return
+        target, blocks, wanted = self.buffers[piece.buffer], piece.blocks, piece.wanted
         unpacked = compressor.unpacked(stored, piece.size)
-        wanted = piece.wanted
         if piece.size % BLOCK_BYTES and int(wanted[-1]) == len(blocks) - 1:  # the short last one
             rest = unpacked[(len(blocks) - 1) * BLOCK_BYTES :]
             at = int(blocks[-1]) * BLOCK_BYTES

@@ -20,12 +20,12 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ..._journal.store import BlobPayload
+from ..._journal.store import BlobPart, BlobPayload
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.log import get_logger
 from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
@@ -36,7 +36,7 @@ logger = get_logger(__name__)
 OVERLAP_BYTES = 4 * 2**20  # from this size on, hashing takes longer than a thread to start
 WRITE_BYTES = 2 * 2**20  # per write: longer calls of the kernel keep an event loop waiting
 MAX_WAITING = 32  # writes that are not hashed yet: an iterator may produce them faster
-MAX_BUFFERS = 512  # per writev(2); Linux takes 1,024
+MAX_BUFFERS = 512  # per writev(2) and preadv(2); Linux takes 1,024
 MAX_READ_BYTES = 2**30  # per pread(2); Linux takes 2 GiB less a page
 MAX_WHOLE_BYTES = 2**30  # for a sealed record, and for a read without a size
 
@@ -181,18 +181,39 @@ class Blobs:
             StoreDamagedError: the blob is missing, or too short.
             StoreError: the blob is too large to be read without a size.
         """
+        with self._opened(digest, offset, size) as (fd, there):
+            if size is None and there > MAX_WHOLE_BYTES:
+                raise StoreError(f"blob {self._path(digest)} has {there:,} bytes: read it in parts")
+            return _read_part(fd, offset, there if size is None else size)
+
+    def read_parts(self, parts: Iterable[BlobPart]) -> None:
+        """Read parts of blobs into their targets without hashing them.
+
+        Raises:
+            StoreDamagedError: a blob is missing, or too short.
+        """
+        for part in parts:
+            check_part(part.offset, None)
+            with self._opened(part.digest, part.offset, part.nbytes) as (fd, _there):
+                _read_into(fd, part.offset, part.targets)
+
+    @contextmanager
+    def _opened(self, digest: str, offset: int, size: int | None) -> Generator[tuple[int, int]]:
+        """Open a blob that has so many bytes after the offset; yields how many it has there.
+
+        Raises:
+            StoreDamagedError: it is missing, or too short.
+            StoreError: it cannot be read.
+        """
         path = self._path(digest)
         need_folder(path.parent)
         try:
             fd = open_file(path, os.O_RDONLY)
             try:
                 there = os.fstat(fd).st_size - offset
-                wanted = there if size is None else size
-                if size is None and there > MAX_WHOLE_BYTES:
-                    raise StoreError(f"blob {path} has {there:,} bytes: read it in parts")
-                if not 0 <= wanted <= there:
+                if not (size or 0) <= there:
                     raise StoreDamagedError(f"blob {path} is too short: it was truncated")
-                return _read_part(fd, offset, wanted)
+                yield fd, there
             finally:
                 os.close(fd)
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -248,6 +269,17 @@ def _read_part(fd: int, offset: int, size: int) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
         if not part:
             raise StoreDamagedError("a blob was truncated while it was read")
+
+
+def _read_into(fd: int, offset: int, targets: Iterable[memoryview]) -> None:
+    """Fill all targets; a read may end before the last of them."""
+    left = deque(target for target in targets if target)
+    while left:
+        done = os.preadv(fd, list(islice(left, MAX_BUFFERS)), offset)
+        if not done:
+            raise StoreDamagedError("a blob was truncated while it was read")
+        offset += done
+        _advance(left, done)
 
 
 # ---------------------------------------------------------------------------------------
@@ -313,7 +345,12 @@ def _write_all(fd: int, views: Iterable[memoryview]) -> None:
     left = deque(views)
     while left:
         done = os.writev(fd, list(islice(left, MAX_BUFFERS)))
-        while left and done >= len(left[0]):
-            done -= len(left.popleft())
-        if done:
-            left[0] = left[0][done:]
+        _advance(left, done)
+
+
+def _advance(left: deque[memoryview], done: int) -> None:
+    """Leave out the first bytes of some buffers."""
+    while left and done >= len(left[0]):
+        done -= len(left.popleft())
+    if done:
+        left[0] = left[0][done:]

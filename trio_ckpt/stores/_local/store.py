@@ -16,7 +16,7 @@ each is removed at once unless a handle pins it (`trio_ckpt.stores._local.blob_p
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import trio
 from ..._journal.store import (
     INLINE_LIMIT_BYTES,
     MAX_INLINE_LIMIT_BYTES,
+    BlobPart,
     BlobPayload,
     Checkpoint,
     Finding,
@@ -388,6 +389,11 @@ class LocalStore(Store):
         self._check_open()
         check_part(offset, size)
         return await run_blocking(self._blobs.read, digest, offset, size)
+
+    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
+        """See `Store.read_blob_parts`."""
+        self._check_open()
+        await run_blocking(self._blobs.read_parts, parts)
 
     async def aclose(self) -> None:
         """See `Store.aclose`.
