@@ -172,7 +172,7 @@ async def read_blob_parts(case: Case) -> None:
                 view = memoryview(memory)
                 yield BlobPart(digest, offset, (view[:cut], view[:0], view[cut:]))
                 wanted = payload[offset : offset + size]
-                expect(memory == wanted, f"{size} bytes from {offset} on are other ones")
+                expect(bytes(memory) == wanted, f"{size} bytes from {offset} on are other ones")
         if fails:
             raise _HalfError
 
