@@ -54,6 +54,7 @@ OPTIONAL = {
     "state._arrays.dirty_pages": "NumPy and what goes with it are an extra",
     "_commit.state_manager": "only a stream with a state needs it, and how states are encoded",
     "state._plan": "only a stream with a state needs it, and how states are encoded",
+    "_maintenance.losses": "only a run with states or outputs can have lost some",
     "stores._json.store": "a run uses one kind of store",
     "stores.memory": "a run uses one kind of store",
     "monitor": "its server is an extra, and only the command of that name needs it",

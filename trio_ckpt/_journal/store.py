@@ -455,8 +455,9 @@ class Store(ABC):
 
 
 def _fold_up(entry: StoredStream, seal: Seal) -> Progress:
-    progress = Progress()
-    if entry.fold is not None:
+    if entry.fold is None:
+        progress = Progress()
+    else:
         progress = decode_progress(seal.open(-entry.fold.through, entry.fold.payload))
     for stored in entry.tail:
         apply(progress, stored.sequence, decode_record(seal.open(stored.sequence, stored.payload)))

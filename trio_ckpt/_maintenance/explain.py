@@ -34,7 +34,6 @@ from .._util.text import (
     stream_name,
     stream_names,
 )
-from .losses import Losses
 from .reasons import Clause, Reason, render
 
 MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
@@ -89,6 +88,24 @@ class Trouble:
     stream: StreamKey
     at: float
     text: str
+
+
+@attrs.frozen
+class Losses:
+    """What a start of a run needs, and would not find.
+
+    Attributes:
+        states: Streams that cannot go on.
+        files: Outputs that are gone, as `find_drift` names them.
+        folder: The output folder, if it is gone; empty: it exists, or is not needed.
+    """
+
+    states: tuple[Finding, ...] = ()
+    files: tuple[Finding, ...] = ()
+    folder: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.states or self.files or self.folder)
 
 
 def _names_of_parts(facts: Facts) -> Mapping[StreamKey, str]:

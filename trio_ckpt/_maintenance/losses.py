@@ -10,8 +10,6 @@ import os
 from collections.abc import Collection, Sequence
 from contextlib import aclosing, closing
 
-import attrs
-
 from .._journal.history import LiveRecord, LiveRecords, read_pages
 from .._journal.record import Status
 from .._journal.store import Finding, RunView, Store
@@ -23,28 +21,11 @@ from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._chain import read_chain
 from .drift import output_finding
+from .explain import Losses
 from .verify_states import see_end, state_finding
 
 MAX_STREAMS = 100  # checked, of a run
 MAX_FILES = 1_000  # checked, of a run; the newest of each stream
-
-
-@attrs.frozen
-class Losses:
-    """What a start of a run needs, and would not find.
-
-    Attributes:
-        states: Streams that cannot go on.
-        files: Outputs that are gone, as `find_drift` names them.
-        folder: The output folder, if it is gone; empty: it exists, or is not needed.
-    """
-
-    states: tuple[Finding, ...] = ()
-    files: tuple[Finding, ...] = ()
-    folder: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.states or self.files or self.folder)
 
 
 async def find_losses(
@@ -70,10 +51,11 @@ async def find_losses(
 async def _look(
     store: Store, view: RunView, folder: str | None, wanted: Collection[StreamKey] | None
 ) -> Losses:
+    chosen = view.streams.keys() if wanted is None else set(wanted)
     parts = {
         key: entry.progress
         for key, entry in view.streams.items()
-        if key not in (RUN_STREAM, JOB_STREAM) and (wanted is None or key in wanted)
+        if key not in (RUN_STREAM, JOB_STREAM) and key in chosen
     }
     keys = in_order(parts)[:MAX_STREAMS]
     states: list[Finding] = []

@@ -165,6 +165,8 @@ class IndexSet:
 
     def union(self, other: IndexSet) -> IndexSet:
         """A new set with the indexes of both."""
+        if not other:  # as of a stream without skipped batches, of which a run may have many
+            return self.copy()
         both = IndexSet()
         for start, stop in sorted([*self.intervals(), *other.intervals()]):
             if both._stops and start <= both._stops[-1]:
@@ -172,7 +174,7 @@ class IndexSet:
             else:
                 both._starts.append(start)
                 both._stops.append(stop)
-        both._count = sum(stop - start for start, stop in both.intervals())
+        both._count = sum(both._stops) - sum(both._starts)
         return both
 
     def after(self, index: int) -> IndexSet:
@@ -194,7 +196,7 @@ class IndexSet:
                     kept._starts.append(start)
                     kept._stops.append(min(stop, start_gone))
                 start = min(stop, stop_gone) if start_gone < stop else stop
-        kept._count = sum(stop - start for start, stop in kept.intervals())
+        kept._count = sum(kept._stops) - sum(kept._starts)
         self._starts, self._stops, self._count = kept._starts, kept._stops, kept._count
 
     def copy(self) -> IndexSet:
@@ -230,5 +232,5 @@ class IndexSet:
             raise ValueError("an interval is beyond the greatest index")
         if len(self._starts) != len(self._stops):
             raise ValueError("an interval has no end")
-        self._count = sum(stop - start for start, stop in self.intervals())
+        self._count = sum(self._stops) - sum(self._starts)
         return self

@@ -13,8 +13,7 @@ from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.run_status import RunStatus
 from .._journal.store import Store
 from .._journal.summary import is_over
-from .._maintenance.explain import Facts, Sentence, Trouble, explain_run
-from .._maintenance.losses import find_losses
+from .._maintenance.explain import Facts, Losses, Sentence, Trouble, explain_run
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, moment, number, plural, quoted_name, stream_names
 from ._options import (
@@ -63,7 +62,7 @@ async def explain(
         now=now,
         retry_command=shlex.join(["trio-ckpt", "retry", store.url, run.run_id]),
         verify_command=shlex.join(["trio-ckpt", "verify", store.url, run.run_id]),
-        losses=await find_losses(store, run.view, run.session_metadata.get("output_dir"), keys),
+        losses=await _losses(run, keys),
         pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
         pending_total=total,
         troubles=await _troubles(run, keys),
@@ -97,6 +96,16 @@ def _sentence_document(sentence: Sentence) -> Document:
         return document
     streams = [list(key) for key in sentence.streams]
     return {**document, "action": sentence.action.value, "streams": streams}
+
+
+async def _losses(run: RunStatus, keys: Sequence[StreamKey]) -> Losses:
+    """What a start needs and would not find; only states and outputs can be lost."""
+    parts = [run.parts[key] for key in keys]
+    if not any(part.has_state or part.outputs or part.sinks for part in parts):
+        return Losses()
+    from .._maintenance.losses import find_losses  # needs most of the library
+
+    return await find_losses(run.store, run.view, run.session_metadata.get("output_dir"), keys)
 
 
 async def _troubles(run: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
