@@ -14,6 +14,7 @@ from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
 from trio_ckpt._maintenance.explain import (
     Facts,
+    Losses,
     Sentence,
     StartAction,
     Trouble,
@@ -21,7 +22,6 @@ from trio_ckpt._maintenance.explain import (
     explain_run,
     holes,
 )
-from trio_ckpt._maintenance.losses import Losses
 from trio_ckpt._maintenance.reasons import Reason, render
 from trio_ckpt._util.exact_sum import ExactSum
 from trio_ckpt._util.index_set import IndexSet

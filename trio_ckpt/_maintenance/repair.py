@@ -19,7 +19,6 @@ from contextlib import aclosing
 from pathlib import Path
 
 import attrs
-import trio
 
 from .._journal.store import Finding, FindingKind, Repaired, Store
 from .._runs.manifest import MANIFEST
@@ -108,9 +107,7 @@ async def repair_all(
             )
             done += repaired.done
             not_done += repaired.left
-    left: list[Finding] = []
-    store = await open_store(url, mac_key=mac_key, create=False)
-    try:
+    async with aclosing(await open_store(url, mac_key=mac_key, create=False)) as store:
         for name in await _runs_of(store, run_id, not_done):
             folder_now = output_dir if run_id is not None else None
             try:
@@ -119,9 +116,6 @@ async def repair_all(
                 not_done.append(Repaired(f"run {name!r}", str(error)))
         async with aclosing(check_all(store, run_id, output_dir=output_dir)) as found:
             left = [finding async for finding in found if finding.is_damage]
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
     for part in done:
         log.warning("%s: %s", printable(part.where), printable(part.what), extra=at(run_id))
     return RepairReport(tuple(done), tuple(not_done), tuple(left))

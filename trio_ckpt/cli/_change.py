@@ -35,6 +35,7 @@ from ..state._retention import Retention
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._options import (
     TypedPath,
+    count_option,
     file_argument,
     json_option,
     output_dir_option,
@@ -302,13 +303,10 @@ compact_command = store_command(
     compact,
     run_argument,
     stream_option,
-    click.option(
+    count_option(
         "--keep",
-        type=click.IntRange(min=1),
+        "How many states keep their large arrays, the newest counted; pinned ones do, too.",
         default=Retention().last,
-        show_default=True,
-        metavar="N",
-        help="How many states keep their large arrays, the newest counted; pinned ones do, too.",
     ),
     click.option(
         "--archive",
@@ -387,12 +385,10 @@ prune_command = store_command(
     "prune",
     prune,
     run_argument,
-    click.option(
+    count_option(
         "--keep",
-        type=click.IntRange(min=0),
-        required=True,
-        metavar="N",
-        help="How many generations are left, the newest counted; 0 removes the run.",
+        "How many generations are left, the newest counted; 0 removes the run.",
+        least=0,
     ),
     yes_option,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import ssl
 import sys
 from typing import Any
 
@@ -13,13 +12,8 @@ import trio
 
 from .._util.nursery import open_service_nursery
 from .._util.screen import Screen
-from ._exits import (
-    EXIT_OK,
-    EXIT_REFUSED,
-    EXIT_USAGE,
-    CommandError,
-)
-from ._options import TypedPath, store_argument
+from ._exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError
+from ._options import listening_options, seconds_option, store_argument, tls_context
 from ._render import Pairs, to_json, to_lines
 from ._select import reading
 
@@ -29,57 +23,26 @@ ACTION_SECRET_VAR = "TRIO_CKPT_ACTION_SECRET"  # noqa: S105  # likewise
 
 @click.command("monitor")
 @store_argument
-@click.option("--host", default="127.0.0.1", show_default=True, help="What to listen on.")
-@click.option(
-    "--port", type=click.IntRange(0, 65_535), default=8_000, show_default=True, help="0: any."
-)
+@listening_options(8_000)
 @click.option(
     "--allow-actions", is_flag=True, help="Take actions, with a second secret that is printed."
 )
 @click.option(
-    "--known-as", multiple=True, metavar="NAME", help="Another name that it is reached by."
+    "--known-as", "hosts", multiple=True, metavar="NAME", help="Another name it is reached by."
 )
-@click.option("--tls-cert", type=TypedPath(), metavar="FILE", help="A certificate chain, PEM.")
-@click.option("--tls-key", type=TypedPath(), metavar="FILE", help="Its key, if not in that file.")
-@click.option(
-    "--allow-plain", is_flag=True, help="Listen beyond this machine without TLS all the same."
-)
-@click.option(
-    "--stuck-after",
-    "stuck_after_s",
-    type=click.FloatRange(min=0),
-    metavar="SECONDS",
-    help="From which age on a pending token is shown as stuck.",
-)
+@seconds_option("--stuck-after", "From which age on a pending token is shown as stuck.")
 @click.option("--json", "as_json", is_flag=True, help="Say where it is as one JSON document.")
 def monitor_command(
-    store: str,
-    host: str,
-    port: int,
-    allow_actions: bool,
-    known_as: tuple[str, ...],
-    tls_cert: str | None,
-    tls_key: str | None,
-    allow_plain: bool,
-    stuck_after_s: float | None,
-    as_json: bool,
+    store: str, tls_cert: str | None, tls_key: str | None, as_json: bool, **options: Any
 ) -> int:
     """Show the runs of STORE in a browser, until Ctrl-C.
 
     A viewer needs the secret that is printed, or that of the environment variable
     TRIO_CKPT_MONITOR_SECRET (for actions: TRIO_CKPT_ACTION_SECRET).
     """
-    options: dict[str, Any] = {
-        "host": host,
-        "port": port,
-        "secret": os.environ.get(SECRET_VAR) or None,
-        "allow_actions": allow_actions,
-        "action_secret": os.environ.get(ACTION_SECRET_VAR) or None,
-        "hosts": known_as,
-        "ssl_context": _ssl_context(tls_cert, tls_key),
-        "allow_plain": allow_plain,
-        "stuck_after_s": stuck_after_s,
-    }
+    options["ssl_context"] = tls_context(tls_cert, tls_key)
+    options["secret"] = os.environ.get(SECRET_VAR) or None
+    options["action_secret"] = os.environ.get(ACTION_SECRET_VAR) or None
     return trio.run(_show, store, options, as_json)
 
 
@@ -128,16 +91,3 @@ def _say(url: str, serving: Any, *, as_json: bool) -> None:
     pairs.append(("stop", "Ctrl-C"))
     for line in to_lines([Pairs(pairs)]):
         print(line, file=screen)
-
-
-def _ssl_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
-    if cert is None:
-        if key is not None:
-            raise CommandError("--tls-key needs --tls-cert", EXIT_USAGE)
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(cert, key)
-    except ssl.SSLError as error:
-        raise CommandError(f"{cert}: {error.reason}", EXIT_USAGE) from error
-    return context

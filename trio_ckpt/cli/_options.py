@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
@@ -14,8 +15,9 @@ import trio
 from click.shell_completion import CompletionItem
 
 from .._journal.store import Store
+from .._util.arguments import MAX_PORT
 from .._util.text import stream_name
-from ._exits import EXIT_REFUSED, CommandError
+from ._exits import EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._render import CommandAnswer, print_blocks, to_json
 from ._select import MAC_KEY_PLACE, read_status, reading
 
@@ -97,6 +99,54 @@ async def _stream_names(store: Store, *, run_id: str | None) -> list[str]:
 # ---------------------------------------------------------------------------------------
 
 
+class Option(Protocol):
+    """What click makes of an argument or an option: a decorator."""
+
+    def __call__(self, command: F, /) -> F: ...
+
+
+def with_options(command: F, *options: Option) -> F:
+    """Add arguments and options to a command, in their order."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def count_option(
+    flag: str, text: str, *, default: int | None = None, least: int = 1, most: int | None = None
+) -> Option:
+    """An option for a whole number, which is required if it has no default."""
+    return click.option(
+        flag,
+        type=click.IntRange(least, most),
+        default=default,
+        required=default is None,
+        show_default=True,
+        metavar="N",
+        help=text,
+    )
+
+
+def seconds_option(
+    flag: str,
+    text: str,
+    *,
+    default: float | None = None,
+    least: float = 0,
+    is_zero_allowed: bool = True,
+) -> Option:
+    """An option for a time span, in seconds; the name of its argument ends in ``_s``."""
+    return click.option(
+        flag,
+        f"{flag[2:].replace('-', '_')}_s",
+        type=click.FloatRange(min=least, min_open=not is_zero_allowed),
+        default=default,
+        show_default=default is not None,
+        metavar="SECONDS",
+        help=text,
+    )
+
+
 def _remember(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
     ctx.meta[MAC_KEY_PLACE] = path
 
@@ -129,30 +179,69 @@ stream_option = click.option(
 output_dir_option = click.option(
     "--output-dir", type=TypedPath(), metavar="FOLDER", help="Where the outputs are now."
 )
-limit_option = click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=DEFAULT_LIMIT,
-    show_default=True,
-    metavar="N",
-    help="How many, the newest first.",
-)
+limit_option = count_option("--limit", "How many, the newest first.", default=DEFAULT_LIMIT)
 
 
 def store_argument(command: F) -> F:
     """Add the store and its key to a command."""
-    return click.argument("store", type=TypedPath())(mac_key_option(command))
+    return with_options(command, click.argument("store", type=TypedPath()), mac_key_option)
+
+
+def listening_options(port: int) -> Option:
+    """The options of a server: where it listens, and what protects its secret there."""
+
+    def add(command: F) -> F:
+        return with_options(
+            command,
+            click.option(
+                "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
+            ),
+            count_option(
+                "--port", "The port; 0: one that is free.", default=port, least=0, most=MAX_PORT
+            ),
+            click.option(
+                "--tls-cert",
+                type=TypedPath(exists=True),
+                metavar="FILE",
+                help="A certificate chain for TLS, PEM.",
+            ),
+            click.option(
+                "--tls-key",
+                type=TypedPath(exists=True),
+                metavar="FILE",
+                help="Its key, if not in that file.",
+            ),
+            click.option(
+                "--allow-plain",
+                is_flag=True,
+                help="Listen beyond this machine without TLS all the same.",
+            ),
+        )
+
+    return add
+
+
+def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
+    """The TLS of a server, from the two options; None: it has none.
+
+    Raises:
+        CommandError: the files hold no certificate and its key.
+    """
+    if cert is None:
+        if key is not None:
+            raise CommandError("--tls-key needs --tls-cert", EXIT_USAGE)
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key)
+    except ssl.SSLError as error:
+        raise CommandError(f"{cert}: {error.reason}", EXIT_USAGE) from error
+    return context
 
 
 # ---------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------
-
-
-class Option(Protocol):
-    """What click makes of an argument or an option: a decorator."""
-
-    def __call__(self, command: F, /) -> F: ...
 
 
 def store_command(
@@ -174,9 +263,7 @@ def store_command(
 
         return print_answer(main, as_json=as_json)
 
-    for option in (json_option, *reversed(options)):
-        command = option(command)
-    return click.command(name)(store_argument(command))
+    return click.command(name)(with_options(command, store_argument, *options, json_option))
 
 
 def print_answer(query: Callable[[], Awaitable[CommandAnswer]], *, as_json: bool) -> int:

@@ -10,9 +10,10 @@ import ssl
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 import trio
@@ -27,7 +28,15 @@ from ..remote._wire.link import SILENCE_S
 from ..remote._worker.calls import PATIENCE_S
 from ..stores import open_store
 from ._exits import EXIT_OK, EXIT_USAGE, CommandError
-from ._options import TypedPath, json_option, store_argument
+from ._options import (
+    TypedPath,
+    count_option,
+    json_option,
+    listening_options,
+    seconds_option,
+    store_argument,
+    tls_context,
+)
 from ._render import to_json
 from ._select import mac_key
 
@@ -46,64 +55,34 @@ quiet_option = click.option("--quiet", is_flag=True, help="Print errors only.")
 
 @click.command("foreman")
 @store_argument
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65_535),
-    default=9_000,
-    show_default=True,
-    help="The port; 0: one that is free.",
-)
+@listening_options(9_000)
 @secret_option
-@click.option("--tls-cert", type=TypedPath(exists=True), metavar="FILE", help="PEM, for TLS.")
-@click.option("--tls-key", type=TypedPath(exists=True), metavar="FILE", help="Its key.")
-@click.option("--allow-plain", is_flag=True, help="Listen beyond this machine without TLS.")
 @click.option(
-    "--name", "names", multiple=True, help="Another host name under which peers reach it."
+    "--name", "hosts", multiple=True, help="Another host name under which peers reach it."
 )
-@click.option(
-    "--max-connections",
-    type=click.IntRange(min=1),
-    default=1_000,
-    show_default=True,
-    help="More are closed at once.",
-)
-@click.option(
+@count_option("--max-connections", "More are closed at once.", default=1_000)
+@seconds_option(
     "--grace",
-    "grace_s",
-    type=click.FloatRange(min=0),
+    "How long a worker whose connection was closed may take to come back.",
     default=DEFAULT_GRACE_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a worker whose connection was closed may take to come back.",
 )
-@click.option(
+@seconds_option(
     "--silence",
-    "silence_s",
-    type=click.FloatRange(min=0, min_open=True),
+    "A peer that says nothing for so long is gone.",
     default=SILENCE_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="A peer that says nothing for so long is gone.",
+    is_zero_allowed=False,
 )
 @click.option("--rebalance", is_flag=True, help="Move running items to idle workers.")
 @quiet_option
 @json_option
 def foreman_command(
     store: str,
-    host: str,
-    port: int,
     secret_file: Path | None,
     tls_cert: str | None,
     tls_key: str | None,
-    allow_plain: bool,
-    names: tuple[str, ...],
-    max_connections: int,
-    grace_s: float,
-    silence_s: float,
-    rebalance: bool,
     quiet: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Accept jobs, and assign their items to workers; all its data is in STORE.
 
@@ -111,10 +90,7 @@ def foreman_command(
     """
     need_remote()
     secret = read_secret(secret_file, may_make=True)
-    context = None
-    if tls_cert is not None:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(tls_cert, tls_key)
+    context = tls_context(tls_cert, tls_key)
     raise_file_limit()
 
     def say(foreman: Foreman) -> None:
@@ -123,35 +99,19 @@ def foreman_command(
         print(text, file=Screen(sys.stdout))
 
     async def main() -> None:
-        opened = await open_store(store, mac_key=mac_key())
-        try:
-            serve = partial(
-                serve_foreman,
-                opened,
-                secret=secret,
-                host=host,
-                port=port,
-                ssl_context=context,
-                allow_plain=allow_plain,
-                hosts=names,
-                max_connections=max_connections,
-                grace_s=grace_s,
-                silence_s=silence_s,
-                rebalance=rebalance,
-            )
+        async with aclosing(await open_store(store, mac_key=mac_key())) as opened:
+            serve = partial(serve_foreman, opened, secret=secret, ssl_context=context, **options)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop_on_signal, nursery.cancel_scope)
                 say(await nursery.start(serve))
-        finally:
-            with trio.CancelScope(shield=True):
-                await opened.aclose()
 
     try:
         return run_until_stopped(main, quiet=quiet)
     except UnsafeBindingError as error:
         raise CommandError(
-            f"{host!r} is beyond this machine, and without TLS others on the network can read the "
-            "secret: give --tls-cert and --tls-key, or --allow-plain where the network is your own",
+            f"{options['host']!r} is beyond this machine, and without TLS others on the network "
+            "can read the secret: give --tls-cert and --tls-key, or --allow-plain where the "
+            "network is your own",
             EXIT_USAGE,
         ) from error
 
@@ -165,13 +125,7 @@ def foreman_command(
     metavar="MODULE",
     help="Run functions of this module, and of those below it; may be given again.",
 )
-@click.option(
-    "--slots",
-    type=click.IntRange(min=1, max=128),
-    default=1,
-    show_default=True,
-    help="How many items at a time.",
-)
+@count_option("--slots", "How many items at a time.", default=1, most=128)
 @click.option("--name", help="The name of the worker; default: its host and process.")
 @secret_option
 @click.option(
@@ -180,37 +134,23 @@ def foreman_command(
     metavar="FILE",
     help="PEM: the authorities to trust, for wss:.",
 )
-@click.option(
-    "--grace",
-    "grace_s",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long functions have to save when it is stopped.",
-)
-@click.option(
+@seconds_option("--grace", "How long functions have to save when it is stopped.", default=30.0)
+@seconds_option(
     "--patience",
-    "patience_s",
-    type=click.FloatRange(min=0, min_open=True),
+    "How long functions go on without a connection, when they wait for a save.",
     default=PATIENCE_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long functions go on without a connection, when they wait for a save.",
+    is_zero_allowed=False,
 )
 @quiet_option
 @json_option
 def worker_command(
     url: str,
-    allow: tuple[str, ...],
-    slots: int,
     name: str | None,
     secret_file: Path | None,
     ca_file: str | None,
-    grace_s: float,
-    patience_s: float,
     quiet: bool,
     as_json: bool,
+    **options: Any,
 ) -> int:
     """Work for the foreman at URL: ws://host:port, or wss:// for TLS.
 
@@ -225,13 +165,10 @@ def worker_command(
         run_worker,
         url,
         secret=secret,
-        allow=allow,
-        slots=slots,
         name=name,
         ssl_context=context,
-        grace_s=grace_s,
-        patience_s=patience_s,
         handle_signals=True,
+        **options,
     )
 
     async def main() -> None:

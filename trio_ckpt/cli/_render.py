@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar, cast
 
 import attrs
+from msgspec.structs import asdict
 
 from .._journal.record import ErrorInfo, Status
 from .._journal.store import Owner
@@ -295,14 +296,7 @@ def owner_document(owner: Owner | None) -> Document | None:
 
 def error_part(error: ErrorInfo | None) -> Document | None:
     """A remembered error, for programs."""
-    if error is None:
-        return None
-    return {
-        "type": error.type,
-        "message": error.message,
-        "retryable": error.retryable,
-        "batch_index": error.batch_index,
-    }
+    return None if error is None else asdict(error)
 
 
 def summary_document(summary: Summary) -> Document:

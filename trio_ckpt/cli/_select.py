@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import click
-import trio
 
 from .._journal.run_status import RunStatus, read_run_status
 from .._journal.store import Store
@@ -44,12 +43,8 @@ async def reading(url: str, *, create: bool = False) -> AsyncGenerator[Store]:
     """
     if url.startswith("memory:"):
         raise CommandError("a store in memory is seen by its own process only", EXIT_USAGE)
-    store = await open_store(url, mac_key=mac_key(), create=create)
-    try:
+    async with aclosing(await open_store(url, mac_key=mac_key(), create=create)) as store:
         yield store
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
 
 
 async def read_status(store: Store, run_id: str | None) -> RunStatus:

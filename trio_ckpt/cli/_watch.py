@@ -19,7 +19,7 @@ from .._journal.statistics import eta_s, rate_per_s, stuck_after_s
 from .._journal.store import Store
 from .._journal.summary import Summary, current_phase
 from .._util.text import amounts, duration, number, plural
-from ._options import any_run_argument, store_argument
+from ._options import any_run_argument, seconds_option, store_argument
 from ._pending import (
     live_of,
     pending_document,
@@ -82,13 +82,7 @@ class WatchedStatus:
 @click.command("watch")
 @store_argument
 @any_run_argument
-@click.option(
-    "--every",
-    "every_s",
-    type=click.FloatRange(min=0.1),
-    metavar="SECONDS",
-    help="How often to look; default: 1 on a terminal, 10 elsewhere.",
-)
+@seconds_option("--every", "How often to look; default: 1 on a terminal, 10 elsewhere.", least=0.1)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on each line.")
 def watch_command(store: str, run_id: str | None, every_s: float | None, as_json: bool) -> int:
     """Watch a run until its process releases it, or a job until all its items are done.

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal
+from functools import wraps
+from typing import Any, Literal, get_type_hints
 
 import attrs
 
 from .._util.plain import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
-from ._answers import (
-    ApiRecord,
-    Done,
-    FailureList,
-    HistoryAnswer,
-    RunDetail,
-    RunList,
-    SessionList,
-    Statistics,
-    StreamPage,
-    TokenList,
-)
+from ._answers import ApiRecord
 from ._api import MonitorApi
-from ._jobs import JobAnswer, StorageInfo, TaskAnswer
+from ._jobs import Jobs
 from ._parameters import MAX_OFFSET, Parameter
 
 JSON = "application/json"
 
-Values = Mapping[str, Any]
-Handler = Callable[[MonitorApi, Values], Awaitable[ApiRecord]]
+Handler = Callable[..., Awaitable[ApiRecord]]
 
 
 @attrs.frozen
@@ -38,7 +27,7 @@ class Endpoint:
         path: With parameters in braces.
         summary: What it answers.
         answer: The record of a success; None: it is no JSON.
-        handle: Makes it.
+        handle: Makes it, of the API, the parameter in the path, and those of the query by name.
         parameters: What it takes; anything else is refused.
         method: GET, or POST for an action.
         status: Of a success.
@@ -48,8 +37,8 @@ class Endpoint:
 
     path: str
     summary: str
-    answer: type[ApiRecord] | None
-    handle: Handler | None
+    answer: type[ApiRecord] | None = None
+    handle: Handler | None = None
     parameters: tuple[Parameter, ...] = ()
     method: Literal["GET", "POST"] = "GET"
     status: int = 200
@@ -75,7 +64,16 @@ JOB = Parameter(
     pattern="[A-Za-z0-9_.-]+",
 )
 TASK = attrs.evolve(JOB, name="task_id", description="The id of a work item.", max_chars=120)
+PLACES = (
+    (RUN, "There is no such run."),
+    (JOB, "There is no such job."),
+    (TASK, "There is no such work item."),
+)
+"""What a path may name, and why it is refused."""
+
+MAX_JOB_PAGE = 1_000  # items of one answer: a line of theirs is short
 LIMIT = Parameter("limit", "integer", "How many at most.", default=50, minimum=1)
+JOB_LIMIT = attrs.evolve(LIMIT, default=MAX_JOB_PAGE, maximum=MAX_JOB_PAGE)
 SEARCH = Parameter(
     "search",
     "string",
@@ -83,235 +81,159 @@ SEARCH = Parameter(
     default="",
     max_chars=MAX_KEY_CHARS,
 )
-NOT_FOUND = {404: "There is no such run."}
-LOCKED = {404: "There is no such run.", 409: "A process has the run, or it is not for now."}
+AFTER = Parameter("after", "integer", "Leave out so many.", default=0, maximum=MAX_OFFSET)
+AFTER_RUN = Parameter(
+    "after", "string", "Only runs after this id.", default="", max_chars=MAX_RUN_ID_CHARS
+)
+STREAM = Parameter(
+    "stream",
+    "key",
+    'The parts of the stream\'s key as a JSON array: ["org/repo1", "pulls"].',
+    is_required=True,
+    max_chars=2 * MAX_KEY_CHARS,
+)
+CURSOR = Parameter(
+    "cursor", "string", "What the page before gave as next.", pattern="[0-9A-Za-z._-]+"
+)
+KEEP = Parameter(
+    "keep",
+    "integer",
+    "How many are left, the newest counted.",
+    is_required=True,
+    minimum=1,
+    maximum=1_000_000,
+)
+LOCKED = "A process has the run, or it is not for now."
 
 
-def _runs(api: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
-    return api.runs(after=values["after"], limit=values["limit"], search=values["search"])
+def _get(path: str, summary: str, handle: Handler, *query: Parameter) -> Endpoint:
+    """A question; the path tells its own parameter, and the handler the record of the answer."""
+    answer = get_type_hints(handle)["return"]
+    for parameter, unknown in PLACES:
+        if f"{{{parameter.name}}}" in path:
+            parameters = (parameter, *query)
+            return Endpoint(path, summary, answer, handle, parameters, refusals={404: unknown})
+    return Endpoint(path, summary, answer, handle, query)
 
 
-def _history(api: MonitorApi, values: Values) -> Awaitable[ApiRecord]:
-    return api.history(
-        values["run"], stream=values["stream"], cursor=values["cursor"], limit=values["limit"]
-    )
+def _post(
+    path: str, summary: str, handle: Handler, conflict: str, *query: Parameter, status: int = 200
+) -> Endpoint:
+    """An action, which is refused where it does not fit what there is."""
+    asked = _get(path, summary, handle, *query)
+    refusals = {**asked.refusals, 409: conflict}
+    return attrs.evolve(asked, method="POST", status=status, refusals=refusals)
 
 
-MAX_JOB_PAGE = 1_000  # items of one answer: a line of theirs is short
+def _jobs(handle: Handler) -> Handler:
+    """The handler that is a method of the jobs."""
+
+    @wraps(handle)
+    def call(api: MonitorApi, *place: Any, **query: Any) -> Awaitable[ApiRecord]:
+        return handle(api.jobs, *place, **query)
+
+    return call
+
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint(
+    _get(
         "/api/checkpoints/jobs/{job_id}",
         "A job and its work items",
-        JobAnswer,
-        lambda api, values: api.jobs.job(
-            values["job_id"], after=values["after"], limit=values["limit"]
-        ),
-        (
-            JOB,
-            attrs.evolve(LIMIT, default=MAX_JOB_PAGE, maximum=MAX_JOB_PAGE),
-            Parameter("after", "integer", "Leave out so many.", default=0, maximum=MAX_OFFSET),
-        ),
-        refusals={404: "There is no such job."},
+        _jobs(Jobs.job),
+        JOB_LIMIT,
+        AFTER,
     ),
-    Endpoint(
+    _post(
         "/api/checkpoints/jobs/{job_id}/cancel",
         "Cancel a job",
-        Done,
-        lambda api, values: api.jobs.cancel(values["job_id"]),
-        (JOB,),
-        method="POST",
+        _jobs(Jobs.cancel),
+        "It is over, or no foreman has it.",
         status=202,
-        refusals={404: "There is no such job.", 409: "It is over, or no foreman has it."},
     ),
-    Endpoint(
-        "/api/checkpoints/tasks/{task_id}",
-        "A work item and its checkpoints",
-        TaskAnswer,
-        lambda api, values: api.jobs.task(values["task_id"]),
-        (TASK,),
-        refusals={404: "There is no such work item."},
-    ),
-    Endpoint(
+    _get("/api/checkpoints/tasks/{task_id}", "A work item and its checkpoints", _jobs(Jobs.task)),
+    _get(
         "/api/checkpoints/storage-info/{task_id}",
         "Where the checkpoints of a work item are",
-        StorageInfo,
-        lambda api, values: api.jobs.storage_info(values["task_id"]),
-        (TASK,),
-        refusals={404: "There is no such work item."},
+        _jobs(Jobs.storage_info),
     ),
-    Endpoint(
+    _post(
         "/api/checkpoints/tasks/{task_id}/force-checkpoint",
         "Have a running work item saved now",
-        Done,
-        lambda api, values: api.jobs.force_checkpoint(values["task_id"]),
-        (TASK,),
-        method="POST",
+        _jobs(Jobs.force_checkpoint),
+        "No worker has it.",
         status=202,
-        refusals={404: "There is no such work item.", 409: "No worker has it."},
     ),
-    Endpoint(
+    _post(
         "/api/checkpoints/tasks/{task_id}/release",
         "Have a running work item saved and handed back, so that it goes on elsewhere",
-        Done,
-        lambda api, values: api.jobs.release(values["task_id"]),
-        (TASK,),
-        method="POST",
+        _jobs(Jobs.release),
+        "No worker has it.",
         status=202,
-        refusals={404: "There is no such work item.", 409: "No worker has it."},
     ),
-    Endpoint(
+    _post(
         "/api/checkpoints/tasks/{task_id}/cleanup",
         "Free the checkpoints of a work item that is over",
-        Done,
-        lambda api, values: api.jobs.cleanup(values["task_id"]),
-        (TASK,),
-        method="POST",
-        refusals={404: "There is no such work item.", 409: "It is not over."},
+        _jobs(Jobs.cleanup),
+        "It is not over.",
     ),
-    Endpoint(
-        "/api/runs",
-        "The runs, by id",
-        RunList,
-        _runs,
-        (
-            LIMIT,
-            Parameter(
-                "after",
-                "string",
-                "Only runs after this id.",
-                default="",
-                max_chars=MAX_RUN_ID_CHARS,
-            ),
-            SEARCH,
-        ),
+    _get("/api/runs", "The runs, by id", MonitorApi.runs, LIMIT, AFTER_RUN, SEARCH),
+    _get("/api/runs/{run}", "A run with what the page shows of it", MonitorApi.run),
+    _get(
+        "/api/runs/{run}/statistics", "The numbers of a run at this moment", MonitorApi.statistics
     ),
-    Endpoint(
-        "/api/runs/{run}",
-        "A run with what the page shows of it",
-        RunDetail,
-        lambda api, values: api.run(values["run"]),
-        (RUN,),
-        refusals=NOT_FOUND,
-    ),
-    Endpoint(
-        "/api/runs/{run}/statistics",
-        "The numbers of a run at this moment",
-        Statistics,
-        lambda api, values: api.statistics(values["run"]),
-        (RUN,),
-        refusals=NOT_FOUND,
-    ),
-    Endpoint(
+    _get(
         "/api/runs/{run}/streams",
         "The streams, those first that need attention",
-        StreamPage,
-        lambda api, values: api.streams(
-            values["run"],
-            after=values["after"],
-            limit=values["limit"],
-            search=values["search"],
-        ),
-        (
-            RUN,
-            LIMIT,
-            SEARCH,
-            Parameter("after", "integer", "Leave out so many.", default=0, maximum=MAX_OFFSET),
-        ),
-        refusals=NOT_FOUND,
+        MonitorApi.streams,
+        LIMIT,
+        SEARCH,
+        AFTER,
     ),
-    Endpoint(
-        "/api/runs/{run}/pending",
-        "The pending tokens, oldest first",
-        TokenList,
-        lambda api, values: api.pending(values["run"], limit=values["limit"]),
-        (RUN, LIMIT),
-        refusals=NOT_FOUND,
+    _get("/api/runs/{run}/pending", "The pending tokens, oldest first", MonitorApi.pending, LIMIT),
+    _get(
+        "/api/runs/{run}/failures", "What went wrong, the worst first", MonitorApi.failures, LIMIT
     ),
-    Endpoint(
-        "/api/runs/{run}/failures",
-        "What went wrong, the worst first",
-        FailureList,
-        lambda api, values: api.failures(values["run"], limit=values["limit"]),
-        (RUN, LIMIT),
-        refusals=NOT_FOUND,
-    ),
-    Endpoint(
-        "/api/runs/{run}/history",
-        "The checkpoints of a stream, newest first",
-        HistoryAnswer,
-        _history,
-        (
-            RUN,
-            Parameter(
-                "stream",
-                "key",
-                'The parts of the stream\'s key as a JSON array: ["org/repo1", "pulls"].',
-                is_required=True,
-                max_chars=2 * MAX_KEY_CHARS,
-            ),
-            Parameter(
-                "cursor", "string", "What the page before gave as next.", pattern="[0-9A-Za-z._-]+"
-            ),
+    attrs.evolve(
+        _get(
+            "/api/runs/{run}/history",
+            "The checkpoints of a stream, newest first",
+            MonitorApi.history,
+            STREAM,
+            CURSOR,
             LIMIT,
         ),
         refusals={404: "There is no such run or stream."},
     ),
-    Endpoint(
+    _get(
         "/api/runs/{run}/sessions",
         "The sessions of a run, the newest first",
-        SessionList,
-        lambda api, values: api.sessions(values["run"], limit=values["limit"]),
-        (RUN, LIMIT),
-        refusals=NOT_FOUND,
+        MonitorApi.sessions,
+        LIMIT,
     ),
-    Endpoint(
+    _post(
         "/api/runs/{run}/stop",
         "Stop a run in good order (only in the monitor of its own process)",
-        Done,
-        lambda api, values: api.stop(values["run"]),
-        (RUN,),
-        method="POST",
+        MonitorApi.stop,
+        LOCKED,
         status=202,
-        refusals=LOCKED,
     ),
-    Endpoint(
-        "/api/runs/{run}/retry",
-        "Re-queue what was skipped or has failed",
-        Done,
-        lambda api, values: api.retry(values["run"]),
-        (RUN,),
-        method="POST",
-        refusals=LOCKED,
+    _post(
+        "/api/runs/{run}/retry", "Re-queue what was skipped or has failed", MonitorApi.retry, LOCKED
     ),
-    Endpoint(
+    _post(
         "/api/runs/{run}/prune",
         "Remove archived generations of a run",
-        Done,
-        lambda api, values: api.prune(values["run"], keep=values["keep"]),
-        (
-            RUN,
-            Parameter(
-                "keep",
-                "integer",
-                "How many are left, the newest counted.",
-                is_required=True,
-                minimum=1,
-                maximum=1_000_000,
-            ),
-        ),
-        method="POST",
-        refusals=LOCKED,
+        MonitorApi.prune,
+        LOCKED,
+        KEEP,
     ),
     Endpoint(
         "/api/events",
         "Server-sent events: pictures of the runs, and of one run, as they change",
-        None,
-        None,
-        (attrs.evolve(RUN, place="query", is_required=False),),
+        parameters=(attrs.evolve(RUN, place="query", is_required=False),),
         refusals={404: "There is no such run.", 503: "Too many are watching."},
         media_type="text/event-stream",
     ),
-    Endpoint("/metrics", "For Prometheus", None, None, media_type="text/plain"),
-    Endpoint("/openapi.json", "This document", None, None),
+    Endpoint("/metrics", "For Prometheus", media_type="text/plain"),
+    Endpoint("/openapi.json", "This document"),
 )

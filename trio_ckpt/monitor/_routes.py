@@ -26,7 +26,7 @@ from ..remote import UnknownJobError
 from ._access import AccessDenied, AccessRole
 from ._answers import encode_answer
 from ._api import MonitorApi
-from ._endpoints import ENDPOINTS, Endpoint
+from ._endpoints import ENDPOINTS, Endpoint, Handler
 from ._events import MAX_VIEWERS, EventStream
 from ._guard import App, Receive, Scope, Send, refusal_body, role_of
 from ._jobs import NotPossibleError
@@ -51,9 +51,9 @@ def make_app(api: MonitorApi) -> App:
     """The application behind the guard."""
     routes = [Route(path, _file(*entry), methods=["GET"]) for path, entry in FILES.items()]
     routes += [
-        Route(endpoint.path, _answering(api, endpoint), methods=[endpoint.method])
-        for endpoint in ENDPOINTS
-        if endpoint.handle is not None
+        Route(one.path, _answering(api, one, one.handle), methods=[one.method])
+        for one in ENDPOINTS
+        if one.handle is not None
     ]
     routes += [
         Route("/metrics", _metrics(api), methods=["GET"]),
@@ -155,13 +155,14 @@ def _read_query(request: Request, names: set[str]) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------
 
 
-def _answering(api: MonitorApi, endpoint: Endpoint) -> Any:
+def _answering(api: MonitorApi, endpoint: Endpoint, handle: Handler) -> Any:
     async def answer(request: Request) -> Response:
         if endpoint.method == "POST" and role_of(request.scope) is not AccessRole.ACTOR:
             return _refusal(_why_no_action(api))
         try:
             values = read_values(request, endpoint.parameters)
-            record = await endpoint.handle(api, values)  # type: ignore[misc]  # never None here
+            place = [values.pop(p.name) for p in endpoint.parameters if p.place == "path"]
+            record = await handle(api, *place, **values)
         except Exception as error:
             return _refusal(refusal_of(error))
         return Response(encode_answer(record), endpoint.status, media_type=JSON)
