@@ -23,9 +23,10 @@ from ._journal.summary import left_of, percent_of
 from ._runs.run import Run
 from ._util.arguments import function, instance, seconds
 from ._util.errors import text_of
+from ._util.exact_sum import Number
 from ._util.extras import needs_extra
 from ._util.log import at, get_logger
-from ._util.screen import Screen as Screen
+from ._util.screen import GAP_CELLS, Screen as Screen, console_for, grid_of
 from ._util.text import (
     amounts,
     duration,
@@ -179,39 +180,40 @@ def _status(statistics: RunStatistics) -> str:
 
 
 def _per_status(counts: Mapping[Status, int]) -> str:
-    texts = [f"{count:,} {status.value}" for status, count in counts.items() if count]
+    texts = _counts(*((count, status.value) for status, count in counts.items()))
     return ", ".join(texts) or "none yet"
 
 
+def _counts(*counts: tuple[int, str]) -> list[str]:
+    """How many there are of each kind; kinds of which there is none are left out."""
+    return [f"{number(count)} {what}" for count, what in counts if count]
+
+
+def _sums(**sums: Mapping[str, Number]) -> list[str]:
+    return [f"{what} {amounts(values)}" for what, values in sums.items() if values]
+
+
 def _session(statistics: RunStatistics) -> str:
-    texts = [plural(statistics.session_confirmed, "batch")]
-    if statistics.session_skipped:
-        texts.append(f"{statistics.session_skipped:,} skipped")
-    if statistics.session_retries:
-        texts.append(f"{statistics.session_retries:,} tried again")
-    if statistics.in_flight:
-        texts.append(f"{statistics.in_flight:,} in flight")
-    texts.append(plural(statistics.session_records, "record"))
-    if statistics.session_totals:
-        texts.append(f"produced {amounts(statistics.session_totals)}")
-    if statistics.session_spent:
-        texts.append(f"spent {amounts(statistics.session_spent)}")
+    texts = [
+        plural(statistics.session_confirmed, "batch"),
+        *_counts(
+            (statistics.session_skipped, "skipped"),
+            (statistics.session_retries, "tried again"),
+            (statistics.in_flight, "in flight"),
+        ),
+        plural(statistics.session_records, "record"),
+        *_sums(produced=statistics.session_totals, spent=statistics.session_spent),
+    ]
     return ", ".join(texts)
 
 
 def _total(statistics: RunStatistics) -> str:
     texts = [plural(statistics.confirmed, "batch")]
     if (left := left_of(statistics)) is not None:
-        texts.append(f"{left:,} left")
-    if statistics.skipped:
-        texts.append(f"{statistics.skipped:,} skipped")
-    if statistics.failing:
-        texts.append(f"{statistics.failing:,} failing")
+        texts.append(f"{number(left)} left")
+    texts += _counts((statistics.skipped, "skipped"), (statistics.failing, "failing"))
     texts.append(plural(statistics.records, "record"))
-    if statistics.totals:
-        texts.append(f"produced {amounts(statistics.totals)}")
-    if statistics.spent:
-        texts.append(f"spent {amounts(statistics.spent)}")
+    texts += _sums(produced=statistics.totals, spent=statistics.spent)
     if statistics.adopted:
         texts.append(f"without what {plural(statistics.adopted, 'adopted batch')} produced")
     return ", ".join(texts)
@@ -252,12 +254,10 @@ def _live(
 ) -> Generator[Callable[[RunStatistics], None]]:
     """Lines in place; the program's own output is shown above them."""
     with needs_extra("cli", "a live display on a terminal"):
-        from rich.console import Console
         from rich.live import Live
 
-    console = Console(file=file, markup=False, highlight=False, emoji=False)
     live = Live(
-        console=console,
+        console=console_for(file),
         auto_refresh=False,  # rich's own refresh would need a thread
         redirect_stdout=is_standard,
         redirect_stderr=is_standard,
@@ -272,15 +272,11 @@ def _to_rich(run_id: str, statistics: RunStatistics) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style="bold", no_wrap=True)
-    grid.add_column(overflow="fold")
-    for name, text in progress_pairs(run_id, statistics):
-        grid.add_row(Text(name), Text(text))
+    grid = grid_of(progress_pairs(run_id, statistics))
     percent = percent_of(statistics)
     if percent is None:
         return grid
-    line = Table.grid(padding=(0, 2))
+    line = Table.grid(padding=(0, GAP_CELLS))
     bar = ProgressBar(total=100, completed=percent, width=MAX_BAR_CELLS)
     line.add_row(bar, Text(f"{percent:.1f} %"))
     return Group(grid, line)

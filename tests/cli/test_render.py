@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import Terminal, complete, make_run
+from trio_ckpt._util.screen import console_for
 from trio_ckpt.cli._render import (
     Pairs,
     Table,
     capped,
-    console_for,
     fitted_lines,
     to_json,
     to_lines,

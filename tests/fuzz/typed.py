@@ -68,7 +68,7 @@ def open_arguments() -> Reader:
 
 def open_request() -> Reader:
     """A method, a target, headers: judged, and the values of each endpoint read."""
-    access = Access.of(SECRET, ACTION_SECRET, frozenset({HOST}))
+    access = Access(SECRET, ACTION_SECRET, frozenset({HOST}))
 
     def read(data: bytes) -> str:
         first, *lines = data.split(b"\n")

@@ -17,7 +17,6 @@ from trio_ckpt._maintenance.explain import (
     Losses,
     Sentence,
     StartAction,
-    Trouble,
     action_of,
     explain_run,
     holes,
@@ -26,6 +25,7 @@ from trio_ckpt._maintenance.reasons import Reason, render
 from trio_ckpt._util.exact_sum import ExactSum
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt._util.plain import StreamKey, encode_key
+from trio_ckpt._util.text import stream_names
 from trio_ckpt.abc import Finding, FindingKind, Owner
 
 NOW = datetime(2025, 11, 20, 12, 0, tzinfo=UTC).timestamp()
@@ -59,7 +59,7 @@ def session(number: int = 1, how: str = "ended", **fields: Any) -> SessionView:
 
 def facts_of(parts: dict[StreamKey, Progress], **fields: Any) -> Facts:
     values: dict[str, Any] = {"generation": 0, "sessions": (session(),), "owner": None, **fields}
-    return Facts("gh-2025", parts=parts, now=NOW, **values)
+    return Facts("gh-2025", parts=parts, now=NOW, names=stream_names(parts), **values)
 
 
 def state_lost(key: StreamKey, index: int, what: str) -> Finding:
@@ -493,7 +493,7 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         facts_of(
             {key: some(updated_at=THEN)}, owner=owner, pending_total=1, pending=[(key, 1, 1.0)]
         ),
-        facts_of({key: some()}, troubles=[Trouble(key, NOW, "odd")] * 9, sessions=()),
+        facts_of({key: some()}, troubles=[(key, NOW, "odd")] * 9, sessions=()),
         facts_of({}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),
         many(some([0, 2], last_index=9, failures={1: failure})),

@@ -28,7 +28,7 @@ from trio_ckpt.monitor._access import (
 from trio_ckpt.monitor._endpoints import ENDPOINTS
 from trio_ckpt.stores import MemoryStore
 
-ACCESS = Access.of(SECRET, ACTION_SECRET, allowed_hosts("127.0.0.1", 8000, ["ckpt.example"]))
+ACCESS = Access(SECRET, ACTION_SECRET, allowed_hosts("127.0.0.1", 8000, ["ckpt.example"]))
 
 
 def scope(method: str = "GET", path: str = "/api/runs", **headers: str) -> dict[str, Any]:
@@ -91,8 +91,7 @@ def test_two_headers_of_one_kind_are_none() -> None:
 
 
 def test_without_actions_their_secret_is_no_secret() -> None:
-    access = Access.of(SECRET, None, ACCESS.hosts)
-    assert not access.has_actions
+    access = Access(SECRET, None, ACCESS.hosts)
     assert code(access.authorize(scope(authorization=f"Bearer {ACTION_SECRET}"))) == "secret_needed"
     zeros = "Bearer " + "\0" * 32
     assert code(access.authorize(scope(authorization=zeros))) == "secret_needed"

@@ -16,7 +16,7 @@ import attrs
 from .._journal.history import KILLED, SessionView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.store import Finding, FindingKind, Owner
+from .._journal.store import Finding, Owner
 from .._journal.summary import failing, in_order, is_to_process, phase_statuses
 from .._util.exact_sum import ExactSum, add_sums, shown
 from .._util.index_set import spans
@@ -32,9 +32,8 @@ from .._util.text import (
     printable,
     quoted_name,
     stream_name,
-    stream_names,
 )
-from .reasons import Clause, Reason, render
+from .reasons import Clause, Reason, lost, render
 
 MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
 MAX_NAMED = 3  # streams named in a shared sentence
@@ -76,21 +75,6 @@ class Sentence:
 
 
 @attrs.frozen
-class Trouble:
-    """Something that went wrong in a stream that went on.
-
-    Attributes:
-        stream: The key of the stream.
-        at: When it happened; Unix time, s.
-        text: What happened.
-    """
-
-    stream: StreamKey
-    at: float
-    text: str
-
-
-@attrs.frozen
 class Losses:
     """What a start of a run needs, and would not find.
 
@@ -108,10 +92,6 @@ class Losses:
         return bool(self.states or self.files or self.folder)
 
 
-def _names_of_parts(facts: Facts) -> Mapping[StreamKey, str]:
-    return stream_names(facts.parts)
-
-
 @attrs.frozen
 class Facts:
     """What is known of a run.
@@ -123,14 +103,15 @@ class Facts:
         sessions: The sessions, the oldest first.
         owner: The live process that owns the run, if there is one.
         now: Unix time, s.
+        names: The name of each stream.
         retry_command: The command that re-queues failed work, without the stream.
         verify_command: The command that compares everything with what was saved.
         losses: What a start needs and would not find.
         pending: The tokens that the owner has pending, as published: the stream, the batch,
             and for how many seconds; oldest first.
         pending_total: How many tokens are pending; None: not known.
-        troubles: What went wrong in streams that went on, the newest first.
-        names: The name of each stream; default: names that are unique among `parts`.
+        troubles: What went wrong in streams that went on, the newest first: the stream, when
+            (Unix time, s), and what happened.
     """
 
     run_id: str
@@ -139,15 +120,13 @@ class Facts:
     sessions: Sequence[SessionView]
     owner: Owner | None
     now: float
+    names: Mapping[StreamKey, str]
     retry_command: str = "trio-ckpt retry"
     verify_command: str = "trio-ckpt verify"
     losses: Losses = attrs.field(factory=Losses)
     pending: Sequence[tuple[StreamKey, int, float]] = ()
     pending_total: int | None = None
-    troubles: Sequence[Trouble] = ()
-    names: Mapping[StreamKey, str] = attrs.field(
-        default=attrs.Factory(_names_of_parts, takes_self=True)
-    )
+    troubles: Sequence[tuple[StreamKey, float, str]] = ()
 
     def name(self, key: StreamKey) -> str:
         """The name of a stream, as a sentence has it."""
@@ -254,26 +233,10 @@ def _lost(facts: Facts) -> Iterator[Clause]:
         yield Reason.MORE_FILES_LOST, {"more": more, "verify": verify}
 
 
-def lost(name: str, finding: Finding, verify_command: str) -> Clause:
-    """What a start does where a state or an output of a stream is gone."""
-    index = finding.batch_index
-    reason = Reason.LINES_LOST if index is None else Reason.FILE_LOST
-    if finding.kind is FindingKind.STATE:
-        reason = Reason.STATE_LOST
-    return reason, {
-        "name": name,
-        "index": index,
-        "after": "" if index is None else f" after batch {number(index)}",
-        "path": finding.path,
-        "why": finding.what,
-        "verify": verify_command,
-    }
-
-
 def _troubles(facts: Facts) -> Iterator[Clause]:
     """What went wrong while the run went on."""
-    for one in facts.troubles[:MAX_TROUBLES]:
-        yield Reason.TROUBLE, {"name": facts.name(one.stream), "at": one.at, "text": one.text}
+    for key, at, text in facts.troubles[:MAX_TROUBLES]:
+        yield Reason.TROUBLE, {"name": facts.name(key), "at": at, "text": text}
     if (more := len(facts.troubles) - MAX_TROUBLES) > 0:
         yield Reason.MORE_TROUBLES, {"more": more}
 

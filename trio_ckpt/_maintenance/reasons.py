@@ -10,6 +10,7 @@ import enum
 import string
 from collections.abc import Mapping
 
+from .._journal.store import Finding, FindingKind
 from .._util.text import duration, message_of, moment, number, plural, printable
 
 
@@ -153,6 +154,22 @@ class Reason(enum.Enum):
 
 Clause = tuple[Reason, Mapping[str, object]]
 """A reason, with the fields of its template."""
+
+
+def lost(name: str, finding: Finding, verify_command: str) -> Clause:
+    """What a start does where a state or an output of a stream is gone."""
+    index = finding.batch_index
+    reason = Reason.LINES_LOST if index is None else Reason.FILE_LOST
+    if finding.kind is FindingKind.STATE:
+        reason = Reason.STATE_LOST
+    return reason, {
+        "name": name,
+        "index": index,
+        "after": "" if index is None else f" after batch {number(index)}",
+        "path": finding.path,
+        "why": finding.what,
+        "verify": verify_command,
+    }
 
 
 class _Template(string.Formatter):

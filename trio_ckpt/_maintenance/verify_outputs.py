@@ -10,6 +10,7 @@ import os
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from functools import partial
+from pathlib import Path
 
 import attrs
 
@@ -132,14 +133,14 @@ async def _check_manifest(
         advice = "the next start writes it, and so does --repair"
         severity = Severity.BAD if what is LOST else Severity.NOTE
         return finding(what, advice, severity)
-    pieces = manifest_pieces(store, contents, outputs)
+    path, is_same = Path(outputs.root, MANIFEST), True
     try:
-        there = await run_blocking(_Compared, os.path.join(outputs.root, MANIFEST))
-        with closing(there):
-            async with aclosing(pieces) as texts:
+        with await run_blocking(path.open, "rb") as file:
+            async with aclosing(manifest_pieces(store, contents, outputs)) as texts:
                 async for text in texts:
-                    await run_blocking(there.add, text.encode())
-            is_same = await run_blocking(there.end)
+                    wanted = text.encode()
+                    is_same = await run_blocking(file.read, len(wanted)) == wanted and is_same
+            is_same = is_same and not await run_blocking(file.read, 1)
     except (OSError, TrioCkptError) as error:
         return finding(f"it cannot be read: {error}", REWRITE)
     if is_same:
@@ -162,23 +163,3 @@ def _why_another(contents: RunContents, found: tuple[str, int, int, str] | None)
     if found is None or found[0] != run:
         return "it is not this run's, which has written none"
     return outdated if found[1:] != (generation, now, digest) else None
-
-
-class _Compared:
-    """Compares a file with its expected content, piece by piece.  Blocking."""
-
-    def __init__(self, path: str) -> None:
-        self._file = open(path, "rb")  # noqa: SIM115  # the caller calls `close`
-        self._is_same = True
-
-    def add(self, wanted: bytes) -> None:
-        """Compare the next bytes of the file."""
-        self._is_same = self._is_same and self._file.read(len(wanted)) == wanted
-
-    def end(self) -> bool:
-        """Whether the file ends here."""
-        return self._is_same and not self._file.read(1)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()

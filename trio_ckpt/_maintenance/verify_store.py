@@ -25,6 +25,7 @@ from .._journal.progress import Pin, Progress, apply
 from .._journal.record import Record, Seal, decode_record
 from .._journal.store import (
     Finding,
+    HistoryPage,
     RunView,
     Severity,
     Store,
@@ -139,7 +140,6 @@ class _Looked:
         factory=list[tuple[str | None, int]], init=False
     )  # of each page, and the oldest record on it
     _lineages: dict[bytes, bool] = attrs.field(factory=dict[bytes, bool], init=False)
-    _next: str | None = attrs.field(default=None, init=False)
 
     async def look_at(self, entry: StoredStream) -> list[Finding]:
         """Yield what is wrong with the stream."""
@@ -182,36 +182,32 @@ class _Looked:
         cursor: str | None = None
         while True:
             page = await self._page(cursor)
-            self._cursors.append((cursor, page[-1].sequence if page else 0))
-            for stored in page:
+            self._cursors.append((cursor, page.records[-1].sequence if page.records else 0))
+            for stored in page.records:
                 if newest and stored.sequence != expected:
                     self._add(expected, f"it is missing: {stored.sequence} is there", REWIND)
                 newest, expected = newest or stored.sequence, stored.sequence - 1
                 self._open(seal, stored)
-            cursor = self._next
+            cursor = page.cursor
             if cursor is None:
                 break
         if expected:
             self._add(expected, "it is missing", REWIND)
         return newest
 
-    async def _page(self, cursor: str | None) -> tuple[StoredRecord, ...]:
-        page = await self.store.history(
-            self.run_id,
-            encode_key(self.key),
-            generation=self.generation,
-            cursor=cursor,
-            limit=PAGE,
+    async def _page(self, cursor: str | None) -> HistoryPage:
+        text, generation = encode_key(self.key), self.generation
+        return await self.store.history(
+            self.run_id, text, generation=generation, cursor=cursor, limit=PAGE
         )
-        self._next = page.cursor
-        return page.records
 
     async def _page_again(self, cursor: str | None, oldest: int) -> list[StoredRecord]:
         """Yield the records of a page, oldest first; a running program may add newer ones."""
         records: list[StoredRecord] = []
         while True:
-            records += await self._page(cursor)
-            cursor = self._next
+            page = await self._page(cursor)
+            records += page.records
+            cursor = page.cursor
             if cursor is None or not records or records[-1].sequence <= oldest:
                 return [stored for stored in reversed(records) if stored.sequence >= oldest]
 

@@ -110,9 +110,8 @@ def seconds(
             unless `is_zero_allowed`.
     """
     wanted = f"a number of seconds {'>=' if is_zero_allowed else '>'} 0"
-    span = _real(name, value, wanted)
-    is_in_range = 0 <= span < math.inf or (span == math.inf and is_endless_allowed)
-    if not is_in_range or (span == 0 and not is_zero_allowed):
+    span = _real(name, value, wanted, is_endless_allowed=is_endless_allowed)
+    if span == 0 and not is_zero_allowed:
         raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
     return span
 
@@ -124,21 +123,21 @@ def ratio(name: str, value: object) -> float:
         TypeError: the value is not a number.
         ValueError: the value is negative, NaN or infinite.
     """
-    wanted = "a number >= 0"
-    number = _real(name, value, wanted)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
-    return number
+    return _real(name, value, "a number >= 0")
 
 
-def _real(name: str, value: object, wanted: str) -> float:
+def _real(name: str, value: object, wanted: str, *, is_endless_allowed: bool = False) -> float:
+    """Check a number >= 0, which is finite unless `is_endless_allowed`."""
     has_sign = isinstance(value, int | float) or hasattr(value, "__index__")
     if isinstance(value, bool) or not has_sign:
         raise TypeError(f"{name} must be {wanted}, not {shown(value)}")
     try:
-        return float(cast("float", value))
+        number = float(cast("float", value))
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{name} must be {wanted}, not {shown(value)}") from error
+    if not (0 <= number < math.inf or (number == math.inf and is_endless_allowed)):
+        raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
+    return number
 
 
 def flag(name: str, value: object) -> bool:

@@ -4,11 +4,38 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-if TYPE_CHECKING:
+from .text import printable
+
+if TYPE_CHECKING:  # rich is an extra, and imported where it is needed
     from _typeshed import ReadableBuffer
+    from rich.console import Console
+    from rich.table import Table
+
+GAP_CELLS = 2  # between columns
+
+
+def console_for(file: TextIO) -> Console:
+    """A console of rich that takes text as it is: no markup in it is read."""
+    from rich.console import Console
+
+    return Console(file=file, markup=False, highlight=False, emoji=False, soft_wrap=False)
+
+
+def grid_of(rows: Iterable[tuple[str, str]]) -> Table:
+    """Lines of a name and a text, as rich prints them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, GAP_CELLS))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(Text(name), Text(printable(text)))
+    return grid
 
 
 class Screen(io.TextIOWrapper):

@@ -23,7 +23,7 @@ from ._exits import (
     error_document,
     exit_code_of,
 )
-from ._render import to_json
+from ._render import LogLines, to_json
 
 PROGRAM = "trio-ckpt"
 COMPLETE_VAR = "_TRIO_CKPT_COMPLETE"
@@ -121,7 +121,7 @@ def _open_output() -> Generator[None]:
 
 
 def _run(typed: Sequence[str]) -> int:
-    handler = _SaysErrors(logging.ERROR)
+    handler = LogLines(f"{PROGRAM}: ", logging.ERROR)  # the command reports the rest
     logging.root.addHandler(handler)
     try:
         code: Any = app.main(
@@ -134,13 +134,6 @@ def _run(typed: Sequence[str]) -> int:
         return _give_up(error, as_json="--json" in typed)
     finally:
         logging.root.removeHandler(handler)
-
-
-class _SaysErrors(logging.Handler):
-    """Prints what the library logs as an error, on one line; the command reports the rest."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(f"{PROGRAM}: {one_line(record.getMessage())}", file=sys.stderr)
 
 
 def _give_up(error: Exception, *, as_json: bool) -> int:

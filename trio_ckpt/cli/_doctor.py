@@ -15,9 +15,8 @@ from .._journal.history import read_pages
 from .._journal.run_status import read_run_status
 from .._journal.store import Finding, Severity, Store
 from .._maintenance.doctor import checked, examine
-from .._maintenance.explain import lost
 from .._maintenance.losses import find_losses
-from .._maintenance.reasons import Reason, render
+from .._maintenance.reasons import Reason, lost, render
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.plain import StreamKey
 from .._util.text import (

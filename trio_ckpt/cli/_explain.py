@@ -13,7 +13,7 @@ from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.run_status import RunStatus
 from .._journal.store import Store
 from .._journal.summary import is_over
-from .._maintenance.explain import Facts, Losses, Sentence, Trouble, explain_run
+from .._maintenance.explain import Facts, Losses, Sentence, explain_run
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, moment, number, plural, quoted_name, stream_names
 from ._options import (
@@ -108,7 +108,9 @@ async def _losses(run: RunStatus, keys: Sequence[StreamKey]) -> Losses:
     return await find_losses(run.store, run.view, run.session_metadata.get("output_dir"), keys)
 
 
-async def _troubles(run: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
+async def _troubles(
+    run: RunStatus, keys: Sequence[StreamKey]
+) -> list[tuple[StreamKey, float, str]]:
     """Recent troubles, the newest first; streams that are not over are read before others.
 
     Streams that are over are read, too, because a complete job may have left out something.
@@ -116,11 +118,11 @@ async def _troubles(run: RunStatus, keys: Sequence[StreamKey]) -> list[Trouble]:
     begun = [key for key in keys if run.parts[key].sequence]
     left = sorted(begun, key=lambda key: is_over(run.parts[key]))
     found = [
-        Trouble(key, at, text)
+        (key, at, text)
         for key in left[:MAX_LOOKED_AT]
         for at, text in await read_troubles(run.store, run.run_id, run.view.generation, key)
     ]
-    return sorted(found, key=lambda one: one.at, reverse=True)
+    return sorted(found, key=lambda one: one[1], reverse=True)
 
 
 async def _sessions(run: RunStatus) -> list[SessionView]:

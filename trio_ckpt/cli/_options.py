@@ -116,15 +116,8 @@ def count_option(
     flag: str, text: str, *, default: int | None = None, least: int = 1, most: int | None = None
 ) -> Option:
     """An option for a whole number, which is required if it has no default."""
-    return click.option(
-        flag,
-        type=click.IntRange(least, most),
-        default=default,
-        required=default is None,
-        show_default=True,
-        metavar="N",
-        help=text,
-    )
+    given = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option(flag, type=click.IntRange(least, most), metavar="N", help=text, **given)
 
 
 def seconds_option(

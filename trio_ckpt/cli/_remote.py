@@ -21,7 +21,6 @@ import trio
 from .._util.errors import leaves_of
 from .._util.extras import needs_extra
 from .._util.screen import Screen
-from .._util.text import one_line
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman
 from ..remote._foreman.foreman import DEFAULT_GRACE_S
 from ..remote._wire.link import SILENCE_S
@@ -37,7 +36,7 @@ from ._options import (
     store_argument,
     tls_context,
 )
-from ._render import to_json
+from ._render import LogLines, to_json
 from ._select import mac_key
 
 SECRET_VARIABLE = "TRIO_CKPT_SECRET"  # noqa: S105  # its name, not its value
@@ -270,7 +269,8 @@ def run_until_stopped(main: Callable[[], Awaitable[None]], *, quiet: bool) -> in
 def _telling(*, quiet: bool) -> Generator[None]:
     """Print events on standard error; the command itself prints errors."""
     logger = logging.getLogger("trio_ckpt.remote")
-    handler = _Tells(logging.INFO)
+    handler = LogLines("", logging.INFO)
+    handler.addFilter(lambda record: record.levelno < logging.ERROR)
     before = logger.level
     if not quiet:
         logger.setLevel(logging.INFO)
@@ -280,9 +280,3 @@ def _telling(*, quiet: bool) -> Generator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-
-
-class _Tells(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
-            print(one_line(record.getMessage()), file=sys.stderr)

@@ -7,11 +7,12 @@ steer a terminal; and no markup is read, so none can be smuggled in.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import attrs
 from msgspec.structs import asdict
@@ -21,13 +22,14 @@ from .._journal.store import Owner
 from .._journal.summary import Summary, left_of
 from .._util.exact_sum import Number
 from .._util.plain import MAX_DEPTH
-from .._util.text import display_width, iso_moment, number, printable, truncate
+from .._util.screen import GAP_CELLS, console_for, grid_of
+from .._util.text import display_width, iso_moment, number, one_line, printable, truncate
 
 if TYPE_CHECKING:  # rich is imported where it is needed
     from rich.console import Console, RenderableType
 
 MAX_ROWS = 20  # of a table, unless all are asked for
-GAP = "  "  # between columns
+GAP = " " * GAP_CELLS
 INDENT = "    "  # of what is set below its row
 MAX_PADDED_CELLS = 60  # a longer cell is not cut, but does not push the other rows aside
 MIN_CUT_CELLS = 8  # a column is not cut to less, or it would be unreadable
@@ -246,28 +248,23 @@ def _print_lines(console: Console, lines: Iterable[str], style: str | None = Non
         console.print(line, style=style, soft_wrap=True)
 
 
-def console_for(file: TextIO) -> Console:
-    """A rich console that takes text as it is; rich is imported here, where it is needed."""
-    from rich.console import Console
-
-    return Console(file=file, markup=False, highlight=False, emoji=False, soft_wrap=False)
-
-
 def to_rich(block: str | Pairs) -> RenderableType:
     """The object that rich prints for a text, or for pairs."""
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    match block:
-        case str():
-            return Text(printable(block))
-        case Pairs():
-            grid = RichTable.grid(padding=(0, len(GAP)))
-            grid.add_column(style="bold", no_wrap=True)
-            grid.add_column(overflow="fold")
-            for name, text in block.rows:
-                grid.add_row(Text(name), Text(printable(text)))
-            return grid
+    return Text(printable(block)) if isinstance(block, str) else grid_of(block.rows)
+
+
+class LogLines(logging.Handler):
+    """Prints log records on standard error, each on one line after a prefix."""
+
+    def __init__(self, prefix: str, level: int) -> None:
+        super().__init__(level)
+        self._prefix = prefix
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        print(f"{self._prefix}{one_line(record.getMessage())}", file=sys.stderr)
 
 
 # ---------------------------------------------------------------------------------------

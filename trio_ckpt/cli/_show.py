@@ -324,21 +324,17 @@ def error_text(error: ErrorInfo) -> str:
 
 def _group_row(group: tuple[str, Summary]) -> tuple[str, ...]:
     name, summary = group
-    status, records = summary.status.value, number(summary.records)
-    streams = per_status(summary.streams)
-    return name, status, streams, *_batch_cells(summary), records, amounts(summary.spent)
+    return name, summary.status.value, per_status(summary.streams), *_work_cells(summary)
 
 
 def _stream_row(run: RunStatus, names: Mapping[StreamKey, str], key: StreamKey) -> tuple[str, ...]:
     summary, error = run.summary([key], key), _error_of(run.parts[key])
-    return (
-        names[key],
-        summary.status.value,
-        *_batch_cells(summary),
-        number(summary.records),
-        amounts(summary.spent),
-        "" if error is None else error_text(error),
-    )
+    text = "" if error is None else error_text(error)
+    return names[key], summary.status.value, *_work_cells(summary), text
+
+
+def _work_cells(summary: Summary) -> tuple[str, ...]:
+    return *_batch_cells(summary), number(summary.records), amounts(summary.spent)
 
 
 def _error_of(progress: Progress) -> ErrorInfo | None:

@@ -120,7 +120,7 @@ async def verify(
 ) -> CommandAnswer:
     """Check every confirmed output, and change nothing."""
     folder: str | None = output_dir or run.session_metadata.get("output_dir")
-    drift, states = Drift(0, 0, ()), None
+    drift, states = Drift(0, 0, ()), StateCheck(0, 0, ())
     if folder is None:
         if any(run.parts[key].outputs or run.parts[key].sinks for key in keys):
             raise CommandError(
@@ -128,7 +128,8 @@ async def verify(
             )
     else:
         drift = await _find_drift(run, folder, keys, mode)
-    if mode == "sha256":
+    reads_states = mode == "sha256"
+    if reads_states:
         states = await check_states(run.store, run.view, keys)
     document = {
         "store": run.store.url,
@@ -137,26 +138,10 @@ async def verify(
         "mode": mode,
         "checked_files": drift.files,
         "checked_bytes": drift.bytes,
-        "problems": [
-            {
-                "stream": list(problem.key),
-                "batch_index": problem.batch_index,
-                "path": problem.path,
-                "reason": problem.what,
-            }
-            for problem in drift.problems
-        ],
-        "checked_states": None if states is None else states.states,
-        "checked_state_bytes": None if states is None else states.bytes,
-        "state_problems": [
-            {
-                "stream": list(problem.key),
-                "checkpoint": problem.sequence,
-                "batch_index": problem.batch_index,
-                "reason": problem.what,
-            }
-            for problem in (states.problems if states is not None else ())
-        ],
+        "problems": [_problem_document(one, path=one.path) for one in drift.problems],
+        "checked_states": states.states if reads_states else None,
+        "checked_state_bytes": states.bytes if reads_states else None,
+        "state_problems": [_problem_document(p, checkpoint=p.sequence) for p in states.problems],
     }
     sinks = {key: run.parts[key].sinks for key in keys}
     names, limit = stream_names(run.keys), row_limit(show_all=show_all)
@@ -164,8 +149,13 @@ async def verify(
         *_file_blocks(drift, mode, sinks, names, limit),
         *_state_blocks(states, names, limit),
     ]
-    is_good = not drift.problems and (states is None or not states.problems)
-    return CommandAnswer(lambda: document, lambda: blocks, EXIT_OK if is_good else EXIT_PROBLEMS)
+    code = EXIT_PROBLEMS if drift.problems or states.problems else EXIT_OK
+    return CommandAnswer(lambda: document, lambda: blocks, code)
+
+
+def _problem_document(problem: Finding, **more: object) -> Document:
+    stream, index = list(problem.key), problem.batch_index
+    return {"stream": stream, "batch_index": index, **more, "reason": problem.what}
 
 
 _Sinks = Mapping[StreamKey, Mapping[str, int]]
@@ -183,11 +173,7 @@ def _how(drift: Drift, mode: Mode, sinks: _Sinks) -> str:
 
 
 def _file_blocks(
-    drift: Drift,
-    mode: Mode,
-    sinks: _Sinks,
-    names: _Names,
-    limit: int | None,
+    drift: Drift, mode: Mode, sinks: _Sinks, names: _Names, limit: int | None
 ) -> list[Block]:
     how = _how(drift, mode, sinks)
     checked = f"{plural(drift.files, 'file')} ({plural(drift.bytes, 'byte')})"
@@ -226,8 +212,8 @@ def _refusals(drift: Drift, sinks: _Sinks, names: _Names) -> Iterator[str]:
             )
 
 
-def _state_blocks(states: StateCheck | None, names: _Names, limit: int | None) -> list[Block]:
-    if states is None or not (states.states or states.problems):
+def _state_blocks(states: StateCheck, names: _Names, limit: int | None) -> list[Block]:
+    if not (states.states or states.problems):
         return []
     checked = f"{plural(states.states, 'saved state')} ({plural(states.bytes, 'byte')} of arrays)"
     if not states.problems:
@@ -349,18 +335,10 @@ async def _find(url: str, run_id: str | None, output_dir: str | None) -> list[Fi
 
 
 def _finding_document(finding: Finding) -> Document:
+    document = attrs.asdict(finding, filter=attrs.filters.exclude("kind", "severity"))
     return {
-        "where": finding.where,
-        "what": finding.what,
-        "advice": finding.advice,
+        **document,
         "is_damage": finding.is_damage,
-        "run_id": finding.run_id,
-        "generation": finding.generation,
-        "stream": finding.stream,
-        "sequence": finding.sequence,
-        "batch_index": finding.batch_index,
-        "blob": finding.blob,
-        "path": finding.path,
         "is_state": finding.kind is FindingKind.STATE,
         "is_loss": finding.kind is FindingKind.LOSS,
     }

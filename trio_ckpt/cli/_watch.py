@@ -18,6 +18,7 @@ from .._journal.run_status import RunStatus
 from .._journal.statistics import eta_s, rate_per_s, stuck_after_s
 from .._journal.store import Store
 from .._journal.summary import Summary, current_phase
+from .._util.screen import console_for
 from .._util.text import amounts, duration, number, plural
 from ._options import any_run_argument, seconds_option, store_argument
 from ._pending import (
@@ -30,7 +31,6 @@ from ._pending import (
 from ._render import (
     Document,
     Pairs,
-    console_for,
     owner_document,
     summary_document,
     to_json,

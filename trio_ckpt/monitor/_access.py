@@ -95,28 +95,15 @@ def _digest(secret: str) -> bytes:
 
 @attrs.frozen
 class Access:
-    """The rules of one server.
+    """The rules of one server; it is made of its two secrets.
 
     Attributes:
         hosts: What may stand in ``Host``.
-        has_actions: Whether there is a secret that allows actions.
     """
 
+    _viewer: bytes = attrs.field(converter=_digest)
+    _actor: bytes | None = attrs.field(converter=attrs.converters.optional(_digest))
     hosts: frozenset[str]
-    _viewer: bytes
-    _actor: bytes | None
-
-    @classmethod
-    def of(cls, secret: str, action_secret: str | None, hosts: frozenset[str]) -> Access:
-        """The rules for two secrets."""
-        return cls(
-            hosts, _digest(secret), None if action_secret is None else _digest(action_secret)
-        )
-
-    @property
-    def has_actions(self) -> bool:
-        """Whether there is a secret that allows actions."""
-        return self._actor is not None
 
     def authorize(self, scope: Mapping[str, Any]) -> AccessRole | AccessDenied:
         """The role of a request, or why it is refused."""

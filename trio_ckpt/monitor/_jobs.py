@@ -249,15 +249,10 @@ def _task_fields(view: TaskView) -> dict[str, Any]:
 
 def storage_info(view: TaskView) -> StorageInfo:
     """Where the checkpoints of an item are, for programs."""
-    kinds = {
-        (False, False): "none",
-        (True, False): "inline",
-        (False, True): "file",
-        (True, True): "hybrid",
-    }
+    kinds = ("none", "inline", "file", "hybrid")
     return make_answer(
         StorageInfo,
         view,
-        kind=kinds[view.inline_bytes > 0, view.file_bytes > 0],
+        kind=kinds[(view.inline_bytes > 0) + 2 * (view.file_bytes > 0)],
         path=view.checkpoint_storage_path,
     )

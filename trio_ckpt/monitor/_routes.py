@@ -68,6 +68,8 @@ def make_app(api: MonitorApi) -> App:
             await router(scope, receive, send)
         except HTTPException as error:
             await _refuse_http(error)(scope, receive, send)
+        except Exception as error:
+            await _refusal(refusal_of(error))(scope, receive, send)
 
     return app
 
@@ -159,12 +161,9 @@ def _answering(api: MonitorApi, endpoint: Endpoint, handle: Handler) -> Any:
     async def answer(request: Request) -> Response:
         if endpoint.method == "POST" and role_of(request.scope) is not AccessRole.ACTOR:
             return _refusal(_why_no_action(api))
-        try:
-            values = read_values(request, endpoint.parameters)
-            place = [values.pop(p.name) for p in endpoint.parameters if p.place == "path"]
-            record = await handle(api, *place, **values)
-        except Exception as error:
-            return _refusal(refusal_of(error))
+        values = read_values(request, endpoint.parameters)
+        place = [values.pop(p.name) for p in endpoint.parameters if p.place == "path"]
+        record = await handle(api, *place, **values)
         return Response(encode_answer(record), endpoint.status, media_type=JSON)
 
     return answer
@@ -178,11 +177,8 @@ def _why_no_action(api: MonitorApi) -> AccessDenied:
 
 def _metrics(api: MonitorApi) -> Any:
     async def answer(request: Request) -> Response:
-        try:
-            read_values(request, ())
-            text = await api.metrics_text()
-        except Exception as error:
-            return _refusal(refusal_of(error))
+        read_values(request, ())
+        text = await api.metrics_text()
         return Response(text, headers={"content-type": METRICS_TYPE})
 
     return answer
@@ -194,12 +190,9 @@ def _events(api: MonitorApi) -> Any:
     async def answer(request: Request) -> Any:
         if api.broadcast.viewers >= MAX_VIEWERS:
             return _refusal(AccessDenied(503, "too_many", f"{MAX_VIEWERS} are watching already"))
-        try:
-            run_id = read_values(request, parameters)["run"]
-            if run_id is not None:
-                await api.source.snapshot(run_id)
-        except Exception as error:
-            return _refusal(refusal_of(error))
+        run_id = read_values(request, parameters)["run"]
+        if run_id is not None:
+            await api.source.snapshot(run_id)
         return EventStream(api.broadcast, run_id)
 
     return answer

@@ -131,7 +131,7 @@ async def serve(
             stack.callback(listener.socket.close)
             unshare(listener.socket)
         bound = int(listeners[0].socket.getsockname()[1])
-        access = Access.of(viewer_secret, actor_secret, allowed_hosts(host, bound, hosts))
+        access = Access(viewer_secret, actor_secret, allowed_hosts(host, bound, hosts))
         serving = _serving(host, bound, viewer_secret, actor_secret, is_tls=ssl_context is not None)
         if isinstance(run_or_store, Run):
             stack.enter_context(run_or_store.observing(api.metrics))
