@@ -83,7 +83,7 @@ async def test_a_bad_value_leaves_the_batch_unsettled(bad: str) -> None:
         with pytest.raises(kind):
             batch.complete(**{"metadata": {"x": 1}, **values})
         staged, empty = staged_of(batch), Staged()
-        for name in Staged.__slots__:
+        for name in Staged.__struct_fields__:
             assert getattr(staged, name) == getattr(empty, name), name
         assert batch.complete()
 

@@ -14,7 +14,7 @@ import trio_ckpt
 from tests.opening import begin
 from trio_ckpt import CannotRedoError, Stream
 from trio_ckpt._commit import stored_state
-from trio_ckpt._commit.pins import MAX_PINS
+from trio_ckpt._commit.archive_states import MAX_PINS
 from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import Fail, FaultyStore

@@ -1,12 +1,17 @@
-"""Archiving old states: they are moved into another store instead of being deleted.
+"""Which states of a stream stay: old ones are deleted, or archived; pinned ones are kept.
 
 Theory of operation
 ===================
 
-A chain is moved as it is: its frames, in their order, and the blobs that they name.  They become
-notes of a stream of the same key, in a run of the other store that is named after the run and its
-generation.  So archived states are read, checked, listed and exported like all other records, and
-equal blobs are stored once.
+A pin keeps the arrays of a state, whatever the retention says.  It is a record of its stream, so it
+is durable, in the history, and part of progress.  It names the chain of the state that was the
+newest confirmed one; chains are kept or dropped as a whole.  A rewind to before the batch of a pin
+also removes the pin: the batch will have another state.
+
+Archiving moves old states into another store instead of deleting them.  A chain is moved as it is:
+its frames, in their order, and the blobs that they name.  They become notes of a stream of the same
+key, in a run of the other store that is named after the run and its generation.  So archived states
+are read, checked, listed and exported like all other records, and equal blobs are stored once.
 
 A chain is dropped from its own store only when it is durable in the other.  A crash in between
 leaves it in both.
@@ -14,6 +19,7 @@ leaves it in both.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -26,6 +32,7 @@ from .._journal.record import Record, RecordKind
 from .._journal.store import RunKey, Store
 from .._util.errors import StoreDamagedError, StoreError, TrioCkptError, describe_batch
 from .._util.log import at, get_logger
+from .._util.plain import check_label
 from ..state import decode_frame
 from ..state._chain import blobs_of
 from ..stores import open_store
@@ -39,6 +46,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 PAGE = 100  # records in memory at a time: each may have a state of its own
+MAX_PINS = 1_000  # per stream: each fold of the stream contains all of them
 READ_BYTES = 2**23  # how much of a blob is read at a time
 
 Entries = list[tuple[int, Record]]  # records with their sequences
@@ -220,3 +228,46 @@ async def _drop(
                 error,
                 extra=open_stream.place(),
             )
+
+
+async def pin_state(open_stream: OpenStream, label: str) -> None:
+    """Pin the newest confirmed state; see `Stream.pin`.
+
+    Durability: when this returns the pin is durable.
+    """
+    check_label(label)
+    pins = open_stream.stream_log.progress.pins
+    if open_stream.state_manager is None:
+        raise TypeError("open the stream with state=... to have a state to pin")
+    if label not in pins and len(pins) >= MAX_PINS:
+        raise ValueError(f"{open_stream.where()} has {MAX_PINS} pins: unpin one first")
+    kept, done = open_stream.state_manager.confirmed, open_stream.stream_log.progress.done
+    lineage = kept.chain[0][1].lineage if kept is not None and kept.chain else b""
+    record = Record(
+        kind=RecordKind.PIN,
+        at=time.time(),
+        index=done.stop - 1 if done else None,
+        metadata={"label": label, "lineage": lineage.hex()},
+    )
+    has_moved = label in pins
+    await open_stream.save_plain(record)
+    if has_moved:
+        open_stream.state_manager.prune_soon()
+        await prune_states(open_stream)
+
+
+async def unpin_state(open_stream: OpenStream, label: str) -> None:
+    """Remove a pin; see `Stream.unpin`.
+
+    Durability: when this returns the pin is durably removed.
+    """
+    pins = open_stream.stream_log.progress.pins
+    if label not in pins:
+        has = ", ".join(map(repr, pins)) or "none"
+        raise ValueError(f"{open_stream.where()} has no pin {label!r}; it has: {has}")
+    await open_stream.save_plain(
+        Record(kind=RecordKind.UNPIN, at=time.time(), metadata={"label": label})
+    )
+    if open_stream.state_manager is not None:
+        open_stream.state_manager.prune_soon()
+    await prune_states(open_stream)

@@ -60,41 +60,35 @@ class AttemptState(enum.Enum):
     __hash__ = object.__hash__
 
 
-class Staged:
-    """What is saved with a batch's checkpoint; `digest` is that of its item."""
+class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost least to make
+    """What is saved with a batch's checkpoint.
 
-    __slots__ = (
-        "adds",
-        "adopted",
-        "cursor",
-        "digest",
-        "error",
-        "is_final",
-        "is_last",
-        "lines",
-        "metadata",
-        "outputs",
-        "problem",
-        "records",
-        "spent",
-        "totals",
-    )
+    Attributes:
+        digest: The digest of the item; empty where there is no source.
+        outputs: The outputs that are written, by name.
+        adopted: Files that the body wrote itself.
+        is_last: Whether it is the last batch of the stream.
+        lines: What is appended, by append file.
+        adds: Items for the frontier, by their keys.
+        error: What the attempt was failed or skipped with.
+        is_final: No retry, whatever the table says.
+        problem: Why it was not saved.
+    """
 
-    def __init__(self, digest: bytes = b"") -> None:  # attrs would call a factory for each field
-        self.digest = digest
-        self.outputs: dict[str, Output] = {}
-        self.adopted: list[AnyPath] = []
-        self.records = 0
-        self.cursor: Any = UNSET
-        self.totals: dict[str, Number] = {}
-        self.spent: dict[str, Amount] = {}
-        self.metadata: dict[str, Any] = {}
-        self.is_last = False
-        self.lines: dict[str, bytearray] = {}
-        self.adds: dict[str, Any] = {}
-        self.error: BaseException | str | None = None
-        self.is_final = False  # no retry, whatever the table says
-        self.problem: Exception | None = None  # why it was not saved
+    digest: bytes = b""
+    outputs: dict[str, Output] = {}
+    adopted: list[AnyPath] = []
+    records: int = 0
+    cursor: Any = UNSET
+    totals: dict[str, Number] = {}
+    spent: dict[str, Amount] = {}
+    metadata: dict[str, Any] = {}
+    is_last: bool = False
+    lines: dict[str, bytearray] = {}
+    adds: dict[str, Any] = {}
+    error: BaseException | str | None = None
+    is_final: bool = False
+    problem: Exception | None = None
 
 
 class BatchHost(Protocol):

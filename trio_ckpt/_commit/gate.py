@@ -162,12 +162,11 @@ class Gate:
         stream = self.open_stream
         if index > MAX_INDEX:
             whole_number("the index of a batch", index)  # which raises
-        return StreamBusyError(
+        return stream.error(
+            StreamBusyError,
             f"{stream.where(index)} is open already: settle it, or use run_batches for several at "
             "once",
-            run_id=stream.run_id,
-            stream=stream.stream_log.key,
-            batch_index=index,
+            index,
         )
 
     async def pass_gate(
@@ -312,12 +311,8 @@ class Gate:
                 describe_error(error, retryable=verdict.retryable, batch_index=batch.index)
             )
         kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
-        raise kind(
-            failure.reason,
-            run_id=stream.run_id,
-            stream=stream.stream_log.key,
-            batch_index=batch.index,
-            retryable=verdict.retryable,
+        raise stream.error(
+            kind, failure.reason, batch.index, retryable=verdict.retryable
         ) from failure.cause
 
     # -- the one way to the store ---------------------------------------------------------------
@@ -486,22 +481,14 @@ class Gate:
         ):
             return
         failure = stream.failed.get(batch.index, Failure("this attempt is over"))
-        raise staged_of(batch).problem or BatchFailedError(
-            failure.reason,
-            run_id=stream.run_id,
-            stream=stream.stream_log.key,
-            batch_index=batch.index,
+        raise staged_of(batch).problem or stream.error(
+            BatchFailedError, failure.reason, batch.index
         ) from failure.cause
 
     def _forgotten(self, batch: AnyBatch) -> TokenNeverSettledError:
-        stream = self.open_stream
-        return TokenNeverSettledError(
-            f"{stream.where(batch.index)} was left without complete(), fail(), skip() or "
-            "withdraw()",
-            run_id=stream.run_id,
-            stream=stream.stream_log.key,
-            batch_index=batch.index,
-        )
+        where = self.open_stream.where(batch.index)
+        message = f"{where} was left without complete(), fail(), skip() or withdraw()"
+        return self.open_stream.error(TokenNeverSettledError, message, batch.index)
 
 
 def _details_of(error: BaseException | str) -> dict[str, Any]:

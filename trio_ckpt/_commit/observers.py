@@ -6,7 +6,7 @@ without observers pays for the truth value of a list.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 from .._journal.store import Attempt, AttemptEnd, Observer
@@ -41,47 +41,32 @@ class Observers:
 
     def began(self, attempt: Attempt) -> None:
         """See `Observer.attempt_began`."""
-        for observer in self.all:
-            try:
-                observer.attempt_began(attempt)
-            except BaseException:
-                _say_failed(observer, at_attempt(attempt))
+        self._call(lambda observer: observer.attempt_began(attempt), attempt)
 
     def settled(self, attempt: Attempt) -> None:
         """See `Observer.attempt_settled`."""
-        for observer in self.all:
-            try:
-                observer.attempt_settled(attempt)
-            except BaseException:
-                _say_failed(observer, at_attempt(attempt))
+        self._call(lambda observer: observer.attempt_settled(attempt), attempt)
 
     def ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
         """See `Observer.attempt_ended`."""
-        for observer in self.all:
-            try:
-                observer.attempt_ended(attempt, end, error)
-            except BaseException:
-                _say_failed(observer, at_attempt(attempt))
+        self._call(lambda observer: observer.attempt_ended(attempt, end, error), attempt)
 
     def left(self, attempt: Attempt) -> None:
         """See `Observer.attempt_left`."""
-        for observer in self.all:
-            try:
-                observer.attempt_left(attempt)
-            except BaseException:
-                _say_failed(observer, at_attempt(attempt))
+        self._call(lambda observer: observer.attempt_left(attempt), attempt)
 
     def saved(self, run_id: str, size: int) -> None:
         """See `Observer.bytes_saved`."""
+        self._call(lambda observer: observer.bytes_saved(run_id, size), run_id)
+
+    def _call(self, call: Callable[[Observer], None], about: Attempt | str) -> None:
         for observer in self.all:
             try:
-                observer.bytes_saved(run_id, size)
+                call(observer)
             except BaseException:
-                _say_failed(observer, at(run_id))
-
-
-def _say_failed(observer: Observer, place: Place) -> None:
-    log.exception("an observer failed: %s", type(observer).__qualname__, extra=place)
+                place = at(about) if isinstance(about, str) else at_attempt(about)
+                name = type(observer).__qualname__
+                log.exception("an observer failed: %s", name, extra=place)
 
 
 def at_attempt(attempt: Attempt) -> Place:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
 import msgspec
@@ -33,7 +33,7 @@ from .._tokens.token import (
     touch,
 )
 from .._util.arguments import several, whole_number
-from .._util.errors import BatchFailedError, describe_batch
+from .._util.errors import BatchFailedError, TrioCkptError, describe_batch
 from .._util.log import Place, at, get_logger
 from .._util.text import one_line
 from .._util.threads import Portal
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from .state_manager import StateManager
 
 log = get_logger(__name__)
+
+_E = TypeVar("_E", bound=TrioCkptError)
 
 
 class LoopListener(Protocol):
@@ -267,6 +269,12 @@ class OpenStream:
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, as messages name it."""
         return describe_batch(self.run_id, self.stream_log.key, index)
+
+    def error(self, kind: type[_E], message: str, index: int | None = None, **more: Any) -> _E:
+        """An error that names the stream, or a batch of it, in its fields."""
+        return kind(
+            message, run_id=self.run_id, stream=self.stream_log.key, batch_index=index, **more
+        )
 
     def place(self, index: int | None = None) -> Place:
         """The stream, or a batch of it, as records of the log have it; see `at`."""

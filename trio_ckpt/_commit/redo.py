@@ -122,29 +122,32 @@ class Redo:
             )
         async with self.stream_log.tools.redo_lock:
             left = IndexSet(index for index in wanted if progress.is_done(index))
+            if left and progress.is_ordered:
+                first = next(iter(left))
+                raise self._cannot_redo(
+                    first,
+                    f"batch {first} cannot be redone alone, because later ones build on it; rewind "
+                    "the stream to before it",
+                )
             if left:
-                await self._redo(left, reason)
+                reversal, _ = await self._reversal_of(left)
+                await self._revert(reversal, reason)
 
-    async def _redo(self, wanted: IndexSet, reason: str) -> None:
-        progress = self.stream_log.progress
-        if progress.is_ordered:
-            first = next(iter(wanted), None)
-            raise CannotRedoError(
-                None,
-                f"batch {first} cannot be redone alone, because later ones build on it; rewind the "
-                "stream to before it",
-                run_id=self.committer.run_key.run_id,
-                stream=self.stream_log.key,
-                batch_index=first,
-            )
-        reversal = Reversal()
+    def _cannot_redo(self, index: int, reason: str) -> CannotRedoError:
+        run_id, key = self.committer.run_key.run_id, self.stream_log.key
+        return CannotRedoError(None, reason, run_id=run_id, stream=key, batch_index=index)
+
+    async def _reversal_of(self, wanted: IndexSet) -> tuple[Reversal, int]:
+        """What batches have added, and the sequence number of the oldest of their records."""
+        reversal, oldest = Reversal(), 0
         async with aclosing(self._live_records()) as entries:
             async for entry in entries:
                 if entry.index in wanted:
                     reversal.add(entry.index, entry.record)
+                    oldest = entry.sequence
                 if len(reversal.indexes) == len(wanted):
                     break
-        await self._revert(reversal, reason)
+        return reversal, oldest
 
     async def rewind(self, to: int, reason: str) -> IndexSet:
         """Re-queue all batches after `to`; returns which.
@@ -164,14 +167,7 @@ class Redo:
         wanted = progress.done.after(to)
         if not wanted:
             return wanted
-        reversal, oldest = Reversal(), 0
-        async with aclosing(self._live_records()) as entries:
-            async for entry in entries:
-                if entry.index in wanted:
-                    reversal.add(entry.index, entry.record)
-                    oldest = entry.sequence
-                if len(reversal.indexes) == len(wanted):
-                    break
+        reversal, oldest = await self._reversal_of(wanted)
         if progress.is_ordered:
             return await self._rewind_before(oldest, reason, to=to)
         await self._revert(reversal, reason, index=to)
@@ -234,13 +230,10 @@ class Redo:
                 if frame.blob:
                     await self.store.read_blob(frame.blob, 0, 1)
         except StoreDamagedError as error:
-            raise CannotRedoError(
-                None,
+            raise self._cannot_redo(
+                first,
                 f"the state before batch {first} is not kept any more ({error}): retention= limits "
                 "how many states are; start from the beginning with fresh=True",
-                run_id=self.committer.run_key.run_id,
-                stream=self.stream_log.key,
-                batch_index=first,
             ) from error
 
     async def rewind_shortened(self, path: str, size: int) -> IndexSet:

@@ -12,10 +12,10 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 import trio
 
 from .._commit.adopt import PathOf, check_stands_alone, rescan
+from .._commit.archive_states import pin_state, unpin_state
 from .._commit.awaits import awaits_noted
 from .._commit.batch import UNSET, Batch
 from .._commit.exits import Exit
-from .._commit.pins import pin_state, unpin_state
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots
 from .._journal.progress import FailedAttempt, Progress
