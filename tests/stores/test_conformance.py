@@ -35,6 +35,7 @@ from trio_ckpt.abc import (
 from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
 from trio_ckpt.stores._json import writer
 from trio_ckpt.stores._local import blobs
+from trio_ckpt.stores.memory import _Run
 from trio_ckpt.testing import FaultyStore, Hang, check_store
 from trio_ckpt.testing._store_blobs import BLOB_BYTES
 
@@ -128,6 +129,7 @@ class AllOrNothing(MemoryStore):
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         probe = self.after_crash()
+        probe._memory.locked_since.update(self._memory.locked_since)
         failed = [one for one in await MemoryStore.save(probe, run, group) if one is not None]
         if failed:
             return [failed[0]] * len(group)
@@ -170,6 +172,20 @@ class OwnerStays(MemoryStore):
         async with super().lock_run(run_id):
             self._memory.runs[run_id].owner = 1
             yield 1
+
+
+class MakesRunsBySaving(MemoryStore):
+    def _find_owned(self, key: RunKey) -> Any:
+        self._memory.runs.setdefault(key.run_id, _Run(key.owner, {0: {}}, 1))
+        self._memory.locked_since.setdefault(key.run_id, "")
+        return super()._find_owned(key)
+
+
+class RaisesTheDead(MemoryStore):
+    def _find_owned(self, key: RunKey) -> Any:
+        run = self._memory.runs.get(key.run_id)
+        is_removed = run is not None and not run.generations and run.owner == key.owner
+        return run if is_removed else super()._find_owned(key)
 
 
 class NoLock(MemoryStore):
@@ -599,6 +615,8 @@ BROKEN = {
     OwnerStays: "Each lock of a run yields a greater owner number",
     NoLock: "A run has one owner at a time.*a second owner was let in",
     KeepsLockOnError: "A run has one owner at a time.*RunLockedError",
+    MakesRunsBySaving: "Only a lock makes a run",
+    RaisesTheDead: "A run that was removed is not brought back by a late save",
     FreshWipes: "The next generation begins empty.*generation 0 has {}",
     FreshKeeps: "The next generation begins empty",
     DropsFolds: "A group may be empty, with folds",

@@ -171,9 +171,9 @@ class Store(ABC):
 
         Each checkpoint is saved whole or not at all.  One that fails (its sequence number does
         not follow, a blob that it names does not exist) also fails the later ones of its own
-        stream in the group; other streams are not affected.  A run or a stream that is not known
-        yet is created.  A `generation` one above the stored one starts the run from the
-        beginning: the older generation stays readable by number, until `prune`.
+        stream in the group; other streams are not affected.  A stream that is not known yet is
+        created; a run is made by `lock_run` alone.  A `generation` one above the stored one starts
+        the run from the beginning: the older generation stays readable by number, until `prune`.
 
         Args:
             run: The run and its owner, compared in the same transaction.
@@ -186,8 +186,8 @@ class Store(ABC):
             For each checkpoint of the group None, or the reason why it was not saved.
 
         Raises:
-            StoreConflictError: `run.owner` is not the newest owner, or `run.generation`
-                neither the newest nor the next; nothing was saved.
+            StoreConflictError: `run.owner` is not the newest owner or has not locked the run
+                now, or `run.generation` is neither the newest nor the next; nothing was saved.
             SaveOutcomeUnknownError: it may have been saved or not.
             StoreError: nothing was saved.
 
@@ -384,7 +384,7 @@ class Store(ABC):
         """Remove all generations of a run but the newest `keep`, in one transaction.
 
         With 0 the run itself is removed: `list_runs` and `read_run` do not return it until it is
-        locked or saved again.  Its owner number is kept, so that the fence only grows.  So is the
+        locked again, or saved by the owner that removed it.  Its owner number is kept, so that the fence only grows.  So is the
         number of its generation: a run begun later under this id has the next one, which ensures
         that a copy of an old sealed record cannot pass for a new one.
 

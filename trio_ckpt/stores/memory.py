@@ -53,7 +53,13 @@ from .._util.forks import need_process, this_process
 from .._util.threads import run_blocking
 from ._local.blob_pins import names_of
 from ._local.blobs import check_part, need_digest, views_of
-from ._local.fence import compare_generation, compare_owner, refuse_generation, save_each
+from ._local.fence import (
+    compare_generation,
+    compare_owner,
+    refuse_generation,
+    refuse_unlocked,
+    save_each,
+)
 
 _CURSOR = re.compile(r"([0-9]{1,18})\.([0-9]{1,18})", re.ASCII)
 
@@ -206,15 +212,19 @@ class MemoryStore(Store):
 
     def _fence(self, key: RunKey) -> dict[str, _MemoryStream]:
         """Check owner and generation, and return the streams to save to."""
-        run = self._memory.runs.get(key.run_id)
-        if run is None:
-            run = _Run(key.owner, {key.generation: {}}, key.generation + 1)
-            self._memory.runs[key.run_id] = run
-        compare_owner(run.owner, key)
+        run = self._find_owned(key)
         allowed = {run.next_generation, *([run.generation] if run.generations else [])}
         if key.generation not in allowed:
             raise refuse_generation(run.generation, key)
         return run.begin(key.generation)
+
+    def _find_owned(self, key: RunKey) -> _Run:
+        """Return a run that the caller owns."""
+        run = self._memory.runs.get(key.run_id)
+        if run is None or key.run_id not in self._memory.locked_since:
+            raise refuse_unlocked(key)
+        compare_owner(run.owner, key)
+        return run
 
     def _append(self, streams: dict[str, _MemoryStream], checkpoint: Checkpoint) -> None:
         stream = streams.get(checkpoint.stream)
@@ -305,8 +315,7 @@ class MemoryStore(Store):
         if keep < 0:
             raise ValueError(f"keep is {keep}, less than 0")
         await self._begin()
-        stored = self._memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
-        compare_owner(stored.owner, run)
+        stored = self._find_owned(run)
         compare_generation(stored.generation, run, "removed")
         doomed = [n for n in stored.generations if n <= stored.generation - keep]
         streams = [stream for n in doomed for stream in stored.generations.pop(n).values()]
@@ -321,8 +330,7 @@ class MemoryStore(Store):
         """See `Store.drop_blobs`."""
         await self._begin()
         memory = self._memory
-        stored = memory.runs.get(run.run_id, _Run(run.owner, {}, run.generation + 1))
-        compare_owner(stored.owner, run)
+        stored = self._find_owned(run)
         compare_generation(stored.generation, run, "dropped")
         log = stored.generations.get(run.generation, {}).get(stream, _MemoryStream(0)).log
         dropped: set[str] = set()

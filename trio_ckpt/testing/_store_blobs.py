@@ -261,6 +261,9 @@ async def drop_is_fenced(case: Case) -> None:
         entry = (await case.read(other, generation)).streams[0]
         found = entry.tail[0].blobs
         expect(found == tuple(blobs), f"generation {generation} names {found}")
+    for key in (RunKey(case.run_id, 1, owner), RunKey(f"{case.run_id} 2", 0, 1)):
+        what = f"dropping as {key}, unlocked, was done"
+        await expect_raised(StoreConflictError, what, other.drop_blobs, key, A, [1])
     await _expect_there(other, blobs)
 
 

@@ -10,7 +10,7 @@ import trio
 
 from .._journal.store import Fold, Owner, RunKey, Store
 from .._util.errors import RunLockedError
-from ._store_case import A, B, Case, chain, expect, expect_conflict
+from ._store_case import A, B, Case, chain, expect, expect_conflict, expect_no_run
 
 
 async def owner_grows(case: Case) -> None:
@@ -172,3 +172,23 @@ async def reading_the_owner_refuses_no_lock(case: Case) -> None:
             raise AssertionError(f"it was: {error}") from error
         finally:
             done.set()
+
+
+async def lock_makes_the_run(case: Case) -> None:
+    """Only a lock makes a run: nothing is saved without one, or after it was given back."""
+    store, other = await case.open(), await case.open()
+    for handle in (store, other):
+        for number in (0, 1, 2):
+            await _expect_refused(handle, RunKey(case.run_id, 0, number))
+    await expect_no_run(case, store)
+    async with case.own(store) as run:
+        await case.save_all(store, run, chain(A, 1, 1))
+    for handle in (store, other):
+        await _expect_refused(handle, run)
+        await _expect_refused(handle, RunKey(case.run_id, 1, run.owner))
+    await case.expect_saved(await case.reopen(store), {A: 1})
+
+
+async def _expect_refused(store: Store, run: RunKey) -> None:
+    for group in ([], chain(A, 1, 1), chain(A, 2, 2)):
+        await expect_conflict(store, run, group)

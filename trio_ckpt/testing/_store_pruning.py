@@ -8,7 +8,17 @@ from functools import partial
 
 from .._journal.store import Checkpoint, Fold, HistoryPage, Pruned, RunKey, Store
 from .._util.errors import StoreConflictError, StoreDamagedError
-from ._store_case import A, B, Case, chain, expect, expect_conflict, expect_raised, payload_of
+from ._store_case import (
+    A,
+    B,
+    Case,
+    chain,
+    expect,
+    expect_conflict,
+    expect_no_run,
+    expect_raised,
+    payload_of,
+)
 
 
 async def _three_generations(case: Case, store: Store, owner: int) -> RunKey:
@@ -124,6 +134,10 @@ async def prune_is_fenced(case: Case) -> None:
         )
     for generation in range(3):
         await case.read(await case.open(), generation)
+    for key in (RunKey(case.run_id, 2, owner), RunKey(f"{case.run_id} 2", 0, 1)):
+        prune = partial(other.prune, keep=0)
+        await expect_raised(StoreConflictError, f"pruning as {key}, unlocked, was done", prune, key)
+    await case.read(other)
 
 
 async def prune_removes_blobs(case: Case) -> None:
@@ -155,3 +169,30 @@ async def prune_removes_blobs(case: Case) -> None:
     if outcome is None:
         what = "a blob that no record names is still there"
         await expect_raised(StoreDamagedError, what, store.history, case.run_id, B)
+
+
+async def late_save_brings_no_run_back(case: Case) -> None:
+    """A run that was removed is not brought back by a late save, nor by that of its remover."""
+    zombie, store = await case.open(), await case.open()
+    async with zombie.lock_run(case.run_id) as old:
+        await case.save_all(zombie, RunKey(case.run_id, 0, old), chain(A, 1, 2))
+    async with store.lock_run(case.run_id) as owner:
+        await store.prune(RunKey(case.run_id, 0, owner), keep=0)
+        await _expect_refused(zombie, case.run_id, old)
+        await expect_no_run(case, store)
+    for handle in (zombie, store):
+        for number in (old, owner, owner + 1):
+            await _expect_refused(handle, case.run_id, number)
+    store = await case.reopen(store)
+    await expect_no_run(case, store)
+    async with zombie.lock_run(case.run_id) as following:
+        for number in (old, owner):
+            await _expect_refused(zombie, case.run_id, number)
+        await case.save_all(zombie, RunKey(case.run_id, 1, following), chain(B, 1, 1))
+    await case.expect_saved(store, {B: 1})
+
+
+async def _expect_refused(store: Store, run_id: str, owner: int) -> None:
+    for generation in range(3):
+        for group in ([], chain(A, 1, 1), chain(A, 3, 3)):
+            await expect_conflict(store, RunKey(run_id, generation, owner), group)

@@ -8,13 +8,39 @@ checks whether a process that opens the store by its names finds the files that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..._journal.store import Checkpoint, RunKey
 from ..._util.errors import StoreConflictError, StoreError
 
 Identity = tuple[int, int]  # device and inode: unique as long as the file is open
+
+
+def need_lock(owners: Mapping[str, int], key: RunKey) -> None:
+    """Check that the caller's lock of a run is held by this handle.
+
+    A number outlives its lock: with it alone, a late save would bring a removed run back.
+
+    Args:
+        owners: The owner numbers of the runs that the handle has locked.
+        key: The run and the owner that the caller claims to be.
+
+    Raises:
+        StoreConflictError: the run is not locked, or another owner has locked it since.
+    """
+    owner = owners.get(key.run_id)
+    if owner is None:
+        raise refuse_unlocked(key)
+    compare_owner(owner, key)
+
+
+def refuse_unlocked(key: RunKey) -> StoreConflictError:
+    """Return the error for a change of a run that is not locked."""
+    return StoreConflictError(
+        f"this is owner {key.owner}, without its lock: nothing was changed; lock the run first",
+        run_id=key.run_id,
+    )
 
 
 def compare_owner(owner: int, key: RunKey) -> None:

@@ -47,6 +47,7 @@ from ..._util.log import get_logger
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
 from .blobs import Blobs, check_part
+from .fence import need_lock
 from .kind import LocalKind, LocalWriter
 from .live import read_live, write_live
 from .locks import RunLock, lock_run, read_owner
@@ -90,7 +91,7 @@ class LocalStore(Store):
         self._reading = WorkerThread(f"trio_ckpt reads {folder.name}") if in_thread else None
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
-        self._owned = 0  # runs that this handle owns
+        self._owners: dict[str, int] = {}  # runs that this handle owns, by their numbers
         self._leaving: set[str] = set()  # runs that may have blobs without a reference
         self._is_closed = False
         self._process = this_process()
@@ -145,11 +146,12 @@ class LocalStore(Store):
         self._check_open()
         await trio.lowlevel.checkpoint()
         lock = await shielded(run_blocking, self._lock, run_id)
-        self._owned += 1
+        self._owners[run_id] = 0  # until it is raised
         has_failed = True
         try:
             # Shielded: raised late, the number would lock out the next owner of the run.
             owner = await shielded(self._writing.run, self._raise_owner, run_id)
+            self._owners[run_id] = owner
             if lock.is_alone:  # cleaned after the raise: no save of an older owner can land now
                 await shielded(self._clean, lock)
             yield owner
@@ -194,12 +196,12 @@ class LocalStore(Store):
             logger.warning("%s: orphans are left: %s", self._folder, error)
 
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
-        self._owned -= 1
+        del self._owners[run_id]
         try:
             try:
                 await self._writing.run(self._end_owning, run_id)
             finally:
-                if not self._owned:
+                if not self._owners:
                     await run_blocking(self._pins.release_kept)
             if run_id in self._leaving:
                 self._leaving.discard(run_id)
@@ -223,6 +225,7 @@ class LocalStore(Store):
     ) -> list[Exception | None]:
         """See `Store.save`.  One transaction, one fsync."""
         self._check_open()
+        need_lock(self._owners, run)
         try:
             return await self._writing.run(self._save, run, group, folds)
         except NOT_BEGUN:
@@ -274,6 +277,7 @@ class LocalStore(Store):
         if keep < 0:
             raise ValueError(f"keep is {keep}, less than 0")
         self._check_open()
+        need_lock(self._owners, run)
         await trio.lowlevel.checkpoint()
         try:
             pruned = await shielded(self._writing.run, self._prune, run, keep)
@@ -292,6 +296,7 @@ class LocalStore(Store):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""
         self._check_open()
+        need_lock(self._owners, run)
         await trio.lowlevel.checkpoint()
         try:
             size, doomed = await shielded(self._writing.run, self._drop, run, stream, sequences)
@@ -379,7 +384,7 @@ class LocalStore(Store):
         self._pins.hold(digest)
         try:
             yield
-            if self._owned:
+            if self._owners:
                 self._pins.keep(digest)
         finally:
             self._pins.release(digest)

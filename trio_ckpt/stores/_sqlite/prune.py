@@ -9,8 +9,8 @@ import sqlite3
 
 from ..._journal.store import Pruned, RunKey
 from .._local.blobs import Blobs
-from .._local.fence import compare_generation, compare_owner
-from .schema import FIND_RUN
+from .._local.fence import compare_generation
+from .schema import find_owned
 
 _DOOMED = "(SELECT id FROM streams WHERE run = :run AND generation < :first)"
 _COUNT_RECORDS = (
@@ -39,11 +39,7 @@ def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> 
     Raises:
         StoreConflictError: another owner or another generation is the newest.
     """
-    row = cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
-    if row is None:
-        return Pruned(0, 0, 0)
-    run, generation, first, owner = row
-    compare_owner(owner, key)
+    run, generation, first = find_owned(cursor, key)
     compare_generation(generation, key, "removed")
     doomed = {"run": run, "first": max(first, generation + 1 - keep)}
     records, size = cursor.execute(_COUNT_RECORDS, doomed).fetchone()

@@ -11,9 +11,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
-from ..._util.errors import StoreDamagedError, StoreError
+from ..._journal.store import RunKey
+from ..._util.errors import StoreConflictError, StoreDamagedError, StoreError
 from ..._util.forks import make_unshared
 from ..._util.text import message_of, plural
+from .._local.fence import compare_owner
 from .._local.files import (
     check_version,
     explain,
@@ -78,6 +80,29 @@ IS_NAMED = (
     "SELECT 1 FROM log WHERE blob = :digest "
     "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
 )
+
+
+
+def find_owned(cursor: sqlite3.Cursor, key: RunKey) -> tuple[int, int, int]:
+    """Compare the owner of a run in the open transaction.
+
+    Returns:
+        The row of the run, its newest generation, and the oldest that was not pruned.
+
+    Raises:
+        StoreConflictError: another owner is newer, or the run is not in the store.
+    """
+    row = cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
+    if row is None:  # its lock made it
+        raise StoreConflictError(
+            "the run is not in the store any more, as when an older copy is put back: nothing was "
+            "changed; find out what did it, put the newest copy back, and start again",
+            run_id=key.run_id,
+        )
+    run, generation, first, owner = row
+    compare_owner(owner, key)
+    return run, generation, first
+
 
 MAX_ROWS = 64  # of one statement: its length grows with them
 

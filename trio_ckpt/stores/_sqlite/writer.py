@@ -53,7 +53,6 @@ from .._local.blob_pins import BlobPins
 from .._local.blobs import Blobs
 from .._local.fence import (
     compare_generation,
-    compare_owner,
     identity_of,
     out_of_place,
     refuse_generation,
@@ -73,6 +72,7 @@ from .schema import (
     check_format,
     connect,
     explain_sqlite,
+    find_owned,
     make_database,
     make_folders,
     move_heads,
@@ -266,11 +266,7 @@ class SqliteWriter:
     def _drop(
         self, key: RunKey, stream: str, sequences: Sequence[int]
     ) -> tuple[list[tuple[int, int]], set[str]]:
-        row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
-        if row is None:
-            return [], set()
-        run, generation, _, owner = row
-        compare_owner(owner, key)
+        run, generation, _ = find_owned(self._cursor, key)
         compare_generation(generation, key, "dropped")
         row = self._cursor.execute(FIND_HEAD, (run, generation, stream)).fetchone()
         head = _SqliteHead(0, 0, 0) if row is None else _SqliteHead(*row)
@@ -314,19 +310,14 @@ class SqliteWriter:
 
     def _fence(self, key: RunKey) -> _Known:
         """Compare the owner, raise the generation; return the cached state of the run."""
-        row = self._cursor.execute(FIND_RUN, (key.run_id,)).fetchone()
-        if row is None:
-            self._cursor.execute(_ADD_RUN, (key.run_id, key.generation, key.owner))
-            return _Known(_row_id(self._cursor), key.generation, key.owner)
-        run, generation, first, owner = row
-        compare_owner(owner, key)
+        run, generation, first = find_owned(self._cursor, key)
         if key.generation == generation + 1:
             self._cursor.execute(_RAISE_GENERATION, (key.generation, run))
         elif key.generation != generation or first > generation:
             raise refuse_generation(generation, key)
         known = self._known.get(key.run_id)
-        if known is None or (known.owner, known.generation) != (owner, key.generation):
-            known = _Known(run, key.generation, owner)
+        if known is None or (known.owner, known.generation) != (key.owner, key.generation):
+            known = _Known(run, key.generation, key.owner)
         return known
 
     def _append(
