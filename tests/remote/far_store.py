@@ -131,7 +131,7 @@ class FarStore(Store):
     """A store that is used over a connection, as far as a worker's verbs go."""
 
     def __init__(self, near: Store, far: Far) -> None:
-        self.url = "far:"
+        self.address = "far:"
         self._near = near  # the foreman's
         self._far = far
         self._runs: dict[str, RemoteStore] = {}

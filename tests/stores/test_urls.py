@@ -5,18 +5,24 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from trio_ckpt import open_run
+import trio_ckpt
+from tests.monitor.client import serving
+from trio_ckpt import UnknownRunError, open_run
+from trio_ckpt._journal.run_status import read_run_status
+from trio_ckpt._maintenance.offline import open_maintenance
 from trio_ckpt._util.errors import (
     StoreError,
 )
 from trio_ckpt.abc import BlobPayload, Store
-from trio_ckpt.stores import open_store
+from trio_ckpt.cli import main
+from trio_ckpt.stores import MemoryStore, open_store
 
 
 @pytest.mark.parametrize("url", ["plain", "sqlite:plain", "./plain", Path("plain")])
@@ -213,3 +219,90 @@ async def test_small_arrays_are_files_where_records_are(
     with_arrays = [stored for stored in history.records if stored.blobs]
     assert len(with_arrays) == len(put) == (3 if limit == 10_000 else 0)
     await store.aclose()
+
+
+SECRET_URL = "postgresql://me:sesame@host/db?password=sesame"
+SHOWN_URL = "postgresql://me:***@host/db?password=***"
+
+
+async def test_a_password_is_not_shown_by_what_refuses_its_url(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=re.escape(SHOWN_URL)) as caught:
+        await open_store(SECRET_URL)
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ls"],
+        ["show"],
+        ["show", "run", "--json"],
+        ["explain", "--json"],
+        ["verify", "--full", "--json"],
+        ["verify", "--full", "--repair", "--yes"],
+        ["doctor", "--json"],
+        ["prune", "run", "--keep", "1"],
+        ["export", "run", "x.zip"],
+    ],
+    ids=" ".join,
+)
+def test_a_password_is_not_shown_by_commands(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command[0], SECRET_URL, *command[1:]]
+    main(words)
+    output = "".join(capsys.readouterr())
+    assert SHOWN_URL in output.replace("\n", "")
+    assert "sesame" not in output
+
+
+class _SecretStore(MemoryStore):
+    def __init__(self) -> None:
+        super().__init__()
+        self.address = SECRET_URL
+
+
+async def test_a_password_is_not_shown_by_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    """Not in its log, its errors, its views from outside, nor in what the REST interface says."""
+    caplog.set_level("DEBUG")
+    store = _SecretStore()
+    async with open_run(store=store, run_id="run") as run:
+        async with run.open_stream("a") as stream:
+            async for batch in stream.batches(range(3)):
+                batch.complete()
+        async with serving(run) as (client, _):
+            answers = [await client.get(f"/api/runs{rest}") for rest in ("", "/run", "/none")]
+    status = await read_run_status(store, "run")
+    async with serving(store) as (client, _):
+        answers += [await client.get(f"/api/runs{rest}") for rest in ("", "/run", "/none")]
+    for answer in answers:
+        assert b"sesame" not in answer.body
+    assert any(SHOWN_URL.encode() in answer.body for answer in answers)
+    with pytest.raises(UnknownRunError) as unknown:
+        async with open_maintenance(store, "none"):
+            pass
+    with pytest.raises(StoreError) as unchecked:
+        Store.check(store)
+    await store.aclose()
+    with pytest.raises(StoreError) as closed:
+        await store.read_run("run")
+    assert (
+        "sesame" not in f"{unknown.value} {unchecked.value} {closed.value} {caplog.text} {status!r}"
+    )
+
+
+def test_addresses_are_read_where_stores_are_opened_and_wrapped() -> None:
+    """`Store.address` may hold a password: no other file of the package reads it."""
+    package = Path(trio_ckpt.__file__).parent
+    reads = re.compile(r"store\.address\b|self\.address\b")
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if reads.search(path.read_text())
+    }
+    assert {name for name in found if not name.startswith("stores/")} == {
+        "_journal/store.py",  # makes the URL of it
+        "remote/_worker/remote_store.py",
+        "testing/_crash_store.py",
+        "testing/_faulty.py",
+    }

@@ -16,6 +16,43 @@ def test_any_text_is_shown_printable_and_printable_text_is_kept(text: str) -> No
     assert (shown == text) == text.isprintable()
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://me:sesame@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:ses@me/?#@host:5432/db?x=1", "postgresql://me:***@host:5432/db?x=1"),
+        ("s3://key:sesame@host/bucket", "s3://key:***@host/bucket"),
+        ("postgresql://me:1234@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://:sesame@/db", "postgresql://:***@/db"),
+        ("postgresql://h:1,h:2/db?password=sesame&x=1", "postgresql://h:1,h:2/db?password=***&x=1"),
+        ("s3://b/p?secret_access_key=sesame", "s3://b/p?secret_access_key=***"),
+        ("postgresql://h/db?blobs=s3://k:sesame@b", "postgresql://h/db?blobs=s3://k:***@b"),
+        ("x+y://me:sesame\n@host", "x+y://me:***@host"),
+    ],
+)
+def test_a_url_is_shown_without_its_secrets(address: str, shown: str) -> None:
+    assert text_module.redacted_url(address) == shown
+    assert "sesame" not in shown
+    assert text_module.redacted_url(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "memory:",
+        "sqlite:/home/me/a@b:c",
+        "json:/home/me/a?token=b",
+        "json:C:\\x@y",
+        "./a:b@c",
+        "postgresql://me@host:5432/db?lease_s=30",
+        "postgresql://h:5432/db?options=a@b",
+        "s3://bucket/a:b@c",
+    ],
+)
+def test_a_url_without_secrets_is_shown_as_it_is(address: str) -> None:
+    assert text_module.redacted_url(address) == address
+
+
 def test_what_is_not_printed_is_written_out() -> None:
     assert text_module.printable("a\x1b[1m\n\u202e\x9bé€") == r"a\x1b[1m\n\u202e\x9bé€"
     assert text_module.printable("\ud800") == r"\ud800"

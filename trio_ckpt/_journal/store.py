@@ -18,6 +18,7 @@ import trio
 
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.plain import StreamKey, decode_key
+from .._util.text import redacted_url
 from .._util.threads import run_blocking
 from .finding import Finding as Finding, FindingKind as FindingKind, Severity as Severity
 from .folds import decode_progress
@@ -130,7 +131,8 @@ class Store(ABC):
     """A place where checkpoints are durable.
 
     Attributes:
-        url: The URL that opens it again, for messages.
+        address: The URL that opens it again, with a password where it needs one: never shown,
+            logged or sent.
         mac_key: The key that seals records, so that records altered on purpose are noticed, too.
         inline_limit_bytes: Payloads of this size and more are written as blobs first.
         durability: What an acknowledged save survives: "full" is power loss, "process"
@@ -138,11 +140,16 @@ class Store(ABC):
         has_live: Whether it keeps what `publish` is given, for other processes.
     """
 
-    url: str
+    address: str
     has_live: bool = False
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
+
+    @property
+    def url(self) -> str:
+        """The address without its secrets, for messages, logs and answers."""
+        return redacted_url(self.address)
 
     @abstractmethod
     def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
@@ -384,9 +391,10 @@ class Store(ABC):
         """Remove all generations of a run but the newest `keep`, in one transaction.
 
         With 0 the run itself is removed: `list_runs` and `read_run` do not return it until it is
-        locked again, or saved by the owner that removed it.  Its owner number is kept, so that the fence only grows.  So is the
-        number of its generation: a run begun later under this id has the next one, which ensures
-        that a copy of an old sealed record cannot pass for a new one.
+        locked again, or saved under the lock that removed it.  Its owner number is kept, so that
+        the fence only grows.  So is the number of its generation: a run begun later under this id
+        has the next one, which ensures that a copy of an old sealed record cannot pass for a new
+        one.
 
         The caller owns the run's lock.  Blobs that no record names any more are removed with the
         generations, except those that other owners of the store may be about to name: these are

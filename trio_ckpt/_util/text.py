@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,21 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 _TENTHS_BELOW_S = 9.95  # from here on it would be shown as 10.0
 _TINY = 1e-3  # below it four decimals would show hardly any digits
 _HUGE = 1e15  # above it a float has no decimals
+
+
+_PASSWORD = re.compile(r"(\w[\w+.-]*://[^:@/?#]*):(?![0-9]+(?:[/?#,]|$)).*@", re.DOTALL)
+_SECRET_VALUE = re.compile(r"([?&][^=&#]*(?:pass|secret|token|key)[^=&#]*=)[^&#]*", re.IGNORECASE)
+
+
+def redacted_url(address: str) -> str:
+    """The URL without its secrets, as it may be shown: ``postgresql://me:***@host/db``.
+
+    A secret is the password before the host, which may itself have ``@`` and ``/`` in it, and the
+    value of a parameter that is named like one (``?sslpassword=``).  The path of a folder stays.
+    """
+    if "://" not in address:
+        return address
+    return _SECRET_VALUE.sub(r"\1***", _PASSWORD.sub(r"\1:***@", address))
 
 
 def printable(text: str) -> str:

@@ -28,7 +28,7 @@ from .._maintenance.offline import open_maintenance, requeue_all
 from .._util.errors import RunLockedError
 from .._util.index_set import IndexSet
 from .._util.plain import StreamKey
-from .._util.text import batches_are, number, plural, printable, stream_name
+from .._util.text import batches_are, number, plural, printable, redacted_url, stream_name
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._retention import Retention
@@ -462,7 +462,7 @@ async def _import(
         left_out = len(checked.archive.outputs) - done.outputs
     texts = [f"run {done.run_id!r} is in {store.url}: {_amount(done)}"]
     if left_out:
-        again = shlex.join(["trio-ckpt", "import", url, path])
+        again = shlex.join(["trio-ckpt", "import", redacted_url(url), path])
         texts.append(
             f"{plural(left_out, 'output file')} of the run stayed in {done.path}; to have "
             f"{'it' if left_out == 1 else 'them'}: {again} --as NEW-NAME --output-dir FOLDER"

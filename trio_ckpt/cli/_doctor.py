@@ -24,6 +24,7 @@ from .._util.text import (
     one_line,
     plural,
     quoted_name,
+    redacted_url,
     stream_name,
     stream_names,
 )
@@ -76,7 +77,7 @@ async def examine_all(url: str | None) -> CommandAnswer:
 
 def _document(url: str | None, found: Sequence[Finding], bad: int) -> Document:
     return {
-        "store": url,
+        "store": None if url is None else redacted_url(url),
         "checks": [
             {
                 "check": finding.where,

@@ -21,7 +21,7 @@ from .._maintenance.verify_store import check_all
 from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey
-from .._util.text import number, plural, quoted_name, stream_names
+from .._util.text import number, plural, quoted_name, redacted_url, stream_names
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ._change import confirm
@@ -280,13 +280,14 @@ async def verify_all(
     options: RepairOptions | None,
 ) -> CommandAnswer:
     """Check all of a store, and repair it if asked."""
+    shown = redacted_url(url)
     found = await _find(url, run_id, output_dir)
     damages = [finding for finding in found if finding.is_damage]
     report: RepairReport | None = None
     if options is not None and damages:
         what = plural(len(damages), "damage")
         confirm(
-            f"repair what can be repaired of {what} in {url}, keep a copy of all that it "
+            f"repair what can be repaired of {what} in {shown}, keep a copy of all that it "
             "replaces, and "
             + (
                 "give up what was confirmed after a lost checkpoint"
@@ -305,7 +306,7 @@ async def verify_all(
         )
     left = damages if report is None else report.left
     document: Document = {
-        "store": url,
+        "store": shown,
         "run": run_id,
         "findings": list(map(_finding_document, found)),
         "repaired": None if report is None else list(map(asdict, report.done)),
@@ -313,7 +314,7 @@ async def verify_all(
         "left": None if report is None else list(map(_finding_document, report.left)),
     }
     limit = row_limit(show_all=show_all)
-    blocks = _found_blocks(url, found, limit)
+    blocks = _found_blocks(shown, found, limit)
     if report is not None:
         blocks += _report_blocks(report, limit)
     return CommandAnswer(lambda: document, lambda: blocks, EXIT_PROBLEMS if left else EXIT_OK)
@@ -331,7 +332,7 @@ async def _find(url: str, run_id: str | None, output_dir: str | None) -> list[Fi
                 raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
             return found
     except StoreDamagedError as error:
-        return [Finding(url, str(error), "--repair mends what can be read")]
+        return [Finding(redacted_url(url), str(error), "--repair mends what can be read")]
 
 
 def _finding_document(finding: Finding) -> Document:
@@ -344,12 +345,12 @@ def _finding_document(finding: Finding) -> Document:
     }
 
 
-def _found_blocks(url: str, found: Sequence[Finding], limit: int | None) -> list[Block]:
+def _found_blocks(shown: str, found: Sequence[Finding], limit: int | None) -> list[Block]:
     damages = [finding for finding in found if finding.is_damage]
     notes = [finding for finding in found if not finding.is_damage]
-    text = f"{url} was checked, every byte of it: all is as it was saved"
+    text = f"{shown} was checked, every byte of it: all is as it was saved"
     if damages:
-        text = f"{url} was checked, every byte of it: {plural(len(damages), 'damage')} found"
+        text = f"{shown} was checked, every byte of it: {plural(len(damages), 'damage')} found"
     blocks: list[Block] = [text]
     if damages:
         columns = ("where", "what", "what can be done")

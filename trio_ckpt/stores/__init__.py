@@ -15,6 +15,7 @@ from .._journal.store import INLINE_LIMIT_BYTES, Store
 from .._util.arguments import any_path, flag
 from .._util.errors import StoreError
 from .._util.lazy import lazy_names as _lazy_names
+from .._util.text import redacted_url
 from .._util.threads import check_trio, run_blocking
 from ._mac_key import check_mac_key, read_mac_key as read_mac_key
 from ._sqlite.store import SqliteStore as SqliteStore
@@ -118,17 +119,18 @@ def _split(url: str) -> tuple[str, str]:
     """Split a URL into scheme and folder; the scheme of a plain folder is empty."""
     match = _SCHEME.fullmatch(url)
     scheme, rest = match.groups() if match else ("", url)
+    shown = redacted_url(url)
     if scheme != "memory" and not rest.strip():
-        raise StoreError(f"{url!r} names no folder")
+        raise StoreError(f"{shown!r} names no folder")
     if rest == ":memory:":
-        raise StoreError(f"{url!r}: SQLite's name of a database in memory; write 'memory:'")
+        raise StoreError(f"{shown!r}: SQLite's name of a database in memory; write 'memory:'")
     if scheme == "memory" and rest:
-        raise StoreError(f"{url!r}: a store in memory has no name, write 'memory:'")
+        raise StoreError(f"{shown!r}: a store in memory has no name, write 'memory:'")
     if scheme in _OF_FOLDERS and rest.startswith("//"):
-        raise StoreError(f"{url!r} names no folder; write '{scheme}:FOLDER', without '//'")
+        raise StoreError(f"{shown!r} names no folder; write '{scheme}:FOLDER', without '//'")
     if scheme and scheme != "memory" and scheme not in _OF_FOLDERS:
         raise StoreError(
-            f"{url!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "
-            f"For a folder of that name write {'sqlite:' + url!r}"
+            f"{shown!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "
+            f"For a folder of that name write {'sqlite:' + shown!r}"
         )
     return scheme, rest

@@ -123,7 +123,7 @@ class MemoryStore(Store):
     def __init__(
         self, *, mac_key: bytes | None = None, inline_limit_bytes: int = INLINE_LIMIT_BYTES
     ) -> None:
-        self.url = "memory:"
+        self.address = "memory:"
         self.mac_key = mac_key
         self.inline_limit_bytes = whole_number(
             "inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES

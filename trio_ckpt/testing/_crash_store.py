@@ -36,7 +36,7 @@ class CrashStore(Store):
     """
 
     def __init__(self, store: MemoryStore, trigger: CrashTrigger, saved: Saved, seed: int) -> None:
-        self.url = store.url
+        self.address = store.address
         self.durability = store.durability
         self.inline_limit_bytes = store.inline_limit_bytes
         self.handle = store

@@ -72,7 +72,7 @@ class FaultyStore(Store):
             store: Does the work.
             plan: Which fault happens at which save; the first save is 1.
         """
-        self.url = store.url
+        self.address = store.address
         self.mac_key = store.mac_key
         self.inline_limit_bytes = store.inline_limit_bytes
         self.durability = store.durability

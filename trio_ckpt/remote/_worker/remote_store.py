@@ -51,7 +51,7 @@ class RemoteStore(Store):
     durability: Durability = "full"
 
     def __init__(self, rpc: RpcClient) -> None:
-        self.url = f"remote:{rpc.task_id}"
+        self.address = f"remote:{rpc.task_id}"
         self._rpc = rpc
         self._given = 0  # the owner number that the worker's code knows
         self._is_closed = False

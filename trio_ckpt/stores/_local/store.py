@@ -76,7 +76,7 @@ class LocalStore(Store):
         durability: Literal["full", "process"],
         inline_limit_bytes: int,
     ) -> None:
-        self.url = f"{self._kind.scheme}:{folder}"
+        self.address = f"{self._kind.scheme}:{folder}"
         self.mac_key = mac_key
         self.durability = durability
         self.inline_limit_bytes = inline_limit_bytes

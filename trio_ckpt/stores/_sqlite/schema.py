@@ -82,7 +82,6 @@ IS_NAMED = (
 )
 
 
-
 def find_owned(cursor: sqlite3.Cursor, key: RunKey) -> tuple[int, int, int]:
     """Compare the owner of a run in the open transaction.
 
