@@ -14,9 +14,15 @@ import trio_ckpt
 import trio_ckpt._journal.run_status
 import trio_ckpt.cli._show
 from trio_ckpt import Batch, NotEncodableError, StoreError, open_run, run_batches
-from trio_ckpt._commit.group_commit import GroupCommitter, open_committer
+from trio_ckpt._commit.group_commit import (
+    MAX_GROUP,
+    MAX_GROUP_BYTES,
+    GroupCommitter,
+    open_committer,
+)
 from trio_ckpt._commit.stream_log import PendingCommit, StreamLog
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
+from trio_ckpt._journal.store import MAX_INLINE_LIMIT_BYTES
 from trio_ckpt._util.arguments import MAX_INDEX
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
@@ -127,6 +133,62 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
             await bad.wait()
     assert stream_log.progress.sequence == 1
     assert store.put.total() == 2
+
+
+# ---------------------------------------------------------------------------------------
+# Groups
+# ---------------------------------------------------------------------------------------
+
+
+class GroupedStore(MemoryStore):
+    """Remembers the groups that it was given, by their sizes in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(inline_limit_bytes=MAX_INLINE_LIMIT_BYTES)
+        self.groups: list[list[int]] = []
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        self.groups.append([len(checkpoint.payload) for checkpoint in group])
+        return await super().save(run, group, folds)
+
+
+async def save_sizes(sizes: Sequence[int]) -> list[list[int]]:
+    """The groups in which records of these sizes are saved, by their numbers of records."""
+    store = GroupedStore()
+    async with (
+        store.lock_run("r") as owner,
+        open_committer(store, RunKey("r", 0, owner)) as committer,
+    ):
+        stream_log = committer.add_stream_log(("s",), trio_ckpt.Progress())
+        record = Record(kind=RecordKind.NOTE, at=1.0)
+        left = [
+            await committer.submit(stream_log, record, bytes(size), lambda _error: None)
+            for size in sizes
+        ]
+        for pending in left:
+            await pending.wait()
+    groups = [group for group in store.groups if group]
+    assert sum(map(len, groups)) == stream_log.progress.sequence == len(sizes)
+    assert all(len(group) == 1 or sum(group) <= MAX_GROUP_BYTES for group in groups)
+    return groups
+
+
+async def test_a_group_is_bounded_in_bytes() -> None:
+    """Records of 1,000,000 bytes, sealed: sixteen fit, a seventeenth does not."""
+    groups = await save_sizes([1_000_000] * 40)
+    assert [len(group) for group in groups] == [16, 16, 8]
+
+
+async def test_a_record_that_is_larger_than_a_group_goes_alone() -> None:
+    sizes = [10, MAX_GROUP_BYTES + 1, 10, MAX_GROUP_BYTES + 1, MAX_GROUP_BYTES + 1, 10, 10]
+    assert [len(group) for group in await save_sizes(sizes)] == [1, 1, 1, 1, 1, 2]
+
+
+async def test_a_group_is_bounded_in_records() -> None:
+    groups = await save_sizes([1] * (2 * MAX_GROUP + 1))
+    assert [len(group) for group in groups] == [MAX_GROUP, MAX_GROUP, 1]
 
 
 # ---------------------------------------------------------------------------------------

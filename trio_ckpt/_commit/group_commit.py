@@ -28,6 +28,7 @@ import math
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
+from itertools import islice
 
 import trio
 
@@ -57,6 +58,7 @@ from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog, refuse_to
 log = get_logger(__name__)
 
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
+MAX_GROUP_BYTES = 16 * 2**20  # of payloads, likewise: what a database takes in one statement
 DEFAULT_SAVE_TIMEOUT_S = 60.0
 
 
@@ -317,8 +319,7 @@ class GroupCommitter:
                 self._appender.stop()
 
     async def _save_next_group(self) -> None:
-        group = self._taken = self._queue[:MAX_GROUP]
-        del self._queue[:MAX_GROUP]
+        group = self._take_group()
         if self.poison is not None:
             self._end_all(group, self.poison)
             return
@@ -340,6 +341,18 @@ class GroupCommitter:
         self._is_over = True
         if (folds := self._folds.take_all()) and self.poison is None:
             await self._save([], folds)
+
+    def _take_group(self) -> list[PendingCommit]:
+        """Move the next group out of the queue: what fits, and at least one checkpoint."""
+        size = count = 0
+        for pending in islice(self._queue, MAX_GROUP):
+            size += len(pending.checkpoint.payload)
+            if size > MAX_GROUP_BYTES and count:
+                break
+            count += 1
+        group = self._taken = self._queue[:count]
+        del self._queue[:count]
+        return group
 
     async def _save(self, group: list[PendingCommit], folds: list[Fold]) -> list[Exception | None]:
         checkpoints, asked_at = [pending.checkpoint for pending in group], trio.current_time()
