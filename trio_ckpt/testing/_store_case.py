@@ -97,9 +97,3 @@ async def expect_raised(
 async def expect_conflict(store: Store, run: RunKey, group: Sequence[Checkpoint]) -> None:
     what = f"a save as {run} was taken"
     await expect_raised(StoreConflictError, what, store.save, run, group)
-
-
-async def expect_no_run(case: Case, store: Store) -> None:
-    expect(await store.read_run(case.run_id) is None, "a save without a lock made a run")
-    ids = [summary.run_id for summary in await store.list_runs()]
-    expect(case.run_id not in ids, "a run without a lock is listed")

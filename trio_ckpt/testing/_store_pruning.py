@@ -15,7 +15,6 @@ from ._store_case import (
     chain,
     expect,
     expect_conflict,
-    expect_no_run,
     expect_raised,
     payload_of,
 )
@@ -179,12 +178,12 @@ async def late_save_brings_no_run_back(case: Case) -> None:
     async with store.lock_run(case.run_id) as owner:
         await store.prune(RunKey(case.run_id, 0, owner), keep=0)
         await _expect_refused(zombie, case.run_id, old)
-        await expect_no_run(case, store)
+        await _expect_no_run(case, store)
     for handle in (zombie, store):
         for number in (old, owner, owner + 1):
             await _expect_refused(handle, case.run_id, number)
     store = await case.reopen(store)
-    await expect_no_run(case, store)
+    await _expect_no_run(case, store)
     async with zombie.lock_run(case.run_id) as following:
         for number in (old, owner):
             await _expect_refused(zombie, case.run_id, number)
