@@ -30,10 +30,10 @@ from trio_ckpt.state._arrays.buffers import check_view, collect, rebuild
 from trio_ckpt.state._arrays.compress import HEAD, open_compressor
 from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._arrays.restore import Assembly
+from trio_ckpt.state._tree.delta import patch_tree
 from trio_ckpt.state._tree.errors import StateChangedError
 from trio_ckpt.state._tree.format import Tree, decode_tree, encode_tree
 from trio_ckpt.state._tree.frame import Patch, View
-from trio_ckpt.state._tree.patch import patch_tree
 
 # -- frames -------------------------------------------------------------------------------
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings, strategies as st
 
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.state._plan import Plan
-from trio_ckpt.state._tree.delta import MAX_DELTA_DEPTH, diff_tree
+from trio_ckpt.state._tree.delta import MAX_DELTA_DEPTH, diff_tree, patch_tree
 from trio_ckpt.state._tree.format import MAX_TREE_DEPTH, Tag, Tree, decode_tree, encode_tree, pack
-from trio_ckpt.state._tree.patch import patch_tree
 
 NAN = struct.unpack(">d", bytes.fromhex("7ff8000000000000"))[0]
 OTHER_NAN = struct.unpack(">d", bytes.fromhex("7ff8000000000001"))[0]

@@ -12,7 +12,7 @@ import attrs
 import msgspec
 
 from ..._util.errors import StoreDamagedError, text_of
-from .classes import CACHED_HASH, Classes, Field, Shape
+from .classes import ATOMS, CACHED_HASH, Classes, Field, Shape
 from .errors import MissingHereError, StateChangedError
 from .flatten import FACTORIES
 from .format import MUTABLE, Tag, Tree, Value, kind_of, pack, unpack_floats
@@ -21,7 +21,6 @@ from .leaves import BAD_LEAF, LEAF_DECODERS
 from .numpy_scalars import decode_scalar
 from .random_state import decode_bit_generator, decode_legacy, decode_random, import_numpy
 
-_ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
 _MISSING = object()
 
 
@@ -62,7 +61,7 @@ class _Builder:
 
     def node(self, tree: Tree, where: Where) -> Value:
         kind = kind_of(tree)
-        if kind in _ATOMS:
+        if kind in ATOMS:
             return tree
         if self._depth >= MAX_DEPTH * 2:  # a leaf takes one level, its container another
             raise _damaged(where, "it is nested too deeply")
@@ -111,14 +110,13 @@ class _Builder:
     def _list(self, tree: list[Tree], where: Where) -> list[Value]:
         node = self.node
         return [
-            item if type(item) in _ATOMS else node(item, (where, at))
-            for at, item in enumerate(tree)
+            item if type(item) in ATOMS else node(item, (where, at)) for at, item in enumerate(tree)
         ]
 
     def _dict(self, tree: dict[str, Tree], where: Where) -> dict[str, Value]:
         node = self.node
         return {
-            key: item if type(item) in _ATOMS else node(item, (where, key))
+            key: item if type(item) in ATOMS else node(item, (where, key))
             for key, item in tree.items()
         }
 

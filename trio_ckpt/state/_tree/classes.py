@@ -29,7 +29,7 @@ EXCLUDE = "exclude"
 
 CACHED_HASH = "_attrs_cached_hash"  # the attribute of an attrs class with cache_hash=True
 
-_ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
+ATOMS: frozenset[type] = frozenset((type(None), bool, int, float, str, bytes))
 
 
 @attrs.frozen
@@ -303,7 +303,7 @@ def learn_from(classes: Classes, initial: object) -> dict[str, Value]:
     while waiting:
         value, where = waiting.pop()
         cls = kind_of(value)
-        if cls in _ATOMS or id(value) in seen:
+        if cls in ATOMS or id(value) in seen:
             continue
         seen[id(value)] = value
         if issubclass(cls, dict):

@@ -26,8 +26,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..._util.errors import StoreDamagedError
+from .delta import patch_tree
 from .format import Tree, decode_tree
-from .patch import patch_tree
 
 FRAME_VERSION = 1
 LINEAGE_BYTES = 8
