@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.outputs.faulty import FaultySystem, Killed, files_in, sha256
-from trio_ckpt._util.errors import OutputError
+from trio_ckpt._util.errors import OutputError, OutputExistsError
 from trio_ckpt.outputs import AppendFile, Output, OutputDir, System, SystemPath
 from trio_ckpt.outputs._tree import HASH_CHUNK_BYTES, TEMP_NAME, temp_name
 
@@ -479,3 +479,12 @@ def test_the_quick_check_is_as_strict_as_the_full_one(
         os.utime(root / "a/1", ns=(1, 1))
         assert not is_unchanged(good[0])
     assert outdir.check(good[0]) is None
+
+
+def test_a_new_file_replaces_none(outdir: OutputDir, root: Path) -> None:
+    outdir.write("a/f", b"one", is_new=True)
+    with pytest.raises(OutputExistsError, match="exists already; it was not overwritten"):
+        outdir.write("a/f", b"two", is_new=True)
+    assert files_in(root) == {"a/f": b"one"}
+    outdir.write("a/f", b"two")
+    assert files_in(root) == {"a/f": b"two"}
