@@ -28,6 +28,7 @@ from pathlib import Path
 
 import attrs
 
+from tests.hangs import PROGRAM_S
 from tests.remote.aims import cells, is_passed_only_by_chance
 from tests.remote.scenarios import Transition
 from trio_ckpt.remote._wire.message import MessageKind
@@ -40,7 +41,6 @@ STEPS = 20
 AIMED_STEPS = 6
 STEP_S = 0.05
 INTERVAL_S = 0.2
-MAX_S = 90.0
 SAY_EVERY = 10  # schedules
 SECRET = "a secret of 16 bytes or more"  # of a test
 
@@ -145,7 +145,7 @@ class Cast:
         """Start again what has ended, and strike, until the client has its results."""
         started = time.monotonic()
         try:
-            while time.monotonic() - started < MAX_S:
+            while time.monotonic() - started < PROGRAM_S:
                 for place, (kind, process) in enumerate(self.running):
                     code = process.poll()
                     if code is None:
