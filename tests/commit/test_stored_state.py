@@ -12,7 +12,7 @@ from trio_ckpt._commit.stored_state import (
     StoredState,
     is_long,
     is_unchanged,
-    kept_of,
+    stored_state_of,
 )
 from trio_ckpt.state import NO_ARRAYS, Layout, StateFrame, encode_tree
 
@@ -86,7 +86,7 @@ def test_a_chain_is_long_by_its_dead_bytes() -> None:
 
 def test_a_chain_is_kept_with_the_tree_it_restores_to() -> None:
     full = frame(0, tree=encode_tree({"a": [1, 2]}))
-    kept = kept_of([(b"newest", frame(1)), (b"first", full)])
+    kept = stored_state_of([(b"newest", frame(1)), (b"first", full)])
     assert kept.tree == {"a": [1, 2]}
     assert kept.tree_bytes == full.tree
     assert kept.digest == b"newest"

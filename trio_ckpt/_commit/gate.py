@@ -349,7 +349,7 @@ class Gate:
             if is_done:
                 lines = await self._check(batch, staged)  # check
             if states is not None and is_done:  # capture
-                state = await states.save()
+                state = await states.encode_state()
             elif states is not None:
                 await states.wait_saved()
             record = stream.introduce(  # encode
@@ -378,7 +378,7 @@ class Gate:
 
         if stream.committer.observers.all:
             stream.committer.observers.settled(stream.attempt_of(batch))
-        blobs = () if state is None else state.kept.blobs
+        blobs = () if state is None else state.stored.blobs
         pending = await stream.committer.submit(  # submit
             stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
         )

@@ -146,7 +146,7 @@ class GroupCommitter:
         """
         tools, is_large = stream_log.tools, len(payload) >= self._store.inline_limit_bytes
         if is_large or tools.placing.locked():
-            checkpoint = await self._place(stream_log, payload, blobs, is_large=is_large)
+            checkpoint = await self._seal_in_turn(stream_log, payload, blobs, is_large=is_large)
         else:
             sequence = stream_log.submitted + 1
             sealed = tools.seal.close(sequence, payload)
@@ -161,7 +161,7 @@ class GroupCommitter:
         self._wake()
         return pending
 
-    async def _place(
+    async def _seal_in_turn(
         self, stream_log: StreamLog, payload: bytes, blobs: tuple[str, ...], *, is_large: bool
     ) -> Checkpoint:
         """Seal a large record as a blob, or one that has to wait for a large one before it."""

@@ -180,7 +180,7 @@ class Snapshots:
         """Save a snapshot beside the body; a failure is logged, and earlier ones stay valid."""
         try:
             with trio.CancelScope(shield=True):
-                saved = await capture.pack()
+                saved = await capture.encode()
                 if saved is not None:
                     record = Record(
                         kind=RecordKind.SNAPSHOT,
@@ -190,7 +190,7 @@ class Snapshots:
                         metadata=metadata,
                         state=saved.payload,
                     )
-                    sequence = await self._open_stream.save_plain(record, saved.kept.blobs)
+                    sequence = await self._open_stream.save_plain(record, saved.stored.blobs)
                     self._state_manager.mark_durable(saved, sequence, record.at, is_confirmed=False)
                     await prune_states(self._open_stream)
                 self.saved += 1

@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 `StateManager.capture` flattens the state while no task changes it, and copies what may have
-changed in its arrays.  `StateCapture.pack` makes a frame of that; when the checkpoint with it is
+changed in its arrays.  `StateCapture.encode` makes a frame of that; when the checkpoint with it is
 durable, `StateManager.mark_durable` makes it the base of the next delta.
 
 A failed attempt may have changed the state in memory: the state is *dirty* until it is restored
@@ -52,7 +52,7 @@ from .stored_state import (
     StoredState,
     is_long,
     is_unchanged,
-    kept_of,
+    stored_state_of,
 )
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class StateManager(Generic[S]):
             self.tools.engine().check(flat.arrays)
         return StateCapture(self, None, flat.tree, None)
 
-    async def save(self) -> EncodedState | None:
+    async def encode_state(self) -> EncodedState | None:
         """Make a frame of the state as it is; None: it has not changed.
 
         It waits first for a snapshot that is being saved.
@@ -192,7 +192,7 @@ class StateManager(Generic[S]):
         Cancellation: none.
         """
         await self.wait_saved()
-        return await (await self.capture()).pack(is_forced=self.has_snapshot)
+        return await (await self.capture()).encode(is_forced=self.has_snapshot)
 
     # -- one at a time ------------------------------------------------------------------------
 
@@ -239,9 +239,9 @@ class StateManager(Generic[S]):
             is_confirmed: Whether the record confirms the state; False for a snapshot.
         """
         if saved is not None:
-            self.head = saved.kept
+            self.head = saved.stored
             self.saves += 1
-            frame = saved.kept.chain[0][1]
+            frame = saved.stored.chain[0][1]
             blob_bytes = frame.data_bytes if frame.blob else 0
             self.saved_bytes += len(saved.payload) + blob_bytes
             self.versions.add(Version(sequence, at, frame.lineage, blob_bytes))
@@ -292,7 +292,7 @@ class StateManager(Generic[S]):
 
     # -- restoring ----------------------------------------------------------------------------
 
-    async def take(self, state: S) -> None:
+    async def copy_given(self, state: S) -> None:
         """Begin with a copy of the state that the user gave.
 
         Later changes to the given object have no effect, and it can be given to several streams.
@@ -306,13 +306,13 @@ class StateManager(Generic[S]):
             arrays = await run_blocking(self.tools.engine().copies, flat.arrays)
         self.state = self.plan.build(flat.tree, arrays)
 
-    async def begin(self, capture: StateCapture) -> EncodedState | None:
+    async def encode_initial(self, capture: StateCapture) -> EncodedState | None:
         """Record the state as the user gave it; returns the frame to save, None: no need to.
 
         A state with arrays is saved, because a failed attempt may change them in place.
         """
         if capture.held is not None:
-            return await capture.pack()
+            return await capture.encode()
         self.initial = self.confirmed = StoredState(capture.tree, encode_tree(capture.tree), ())
         return None
 
@@ -387,7 +387,7 @@ class StateManager(Generic[S]):
         )
         if not head or record is None:
             return
-        kept, given = kept_of(head), self.state
+        kept, given = stored_state_of(head), self.state
         self.plan.check_class(kept.tree, given)
         self.state, tables = await self._build(kept)
         check_kind(given, self.state)
@@ -395,7 +395,7 @@ class StateManager(Generic[S]):
         if record.kind is RecordKind.SNAPSHOT and record.index is not None:
             self.resumed_from = (record.index, str(record.metadata.get("label", "")))
             chain, _ = await read_chain(pages(), with_snapshots=False)
-            self.confirmed = kept_of(chain) if chain else self.initial
+            self.confirmed = stored_state_of(chain) if chain else self.initial
             self.has_snapshot = True
 
     async def _build(self, kept: StoredState) -> tuple[S, dict[str, DigestTable]]:
@@ -427,7 +427,7 @@ class StateCapture:
     tree: Any
     held: ArrayCapture | None
 
-    async def pack(self, *, is_forced: bool = False) -> EncodedState | None:
+    async def encode(self, *, is_forced: bool = False) -> EncodedState | None:
         """Make a frame of it, with its blob durable; None: the state has not changed.
 
         Args:

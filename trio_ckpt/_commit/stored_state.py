@@ -54,11 +54,11 @@ class EncodedState:
 
     Attributes:
         payload: The encoded frame.
-        kept: The stored state when the frame is durable.
+        stored: The stored state when the frame is durable.
     """
 
     payload: bytes
-    kept: StoredState
+    stored: StoredState
 
 
 def is_unchanged(head: StoredState, encoded: bytes, stored: EncodedArrays | None) -> bool:
@@ -78,7 +78,7 @@ def is_long(kept: StoredState, max_deltas: int) -> bool:
     )
 
 
-def kept_of(chain: Sequence[tuple[bytes, StateFrame]]) -> StoredState:
+def stored_state_of(chain: Sequence[tuple[bytes, StateFrame]]) -> StoredState:
     """The stored state that a chain of frames, newest first, restores to."""
     frames = [frame for _, frame in chain]
     tree = tree_of(frames)

@@ -116,7 +116,7 @@ class StreamLog:
         """The append files that are open, by path."""
         return {} if self._tools is None else self._tools.sinks
 
-    def rest(self, open_s: float) -> None:
+    def leave(self, open_s: float) -> None:
         """Mark the stream as left, and drop its tools unless they are still needed.
 
         Args:

@@ -138,7 +138,8 @@ class Compaction:
             assembly = Assembly(frames)
             await fill(self.store, assembly, frames, engine.compressor)
             held = await run_blocking(engine.hold_assembled, assembly)
-        saved = await StateCapture(state_manager, None, tree_of(frames), held).pack(is_forced=True)
+        capture = StateCapture(state_manager, None, tree_of(frames), held)
+        saved = await capture.encode(is_forced=True)
         if saved is None:
             raise RuntimeError("a full state frame was due, but nothing was captured")
         return saved

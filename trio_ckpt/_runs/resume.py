@@ -238,13 +238,14 @@ class Resume:
         state_manager.versions = Versions(self.settings.retention)
         # A state that cannot be saved is refused before any work.
         if self.open_stream.stream_log.progress.has_state:
-            await state_manager.begin(state_manager.check_encodable())
+            await state_manager.encode_initial(state_manager.check_encodable())
             await self._load(state_manager)
         else:
-            await state_manager.take(state)
-            if (saved := await state_manager.begin(await state_manager.capture())) is not None:
+            await state_manager.copy_given(state)
+            saved = await state_manager.encode_initial(await state_manager.capture())
+            if saved is not None:
                 record = Record(kind=RecordKind.SAVE, at=time.time(), state=saved.payload)
-                sequence = await self.open_stream.save_plain(record, saved.kept.blobs)
+                sequence = await self.open_stream.save_plain(record, saved.stored.blobs)
                 state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
         self.open_stream.set_state_manager(state_manager)
 

@@ -451,4 +451,4 @@ async def leave(stream: AnyStream, error: BaseException | None) -> None:
     try:
         await leave_stream(stream._loop_cursor, error)
     finally:
-        stream._open_stream.stream_log.rest(trio.current_time() - stream._opened)
+        stream._open_stream.stream_log.leave(trio.current_time() - stream._opened)

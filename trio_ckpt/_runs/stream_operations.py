@@ -62,8 +62,8 @@ async def save_between(loop_cursor: LoopCursor, cursor: Plain) -> None:
             stream=open_stream.stream_log.key,
         )
     await open_stream.restore_state()
-    saved = None if state_manager is None else await state_manager.save()
-    state, blobs = (b"", ()) if saved is None else (saved.payload, saved.kept.blobs)
+    saved = None if state_manager is None else await state_manager.encode_state()
+    state, blobs = (b"", ()) if saved is None else (saved.payload, saved.stored.blobs)
     record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
     sequence = await open_stream.save_plain(record, blobs)
     if state_manager is not None:
