@@ -9,10 +9,30 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
+import attrs
 import trio
 
+from .._journal.store import AttemptEnd
 from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
+
+
+@attrs.frozen
+class Ending:
+    """How an attempt ended, as its record says it.
+
+    Attributes:
+        end: The kind of its end.
+        error: What went wrong; None: nothing did, or no reason was given.
+        retryable: Whether a plain resume may try the batch again.
+    """
+
+    end: AttemptEnd
+    error: BaseException | str | None = None
+    retryable: bool = True
+
+
+CONFIRMED = Ending(AttemptEnd.CONFIRMED)
 
 
 class Exit(enum.Enum):

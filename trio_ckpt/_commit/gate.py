@@ -93,7 +93,7 @@ from ..outputs import lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
 from .batch import AnyBatch, AttemptState, Batch, Staged, check_awaited, staged_of
-from .exits import GATE, Exit, GateAction, is_ended_from_outside
+from .exits import CONFIRMED, GATE, Ending, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
 from .stored_state import EncodedState
@@ -223,7 +223,7 @@ class Gate:
         try:
             with trio.CancelScope(shield=True) if way in _LEAVING else _NO_SHIELD:
                 if action is GateAction.SAVE:
-                    if await self._save(batch, AttemptEnd.CONFIRMED):
+                    if await self._save(batch, CONFIRMED):
                         return Passed.GO_ON
                     action = GATE[batch.state][way]  # its checks have made it a failed one
                 return await self._end_unconfirmed(action, batch, error)
@@ -259,17 +259,19 @@ class Gate:
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
             case GateAction.RECORD if batch.state is AttemptState.SKIPPED:
-                await self._save(batch, AttemptEnd.SKIPPED, settled_with or "it was skipped")
+                await self._save(
+                    batch, Ending(AttemptEnd.SKIPPED, settled_with or "it was skipped")
+                )
             case GateAction.RECORD:
-                await self._save(batch, AttemptEnd.FAILED, settled_with or "it failed")
+                await self._save(batch, Ending(AttemptEnd.FAILED, settled_with or "it failed"))
             case GateAction.FAIL:
-                await self._save(batch, AttemptEnd.FAILED, error or "it failed")
+                await self._save(batch, Ending(AttemptEnd.FAILED, error or "it failed"))
             case GateAction.FORGOTTEN:
                 forgotten = self._forgotten(batch)
-                await self._save(batch, AttemptEnd.FAILED, forgotten)
+                await self._save(batch, Ending(AttemptEnd.FAILED, forgotten))
                 raise forgotten
             case GateAction.END:
-                await self._save(batch, AttemptEnd.WITHDRAWN)
+                await self._save(batch, Ending(AttemptEnd.WITHDRAWN))
                 return Passed.ENDED
             case GateAction.CANCEL:
                 await self._forget(batch, CANCELLED)
@@ -297,14 +299,14 @@ class Gate:
                     extra=stream.place(batch.index),
                 )
         if isinstance(verdict, Again):
-            await self._save(batch, AttemptEnd.RETRIED, error)
+            await self._save(batch, Ending(AttemptEnd.RETRIED, error))
             if verdict.pauses:
                 stream.pause_for(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
             return verdict
         if verdict.then is Then.SKIP:
-            await self._save(batch, AttemptEnd.SKIPPED, error)
+            await self._save(batch, Ending(AttemptEnd.SKIPPED, error))
             return Passed.GO_ON
-        await self._save(batch, AttemptEnd.FAILED, error, retryable=verdict.retryable)
+        await self._save(batch, Ending(AttemptEnd.FAILED, error, retryable=verdict.retryable))
         failure = failure_of(error)
         if verdict.then is Then.FAIL_STREAM:  # also if the caller catches the error raised below
             stream.set_failure(
@@ -317,21 +319,12 @@ class Gate:
 
     # -- the one way to the store ---------------------------------------------------------------
 
-    async def _save(
-        self,
-        batch: AnyBatch,
-        end: AttemptEnd,
-        error: BaseException | str | None = None,
-        *,
-        retryable: bool = True,
-    ) -> bool:
+    async def _save(self, batch: AnyBatch, ending: Ending) -> bool:
         """Save how an attempt ended; the order of the steps is argued for at the top of the file.
 
         Args:
             batch: The attempt.
-            end: How it ended.
-            error: What went wrong; None: nothing did, or no reason was given.
-            retryable: Whether a plain resume may try the batch again.
+            ending: How it ended.
 
         Returns:
             False: the batch did not pass its checks.  Nothing is saved, and the attempt is FAILED.
@@ -342,7 +335,7 @@ class Gate:
         Durability: when this returns True the record is durable.
         Cancellation: none once it is submitted.
         """
-        stream, staged, is_done = self.open_stream, staged_of(batch), end is AttemptEnd.CONFIRMED
+        stream, staged, is_done = self.open_stream, staged_of(batch), ending is CONFIRMED
         states, state, lines = stream.state_manager, None, _NO_LINES
         batch.state = AttemptState.SUBMITTED
         try:
@@ -352,12 +345,12 @@ class Gate:
                 state = await states.encode_state()
             elif states is not None:
                 await states.wait_saved()
-            record = stream.introduce(  # encode
+            record = stream.introduce(
                 self._batch_record(batch, staged, state, lines)
                 if is_done
-                else self._record_of_end(batch, end, error, retryable=retryable)
+                else _record_of_end(batch, ending)
             )
-            payload = encode_record(record)
+            payload = encode_record(record)  # encode
         except _REFUSALS as problem:
             if not is_done:
                 raise
@@ -368,8 +361,8 @@ class Gate:
             """Called once by the committer, see `GroupCommitter.submit`."""
             try:
                 if problem is None:
-                    stream.advance(batch, end, state, record)  # advance
-                    stream.end_saved(batch, end, error, record)  # wake
+                    stream.advance(batch, ending, state, record)  # advance
+                    stream.end_saved(batch, ending, record)  # wake
             except BaseException as bug:  # e.g. of a user's key function: the run ends with it
                 self._give_up_save(batch, bug)
                 raise
@@ -424,31 +417,6 @@ class Gate:
             last_index=batch.index if staged.is_last else None,
         )
 
-    def _record_of_end(
-        self,
-        batch: AnyBatch,
-        end: AttemptEnd,
-        error: BaseException | str | None,
-        *,
-        retryable: bool,
-    ) -> Record:
-        """The record of an attempt that is not confirmed; without an error it was withdrawn."""
-        spent = staged_of(batch).spent
-        if error is None:
-            return Record(
-                kind=RecordKind.SAVE, at=time.time(), spent=spent, last_index=batch.index - 1
-            )
-        return Record(
-            kind=RecordKind.SKIP if end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
-            at=time.time(),
-            index=batch.index,
-            item=staged_of(batch).digest,
-            attempts=batch.attempt,
-            spent=spent,
-            error=describe_error(error, retryable=retryable, batch_index=batch.index),
-            metadata=_details_of(error),
-        )
-
     # -- without a record -----------------------------------------------------------------------
 
     def _give_up_save(self, batch: AnyBatch, problem: BaseException) -> None:
@@ -489,6 +457,24 @@ class Gate:
         where = self.open_stream.where(batch.index)
         message = f"{where} was left without complete(), fail(), skip() or withdraw()"
         return self.open_stream.error(TokenNeverSettledError, message, batch.index)
+
+
+def _record_of_end(batch: AnyBatch, ending: Ending) -> Record:
+    """The record of an attempt that is not confirmed; without an error it was withdrawn."""
+    staged, now = staged_of(batch), time.time()
+    if ending.error is None:
+        last = batch.index - 1
+        return Record(kind=RecordKind.SAVE, at=now, spent=staged.spent, last_index=last)
+    return Record(
+        kind=RecordKind.SKIP if ending.end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
+        at=now,
+        index=batch.index,
+        item=staged.digest,
+        attempts=batch.attempt,
+        spent=staged.spent,
+        error=describe_error(ending.error, retryable=ending.retryable, batch_index=batch.index),
+        metadata=_details_of(ending.error),
+    )
 
 
 def _details_of(error: BaseException | str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sized
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -40,6 +40,7 @@ from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
 from ..state import FrontierItems, keyed_items
 from .batch import AnyBatch, AttemptState, staged_of, task_of
+from .exits import CONFIRMED, Ending
 from .extent import Extent
 from .group_commit import GroupCommitter
 from .retry import LoopPolicy, RetryTable
@@ -97,6 +98,7 @@ class OpenStream:
             unchanged.
         listener: The loop that several batches are worked on by; None: there is no such loop.
         settled: Called with the index of a batch that is durable, or has failed.
+        waited: The waits of the run for batches; while it is empty, `settled` is not called.
         portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
     """
@@ -126,6 +128,7 @@ class OpenStream:
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
     listener: LoopListener | None = None
     settled: Callable[[int], None] = lambda _index: None
+    waited: Sized = ()
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
     portal: Portal = attrs.field(factory=Portal.here)
 
@@ -320,26 +323,26 @@ class OpenStream:
         return b"" if frontier is None else frontier.encode(frontier.news(adds))
 
     def advance(
-        self, batch: AnyBatch, end: AttemptEnd, state: EncodedState | None, record: Record
+        self, batch: AnyBatch, ending: Ending, state: EncodedState | None, record: Record
     ) -> None:
         """Let what is in memory follow a record that is durable.
 
         Args:
             batch: The attempt.
-            end: How it ended.
+            ending: How it ended.
             state: The state in its record; None: there is none, or it has not changed.
             record: Its record.
         """
-        if end is not AttemptEnd.CONFIRMED:
+        if ending is not CONFIRMED:
             self.mark_state_dirty()
         elif self.frontier is not None:
             self._advance_frontier(self.frontier, batch)
         elif self.state_manager is not None:
             sequence = self.stream_log.progress.sequence  # that of its record, see `Gate`
             self.state_manager.mark_durable(state, sequence, record.at, is_confirmed=True)
-        if end is not AttemptEnd.RETRIED:
+        if batch.index in self.files.claimed and ending.end is not AttemptEnd.RETRIED:
             self.files.release(batch.index, record.outputs)
-        self.stream_log.count(end)
+        self.stream_log.count(ending.end)
 
     def _advance_frontier(self, frontier: FrontierItems[Any], batch: AnyBatch) -> None:
         frontier.number(staged_of(batch).adds)
@@ -362,16 +365,8 @@ class OpenStream:
 
     # -- the ends of tokens -------------------------------------------------------------------
 
-    def close_attempt(
-        self, batch: AnyBatch, end: AttemptEnd, error: BaseException | str | None = None
-    ) -> None:
-        """Mark an attempt as over, and wake the tasks that wait for it.
-
-        Args:
-            batch: The attempt.
-            end: How it ended, for observers.
-            error: What went wrong.
-        """
+    def _close_attempt(self, batch: AnyBatch, ending: Ending) -> None:
+        """Mark an attempt as over, and wake the tasks that wait for it."""
         was_open = self.open.pop(batch.index, None) is not None
         if was_open:
             self.stop.leave_batch(batch.token)
@@ -379,42 +374,37 @@ class OpenStream:
         if batch.index in self.awaited:
             self.awaited.pop(batch.index).set()
         if was_open and self.committer.observers.all:
-            reason = None if error is None else failure_of(error).reason
-            self.committer.observers.ended(self.attempt_of(batch), end, reason)
+            reason = None if ending.error is None else failure_of(ending.error).reason
+            self.committer.observers.ended(self.attempt_of(batch), ending.end, reason)
 
     def drop(self, batch: AnyBatch, failure: Failure) -> None:
         """End an attempt without a record, so that the batch runs again."""
         if batch.index in self.open:
             self.mark_state_dirty()
-        self.close_attempt(batch, _end_of(failure), failure.reason)
+        self._close_attempt(batch, Ending(_end_of(failure), failure.reason))
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
 
-    def end_saved(
-        self, batch: AnyBatch, end: AttemptEnd, error: BaseException | str | None, record: Record
-    ) -> None:
+    def end_saved(self, batch: AnyBatch, ending: Ending, record: Record) -> None:
         """End an attempt whose record is durable, and move its token, which wakes who waits for it.
 
         Args:
             batch: The attempt.
-            end: How it ended.
-            error: What went wrong; None: it is confirmed or withdrawn.
+            ending: How it ended; without an error it is confirmed or withdrawn.
             record: Its record.
         """
-        self.close_attempt(batch, end, error)
-        if end is not AttemptEnd.CONFIRMED:
-            self._end_token(batch.token, end, error)
+        self._close_attempt(batch, ending)
+        if ending is not CONFIRMED:
+            self._end_token(batch.token, ending)
         elif may(batch.token, TokenEvent.CONFIRM):  # else the coordinator was closed meanwhile
             saved = Confirmed(record.outputs, record.metadata, record.records, record.at)
             move(batch.token, TokenEvent.CONFIRM, saved)
 
-    def _end_token(
-        self, token: AnyToken, end: AttemptEnd, error: BaseException | str | None
-    ) -> None:
+    def _end_token(self, token: AnyToken, ending: Ending) -> None:
         """Move the token of an attempt that is saved and not confirmed."""
-        if end is not AttemptEnd.RETRIED:
-            failure = WITHDRAWN if error is None else failure_of(error)
-            self.fail_token(token, failure, is_kept=end is AttemptEnd.FAILED)
+        if ending.end is not AttemptEnd.RETRIED:
+            failure = WITHDRAWN if ending.error is None else failure_of(ending.error)
+            self.fail_token(token, failure, is_kept=ending.end is AttemptEnd.FAILED)
         elif may(token, TokenEvent.RETRY):
             move(token, TokenEvent.RETRY)
         else:  # the token stays PENDING, but monitors count attempts
@@ -474,7 +464,8 @@ class OpenStream:
     def ended(self, token: AnyToken) -> None:
         """Forget a token that is settled, and notify the tasks that wait for the batch."""
         self.tokens.pop(token.batch_index, None)
-        self.settled(token.batch_index)
+        if self.waited:
+            self.settled(token.batch_index)
 
     # -- the host of batches --------------------------------------------------------------------
 

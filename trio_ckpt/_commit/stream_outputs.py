@@ -58,6 +58,7 @@ class StreamFiles:
         run_id: The run.
         stream_log: The log of the stream, which also has its open append files.
         path_owners: The owner of each name; shared by all streams of the run.
+        claimed: The names that attempts at a batch have reserved, by batch.
         check_owner: Raises if another process has taken the run over; an answer of the given
             age, in seconds, is enough.
         root: The run's folder; None: it has none.
@@ -74,7 +75,7 @@ class StreamFiles:
     folder: str = ""
     validator: Validator | None = None
     since: float = 0.0
-    _claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
+    claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     def allow_replacing(self) -> None:
@@ -113,7 +114,7 @@ class StreamFiles:
             OutputClaimedError: another batch owns it.
         """
         self._check_owner(name, index, self.path_owners.hold(name, self._owner(index)))
-        self._claimed.setdefault(index, set()).add(name)
+        self.claimed.setdefault(index, set()).add(name)
 
     def claim_confirmed(self, index: int, outputs: Iterable[Output]) -> None:
         """Reserve the names of the outputs in the record of a batch.
@@ -142,8 +143,8 @@ class StreamFiles:
 
     def release(self, index: int, kept: Iterable[Output] = ()) -> None:
         """Release the names that attempts at a batch have reserved, except those in `kept`."""
-        if index in self._claimed:
-            names = self._claimed.pop(index)
+        if index in self.claimed:
+            names = self.claimed.pop(index)
             for output in kept:
                 self.path_owners.confirm(output.path, self._owner(index))
             for name in names.difference([output.path for output in kept]):
@@ -163,7 +164,7 @@ class StreamFiles:
         Durability: when this returns the file and its name survive power loss.
         """
         name = self.name(path)
-        is_written = name in self._claimed.get(index, ())
+        is_written = name in self.claimed.get(index, ())
         self.claim(index, name)
         await self.check_owner(OWNER_AGE_S)
         if is_written:
@@ -171,7 +172,7 @@ class StreamFiles:
         try:
             return await run_blocking(self._write_first, name, data)
         except OutputExistsError:
-            self._claimed[index].discard(name)
+            self.claimed[index].discard(name)
             self.path_owners.drop(name, self._owner(index))
             raise
 

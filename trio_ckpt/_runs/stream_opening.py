@@ -134,6 +134,7 @@ def _make_open_stream(run: OpenRun, request: StreamRequest, folder: str) -> Open
         phase=table.phases[-1][1] if table.phases else None,
         failed=table.failures.setdefault(request.key, {}),
         settled=partial(run.waits.settled, request.key),
+        waited=run.waits.of_batches,
     )
 
 

@@ -49,7 +49,11 @@ class _ConfirmationWait:
 
 
 class Waits:
-    """The waits for batches of a run."""
+    """The waits for batches of a run.
+
+    Attributes:
+        of_batches: The waits by stream and batch.
+    """
 
     def __init__(
         self, stream_table: StreamTable, stop: Stop, stopped: Callable[[], RunStoppedError]
@@ -58,7 +62,7 @@ class Waits:
         self._stop = stop
         self._stopped = stopped
         self._of_streams: dict[StreamKey, list[_ConfirmationWait]] = {}
-        self._of_batches: dict[tuple[StreamKey, int], list[_ConfirmationWait]] = {}
+        self.of_batches: dict[tuple[StreamKey, int], list[_ConfirmationWait]] = {}
 
     async def wait_confirmed(self, key: StreamKey, indexes: Iterable[int]) -> None:
         """Wait until batches of a stream are durable; see `Run.wait_confirmed`."""
@@ -77,7 +81,7 @@ class Waits:
         batches = [(key, index) for index in waiter.wanted]
         self._of_streams.setdefault(key, []).append(waiter)
         for batch in batches:
-            self._of_batches.setdefault(batch, []).append(waiter)
+            self.of_batches.setdefault(batch, []).append(waiter)
         try:
             while not self._is_answered(waiter):
                 await waiter.woken.wait()
@@ -85,7 +89,7 @@ class Waits:
         finally:
             _remove(self._of_streams, key, waiter)
             for batch in batches:
-                _remove(self._of_batches, batch, waiter)
+                _remove(self.of_batches, batch, waiter)
 
     def _is_answered(self, waiter: _ConfirmationWait) -> bool:
         """Whether all batches of a wait are durable.
@@ -117,10 +121,8 @@ class Waits:
 
     def settled(self, key: StreamKey, index: int) -> None:
         """Wake the waits for a batch, which is durable or has failed."""
-        if not self._of_batches:  # hot path: called for each batch
-            return
         is_durable = index in self._stream_table.progress[key].confirmed
-        for waiter in self._of_batches.get((key, index), ()):
+        for waiter in self.of_batches.get((key, index), ()):
             if is_durable:
                 waiter.wanted.discard(index)
             if not (is_durable and waiter.wanted):
