@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
+from msgspec.structs import asdict
 
 from .._util.errors import StoreDamagedError
 from .._util.exact_sum import StoredSum, decode_sums, encode_sums
@@ -105,8 +106,9 @@ def decode_progress(payload: bytes) -> Progress:
         fold = _fold_decoder.decode(payload)
         check_times(*fold.times, fold.opened_at, fold.worked_at)
         check_times(*(pin.at for pin in fold.pins.values()))
-        values = {name: getattr(fold, name) for name in _AS_IT_IS}
-        values |= {name: decode(getattr(fold, name)) for name, (_, decode) in _CODECS.items()}
+        values = asdict(fold)
+        del values["times"]
+        values |= {name: decode(values[name]) for name, (_, decode) in _CODECS.items()}
         values |= zip(_TIMES, fold.times, strict=True)
         skipped, failed = values["skipped"], fold.failures.items()
         values["failures"] = {index: one for index, one in failed if index not in skipped}

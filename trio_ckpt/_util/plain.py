@@ -106,9 +106,12 @@ def _check_text(what: str, text: object, max_chars: int) -> None:
         raise ValueError(f"{what} has a control character in it: {text!r}")
 
 
+_key_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # as for `_canonical`
+
+
 def encode_key(parts: StreamKey) -> str:
     """A stream's key as stores spell it: the JSON array of its parts."""
-    return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    return _key_encoder.encode(parts)
 
 
 def decode_key(text: str) -> StreamKey:

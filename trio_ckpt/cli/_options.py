@@ -8,7 +8,7 @@ import ssl
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial, wraps
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 import trio
@@ -116,7 +116,9 @@ def count_option(
     flag: str, text: str, *, default: int | None = None, least: int = 1, most: int | None = None
 ) -> Option:
     """An option for a whole number, which is required if it has no default."""
-    given = {"required": True} if default is None else {"default": default, "show_default": True}
+    given: dict[str, Any] = {"required": True}
+    if default is not None:
+        given = {"default": default, "show_default": True}
     return click.option(flag, type=click.IntRange(least, most), metavar="N", help=text, **given)
 
 
