@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import attrs
+from msgspec.structs import replace
 
 from .._commit.archive_states import archive_chains
 from .._commit.group_commit import GroupCommitter
@@ -110,18 +111,13 @@ class Compaction:
         saved = await self._pack(frames)
         await self.begin()
         metadata = {"reason": REASON}
+        note = Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata, state=saved.payload)
+        again = note
         if record.kind is RecordKind.SNAPSHOT:
-            again = Record(
-                kind=RecordKind.SNAPSHOT,
-                at=time.time(),
-                index=record.index,
-                attempts=record.attempts,
-                metadata={**record.metadata, **metadata},
-                state=saved.payload,
-            )
-        else:
-            again = Record(
-                kind=RecordKind.NOTE, at=time.time(), metadata=metadata, state=saved.payload
+            metadata = {**record.metadata, **metadata}
+            index, attempts = record.index, record.attempts
+            again = replace(
+                note, kind=record.kind, index=index, attempts=attempts, metadata=metadata
             )
         await self.committer.save(self.stream_log, again, blobs_of(saved.payload))
 

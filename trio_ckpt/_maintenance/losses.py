@@ -98,12 +98,9 @@ async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[Findi
 async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> list[LiveRecord]:
     """The newest confirmed batches of a stream with outputs, of one page of records."""
     limit = min(left, MAX_FILES)
-    pages = read_pages(store, view.run_id, view.generation, key, limit=limit)
-    async with aclosing(pages):
-        async for records in pages:
-            standing = LiveRecords(view.streams[key].progress).of(records)
-            return [entry for entry in standing if entry.record.outputs]
-    return []
+    async with aclosing(read_pages(store, view.run_id, view.generation, key, limit=limit)) as pages:
+        standing = LiveRecords(view.streams[key].progress).of(await anext(pages))
+    return [entry for entry in standing if entry.record.outputs]
 
 
 def _lost_files(

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from itertools import groupby
 
+from msgspec.structs import asdict
+
 from .._journal.history import SessionView, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.run_status import RunStatus
@@ -181,19 +183,10 @@ async def show_sessions(store: Store, run_id: str | None, *, limit: int) -> Comm
 
 
 def _session_document(session: SessionView) -> Document:
-    return {
-        "number": session.number,
-        "host": session.host,
-        "pid": session.pid,
-        "began": iso_moment(session.began),
-        "ended": iso_moment(session.ended),
-        "how": session.how,
-        "config": session.config,
-        "config_digest": session.config_digest,
-        "changes": [list(change) for change in session.changes],
-        "output_dir": session.output_dir,
-        "counts": session.counts or None,
-    }
+    document = asdict(session)
+    del document["runtime_s"]  # of the sessions before it
+    times = {"began": iso_moment(session.began), "ended": iso_moment(session.ended)}
+    return {**document, **times, "counts": session.counts or None}
 
 
 def _session_row(session: SessionView) -> tuple[str, ...]:

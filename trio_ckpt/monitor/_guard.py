@@ -7,10 +7,11 @@ unexpected exception.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import trio
+from starlette.responses import Response
 
 from .._util.log import get_logger
 from ._access import Access, AccessDenied, AccessRole
@@ -55,7 +56,7 @@ def guarded(app: App, access: Access) -> App:
             return
         if scope["type"] != "http":
             return
-        reply = _Reply(send)
+        reply = _Reply(scope, receive, send)
         decision = access.authorize(scope)
         if isinstance(decision, AccessDenied):
             await reply.refuse(decision)
@@ -86,8 +87,8 @@ async def _answer(app: App, scope: Scope, receive: Receive, reply: _Reply) -> No
 class _Reply:
     """The way back to the client; adds the headers of every answer."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
         self._has_begun = False
 
     async def send(self, message: Message) -> None:
@@ -100,21 +101,20 @@ class _Reply:
 
     async def refuse(self, refused: AccessDenied) -> None:
         """Answer with a refusal, unless an answer has begun: then the connection is cut."""
-        if self._has_begun:
-            return
-        body = refusal_body(refused)
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        if refused.status == 401:
-            headers.append((b"www-authenticate", b'Bearer realm="trio_ckpt"'))
-        if refused.status == 405:
-            headers.append((b"allow", b"GET, HEAD, POST"))
-        await self.send(
-            {"type": "http.response.start", "status": refused.status, "headers": headers}
-        )
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        if not self._has_begun:
+            await refusal(refused)(self._scope, self._receive, self.send)
+
+
+_HEADERS = {
+    401: {"www-authenticate": 'Bearer realm="trio_ckpt"'},
+    405: {"allow": "GET, HEAD, POST"},
+}
+
+
+def refusal(refused: AccessDenied, headers: Mapping[str, str] | None = None) -> Response:
+    """The answer that refuses a request."""
+    headers = _HEADERS.get(refused.status) if headers is None else headers
+    return Response(refusal_body(refused), refused.status, headers, "application/json")
 
 
 def refusal_body(refused: AccessDenied) -> bytes:

@@ -28,7 +28,7 @@ from ._answers import encode_answer
 from ._api import MonitorApi
 from ._endpoints import ENDPOINTS, Endpoint, Handler
 from ._events import MAX_VIEWERS, EventStream
-from ._guard import App, Receive, Scope, Send, refusal_body, role_of
+from ._guard import App, Receive, Scope, Send, refusal, role_of
 from ._jobs import NotPossibleError
 from ._metrics import CONTENT_TYPE as METRICS_TYPE
 from ._openapi import document
@@ -69,7 +69,7 @@ def make_app(api: MonitorApi) -> App:
         except HTTPException as error:
             await _refuse_http(error)(scope, receive, send)
         except Exception as error:
-            await _refusal(refusal_of(error))(scope, receive, send)
+            await refusal(refusal_of(error))(scope, receive, send)
 
     return app
 
@@ -94,16 +94,12 @@ def refusal_of(error: Exception) -> AccessDenied:
             raise error
 
 
-def _refusal(refused: AccessDenied) -> Response:
-    return Response(refusal_body(refused), refused.status, media_type=JSON)
-
-
 def _refuse_http(error: HTTPException) -> Response:
     """The answer to errors of Starlette itself: no such path, or no such method there."""
     if error.status_code == 405:
         refused = AccessDenied(405, "wrong_method", "this path takes another method")
-        return Response(refusal_body(refused), 405, error.headers, media_type=JSON)
-    return _refusal(AccessDenied(404, "no_such_path", "there is no such path; see /openapi.json"))
+        return refusal(refused, error.headers)
+    return refusal(AccessDenied(404, "no_such_path", "there is no such path; see /openapi.json"))
 
 
 # ---------------------------------------------------------------------------------------
@@ -160,7 +156,7 @@ def _read_query(request: Request, names: set[str]) -> dict[str, str]:
 def _answering(api: MonitorApi, endpoint: Endpoint, handle: Handler) -> Any:
     async def answer(request: Request) -> Response:
         if endpoint.method == "POST" and role_of(request.scope) is not AccessRole.ACTOR:
-            return _refusal(_why_no_action(api))
+            return refusal(_why_no_action(api))
         values = read_values(request, endpoint.parameters)
         place = [values.pop(p.name) for p in endpoint.parameters if p.place == "path"]
         record = await handle(api, *place, **values)
@@ -189,7 +185,7 @@ def _events(api: MonitorApi) -> Any:
 
     async def answer(request: Request) -> Any:
         if api.broadcast.viewers >= MAX_VIEWERS:
-            return _refusal(AccessDenied(503, "too_many", f"{MAX_VIEWERS} are watching already"))
+            return refusal(AccessDenied(503, "too_many", f"{MAX_VIEWERS} are watching already"))
         run_id = read_values(request, parameters)["run"]
         if run_id is not None:
             await api.source.snapshot(run_id)
