@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from .._journal.store import Finding, FindingKind, Severity
@@ -67,11 +67,7 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def _tried(place: Path) -> Iterator[Finding]:
-    checks: tuple[tuple[str, Callable[[Path], Finding]], ...] = (
-        ("fsync", _fsync),
-        ("WAL", _wal),
-    )
-    for name, check in checks:
+    for name, check in (("fsync", _fsync), ("WAL", _wal)):
         try:
             yield check(place)
         except (OSError, sqlite3.Error) as error:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import attrs
-
-from .._journal.store import Repaired
 from .._util.errors import StoreError, StoreVersionError
 from ..stores._json.files import check_marker, make_marker
 from ..stores._local.files import explain, make_member, need_folder
@@ -17,23 +14,8 @@ from .recover_sqlite import recover_database
 from .recovery import Recovery
 
 
-@attrs.frozen
-class StoreRepair:
-    """The result of a store repair.
-
-    Attributes:
-        done: What was repaired.
-        left: What was not repaired, and why.
-    """
-
-    done: tuple[Repaired, ...]
-    left: tuple[Repaired, ...]
-
-
-def repair_folder(
-    folder: Path, kind: str, *, mac_key: bytes | None, accept_loss: bool
-) -> StoreRepair:
-    """Repair a local store from the files in its folder.  Blocking.
+def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, accept_loss: bool) -> Recovery:
+    """Repair a local store from the files in its folder; says what was repaired.  Blocking.
 
     Files that it replaces are kept in ``damaged/`` first.
 
@@ -66,7 +48,7 @@ def repair_folder(
                 else:
                     _mend_marker(recovery)
                     recover_runs(recovery)
-                return StoreRepair(tuple(recovery.done), tuple(recovery.left))
+                return recovery
             finally:
                 alone.release()
         finally:

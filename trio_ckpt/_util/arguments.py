@@ -322,9 +322,4 @@ def checked_by(check: Callable[..., object], **options: object) -> Callable[...,
 
 def optional(check: Callable[..., object]) -> Callable[..., None]:
     """Make a validator for a field that may be None from one of the functions above."""
-
-    def validate(_: object, attribute: attrs.Attribute[object], value: object) -> None:
-        if value is not None:
-            check(attribute.name, value)
-
-    return validate
+    return attrs.validators.optional(checked_by(check))

@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
 import attrs
 import click
@@ -77,7 +76,7 @@ def parse_batches(text: str) -> IndexSet:
     Raises:
         CommandError: the text has another form.
     """
-    wanted: list[tuple[int, int]] = []
+    found = IndexSet()
     for part in text.split(","):
         match = _SPAN.fullmatch(part)
         if match is None:
@@ -85,14 +84,7 @@ def parse_batches(text: str) -> IndexSet:
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise CommandError(f"--batches: {part.strip()} is not a span of batches", EXIT_USAGE)
-        wanted.append((first, last))
-    borders = [0]
-    for first, last in sorted(wanted):
-        if len(borders) > 1 and first <= borders[-1]:
-            borders[-1] = max(borders[-1], last + 1)
-        else:
-            borders += (first, last + 1)
-    found = IndexSet.from_steps(after - before for before, after in pairwise(borders))
+        found = found.union(IndexSet.from_steps((first, last + 1 - first)))
     if len(found) > MAX_BATCHES:
         raise CommandError(
             f"--batches: {number(len(found))} batches; at most {number(MAX_BATCHES)} are "
