@@ -13,7 +13,14 @@ import os
 import signal
 from collections.abc import Generator
 
+import hypothesis
 import pytest
+
+# No timing decides a test: beside other work an example may take any time.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 # Shells have what they start in the background ignore it, and so would what the tests start:
 # being ignored is passed on, a handler is not.
