@@ -30,7 +30,7 @@ from .dirty_pages import Tracker, Untracked
 from .memory import Bytes, address_of, allocate
 from .userfaultfd import spread
 
-READ_BYTES = 2**21  # per read, if pieces are adjacent: what is checked next is in the caches
+READ_BYTES = 2**22  # per read, if pieces are adjacent: what is checked next is in the caches
 IN_PLACE_BYTES = 2**16  # a smaller piece costs less to copy than to read by itself
 
 
@@ -169,20 +169,24 @@ class Assembly:
 
     def land(self, read: Read) -> Landing:
         """Return the memory for a read; `fill` comes next."""
-        rest = np.empty(read.size, np.uint8).data  # of which only what is used is ever touched
+        is_full = read.frame == self._full
+        bodies = [self._body_of(piece, is_full=is_full) for piece in read.pieces]
+        sizes = [
+            piece.stored if body is None else HEAD.size
+            for piece, body in zip(read.pieces, bodies, strict=True)
+        ]
+        rest = np.empty(sum(sizes), np.uint8).data
         landing = Landing(read, [], [])
         begin = at = 0  # what is not a target yet
-        for piece in read.pieces:
-            start, end = at, at + piece.stored
-            body = self._body_of(piece, is_full=read.frame == self._full)
+        for body, size in zip(bodies, sizes, strict=True):
+            head = rest[at : at + size]
+            at += size
             if body is None:
-                landing.parts.append((rest[start:end],))
+                landing.parts.append((head,))
             else:
-                head = rest[start : start + HEAD.size]
                 landing.parts.append((head, body))
-                landing.targets.extend((rest[begin : start + HEAD.size], body))
-                begin = end
-            at = end
+                landing.targets.extend((rest[begin:at], body))
+                begin = at
         if begin < at:
             landing.targets.append(rest[begin:at])
         return landing

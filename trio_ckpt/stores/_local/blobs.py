@@ -22,8 +22,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import attrgetter
 from pathlib import Path
+
+import attrs
 
 from ..._journal.store import BlobPart, BlobPayload
 from ..._util.errors import StoreDamagedError, StoreError
@@ -181,10 +184,12 @@ class Blobs:
             StoreDamagedError: the blob is missing, or too short.
             StoreError: the blob is too large to be read without a size.
         """
-        with self._opened(digest, offset, size) as (fd, there):
+        with self._opened(digest) as blob:
+            there = blob.bytes_after(offset, size or 0)
             if size is None and there > MAX_WHOLE_BYTES:
-                raise StoreError(f"blob {self._path(digest)} has {there:,} bytes: read it in parts")
-            return _read_part(fd, offset, there if size is None else size)
+                raise StoreError(f"blob {blob.path} has {there:,} bytes: read it in parts")
+            with explain(blob.path, "reading the blob"):
+                return _read_part(blob.fd, offset, there if size is None else size)
 
     def read_parts(self, parts: Iterable[BlobPart]) -> None:
         """Read parts of blobs into their targets without hashing them.
@@ -192,34 +197,35 @@ class Blobs:
         Raises:
             StoreDamagedError: a blob is missing, or too short.
         """
-        for part in parts:
-            check_part(part.offset, None)
-            with self._opened(part.digest, part.offset, part.nbytes) as (fd, _there):
-                _read_into(fd, part.offset, part.targets)
+        for digest, parts_of_blob in groupby(parts, attrgetter("digest")):
+            with self._opened(digest) as blob:
+                for part in parts_of_blob:
+                    check_part(part.offset, None)
+                    blob.bytes_after(part.offset, part.nbytes)
+                    with explain(blob.path, "reading the blob"):
+                        _read_into(blob.fd, part.offset, part.targets)
 
     @contextmanager
-    def _opened(self, digest: str, offset: int, size: int | None) -> Generator[tuple[int, int]]:
-        """Open a blob that has so many bytes after the offset; yields how many it has there.
+    def _opened(self, digest: str) -> Generator[_OpenBlob]:
+        """Open a blob.
 
         Raises:
-            StoreDamagedError: it is missing, or too short.
+            StoreDamagedError: it is missing.
             StoreError: it cannot be read.
         """
         path = self._path(digest)
         need_folder(path.parent)
         try:
-            fd = open_file(path, os.O_RDONLY)
-            try:
-                there = os.fstat(fd).st_size - offset
-                if not (size or 0) <= there:
-                    raise StoreDamagedError(f"blob {path} is too short: it was truncated")
-                yield fd, there
-            finally:
-                os.close(fd)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreDamagedError(f"blob {path} is missing") from error
-        except OSError as error:
-            raise StoreError(f"{path}: reading the blob failed: {error.strerror}") from error
+            with explain(path, "reading the blob"):
+                fd = open_file(path, os.O_RDONLY)
+        except StoreError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+                raise StoreDamagedError(f"blob {path} is missing") from error.__cause__
+            raise
+        try:
+            yield _OpenBlob(path, fd, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
 
     def remove(self, digests: Iterable[str]) -> None:
         """Remove blobs that no record references and no handle pins.
@@ -241,6 +247,20 @@ class Blobs:
         for path in sorted([*map(self._path, unnamed), *self._temporaries()]):
             logger.info("removing %s, which no record names", path)
             path.unlink(missing_ok=True)
+
+
+@attrs.frozen
+class _OpenBlob:
+    path: Path
+    fd: int
+    nbytes: int
+
+    def bytes_after(self, offset: int, wanted: int) -> int:
+        """Return how many bytes there are after an offset; raises if they are fewer than wanted."""
+        there = self.nbytes - offset
+        if wanted > there:
+            raise StoreDamagedError(f"blob {self.path} is too short: it was truncated")
+        return there
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
