@@ -53,6 +53,7 @@ from .block_digests import (
     let_others_run,
     rows_of,
     span_digests,
+    span_rows,
     updated,
 )
 from .buffers import Buffer
@@ -64,7 +65,6 @@ Method = Literal["identity", "pages", "hash", "dense", "full"]
 
 BLOCKS_PER_SLAB = SLAB_BYTES // BLOCK_BYTES
 SPANS_PER_SLAB = SLAB_BYTES // SPAN_BYTES
-SPANS_AT_ONCE = 128  # hashed in 1 ms, during which other threads may not get the GIL
 
 DENSE_ABOVE = 0.3  # of the blocks: above this, copying all costs less than comparing
 DENSE_AFTER = 2  # saves in a row
@@ -208,25 +208,15 @@ class Capture:
 
     def _hashed(self) -> Iterator[Indexes]:
         """Yield the blocks of all spans whose digest differs from the table."""
-        waiting: list[int] = []
-        count = count_of(self.data.nbytes, SPAN_BYTES)
-        for first in range(0, count, SPANS_AT_ONCE):
-            let_others_run()
-            spans = np.arange(first, min(first + SPANS_AT_ONCE, count))
-            piece = self.data[first * SPAN_BYTES : (first + SPANS_AT_ONCE) * SPAN_BYTES]
-            rows = rows_of(list(span_digests(piece)))
-            is_other = differ(self._old.spans[first : first + len(rows)], rows)
-            if is_other.any():
-                self._span_news.append((spans[is_other], rows[is_other]))
-                waiting += spans[is_other].tolist()
-            while len(waiting) >= SPANS_PER_SLAB:
-                yield self._blocks_in(waiting[:SPANS_PER_SLAB])
-                del waiting[:SPANS_PER_SLAB]
-        if waiting:
-            yield self._blocks_in(waiting)
+        rows = span_rows(self.data)
+        spans = np.flatnonzero(differ(self._old.spans, rows))
+        if len(spans):
+            self._span_news.append((spans, rows[spans]))
+        for first in range(0, len(spans), SPANS_PER_SLAB):
+            yield self._blocks_in(spans[first : first + SPANS_PER_SLAB])
 
-    def _blocks_in(self, spans: list[int]) -> Indexes:
-        first = np.array(spans, np.intp) * BLOCKS_PER_SPAN
+    def _blocks_in(self, spans: Indexes) -> Indexes:
+        first = spans * BLOCKS_PER_SPAN
         end = np.minimum(first + BLOCKS_PER_SPAN, self._count)
         return spread(np.stack((first, end), axis=1))
 
