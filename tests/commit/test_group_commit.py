@@ -58,6 +58,53 @@ class SlowStore(CountingStore):
         return await super().save(run, group, folds)
 
 
+class NotedStore(MemoryStore):
+    """Notes what each of its saves contains, as streams with sequence numbers, and `folds`."""
+
+    def __init__(self, *, is_far: bool = False) -> None:
+        super().__init__()
+        self.is_far = is_far
+        self.saves: list[list[str]] = []
+
+    async def save(
+        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        noted = [f"{one.stream} {one.sequence}" for one in group]
+        self.saves.append([*noted, "folds"] if folds else noted)
+        return await super().save(run, group, folds)
+
+
+async def one_batch_and_its_end(store: NotedStore) -> None:
+    async with open_run("r", store=store) as run:
+        async with run.open_stream("s") as stream, stream.open_batch() as batch:
+            batch.complete(last=True)
+        async with run.open_stream("t") as stream:
+            pass
+
+
+async def test_records_without_a_batch_wait_for_others_of_a_far_store() -> None:
+    store = NotedStore(is_far=True)
+    await one_batch_and_its_end(store)
+    assert store.saves == [["[] 1", '["s"] 1'], ['["s"] 2', "[] 2"]]
+    found = await trio_ckpt._journal.run_status.read_run_status(store, "r")
+    assert found is not None
+    assert found.view.streams["s",].progress.status is trio_ckpt.Status.COMPLETE
+
+
+async def test_each_record_of_a_store_on_this_machine_is_saved_at_once() -> None:
+    store = NotedStore()
+    await one_batch_and_its_end(store)
+    assert store.saves == [["[] 1"], ['["s"] 1'], ['["s"] 2'], ["[] 2"], ["folds"]]
+
+
+async def test_a_session_of_a_far_store_without_batches_is_saved() -> None:
+    store = NotedStore(is_far=True)
+    async with open_run("r", store=store):
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.saves == []
+    assert store.saves == [["[] 1", "[] 2"]]
+
+
 # ---------------------------------------------------------------------------------------
 # Large records
 # ---------------------------------------------------------------------------------------

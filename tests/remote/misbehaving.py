@@ -237,6 +237,12 @@ def take_real_time(item: float, _work: AnyWork) -> float:
     return item
 
 
+async def save_once(item: str, work: AnyWork) -> str:
+    work.state["seen"] = item
+    await work.point()
+    return item.upper()
+
+
 def hand_back_once(item: str, work: AnyWork) -> str:
     """The first worker saves and hands the item back, from its thread; the next one ends it."""
     if not work.state.get("is_handed_back"):

@@ -94,6 +94,7 @@ class GroupCommitter:
         self._stream_logs: list[StreamLog] = []
         self._folds = FoldSchedule()
         self._idle_task: trio.lowlevel.Task | None = None
+        self._is_due = False  # whether a record in the queue does not wait for another one
         self._is_closing = False
         self._is_over = False
         self._owned_at = -math.inf  # when the store was last asked who owns the run, and answered
@@ -122,6 +123,7 @@ class GroupCommitter:
         *,
         blobs: tuple[str, ...] = (),
         lines: Lines = (),
+        is_due: bool = True,
     ) -> PendingCommit:
         """Seal the next record of a stream, and queue it for the next group.
 
@@ -136,6 +138,7 @@ class GroupCommitter:
                 the records, and no other task runs before it returns.
             blobs: The blobs that the record names.
             lines: What is appended before the record is saved.
+            is_due: Whether it is saved now; False: with the next record that is, or at the end.
 
         Raises:
             NotEncodableError: the stream would count more records than a sum can hold.
@@ -158,7 +161,9 @@ class GroupCommitter:
         stream_log.reserve(checkpoint.sequence, produced)
         pending = PendingCommit(stream_log, record, checkpoint, lines, produced, on_outcome)
         self._queue.append(pending)
-        self._wake()
+        if is_due:
+            self._is_due = True
+            self._wake()
         return pending
 
     async def _seal_in_turn(
@@ -257,6 +262,22 @@ class GroupCommitter:
         await pending.wait()
         return pending.checkpoint.sequence
 
+    async def save_aside(self, stream_log: StreamLog, record: Record) -> int:
+        """Save a record on which no batch depends, and wait for it unless the store is far.
+
+        Args, Returns, Raises: as for `save`.
+
+        Durability: when this returns the record is durable, where the store is not far.  Else it
+            is durable with the next record, or when the run is left.
+        Cancellation: none once it is submitted.
+        """
+        is_due = not self._store.is_far
+        payload = encode_record(record)
+        pending = await self.submit(stream_log, record, payload, lambda _error: None, is_due=is_due)
+        if is_due:
+            await pending.wait()
+        return pending.checkpoint.sequence
+
     async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
         """Save several records, none of which is about a batch, in one group.
 
@@ -303,7 +324,7 @@ class GroupCommitter:
         with trio.CancelScope(shield=True):
             try:
                 while self._queue or not self._is_closing:
-                    if self._queue:
+                    if self._is_due or self._is_closing:
                         await self._save_next_group()
                         await trio.lowlevel.cancel_shielded_checkpoint()  # see above
                     else:
@@ -339,7 +360,8 @@ class GroupCommitter:
     async def _save_last_folds(self) -> None:
         """Save the folds that are left, best effort: they make the next resume faster."""
         self._is_over = True
-        if (folds := self._folds.take_all()) and self.poison is None:
+        folds = [] if self._store.is_far else self._folds.take_all()
+        if folds and self.poison is None:
             await self._save([], folds)
 
     def _take_group(self) -> list[PendingCommit]:
@@ -352,6 +374,7 @@ class GroupCommitter:
             count += 1
         group = self._taken = self._queue[:count]
         del self._queue[:count]
+        self._is_due = bool(self._queue)
         return group
 
     async def _save(self, group: list[PendingCommit], folds: list[Fold]) -> list[Exception | None]:

@@ -99,6 +99,7 @@ class OpenStream:
         listener: The loop that several batches are worked on by; None: there is no such loop.
         settled: Called with the index of a batch that is durable, or has failed.
         waited: The waits of the run for batches; while it is empty, `settled` is not called.
+        finished: The sequence number of the newest record that says that it is complete.
         portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
     """
@@ -130,6 +131,7 @@ class OpenStream:
     settled: Callable[[int], None] = lambda _index: None
     waited: Sized = ()
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
+    finished: int = 0
     portal: Portal = attrs.field(factory=Portal.here)
 
     @property
@@ -311,11 +313,11 @@ class OpenStream:
     async def save_finish(self, record: Record) -> None:
         """Save that the stream is complete, after its append files are cut to confirmed bytes.
 
-        Durability: when this returns the record is durable.
+        Durability: as for `GroupCommitter.save_aside`.
         """
         if self.files.root is not None:
             await self.files.cut_tails()
-        await self.save_plain(record)
+        self.finished = await self.committer.save_aside(self.stream_log, self.introduce(record))
 
     def encode_adds(self, adds: Mapping[str, Any]) -> bytes:
         """Encode the items that a batch has staged for the frontier and that are new."""

@@ -138,10 +138,14 @@ class Store(ABC):
         durability: What an acknowledged save survives: "full" is power loss, "process"
             kill -9 only, "none" neither.
         has_live: Whether it keeps what `publish` is given, for other processes.
+        is_far: Whether a save is a round trip to another machine.  Then records on which no batch
+            depends, of the start of a session or the end of a stream, wait for the next group, and
+            a run that is left is not folded.
     """
 
     address: str
     has_live: bool = False
+    is_far: bool = False
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES

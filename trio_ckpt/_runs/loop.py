@@ -352,7 +352,10 @@ class LoopCursor:
         is_done = progress.covers(self.open_stream.first_index, stop)
         if not is_done:
             return
-        if progress.status is not Status.COMPLETE:
+        if (
+            progress.status is not Status.COMPLETE
+            and self.open_stream.finished != self.open_stream.stream_log.submitted
+        ):  # else it is complete, or that is on its way
             await self.open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
         await prune_states(self.open_stream, is_complete=True)  # a killed session may not have
 

@@ -218,9 +218,10 @@ class SessionRecorder:
     async def begin(self) -> None:
         """Save that the session began, which also creates a new generation.
 
-        Durability: when this returns the record is durable.
+        Durability: as for `GroupCommitter.save_aside`.
         """
-        await self.save(Record(kind=RecordKind.SESSION, at=time.time(), metadata=self.metadata))
+        began = Record(kind=RecordKind.SESSION, at=time.time(), metadata=self.metadata)
+        await self.committer.save_aside(self._stream_log, began)
 
     async def save(self, record: Record) -> None:
         """Save another record of the run's own stream.

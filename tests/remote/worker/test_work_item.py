@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,11 +15,17 @@ from tests.cli.test_pending import text_of
 from tests.remote import misbehaving
 from tests.remote.misbehaving import RAISED, RETURNED
 from tests.remote.site import Site, open_site
-from trio_ckpt import remote
+from trio_ckpt import open_run, remote
+from trio_ckpt._journal.history import session_metadata_of
+from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.cli._explain import explain, show_checkpoints
 from trio_ckpt.remote import TaskFailedError, TaskStatus
+from trio_ckpt.remote._foreman.dispatch import prune_task
 from trio_ckpt.remote._foreman.task_checkpoints import read_task_checkpoints
 from trio_ckpt.remote._wire.names import task_id_of
+from trio_ckpt.remote._wire.task_messages import AnyCall
+from trio_ckpt.remote._worker.calls import RpcClient
+from trio_ckpt.remote._worker.remote_store import RemoteStore
 from trio_ckpt.stores import MemoryStore
 
 ALLOW = ("tests.remote.misbehaving",)
@@ -41,6 +48,50 @@ def said(found: Any) -> str:
     """Class and text of a failure, as a person reads it."""
     assert isinstance(found, TaskFailedError), found
     return f"{found.error_type}: {found.error_message}" if found.error_message else found.error_type
+
+
+async def test_an_item_that_saves_once_costs_three_saves_and_no_read(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its session begins with its first state, and ends with its stream."""
+    sent: list[object] = []
+    call, save = RpcClient.call, RemoteStore.save
+
+    async def noted_call(self: RpcClient, verb: AnyCall) -> bytes:
+        sent.append(verb)
+        return await call(self, verb)
+
+    async def noted_save(
+        self: RemoteStore, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+    ) -> list[Exception | None]:
+        sent.append(([one.stream for one in group], len(folds)))
+        return await save(self, run, group, folds)
+
+    monkeypatch.setattr(RpcClient, "call", noted_call)
+    monkeypatch.setattr(RemoteStore, "save", noted_save)
+    async with open_site(MemoryStore()) as site:
+        assert await collect(site, "save_once", ["a"], checkpoint_interval_s=0) == ["A"]
+    task = '["task"]'
+    assert sent == [(["[]", task], 0), ([task], 0), ([task, "[]"], 0)]
+
+
+@pytest.mark.parametrize("is_pruned", [False, True])
+async def test_a_run_that_had_records_is_read_before_it_goes_on(
+    autojump_clock: MockClock, *, is_pruned: bool
+) -> None:
+    """A former worker was released before its first state, or the states were removed."""
+    store, job_id, task_id = MemoryStore(), "job-t", task_id_of("job-t", 0)
+    async with open_run(task_id, store=store):
+        pass
+    if is_pruned:
+        assert await prune_task(store, task_id)
+    options = {"job_id": job_id, "checkpoint_interval_s": 0, "keep_checkpoints": True}
+    async with open_site(store) as site:
+        assert await collect(site, "save_once", ["a"], **options) == ["A"]
+    view = await store.load_run(task_id)
+    assert view is not None
+    assert view.generation == is_pruned
+    assert session_metadata_of(view)["session"] == 2 - is_pruned
 
 
 @INTERVALS

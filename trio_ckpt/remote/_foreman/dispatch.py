@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from functools import partial
 
 import attrs
@@ -145,39 +146,37 @@ class Dispatcher:
         note: Note,
     ) -> Ending:
         """Lease the item to one worker; return how the lease ended."""
-        try:
+        with ExitStack() as held:
+            held.callback(self.pool.end, lease)
             if not pending.is_saving:
                 ending = await lease.run(partial(self._note, pending, note))
                 if isinstance(ending, TaskResult):
                     await settle(ending.value, saved, lease.holder.name)
                 return ending
-            if (
-                saved.sequence
-            ):  # without a lease nothing is saved, so an item without a state still has none
+            if saved.sequence:  # else no former lease has saved anything
                 saved = await self._reset_if_stale(
                     pending, lost_at if lease.was is None else None, note
                 )
             async with self.store.lock_run(pending.task_id) as number:
                 proxy = StoreProxy(self.store, pending.task_id, number)
-                if not lease.offer(number, proxy, _assignment(pending, lease, number, saved)):
+                is_new = not saved.sequence and await _is_new(self.store, pending.task_id)
+                message = _assignment(pending, lease, number, None if is_new else saved)
+                if not lease.offer(number, proxy, message):
                     return Lost.MESSAGE
                 ending = await lease.run(partial(self._note, pending, note))
                 if isinstance(ending, TaskResult):
                     saved = await read_task_checkpoints(self.store, pending.task_id)
                     await settle(ending.value, saved, lease.holder.name)
+                    held.close()  # its worker gets another item while the states are removed
                     if not pending.options.keep_checkpoints:
                         await _remove(self.store, pending.task_id, lease.number)
             return ending
-        finally:
-            self.pool.end(lease)
 
     def _offer(self, pending: PendingItem, lease: Lease) -> None:
         """Send the assignment of an item that saves nothing: its lease has a number of its own."""
         number = next(self._counter)
         try:
-            is_sent = lease.offer(
-                number, None, _assignment(pending, lease, number, TaskCheckpoints())
-            )
+            is_sent = lease.offer(number, None, _assignment(pending, lease, number, None))
         except ProtocolError as error:  # of this item alone: `Pool.match` is for all
             lease.fail(error)
             return
@@ -230,6 +229,12 @@ class Dispatcher:
             await prune_task(self.store, pending.task_id)
 
 
+async def _is_new(store: Store, task_id: str) -> bool:
+    """Whether a run that is owned has no records, and never had any."""
+    stored = await store.read_run(task_id)
+    return stored is None or (stored.generation == 0 and not stored.streams)
+
+
 async def prune_task(store: Store, task_id: str) -> int:
     """Remove the saved states of an item that no worker has.
 
@@ -273,9 +278,9 @@ async def _remove(store: Store, task_id: str, number: int) -> int:
 
 
 def _assignment(
-    pending: PendingItem, lease: Lease, number: int, saved: TaskCheckpoints
+    pending: PendingItem, lease: Lease, number: int, saved: TaskCheckpoints | None
 ) -> TaskMessage:
-    """Return the message that begins a lease under its number."""
+    """Return the message that begins a lease under its number; `saved` is None for a new run."""
     if lease.was is not None:
         return NewLease(pending.task_id, number, lease.was)
     head = (
@@ -289,6 +294,6 @@ def _assignment(
         pending.options.checkpoint_interval_s,
         pending.options.trace,
     )
-    if not saved.sequence:
+    if saved is None:
         return AssignTask(*head)
     return ResumeTask(*head, saved.sequence, saved.last_checkpoint_at)

@@ -26,7 +26,7 @@ from .message import (
 
 
 class AssignTask(TaskMessage, frozen=True, array_like=True):
-    """A work item to start.
+    """A work item to start; an item that saves has a new run, of generation 0.
 
     Attributes:
         job_id: The item's job.
@@ -53,7 +53,7 @@ class ResumeTask(AssignTask, frozen=True, array_like=True):
     """A work item to resume from its saved state in the foreman's store.
 
     Attributes:
-        sequence: The sequence number of the newest record of its stream.
+        sequence: The sequence number of the newest record of its stream; 0: it has none yet.
         captured_at: When that record was saved; Unix time, s.
     """
 

@@ -49,10 +49,13 @@ class RemoteStore(Store):
     """The foreman's store, limited to one worker and one work item."""
 
     durability: Durability = "full"
+    is_far = True
 
-    def __init__(self, rpc: RpcClient) -> None:
+    def __init__(self, rpc: RpcClient, *, is_new: bool = False) -> None:
+        """Make the store of a work item; `is_new`: its run is new, so it is not asked for."""
         self.address = f"remote:{rpc.task_id}"
         self._rpc = rpc
+        self._is_new = is_new
         self._given = 0  # the owner number that the worker's code knows
         self._is_closed = False
 
@@ -91,6 +94,9 @@ class RemoteStore(Store):
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         """See `Store.read_run`."""
         await self._begin(run_id)
+        if self._is_new:
+            self._is_new = False  # it has records soon
+            return None
         return _decode(_RUN, await self._rpc.call(ReadRun(generation)))
 
     async def history(

@@ -28,7 +28,14 @@ from .._wire.job_messages import TaskError
 from .._wire.message import MAX_NAME_CHARS, MAX_TEXT_CHARS, MAX_TRACEBACK_CHARS, TaskMessage
 from .._wire.names import TASK_STREAM
 from .._wire.submission import as_sent
-from .._wire.task_messages import AssignTask, ReleaseTask, TaskFailed, TaskProgress, TaskResult
+from .._wire.task_messages import (
+    AssignTask,
+    ReleaseTask,
+    ResumeTask,
+    TaskFailed,
+    TaskProgress,
+    TaskResult,
+)
 from .calls import RpcClient
 from .remote_store import RemoteStore
 from .work import TaskControl, Work, call, find_function, settings_of
@@ -132,7 +139,7 @@ class Item:
         if self.assigned.interval_s is None:
             self.control.state = self._new_state(func)
             return await self._call(func)
-        store = RemoteStore(self.rpc)
+        store = RemoteStore(self.rpc, is_new=not isinstance(self.assigned, ResumeTask))
         try:
             return await self._run_saving(func, store)
         except StoreDamagedError as error:
