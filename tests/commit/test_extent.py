@@ -48,33 +48,33 @@ FAILED_FOR_NOW = {"status": Status.FAILED, "error": ErrorInfo("E", "e")}
 
 
 @pytest.mark.parametrize(
-    ("extent", "facts", "left", "ahead"),
+    ("known", "facts", "left", "ahead"),
     [
-        (Extent(), {}, None, None),
-        (Extent(expected=20), {}, 15, 15),
-        (Extent(expected=20, end=9), {}, 15, 5),
-        (Extent(expected=20, start=10, end=12), {}, 15, 3),
-        (Extent(expected=20, start=0, end=3), {}, 15, 0),
-        (Extent(expected=3), {}, 0, 0),
-        (Extent(), {"expected": 20}, 15, 15),
-        (Extent(is_open_ended=True), {"last_index": 9}, 5, 5),
-        (Extent(is_open_ended=True, expected=20), {"last_index": 9}, 5, 5),
-        (Extent(is_open_ended=True, estimate=40), {"last_index": 9}, 5, 5),
-        (Extent(is_open_ended=True, end=9), {}, 5, 5),
-        (Extent(is_open_ended=True, estimate=40), {"estimate": 40}, 35, 35),
-        (Extent(is_open_ended=True), {"estimate": 40}, 35, 35),
-        (Extent(is_open_ended=True), {"estimate": 5}, None, 0),  # it was too few
-        (Extent(is_open_ended=True, estimate=40, end=9), {"estimate": 40}, 5, 5),
-        (Extent(expected=20), FAILED_FOR_GOOD, 0, 15),  # as a start would do nothing for it
-        (Extent(is_open_ended=True, estimate=40), FAILED_FOR_GOOD, 0, 35),
-        (Extent(expected=20), FAILED_FOR_NOW, 15, 15),
+        ({}, {}, None, None),
+        ({"expected": 20}, {}, 15, 15),
+        ({"expected": 20, "end": 9}, {}, 15, 5),
+        ({"expected": 20, "start": 10, "end": 12}, {}, 15, 3),
+        ({"expected": 20, "start": 0, "end": 3}, {}, 15, 0),
+        ({"expected": 3}, {}, 0, 0),
+        ({}, {"expected": 20}, 15, 15),
+        ({"is_open_ended": True}, {"last_index": 9}, 5, 5),
+        ({"is_open_ended": True, "expected": 20}, {"last_index": 9}, 5, 5),
+        ({"is_open_ended": True, "estimate": 40}, {"last_index": 9}, 5, 5),
+        ({"is_open_ended": True, "end": 9}, {}, 5, 5),
+        ({"is_open_ended": True, "estimate": 40}, {"estimate": 40}, 35, 35),
+        ({"is_open_ended": True}, {"estimate": 40}, 35, 35),
+        ({"is_open_ended": True}, {"estimate": 5}, None, 0),  # it was too few
+        ({"is_open_ended": True, "estimate": 40, "end": 9}, {"estimate": 40}, 5, 5),
+        ({"expected": 20}, FAILED_FOR_GOOD, 0, 15),  # as a start would do nothing for it
+        ({"is_open_ended": True, "estimate": 40}, FAILED_FOR_GOOD, 0, 35),
+        ({"expected": 20}, FAILED_FOR_NOW, 15, 15),
     ],
 )
 def test_what_is_left_in_all_and_of_the_part(
-    extent: Extent, facts: dict[str, Any], left: int | None, ahead: int | None
+    known: dict[str, Any], facts: dict[str, Any], left: int | None, ahead: int | None
 ) -> None:
-    progress = progress_of(range(5), **facts)
-    assert (extent.left(progress, None), extent.ahead(progress, None)) == (left, ahead)
+    extent = Extent(progress_of(range(5), **facts), **known)
+    assert (extent.left, extent.ahead) == (left, ahead)
 
 
 async def test_a_stream_that_failed_for_good_has_nothing_left_while_open() -> None:
@@ -89,8 +89,8 @@ async def test_a_stream_that_failed_for_good_has_nothing_left_while_open() -> No
 
 
 def test_a_frontier_says_itself_how_many_there_are() -> None:
-    progress = progress_of(range(5))
-    assert (Extent().left(progress, 8), Extent().ahead(progress, 8)) == (3, 3)
+    extent = Extent(progress_of(range(5)), items=range(8))
+    assert (extent.left, extent.ahead) == (3, 3)
 
 
 def test_how_long_is_too_long() -> None:

@@ -32,7 +32,7 @@ from .._tokens.token import (
     move,
     touch,
 )
-from .._util.arguments import several, whole_number
+from .._util.arguments import several
 from .._util.errors import BatchFailedError, TrioCkptError, describe_batch
 from .._util.log import Place, at, get_logger
 from .._util.text import one_line
@@ -119,7 +119,9 @@ class OpenStream:
     tokens: dict[int, AnyToken] = attrs.field(factory=dict[int, AnyToken])
     failed: dict[int, Failure] = attrs.field(factory=dict[int, Failure])
     extent: Extent = attrs.field(
-        default=attrs.Factory(lambda self: Extent(self.first_index), takes_self=True)
+        default=attrs.Factory(
+            lambda self: Extent(self.stream_log.progress, self.first_index), takes_self=True
+        )
     )
     phase: str | None = None
     opened_at: float = attrs.field(factory=lambda: time.time())
@@ -190,6 +192,7 @@ class OpenStream:
     def set_frontier(self, frontier: FrontierItems[Any]) -> None:
         """Make the loaded items those that the stream works on."""
         self.frontier = frontier
+        self.extent.set_items(frontier)
 
     def set_state_manager(self, state_manager: StateManager[Any]) -> None:
         """Save the state that was restored with every batch from now on."""
@@ -227,35 +230,6 @@ class OpenStream:
         left_s = until - trio.current_time()
         return Waiting(self.stream_log.key, reason, left_s) if left_s > 0 else None
 
-    @property
-    def _items(self) -> int | None:
-        """How many items its `Frontier` has; None: it has no `Frontier`."""
-        return None if self.frontier is None else len(self.frontier)
-
-    def total(self) -> int | None:
-        """How many batches there are in all; None where that is not certain."""
-        return self.extent.total(self.stream_log.progress, self._items)
-
-    def expected_batches(self) -> int | None:
-        """How many batches there are in all, else the estimate; None: neither is known."""
-        return self.extent.expected_batches(self.stream_log.progress, self._items)
-
-    def set_estimate(self, count: int | None) -> None:
-        """Set the estimate of how many batches an open end has.
-
-        Raises:
-            TypeError: the end is not open.
-        """
-        if self.extent.expected is not None or self.frontier is not None:
-            raise TypeError(
-                "expected_batches is only for an open end: the length of this source is known"
-            )
-        self.extent.set_estimate(None if count is None else whole_number("expected_batches", count))
-
-    def left(self) -> int | None:
-        """How many batches are known to be left; None where that is not known."""
-        return self.extent.left(self.stream_log.progress, self._items)
-
     def ahead(self, now: float, session_s: float) -> int | None:
         """How many batches this session has still to do; None where that is not known.
 
@@ -269,7 +243,7 @@ class OpenStream:
         is_stuck = bool(self.open) and now - self.handed_at > stuck_after_s(usual_s)
         if self.has_failed or self.failure is not None or is_stuck:
             return 0
-        return self.extent.ahead(self.stream_log.progress, self._items)
+        return self.extent.ahead
 
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, as messages name it."""
@@ -297,7 +271,7 @@ class OpenStream:
 
     def introduce(self, record: Record) -> Record:
         """Add to a record what the records do not have yet about the stream as a whole."""
-        progress, extent, frontier = self.stream_log.progress, self.extent, self.frontier
+        progress, extent = self.stream_log.progress, self.extent
         news: dict[str, object] = {}
         if progress.opened_at != self.opened_at:
             news["opened"] = Opened(self.opened_at, self.first_index)
@@ -305,8 +279,8 @@ class OpenStream:
             news["phase"] = self.phase
         if extent.estimate not in (None, progress.estimate):
             news["estimate"] = extent.estimate
-        expected = extent.expected if frontier is None else len(frontier)
-        if expected not in (None, progress.expected) and not extent.has_ended(progress):
+        expected = extent.expected if self.frontier is None else len(self.frontier)
+        if expected not in (None, progress.expected) and not extent.has_ended:
             news["expected"] = expected
         return msgspec.structs.replace(record, **news) if news else record
 

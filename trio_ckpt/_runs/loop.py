@@ -272,7 +272,7 @@ class LoopCursor:
 
     def known_stop(self) -> int | None:
         """One more than the last batch; None where that is not known."""
-        total = self.open_stream.total()
+        total = self.open_stream.extent.total
         return None if total is None else self.open_stream.first_index + total
 
     def check_finished(self) -> None:
@@ -318,7 +318,7 @@ class LoopCursor:
         if start is not None and end is not None and end < start:
             raise ValueError(f"a range from {start} to {end} has no batch in it")
         if estimate is not None:
-            open_stream.set_estimate(estimate)
+            open_stream.extent.set_estimate(estimate)
         open_stream.extent.narrow(start, end)
         stop = stop if end is None or stop is None else min(end + 1, stop)
         if progress.sequence and (

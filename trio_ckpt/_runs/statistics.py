@@ -76,7 +76,7 @@ def stream_statistics(
         is_closed: Whether it is closed: nothing waits, and trio's clock is not read.
     """
     stream_log, key = open_stream.stream_log, open_stream.stream_log.key
-    session_s, left = stream_log.open_s + open_s, open_stream.left()
+    session_s, left = stream_log.open_s + open_s, open_stream.extent.left
     is_open = not (is_closed or open_stream.has_failed)
     parts, opened = {key: stream_log.progress}, (key,) if is_open else ()
     return StreamStatistics(
@@ -103,7 +103,7 @@ def run_statistics(table: StreamTable, stopping: Stopping | None) -> RunStatisti
         stopping: The stop that is under way; None: there is none.
     """
     mine, opened = table.of_users(), table.opened
-    lefts = {key: open_stream.left() for key, open_stream in opened.items()}
+    lefts = {key: open_stream.extent.left for key, open_stream in opened.items()}
     whole = summarize((), mine, open_streams=table.open_streams, lefts=lefts)
     statuses = [whole.status] if mine else []
     groups = count_statuses(summary.status for summary in table.groups().values())

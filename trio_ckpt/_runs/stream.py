@@ -75,11 +75,11 @@ class Stream(Generic[S]):
         Set it where an API gives an estimate for an open end, for example with its first page.
         It feeds the count of batches left, the percentage and the ETA, and nothing else.
         """
-        return self._open_stream.expected_batches()
+        return self._open_stream.extent.expected_batches
 
     @expected_batches.setter
     def expected_batches(self, count: int | None) -> None:
-        self._open_stream.set_estimate(count)
+        self._open_stream.extent.set_estimate(count)
 
     @property
     def progress(self) -> Progress:
@@ -183,8 +183,7 @@ class Stream(Generic[S]):
         return self._left(total, start, end)
 
     def _left(self, total: int | None, start: int | None, end: int | None) -> list[int]:
-        known = self._open_stream.total() if total is None else total
-        stop = self._open_stream.extent.stop(self._progress, known, end)
+        stop = self._open_stream.extent.stop(total, end)
         return self._progress.done.list_missing(max(self.first_index, start or 0), stop)
 
     # -- loops ------------------------------------------------------------------------------
