@@ -49,9 +49,12 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
 }
 """Command -> the module that has it, and its line in the list of commands.
 
-A command's module is imported when it is typed: some need most of the library, and `ls` should
-answer at once.
+A command's module is imported, and adds it to `app`, when it is typed: some need most of the
+library, and `ls` should answer at once.
 """
+
+
+_loaded: dict[str, click.Command] = {}  # not where click looks for names to suggest: it has few
 
 
 class _Commands(click.Group):
@@ -59,11 +62,12 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module = importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
-        command: click.Command = getattr(module, f"{cmd_name}_command")
-        return command
+        if cmd_name in COMMANDS:
+            importlib.import_module(f".{COMMANDS[cmd_name][0]}", __package__)
+        return _loaded.get(cmd_name)
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        _loaded[name or cmd.name or ""] = cmd
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

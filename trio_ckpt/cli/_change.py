@@ -31,6 +31,7 @@ from .._util.text import batches_are, number, plural, printable, redacted_url, s
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
 from ..state._retention import Retention
+from ._app import app
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._options import (
     TypedPath,
@@ -143,6 +144,14 @@ def _answer(store: Store, *texts: str, **document: object) -> CommandAnswer:
 # ---------------------------------------------------------------------------------------
 
 
+@store_command(
+    "retry",
+    run_argument,
+    stream_option,
+    click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones."),
+    output_dir_option,
+    yes_option,
+)
 async def retry(
     store: Store,
     run_id: str,
@@ -202,17 +211,16 @@ async def _redo(
     return _changed(run, [key], f"{what} re-queued; {GO_ON}", batches=len(indexes))
 
 
-retry_command = store_command(
-    "retry",
-    retry,
+@store_command(
+    "rewind",
     run_argument,
     stream_option,
-    click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones."),
+    click.option(
+        "--to", type=int, required=True, metavar="K", help="The last batch that stays confirmed."
+    ),
     output_dir_option,
     yes_option,
 )
-
-
 async def rewind(
     store: Store,
     run_id: str,
@@ -240,24 +248,28 @@ async def rewind(
     return _changed(run, [key], text, batches=len(taken))
 
 
-rewind_command = store_command(
-    "rewind",
-    rewind,
-    run_argument,
-    stream_option,
-    click.option(
-        "--to", type=int, required=True, metavar="K", help="The last batch that stays confirmed."
-    ),
-    output_dir_option,
-    yes_option,
-)
-
-
 # ---------------------------------------------------------------------------------------
 # compact, reset and prune
 # ---------------------------------------------------------------------------------------
 
 
+@store_command(
+    "compact",
+    run_argument,
+    stream_option,
+    count_option(
+        "--keep",
+        "How many states keep their large arrays, the newest counted; pinned ones do, too.",
+        default=Retention().last,
+    ),
+    click.option(
+        "--archive",
+        type=TypedPath(),
+        metavar="STORE",
+        help="Move the others there instead of deleting them.",
+    ),
+    yes_option,
+)
 async def compact(
     store: Store,
     run_id: str,
@@ -290,26 +302,7 @@ async def compact(
     return _changed(run, keys, text, **attrs.asdict(done))
 
 
-compact_command = store_command(
-    "compact",
-    compact,
-    run_argument,
-    stream_option,
-    count_option(
-        "--keep",
-        "How many states keep their large arrays, the newest counted; pinned ones do, too.",
-        default=Retention().last,
-    ),
-    click.option(
-        "--archive",
-        type=TypedPath(),
-        metavar="STORE",
-        help="Move the others there instead of deleting them.",
-    ),
-    yes_option,
-)
-
-
+@store_command("reset", run_argument, stream_option, output_dir_option, yes_option)
 async def reset(
     store: Store, run_id: str, *, stream: str | None, output_dir: str | None, yes: bool
 ) -> CommandAnswer:
@@ -343,11 +336,16 @@ async def _reset_streams(
     return _changed(run, keys, text, batches=batches)
 
 
-reset_command = store_command(
-    "reset", reset, run_argument, stream_option, output_dir_option, yes_option
+@store_command(
+    "prune",
+    run_argument,
+    count_option(
+        "--keep",
+        "How many generations are left, the newest counted; 0 removes the run.",
+        least=0,
+    ),
+    yes_option,
 )
-
-
 async def prune(store: Store, run_id: str, *, keep: int, yes: bool) -> CommandAnswer:
     """Remove archived generations of a run from the store."""
     owner = await store.read_owner(run_id)
@@ -373,24 +371,18 @@ async def prune(store: Store, run_id: str, *, keep: int, yes: bool) -> CommandAn
     return _answer(store, text, run=run_id, **msgspec.structs.asdict(removed))
 
 
-prune_command = store_command(
-    "prune",
-    prune,
-    run_argument,
-    count_option(
-        "--keep",
-        "How many generations are left, the newest counted; 0 removes the run.",
-        least=0,
-    ),
-    yes_option,
-)
-
-
 # ---------------------------------------------------------------------------------------
 # export and import
 # ---------------------------------------------------------------------------------------
 
 
+@store_command(
+    "export",
+    run_argument,
+    file_argument,
+    click.option("--no-outputs", is_flag=True, help="Leave the output files out."),
+    output_dir_option,
+)
 async def export(
     store: Store, run_id: str, *, file: str, no_outputs: bool, output_dir: str | None
 ) -> CommandAnswer:
@@ -415,22 +407,12 @@ async def export(
     return _answer(store, text + plural(done.size_bytes, "byte"), **attrs.asdict(done))
 
 
-export_command = store_command(
-    "export",
-    export,
-    run_argument,
-    file_argument,
-    click.option("--no-outputs", is_flag=True, help="Leave the output files out."),
-    output_dir_option,
-)
-
-
 def _amount(done: ExportSummary) -> str:
     counts = (done.streams, "stream"), (done.records, "record"), (done.outputs, "output file")
     return ", ".join(plural(count, noun) for count, noun in counts)
 
 
-@click.command("import")
+@app.command("import")
 @store_argument
 @file_argument
 @click.option("--as", "run_id", metavar="RUN", help="Under another name.")

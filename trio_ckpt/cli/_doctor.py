@@ -34,6 +34,7 @@ from ..remote._wire.names import is_job_id
 from ..state._chain import read_chain
 from ..stores import open_store
 from ..stores._local.store import LocalStore
+from ._app import app
 from ._exits import EXIT_OK, EXIT_PROBLEMS
 from ._options import TypedPath, json_option, mac_key_option, print_answer
 from ._render import Block, CommandAnswer, Document, Table
@@ -47,7 +48,7 @@ MAX_LOSSES = 5  # states, and files, of a run that have a finding each
 MAX_STREAMS = 100  # of a run whose states are looked at
 
 
-@click.command("doctor")
+@app.command("doctor")
 @click.argument("store", type=TypedPath(), required=False)
 @mac_key_option
 @json_option

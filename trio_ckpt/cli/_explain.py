@@ -37,6 +37,7 @@ MAX_LOOKED_AT = 20  # streams, for what went wrong in them
 # ---------------------------------------------------------------------------------------
 
 
+@store_command("explain", any_run_argument, stream_option, all_option)
 async def explain(
     store: Store,
     run_id: str | None,
@@ -78,9 +79,6 @@ async def explain(
         "sentences": [_sentence_document(sentence) for sentence in sentences],
     }
     return CommandAnswer(lambda: document, lambda: _bulleted(sentences))
-
-
-explain_command = store_command("explain", explain, any_run_argument, stream_option, all_option)
 
 
 def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
@@ -141,6 +139,7 @@ async def _sessions(run: RunStatus) -> list[SessionView]:
 # ---------------------------------------------------------------------------------------
 
 
+@store_command("history", any_run_argument, stream_option, limit_option)
 async def show_history(
     store: Store, run_id: str | None, *, stream: str | None, limit: int
 ) -> CommandAnswer:
@@ -148,11 +147,6 @@ async def show_history(
     if stream is None:
         return await show_sessions(store, run_id, limit=limit)
     return await show_checkpoints(store, run_id, stream=stream, limit=limit)
-
-
-history_command = store_command(
-    "history", show_history, any_run_argument, stream_option, limit_option
-)
 
 
 async def show_sessions(store: Store, run_id: str | None, *, limit: int) -> CommandAnswer:

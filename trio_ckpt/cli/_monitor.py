@@ -12,6 +12,7 @@ import trio
 
 from .._util.nursery import open_service_nursery
 from .._util.screen import Screen
+from ._app import app
 from ._exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._options import listening_options, seconds_option, store_argument, tls_context
 from ._render import Pairs, to_json, to_lines
@@ -21,7 +22,7 @@ SECRET_VAR = "TRIO_CKPT_MONITOR_SECRET"  # noqa: S105  # the name of one
 ACTION_SECRET_VAR = "TRIO_CKPT_ACTION_SECRET"  # noqa: S105  # likewise
 
 
-@click.command("monitor")
+@app.command("monitor")
 @store_argument
 @listening_options(8_000)
 @click.option(

@@ -17,6 +17,7 @@ from click.shell_completion import CompletionItem
 from .._journal.store import Store
 from .._util.arguments import MAX_PORT
 from .._util.text import stream_name
+from ._app import app
 from ._exits import EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._render import CommandAnswer, print_blocks, to_json
 from ._select import MAC_KEY_PLACE, read_status, reading
@@ -27,6 +28,7 @@ DEFAULT_LIMIT = 20
 _HOME = re.compile(r"([a-z]+:)?~")
 
 F = TypeVar("F", bound=Callable[..., object])
+Query = TypeVar("Query", bound=Callable[..., Awaitable[CommandAnswer]])
 
 
 class TypedPath(click.Path):
@@ -239,26 +241,29 @@ def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
 # ---------------------------------------------------------------------------------------
 
 
-def store_command(
-    name: str, query: Callable[..., Awaitable[CommandAnswer]], *options: Option
-) -> click.Command:
-    """Make a command of an async function of an open store.
+def store_command(name: str, *options: Option) -> Callable[[Query], Query]:
+    """Make a command of an async function of an open store, which stays what it is.
+
+    The function is called with the store, and with the options by name; its docstring is the help.
 
     Args:
         name: How it is typed.
-        query: Called with the store, and with the options by name; its docstring is the help.
         options: Besides the store and ``--json``.
     """
 
-    @wraps(query)
-    def command(store: str, as_json: bool, **typed: object) -> int:
-        async def main() -> CommandAnswer:
-            async with reading(store) as opened:
-                return await query(opened, **typed)
+    def add(query: Query) -> Query:
+        @wraps(query)
+        def command(store: str, as_json: bool, **typed: object) -> int:
+            async def main() -> CommandAnswer:
+                async with reading(store) as opened:
+                    return await query(opened, **typed)
 
-        return print_answer(main, as_json=as_json)
+            return print_answer(main, as_json=as_json)
 
-    return click.command(name)(with_options(command, store_argument, *options, json_option))
+        app.command(name)(with_options(command, store_argument, *options, json_option))
+        return query
+
+    return add
 
 
 def print_answer(query: Callable[[], Awaitable[CommandAnswer]], *, as_json: bool) -> int:

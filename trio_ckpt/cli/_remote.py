@@ -26,6 +26,7 @@ from ..remote._foreman.foreman import DEFAULT_GRACE_S
 from ..remote._wire.link import SILENCE_S
 from ..remote._worker.calls import PATIENCE_S
 from ..stores import open_store
+from ._app import app
 from ._exits import EXIT_OK, EXIT_USAGE, CommandError
 from ._options import (
     TypedPath,
@@ -52,7 +53,7 @@ secret_option = click.option(
 quiet_option = click.option("--quiet", is_flag=True, help="Print errors only.")
 
 
-@click.command("foreman")
+@app.command("foreman")
 @store_argument
 @listening_options(9_000)
 @secret_option
@@ -115,7 +116,7 @@ def foreman_command(
         ) from error
 
 
-@click.command("worker")
+@app.command("worker")
 @click.argument("url")
 @click.option(
     "--allow",

@@ -65,6 +65,7 @@ from ._select import choose_streams, read_status
 # ---------------------------------------------------------------------------------------
 
 
+@store_command("ls")
 async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
     """List the runs of a store."""
     now = time.time() if now is None else now
@@ -95,8 +96,6 @@ async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
 
     return CommandAnswer(document, blocks, EXIT_STORE if errors else EXIT_OK)
 
-
-ls_command = store_command("ls", list_runs)
 
 _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
 
@@ -170,6 +169,7 @@ def left_text(summary: Summary) -> str:
 # ---------------------------------------------------------------------------------------
 
 
+@store_command("show", any_run_argument, stream_option, all_option)
 async def show_run(
     store: Store, run_id: str | None, *, stream: str | None, show_all: bool
 ) -> CommandAnswer:
@@ -190,9 +190,6 @@ async def show_run(
             *pending_blocks(live, stream_names(run.keys), only, now, limit),
         ],
     )
-
-
-show_command = store_command("show", show_run, any_run_argument, stream_option, all_option)
 
 
 def _show_document(

@@ -24,6 +24,7 @@ from .._util.plain import StreamKey
 from .._util.text import number, plural, quoted_name, redacted_url, stream_names
 from .._util.threads import run_blocking
 from ..outputs import OutputDir
+from ._app import app
 from ._change import confirm
 from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandError
 from ._options import (
@@ -42,7 +43,7 @@ from ._select import choose_streams, mac_key, no_such_run, read_status, reading
 Mode = Literal["size", "sha256"]
 
 
-@click.command("verify")
+@app.command("verify")
 @store_argument
 @any_run_argument
 @stream_option

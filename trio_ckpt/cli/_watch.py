@@ -20,6 +20,7 @@ from .._journal.store import Store
 from .._journal.summary import Summary, current_phase
 from .._util.screen import console_for
 from .._util.text import amounts, duration, number, plural
+from ._app import app
 from ._options import any_run_argument, seconds_option, store_argument
 from ._pending import (
     live_of,
@@ -79,7 +80,7 @@ class WatchedStatus:
         return eta_s(self.summary.left, ahead, self.rate)
 
 
-@click.command("watch")
+@app.command("watch")
 @store_argument
 @any_run_argument
 @seconds_option("--every", "How often to look; default: 1 on a terminal, 10 elsewhere.", least=0.1)
