@@ -87,8 +87,9 @@ def test_what_cannot_be_served_is_said_in_a_line(run: Terminal, tmp_path: Path) 
     said = run("monitor", tmp_path / "gh.ckpt", "--host", "0.0.0.0")
     assert said.code == 2
     assert "without TLS" in said.err
-    said = run("monitor", tmp_path / "gh.ckpt", "--tls-key", tmp_path / "key.pem")
+    said = run("monitor", tmp_path / "gh.ckpt", "--tls-cert", tmp_path / "none.pem")
     assert said.code == 2
+    assert "none.pem' does not exist" in said.err
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = run("monitor", tmp_path / "gh.ckpt", "--port", port)

@@ -177,6 +177,20 @@ def test_a_foreman_beyond_this_machine_needs_tls(
     assert "--tls-cert and --tls-key, or --allow-plain" in said.err
 
 
+@pytest.mark.parametrize("command", ["foreman", "monitor"])
+def test_a_bad_certificate_is_named(
+    run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("TRIO_CKPT_SECRET", "a secret of 16 bytes or more")
+    bad = tmp_path / "bad.pem"
+    bad.write_text("this is none")
+    said = run(command, tmp_path / "s", "--tls-key", bad)
+    assert (said.code, said.err) == (2, "trio-ckpt: --tls-key needs --tls-cert\n")
+    said = run(command, tmp_path / "s", "--tls-cert", bad)
+    assert said.code == 2
+    assert said.err.startswith(f"trio-ckpt: {bad}: ")
+
+
 def test_a_worker_that_is_not_let_in_says_so(tmp_path: Path) -> None:
     secret = {"TRIO_CKPT_SECRET": "a secret of 16 bytes or more"}
     with started("foreman", tmp_path / "s", "--port", 0, **secret) as (_boss, told):
