@@ -99,7 +99,8 @@ class StreamFiles:
         Raises:
             OutputError: it is not below the folder.
         """
-        return self.dir.relative(os.path.join(self.folder, any_path("path", path)))
+        given = path if type(path) is str else any_path("path", path)
+        return self.dir.relative(os.path.join(self.folder, given))
 
     def path(self, name: str) -> str:
         """The path as users give it, from a stored name: the inverse of `name`."""

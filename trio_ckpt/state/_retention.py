@@ -91,12 +91,12 @@ class _StateChain:
 class Versions:
     """The saved states of one stream, as far as retention needs them.
 
-    Args:
+    Attributes:
         retention: The settings.
     """
 
     def __init__(self, retention: Retention) -> None:
-        self._retention = retention
+        self.retention = retention
         self._recent: deque[bytes] = deque(maxlen=retention.last)  # chains of the newest states
         self._newest_at = 0.0
         self._chains: dict[bytes, _StateChain] = {}
@@ -116,7 +116,7 @@ class Versions:
 
     def add_older(self, version: Version) -> None:
         """Add a version that is older than all others."""
-        if len(self._recent) < self._retention.last:
+        if len(self._recent) < self.retention.last:
             self._recent.appendleft(version.lineage)
         if not self._newest_at:
             self._newest_at = version.at
@@ -149,11 +149,6 @@ class Versions:
         self._newest_at = 0.0
         self._open = b"", _StateChain()
 
-    @property
-    def retention(self) -> Retention:
-        """The settings."""
-        return self._retention
-
     def take_dropped(
         self, needed: Collection[bytes], *, is_complete: bool
     ) -> dict[bytes, list[int]]:
@@ -176,13 +171,13 @@ class Versions:
     @property
     def is_too_large(self) -> bool:
         """Return whether the chains exceed `max_bytes`, unless all are kept in any case."""
-        return 0 < self._retention.max_bytes < self._nbytes
+        return 0 < self.retention.max_bytes < self._nbytes
 
     def _named(self, kept: Collection[bytes]) -> set[bytes]:
         """Return the chains that retention selects, beside those kept in any case."""
         recent = set(self._recent)
         named: set[bytes] = set()
-        room = self._retention.max_bytes or math.inf
+        room = self.retention.max_bytes or math.inf
         room -= sum(chain.nbytes for lineage, chain in self._chains.items() if lineage in kept)
         newest_first = sorted(self._chains.items(), key=lambda item: -item[1].newest)
         for lineage, chain in newest_first:
@@ -194,10 +189,10 @@ class Versions:
         return named
 
     def _is_kth(self, sequence: int) -> bool:
-        every = self._retention.every
+        every = self.retention.every
         return every > 0 and sequence % every == 0
 
     def _is_kept(self, chain: _StateChain) -> bool:
-        max_age_s = self._retention.max_age_s
+        max_age_s = self.retention.max_age_s
         is_young = max_age_s > 0 and self._newest_at - chain.newest_at <= max_age_s
         return chain.is_kth or is_young
