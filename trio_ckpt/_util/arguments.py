@@ -171,8 +171,10 @@ def any_path(name: str, value: object) -> str:
     Raises:
         TypeError: the value is neither a str nor a path of str.
     """
-    is_path = isinstance(value, str) or hasattr(type(value), "__fspath__")
-    plain = os.fspath(cast("str", value)) if is_path else None
+    try:
+        plain: object = os.fspath(cast("str", value))
+    except TypeError:
+        plain = None
     if not isinstance(plain, str):
         raise TypeError(f"{name} must be a path, a str or a pathlib.Path, not {shown(value)}")
     return plain
