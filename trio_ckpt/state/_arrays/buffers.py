@@ -30,14 +30,13 @@ import attrs
 import numpy as np
 
 from ..._util.errors import NotEncodableError, StoreDamagedError, text_of
-from .._tree.frame import MAX_BYTES, View
+from .._tree.flatten import tensor_kind
+from .._tree.frame import MAX_BYTES, Kind, View
 from .dtypes import Plain, describe_dtype, restore_dtype
 from .frameworks import (
-    Kind,
     Strided,
     build_other,
     build_torch,
-    kind_of,
     open_torch,
     to_numpy,
     torch_itemsize,
@@ -235,7 +234,7 @@ def _is_known(owner: object) -> bool:
 
 
 def _open(value: object) -> _Leaf:
-    kind = kind_of(value)
+    kind = tensor_kind(value)
     if kind in ("torch", "torch.parameter"):
         strided, dtype, device, has_gradient = open_torch(value)
         owner = strided.keep if device == "cpu" else None

@@ -1,6 +1,5 @@
 """Tensors of other libraries: converted to memory, and back to the same kind.
 
-They are recognised by the module of their type: no library is imported for the check.
 A restored tensor is on the device that it was on.
 
 torch
@@ -22,7 +21,7 @@ import numpy as np
 
 from ..._util.errors import StoreDamagedError, StoreError
 from .._tree.format import Module, Value
-from .._tree.frame import Kind as Kind, View
+from .._tree.frame import Kind, View
 from .memory import Array, Bytes
 
 TORCH_DTYPES = frozenset(
@@ -53,33 +52,6 @@ class Strided:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     keep: object
-
-
-def library_of(value: object) -> str:
-    """Return the library that a value's type comes from: ``torch`` of ``torch.nn.parameter``."""
-    for base in type(value).__mro__:
-        name = base.__module__.partition(".")[0]
-        if name in ("torch", "jax", "jaxlib", "tensorflow"):
-            return "jax" if name == "jaxlib" else name
-    return ""
-
-
-def kind_of(value: object) -> Kind | None:
-    """Return the kind of a tensor of another library; None: it is not one."""
-    library = library_of(value)
-    module: Module = sys.modules.get(library)
-    if not library or module is None:
-        return None
-    if library == "torch" and isinstance(value, module.Tensor):
-        return "torch.parameter" if isinstance(value, module.nn.Parameter) else "torch"
-    if library == "jax" and isinstance(value, module.Array):
-        return "jax"
-    if library == "tensorflow":
-        if isinstance(value, module.Variable):
-            return "tensorflow.variable"
-        if isinstance(value, module.Tensor):
-            return "tensorflow"
-    return None
 
 
 def open_torch(tensor: Value) -> tuple[Strided, str, str, bool]:

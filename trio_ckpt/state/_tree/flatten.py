@@ -17,6 +17,7 @@ import attrs
 from ..._util.errors import NotEncodableError, text_of
 from .classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
 from .format import Module, Tag, Tree, Value, kind_of, pack, pack_floats
+from .frame import Kind
 from .identity import ArrayLeaf, IdentityTable, Walk, Where, path_of
 from .leaves import INTS, LEAF_ENCODERS, encode_int
 from .numpy_scalars import encode_scalar
@@ -31,8 +32,15 @@ FACTORIES: dict[str, Callable[[], Value]] = {
 }
 """The factories that a defaultdict may have: looked up by name, never imported."""
 
-_TENSORS = {"torch": ("torch", "Tensor"), "jax": ("jax", "Array"), "jaxlib": ("jax", "Array")}
-_TENSORS_TF = ("Tensor", "Variable")
+_TENSORS: tuple[tuple[str, str, str, Kind], ...] = (
+    ("torch", "torch.nn", "Parameter", "torch.parameter"),
+    ("torch", "torch", "Tensor", "torch"),
+    ("jax", "jax", "Array", "jax"),
+    ("jaxlib", "jax", "Array", "jax"),
+    ("tensorflow", "tensorflow", "Variable", "tensorflow.variable"),
+    ("tensorflow", "tensorflow", "Tensor", "tensorflow"),
+)
+"""The library that a tensor's type is defined in, the class that it is of, and the kind."""
 
 
 @attrs.frozen(eq=False)
@@ -101,7 +109,7 @@ class _Flattener(IdentityTable):
         roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
         if not roots.isdisjoint(("numpy", "ml_dtypes")):
             return self._numpy(value, where)
-        if _is_tensor(value, roots):
+        if tensor_kind(value) is not None:
             return {Tag.ARRAY: self.array(value, where)}
         raise _unknown(kind, where)
 
@@ -309,18 +317,15 @@ def _weigh(tree: Tree) -> int:
     return 2 + sum(map(_weigh, tree.values())) if kind_of(tree) is dict else 1
 
 
-def _is_tensor(value: object, roots: set[str]) -> bool:
-    """Return whether a value is a tensor of a framework, without importing one."""
-    for root in roots & _TENSORS.keys():
-        name, attribute = _TENSORS[root]
-        kind = getattr(sys.modules.get(name), attribute, None)
-        if isinstance(kind, type) and isinstance(value, kind):
-            return True
-    if "tensorflow" in roots:
-        module = sys.modules.get("tensorflow")
-        kinds = [getattr(module, name, None) for name in _TENSORS_TF]
-        return any(isinstance(kind, type) and isinstance(value, kind) for kind in kinds)
-    return False
+def tensor_kind(value: object) -> Kind | None:
+    """Return the kind of a tensor, without importing a library; None: it is not one."""
+    roots = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    for root, module, name, kind in _TENSORS:
+        if root in roots:
+            cls = getattr(sys.modules.get(module), name, None)
+            if isinstance(cls, type) and isinstance(value, cls):
+                return kind
+    return None
 
 
 def _unknown(kind: type, where: Where) -> NotEncodableError:
