@@ -26,7 +26,9 @@ from trio_ckpt.testing._world import SimulatedHost
 
 PACKAGE = os.path.dirname(trio_ckpt.__file__) + os.sep
 TESTING = os.path.join(PACKAGE, "testing") + os.sep
-DISK = {PACKAGE + name for name in ("stores/memory.py", "testing/_crash_store.py")}
+DISK = {
+    PACKAGE + name for name in ("stores/memory.py", "testing/_crash_store.py", "testing/_faulty.py")
+}
 
 Program = Callable[[World], Awaitable[None]]
 Line = tuple[CodeType, int]

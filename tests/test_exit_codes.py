@@ -10,7 +10,7 @@ import trio
 
 from tests.opening import begin
 from trio_ckpt import Run, RunStoppedError, StreamFailedError
-from trio_ckpt._journal.run_status import read_run_status
+from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt.stores import MemoryStore
 
 Program = Callable[[Run], Awaitable[None]]

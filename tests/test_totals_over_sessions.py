@@ -39,7 +39,7 @@ def downtime(
         )  # its default was bound to the real clock
 
     monkeypatch.setattr(time, "time", now)
-    monkeypatch.setattr("trio_ckpt._runs.stream_opening.OpenStream", open_now)
+    monkeypatch.setattr("trio_ckpt._runs.open_run.OpenStream", open_now)
     return lost
 
 

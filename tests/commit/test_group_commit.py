@@ -11,7 +11,7 @@ import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import trio_ckpt
-import trio_ckpt._journal.run_status
+import trio_ckpt._journal.summary
 import trio_ckpt.cli._show
 from trio_ckpt import Batch, NotEncodableError, StoreError, open_run, run_batches
 from trio_ckpt._commit.group_commit import (
@@ -354,7 +354,7 @@ def test_what_is_accepted_is_read_back(
     async def look() -> None:
         view = await store.load_run("r")
         if view is not None:
-            look = trio_ckpt._journal.run_status.run_status_from(store, view, None)  # type: ignore[attr-defined]
+            look = trio_ckpt._journal.summary.run_status_from(store, view, None)  # type: ignore[attr-defined]
             trio_ckpt.cli._show._run_document(look)  # type: ignore[attr-defined]
 
     for _ in range(2):

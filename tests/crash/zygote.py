@@ -29,7 +29,7 @@ from tests.fork_server import ForkServer, Told, serve
 from trio_ckpt import RunStoppedError, TrioCkptError
 from trio_ckpt._commit import state_manager
 from trio_ckpt.stores._json import writer
-from trio_ckpt.testing._scheduler import seeded_scheduler
+from trio_ckpt.testing._session import seeded_scheduler
 
 SESSION_LIMIT_S = 30.0  # one takes less than a tenth of a second; more is a hang
 NOTHING_ELSE = 1  # the exit code of Python after an exception

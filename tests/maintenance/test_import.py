@@ -43,8 +43,7 @@ from trio_ckpt._maintenance.archive_file import FRAME, PIECE_BYTES
 from trio_ckpt._maintenance.export import export_run
 from trio_ckpt._maintenance.import_ import import_run
 from trio_ckpt._maintenance.verify_states import check_states
-from trio_ckpt._runs.generations import left_to_archive
-from trio_ckpt._runs.session import report_of
+from trio_ckpt._runs.session import left_to_archive, report_of
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.outputs import NewFile
 from trio_ckpt.state import NO_ARRAYS, StateFrame, encode_frame

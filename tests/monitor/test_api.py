@@ -28,8 +28,8 @@ from trio_ckpt import (
 )
 from trio_ckpt._journal.live_view import LiveToken, LiveView, LiveWaiting
 from trio_ckpt._journal.record import ErrorInfo
-from trio_ckpt._journal.run_status import read_run_status
 from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
+from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt._tokens.token import touch
 from trio_ckpt.monitor._answers import Done, ErrorLine, FailureLine, make_answer
 from trio_ckpt.monitor._api import MAX_LISTED_RUNS

@@ -41,7 +41,7 @@ from trio_ckpt.remote._wire.message import MessageKind, TaskMessage
 from trio_ckpt.remote._wire.tables import PHASES, TASKS, TaskPhase
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import make_clock, seeded_scheduler
-from trio_ckpt.testing._scheduler import ThreadTurns
+from trio_ckpt.testing._session import ThreadTurns
 
 
 def play(scenario: Scenario, *aims: Aim, order: int = 0) -> Counter[Transition]:

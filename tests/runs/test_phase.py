@@ -11,8 +11,7 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import RunStoppedError, Status
-from trio_ckpt._journal.run_status import read_run_status
-from trio_ckpt._journal.summary import phase_statuses
+from trio_ckpt._journal.summary import phase_statuses, read_run_status
 from trio_ckpt.stores import MemoryStore
 
 

@@ -15,7 +15,7 @@ import pytest
 import trio_ckpt
 from tests.monitor.client import serving
 from trio_ckpt import UnknownRunError, open_run
-from trio_ckpt._journal.run_status import read_run_status
+from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt._maintenance.offline import open_maintenance
 from trio_ckpt._util.errors import (
     StoreError,

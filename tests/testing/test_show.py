@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from trio_ckpt.testing import _show
-from trio_ckpt.testing._show import ProgressLine
+from trio_ckpt.testing import _explore
+from trio_ckpt.testing._explore import ProgressLine
 
 
 class Terminal(io.StringIO):
@@ -21,7 +21,7 @@ def test_a_line_is_kept_up_to_date_on_a_terminal(
 ) -> None:
     out = kind()
     monkeypatch.setattr("sys.stderr", out)
-    monkeypatch.setattr(_show, "EVERY_S", 0.0)
+    monkeypatch.setattr(_explore, "EVERY_S", 0.0)
     with ProgressLine(2_000) as line:
         line.step(3)
         line.step(1_004)
@@ -37,7 +37,7 @@ def test_a_line_is_kept_up_to_date_on_a_terminal(
 def test_a_line_is_not_written_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", out := Terminal())
     now = iter([0.0, 0.1, 0.15, 0.4, 0.45])
-    monkeypatch.setattr(_show.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(_explore.time, "monotonic", lambda: next(now))
     with ProgressLine(10) as line:
         for crashes in (1, 2, 3, 4):
             line.step(crashes)

@@ -36,7 +36,7 @@ def test_every_logger_of_the_library_is_guarded() -> None:
     others = {
         "trio_ckpt/_util/log.py": ["getLogger(name)"],
         "trio_ckpt/cli/_remote.py": ['getLogger("trio_ckpt.remote")'],
-        "trio_ckpt/testing/_show.py": ['getLogger("trio_ckpt")'],
+        "trio_ckpt/testing/_explore.py": ['getLogger("trio_ckpt")'],
     }
     for path in PACKAGE.rglob("*.py"):
         name = str(path.relative_to(PACKAGE.parent))

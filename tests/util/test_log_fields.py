@@ -109,7 +109,7 @@ async def test_a_stream_says_which_one_it_is(caplog: pytest.LogCaptureFixture) -
     for count in (2, 3):
         async with begin(store) as run:
             await work(run, count)
-    found = of_loggers(caplog, "_runs.loop", "_runs.stream_operations")
+    found = of_loggers(caplog, "_runs.loop_bounds", "_runs.stream_operations")
     assert found
     assert set(found) == {("r", "org/repo/pulls", None)}
 

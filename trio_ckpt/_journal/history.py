@@ -12,13 +12,12 @@ from typing import Literal
 import msgspec
 
 from .._util.arguments import stream_key
-from .._util.errors import UnknownRunError
+from .._util.errors import StoreDamagedError, UnknownRunError
 from .._util.exact_sum import Number, numbers
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key
 from .progress import Progress
-from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
-from .session_record import check_session_metadata
+from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, check_times, decode_record
 from .store import RunView, Store
 from .stored import StoredRecord, StoredRun
 
@@ -408,3 +407,59 @@ def _checkpoint(sequence: int, record: Record) -> CheckpointView:
         record.error,
         len(record.state),
     )
+
+
+ENDED, STOPPED = "ended", "was stopped"  # recorded by sessions that ended in good order
+
+
+class SessionCounts(msgspec.Struct):
+    """What a session did; 0 for an imported session, which does not know it."""
+
+    batches: int = 0
+    skipped: int = 0
+    retries: int = 0
+    records: int = 0
+    totals: dict[str, Number] = {}  # copied for each, see msgspec
+    spent: dict[str, Number] = {}
+
+
+class _SessionMetadata(msgspec.Struct):
+    session: int
+    runtime_s: float
+    changes: list[tuple[str, str, str]]
+    config: dict[str, Plain]
+    config_digest: str
+    output_dir: str | None
+    host: str
+    pid: int
+    began: float
+    manifest: int | None = None
+    outputs_since: float = 0.0
+    ended: str | msgspec.UnsetType = msgspec.UNSET
+    at: float | msgspec.UnsetType = msgspec.UNSET
+    counts: SessionCounts | msgspec.UnsetType = msgspec.UNSET
+
+
+MAX_RUNTIME_S = 1e11  # three thousand years
+
+
+def check_session_metadata(metadata: dict[str, Plain], *, is_end: bool = False) -> dict[str, Plain]:
+    """Check session metadata, and return it.
+
+    Args:
+        metadata: The metadata of the record.
+        is_end: Whether the record is the end of a session.
+
+    Raises:
+        StoreDamagedError: it has another shape.
+    """
+    try:
+        found = msgspec.convert(metadata, _SessionMetadata)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise StoreDamagedError(f"a session cannot be read: {error}") from error
+    if is_end and msgspec.UNSET in (found.ended, found.at, found.counts):
+        raise StoreDamagedError("the end of a session cannot be read: it lacks when and how")
+    check_times(found.began, None if isinstance(found.at, msgspec.UnsetType) else found.at)
+    if not 0 <= found.runtime_s < MAX_RUNTIME_S:
+        raise StoreDamagedError(f"a session cannot be read: it took {found.runtime_s!r} s")
+    return metadata

@@ -6,6 +6,7 @@ import msgspec
 
 from .._util.log import get_logger
 from .._util.plain import StreamKey
+from .statistics import LeftOut
 from .store import Store
 
 log = get_logger(__name__)
@@ -35,14 +36,6 @@ class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):
     stream: StreamKey
     reason: str
     until: float
-
-
-class LiveLeftOut(msgspec.Struct, frozen=True, array_like=True):
-    """A stream of which snapshots could not be saved: its key, how many, and why."""
-
-    stream: StreamKey
-    count: int
-    problem: str
 
 
 class LiveStopping(msgspec.Struct, frozen=True, array_like=True):
@@ -79,7 +72,7 @@ class LiveView(msgspec.Struct, frozen=True):
     rate_per_s: float | None
     eta_s: float | None
     waiting: tuple[LiveWaiting, ...]
-    left_out: tuple[LiveLeftOut, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     stopping: LiveStopping | None = None
 
 

@@ -31,7 +31,7 @@ class Waiting(msgspec.Struct, frozen=True):
     for_s: float
 
 
-class LeftOut(msgspec.Struct, frozen=True):
+class LeftOut(msgspec.Struct, frozen=True, array_like=True):  # also in the live view
     """A stream of which snapshots could not be saved.
 
     Attributes:

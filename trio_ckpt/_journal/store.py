@@ -20,13 +20,14 @@ from .._util.errors import StoreDamagedError, StoreError
 from .._util.plain import StreamKey, decode_key
 from .._util.text import redacted_url
 from .._util.threads import run_blocking
-from .finding import Finding as Finding, FindingKind as FindingKind, Severity as Severity
 from .folds import decode_progress
 from .progress import Progress, apply
 from .record import Seal, decode_record
 from .stored import (
     BlobPart as BlobPart,
     Checkpoint as Checkpoint,
+    Finding as Finding,
+    FindingKind as FindingKind,
     Fold as Fold,
     HistoryPage as HistoryPage,
     Owner as Owner,
@@ -35,6 +36,7 @@ from .stored import (
     RunKey as RunKey,
     RunSummary as RunSummary,
     RunView as RunView,
+    Severity as Severity,
     StoredRecord as StoredRecord,
     StoredRun as StoredRun,
     StoredStream as StoredStream,

@@ -1,4 +1,4 @@
-"""Sums over streams: of a group, a phase, a run.
+"""Sums over streams: of a group, a phase, a run; and the status of a run, read from outside.
 
 A group is all streams whose keys begin with the same parts, such as the endpoints of a
 repository.  Its status and its sums are derived for each call: nothing of it is stored.
@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+import attrs
 import msgspec
 
 from .._util.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
 from .._util.exact_sum import ExactSum, Number, add_sums, shown
-from .._util.plain import PHASE, StreamKey
+from .._util.plain import JOB_STREAM, PHASE, RUN_STREAM, StreamKey
+from .history import ENDED, session_metadata_of
 from .progress import Progress
 from .record import ErrorInfo, Status
+from .store import Owner, RunView, Store
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,15 +113,15 @@ def is_over(progress: Progress) -> bool:
     return progress.status is Status.COMPLETE or progress.has_failed_for_good
 
 
-def exit_code(parts: Iterable[Progress], *, has_ended: bool) -> int:
+def exit_code(parts: Mapping[StreamKey, Progress], *, has_ended: bool) -> int:
     """The exit code for the status of a run; docs/reference/exit-codes.md has the table.
 
     Args:
-        parts: The progress of all its streams and phases, without the run's own stream.
+        parts: The progress of all its streams and phases; the run's own stream does not count.
         has_ended: Whether its program has ended by itself: a run without streams is then
             complete.
     """
-    begun = [progress for progress in parts if progress.sequence > 0]
+    begun = [part for key, part in parts.items() if key != RUN_STREAM and part.sequence > 0]
     if not all(map(is_over, begun)) or not (begun or has_ended):
         return EXIT_DRAINED
     if any(progress.status is Status.FAILED for progress in begun):
@@ -260,3 +264,126 @@ def current_phase(parts: Mapping[StreamKey, Progress]) -> str | None:
     """The newest phase that is not complete."""
     names = [name for name, s in phase_statuses(parts).items() if s is not Status.COMPLETE]
     return names[-1] if names else None
+
+
+_BY_URGENCY = (
+    Status.FAILED,
+    Status.IN_PROGRESS,
+    Status.INTERRUPTED,
+    Status.PENDING,
+    Status.COMPLETE,
+)
+
+
+@attrs.frozen
+class RunStatus:
+    """The status of a run, read from outside.
+
+    Attributes:
+        store: The store of the run.
+        view: Its newest generation.
+        owner: The live process that owns it; None: no process does.
+        session_metadata: The newest in its own stream.
+        parts: The progress of every stream of work: all but the run's own, and but the one with
+            which a job is submitted.
+        open_streams: The streams that the owner has opened and that have not ended.
+    """
+
+    store: Store
+    view: RunView
+    owner: Owner | None
+    session_metadata: Mapping[str, Any]
+    parts: Mapping[StreamKey, Progress]
+    open_streams: frozenset[StreamKey]
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run."""
+        return self.view.run_id
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is a job, which a foreman begins and ends, not a program."""
+        return JOB_STREAM in self.view.streams
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its streams are complete or failed for good: no start would do more."""
+        return bool(self.parts) and all(map(is_over, self.parts.values()))
+
+    @property
+    def keys(self) -> list[StreamKey]:
+        """The users' streams, in order."""
+        return in_order(self.parts)
+
+    def summary(self, keys: Collection[StreamKey] | None = None, of: StreamKey = ()) -> Summary:
+        """The sums of streams.
+
+        Args:
+            keys: The streams; default: all streams of users.
+            of: The key of the summary.
+        """
+        chosen = self.keys if keys is None else keys
+        parts = {key: self.parts[key] for key in chosen}
+        return summarize(of, parts, open_streams=self.open_streams)
+
+    def groups(self, keys: Collection[StreamKey] | None = None) -> dict[StreamKey, Summary]:
+        """The sums of every group of streams, by default of all streams of users."""
+        parts = {key: self.parts[key] for key in (self.keys if keys is None else keys)}
+        return summarize_groups(parts, open_streams=self.open_streams)
+
+    def by_urgency(self, keys: Collection[StreamKey]) -> list[StreamKey]:
+        """Streams, those first that need attention; else in their order."""
+
+        def urgency(key: StreamKey) -> int:
+            status = status_of(self.parts[key], is_open=key in self.open_streams)
+            return _BY_URGENCY.index(status)
+
+        return sorted(keys, key=urgency)
+
+    def status_of(self, summary: Summary) -> Status:
+        """The status of the run, from its summary: IN_PROGRESS while a process owns it.
+
+        A complete run is COMPLETE also while it is owned.  A job that failed for good is FAILED
+        also while its foreman still owns it.
+        """
+        is_over = summary.status is Status.COMPLETE or (self.is_job and self.is_over)
+        return Status.IN_PROGRESS if self.owner is not None and not is_over else summary.status
+
+    def last_activity(self) -> float | None:
+        """When something was last saved; Unix time, s; None: nothing was."""
+        saved = [entry.progress.updated_at for entry in self.view.streams.values()]
+        return max((at for at in saved if at is not None), default=None)
+
+    def exit_code(self) -> int:
+        """The exit code for the status of the run; see docs/reference/exit-codes.md."""
+        has_ended = self.session_metadata.get("ended") == ENDED and not self.is_job
+        return exit_code(self.parts, has_ended=has_ended)
+
+
+async def read_run_status(store: Store, run_id: str) -> RunStatus | None:
+    """Read the status of a run; None: the store has no such run.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    owner = await store.read_owner(run_id)
+    view = await store.load_run(run_id)
+    return None if view is None else run_status_from(store, view, owner)
+
+
+def run_status_from(store: Store, view: RunView, owner: Owner | None) -> RunStatus:
+    """The status of a run whose progress is known already."""
+    metadata = session_metadata_of(view)
+    own = (RUN_STREAM, JOB_STREAM)
+    parts = {key: e.progress for key, e in view.streams.items() if key not in own}
+    began = metadata.get("began", 0.0)
+    opened = frozenset(
+        key
+        for key, progress in parts.items()
+        if owner is not None
+        and progress.opened_at is not None
+        and progress.opened_at >= began
+        and progress.status not in (Status.COMPLETE, Status.FAILED)
+    )
+    return RunStatus(store, view, owner, metadata, parts, opened)

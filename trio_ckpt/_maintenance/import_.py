@@ -41,7 +41,7 @@ from .._journal.history import KILLED, LiveRecords
 from .._journal.progress import Progress, apply
 from .._journal.record import Output, Record, RecordKind, Seal, Status, decode_record, encode_record
 from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store, StoredRun
-from .._runs.generations import ARCHIVING, archived_note, is_archiving
+from .._runs.session import ARCHIVING, archived_note, is_archiving
 from .._util.arguments import path_text
 from .._util.errors import ArchiveError, SaveOutcomeUnknownError, StoreDamagedError
 from .._util.index_set import IndexSet

@@ -22,9 +22,9 @@ from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import Pruned, RunKey, RunView, Store
 from .._journal.summary import in_order
-from .._runs.generations import ARCHIVING, archive_generations, archived_note, replaced_by_next
 from .._runs.manifest import MANIFEST, RunContents, set_manifest_aside, write_manifest
 from .._runs.resume import up_to
+from .._runs.session import ARCHIVING, archive_generations, archived_note, replaced_by_next
 from .._util.arguments import (
     MAX_INDEX,
     instance,

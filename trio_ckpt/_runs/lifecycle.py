@@ -17,6 +17,7 @@ from .._commit.observers import Observers
 from .._commit.shutdown import Stop, receive_signals, release_signals, take_signals
 from .._journal.progress import Progress
 from .._journal.store import Observer, RunKey, RunView, Store
+from .._journal.summary import exit_code
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
 from .._util.errors import EXIT_DRAINED, RunStoppedError, StoreConflictError, StreamsStillOpenError
@@ -32,12 +33,20 @@ from ..state._shared_capture import ArrayTools
 from ..stores import open_store
 from .announce import announce_start, announce_stop
 from .config import OnConfigChange, RunRequest, Settings, canonical_config
-from .generations import ARCHIVING, clear_outputs, left_to_archive, replaced_by_next
 from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
 from .run import Run
-from .session import ResumeReport, SessionRecorder, compare_config, report_of
+from .session import (
+    ARCHIVING,
+    ResumeReport,
+    SessionRecorder,
+    clear_outputs,
+    compare_config,
+    left_to_archive,
+    replaced_by_next,
+    report_of,
+)
 from .stream_operations import is_only_stopped
 from .stream_table import StreamTable
 from .verify import Verify
@@ -433,7 +442,7 @@ def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | 
     if not run.stop.is_requested and poison is None:
         return error
     if error is None:
-        if poison is None and run.stream_table.exit_code(has_ended=False) != EXIT_DRAINED:
+        if poison is None and exit_code(run.stream_table.progress, has_ended=False) != EXIT_DRAINED:
             return None  # a start would find nothing to do
     elif not is_only_stopped(error, poison):
         if error.__context__ is None and not isinstance(error, trio.Cancelled):

@@ -14,7 +14,6 @@ import trio
 
 from .._journal.live_view import (
     MAX_TOKENS,
-    LiveLeftOut,
     LiveStopping,
     LiveToken,
     LiveView,
@@ -59,7 +58,7 @@ def live_view(run: Run) -> LiveView:
         rate_per_s=statistics.rate_per_s,
         eta_s=statistics.eta_s,
         waiting=tuple(LiveWaiting(w.stream, w.reason, now + w.for_s) for w in statistics.waiting),
-        left_out=tuple(LiveLeftOut(o.stream, o.count, o.problem) for o in statistics.left_out),
+        left_out=statistics.left_out,
         stopping=_stopping(statistics.stopping, now),
     )
 

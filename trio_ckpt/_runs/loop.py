@@ -1,4 +1,9 @@
-"""The position of the owner in a stream, and the loop that continues from there.
+"""Where batches come from, the position of the owner in a stream, and the loop that goes on there.
+
+A source is an open end, a list, or a function that makes the list.  It is always the whole list,
+on every start; confirmed batches are passed over.  This ensures that a source whose confirmed
+items have changed is noticed.  A loop works on a copy of the list, made when it begins, and
+refuses to go on when the length or the items of the list change after that.
 
 A stream has one loop at a time.  Each of its steps passes the gate for the batch before
 it, and hands out the first one that is left.
@@ -6,36 +11,222 @@ it, and hands out the first one that is left.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, cast
 
 import attrs
 import trio
 
-from .._commit.archive_states import prune_states
 from .._commit.awaits import Calls
-from .._commit.batch import AttemptState, Batch, task_of
+from .._commit.batch import Batch
 from .._commit.exits import Exit
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
 from .._commit.retry import Again
 from .._journal.history import ReadPages
 from .._journal.progress import Progress
-from .._journal.record import Record, RecordKind, Status
-from .._journal.statistics import resume_line
-from .._util.arguments import shown, whole_number
-from .._util.errors import SourceChangedError, StreamBusyError, StreamFailedError
-from .._util.log import get_logger
+from .._journal.record import Status
+from .._util.arguments import function, shown
+from .._util.errors import NotEncodableError, StreamBusyError, StreamFailedError
+from .._util.plain import (
+    ITEM_DIGEST_BYTES,
+    as_plain,
+    call_key,
+    canonical_json,
+    item_digest,
+    kind_of,
+)
 from .._util.uninterrupted import uninterrupted
-from .compare import check_source
-from .source import Source
-
-log = get_logger(__name__)
+from .loop_bounds import (
+    ITEMS_PER_STEP,
+    begin_range,
+    check_end,
+    check_source,
+    complete,
+    complete_if_last,
+)
 
 T = TypeVar("T")
 
 Items = Sequence[T] | Callable[[], Iterable[T]]
+
+_CONTAINERS = (list, tuple, dict)
+_NOT_NOTED = bytes(ITEM_DIGEST_BYTES)
+
+
+# -- where batches come from ---------------------------------------------------------------------
+
+
+def default_key(item: Any) -> str:
+    """The default key, by which the next start recognizes an item: its canonical JSON.
+
+    Raises:
+        NotEncodableError: it is not JSON-like and needs ``key=``.
+    """
+    if type(item) is int:
+        return str(item)
+    try:
+        return canonical_json(as_plain(item, "item"))
+    except NotEncodableError as error:
+        raise NotEncodableError(error.path, f"{error.problem}; give key=") from error
+
+
+def _is_sequence(items: object) -> bool:
+    return isinstance(items, Sequence) and not isinstance(items, str | bytes | bytearray)
+
+
+class Source(Generic[T]):
+    """The items of a stream by batch index.
+
+    Args:
+        items: None (an open end), a sequence, or a function that returns the items.
+        first_index: The index of the first item's batch.
+        key: Gives the key of an item; see `default_key`.
+
+    Attributes:
+        is_open_ended: Only the loop can know where it ends.
+
+    Raises:
+        TypeError: `items` is something else, for example a generator, which cannot be read
+            again, or a str, whose items would be its letters.
+    """
+
+    def __init__(
+        self,
+        items: Items[T] | None,
+        *,
+        first_index: int,
+        key: Callable[[T], str] | None = None,
+    ) -> None:
+        if items is not None and not _is_sequence(items) and not callable(items):
+            raise TypeError(
+                f"items must be a list, or a function that returns one, not {shown(items)}: they "
+                "are read again on every start"
+            )
+        if key is not None:
+            function("key", key)
+        self.is_open_ended = items is None
+        self._given = cast("list[T]", items) if kind_of(items) is list else None
+        self._list: Sequence[T] | None = None
+        self._make: Callable[[], Iterable[T]] | None = None
+        if isinstance(items, Sequence):
+            self._list = items if self._given is None else tuple(self._given)
+        elif items is not None:
+            self._make = items
+        self._first = first_index
+        self._key = key
+        self._noted = bytearray()  # a digest for each item that could change, else zeros
+        self._made: Iterator[T] | None = None
+        self._position = -1  # of `_current` among the items that `_made` has given
+        self._current: T | None = None
+
+    async def note_items(self) -> None:
+        """Check the items of a list, so that a bad one is refused before any work.
+
+        Raises:
+            NotEncodableError: an item has no key; the error names its place.
+
+        Cancellation: a cancellation and a schedule point for every `ITEMS_PER_STEP` items.
+        """
+        items: Any = self._list
+        if self._key is not None or kind_of(items) is not tuple:
+            return
+        for position, item in enumerate(items):
+            if position % ITEMS_PER_STEP == ITEMS_PER_STEP - 1:
+                await trio.lowlevel.checkpoint()
+            kind = kind_of(item)
+            if kind is int or (kind is str and item.isascii()):
+                continue  # the usual case: these have a key, and cannot change
+            digest = item_digest(self._key_of(self._first + position, item))
+            if isinstance(item, _CONTAINERS):
+                self._noted += bytes(position * ITEM_DIGEST_BYTES - len(self._noted)) + digest
+
+    @property
+    def stop(self) -> int | None:
+        """One more than the last batch; None: it is not known without reading on."""
+        return None if self._list is None else self._first + len(self._list)
+
+    def get(self, index: int) -> tuple[T | None, bytes] | None:
+        """The item of a batch and the digest of its key; None: there is no such batch.
+
+        Raises:
+            RuntimeError: the list was changed since the loop began.
+        """
+        position = index - self._first
+        if self._list is not None:
+            count = len(self._list)
+            if self._given is not None and len(self._given) != count:
+                raise _length_error(count, len(self._given))
+            if not 0 <= position < count:
+                return None
+            item = self._list[position]
+            digest = item_digest(self._key_of(index, item))
+            if self._noted:
+                self._check_unchanged(index, digest)
+            return item, digest
+        if self._make is not None:
+            return self._read_to(position, self._make) if position >= 0 else None
+        return None, b""
+
+    def _check_unchanged(self, index: int, digest: bytes) -> None:
+        """Raise RuntimeError if an item of a list has changed, as its digest says."""
+        at = (index - self._first) * ITEM_DIGEST_BYTES
+        noted = self._noted[at : at + ITEM_DIGEST_BYTES]
+        if noted and bytes(noted) not in (digest, _NOT_NOTED):
+            raise RuntimeError(
+                f"the item of batch {index} was changed since the loop began, so the next start "
+                "could not recognize it; change batch.item instead, which is a copy"
+            )
+
+    def _read_to(
+        self, position: int, make: Callable[[], Iterable[T]]
+    ) -> tuple[T | None, bytes] | None:
+        if self._made is None or position < self._position:
+            made: Any = make()
+            if isinstance(made, str | bytes | bytearray) or not isinstance(made, Iterable):
+                raise TypeError(f"items must return a list of items, not {shown(made)}")
+            self._made, self._position = iter(cast("Iterable[T]", made)), -1
+        while self._position < position:
+            try:
+                self._current = next(self._made)
+            except StopIteration:
+                return None
+            except BaseException:
+                self._made = None  # a generator that has raised looks exhausted afterwards
+                raise
+            self._position += 1
+        current = cast("T", self._current)
+        return current, item_digest(self._key_of(self._first + position, current))
+
+    def _key_of(self, index: int, item: T) -> str:
+        """The key by which the next start recognizes an item.
+
+        Raises:
+            NotEncodableError: the item has no default key; the error names its batch.
+            TypeError: the given function does not return a str.
+        """
+        if self._key is not None:
+            return call_key(self._key, item, f"batch {index}")
+        try:
+            return default_key(item)
+        except NotEncodableError as error:
+            place = f"the item of batch {index}{error.path.removeprefix('item')}"
+            raise NotEncodableError(place, error.problem) from error
+
+    def name_of(self, index: int) -> str:
+        """The key of the item that the source gives for a batch now, or "nothing"."""
+        found = self.get(index)
+        return "nothing" if found is None else self._key_of(index, cast("T", found[0]))
+
+
+def _length_error(count: int, now: int) -> RuntimeError:
+    return RuntimeError(
+        f"the list of items had {count:,} when the loop began, and has {now:,} now: a loop works "
+        "on the list that it was given; put work that is found on the way into a Frontier"
+    )
+
+
+# -- the loop ------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False)
@@ -105,6 +296,7 @@ class LoopCursor:
         around: The cancel scopes around the loop when it handed out its batch.
         is_closed: The block of the stream has ended.
         calls: The calls of the stream's async methods.
+        opened: When the stream was opened, on trio's clock.
     """
 
     gate: Gate
@@ -119,6 +311,7 @@ class LoopCursor:
     around: Surroundings = attrs.field(factory=Surroundings, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
     calls: Calls = attrs.field(factory=Calls, init=False)
+    opened: float = attrs.field(factory=trio.current_time, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.open_stream = self.gate.open_stream
@@ -139,20 +332,6 @@ class LoopCursor:
                 run_id=self.open_stream.run_id,
                 stream=self.open_stream.stream_log.key,
             )
-
-    def batch_of_caller(self) -> Batch[Any] | None:
-        """The batch that the calling task works on; None: the owner calls, and holds none.
-
-        Raises:
-            StreamBusyError: the caller is neither the owner nor a worker of `run_batches`.
-        """
-        task = trio.lowlevel.current_task()
-        if not self.is_closed and task is not self.task:
-            for batch in self.open_stream.open.values():
-                if task_of(batch) is task:
-                    return batch
-        self.check_owner()
-        return self.batch
 
     def check_failed(self) -> None:
         """Raise StreamFailedError after `Stream.fail`."""
@@ -176,33 +355,24 @@ class LoopCursor:
         self.batch = batch
         self.around.remember(self.task)
 
-    def way_out(self, way: Exit) -> Exit:
-        """The exit of the batch of the loop: `way`, or CANCEL.
+    def exit_taken(self, left_by: Exit) -> Exit:
+        """The exit of the batch of the loop: `left_by`, or CANCEL.
 
         It is CANCEL where a cancelled scope around the loop has ended the body.
         """
-        return Exit.CANCEL if self.around.were_cancelled(self.task) else way
+        return Exit.CANCEL if self.around.were_cancelled(self.task) else left_by
 
-    async def settle_open(self, way: Exit) -> Passed:
+    async def settle_open(self, left_by: Exit) -> Passed:
         """Pass the gate for the batch of the loop; where it runs again, wait until it may."""
         batch, self.batch = self.batch, None
         if batch is None:
             return Passed.GO_ON
-        passed = await self.gate.pass_gate(batch, self.way_out(way))
+        passed = await self.gate.pass_gate(batch, self.exit_taken(left_by))
         if isinstance(passed, Again):
             with self.open_stream.stop.at_gate():
                 await trio.sleep(passed.after_s)
             return Passed.GO_ON
         return passed
-
-    async def settle_failed(self, error: BaseException | str) -> None:
-        """Pass the gate for the batch of the loop; one that is not settled fails with `error`."""
-        batch, self.batch = self.batch, None
-        if batch is None:
-            return
-        batch.fail(error)  # unless it is settled
-        is_failed = batch.state is AttemptState.FAILED
-        await self.gate.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
 
     async def wait_for_turn(self, index: int) -> None:
         """Wait until a batch may begin, and restore the state that it begins with.
@@ -245,96 +415,11 @@ class LoopCursor:
         )
         expected = None
         if source.stop is not None:
-            self.check_end(source.stop)
+            check_end(open_stream, source.stop)
             expected = source.stop - open_stream.first_index
         open_stream.extent.begin_source(expected, is_open_ended=source.is_open_ended)
         self.source = source
         return source
-
-    def check_end(self, stop: int) -> None:
-        """Raise SourceChangedError if a source ends before batches that are known to be left.
-
-        Args:
-            stop: One more than the last batch of the source.
-        """
-        known = self.known_stop()
-        if known is None or stop >= known or self.progress.covers(stop, known):
-            return
-        count = known - self.open_stream.first_index
-        raise SourceChangedError(
-            f"{count:,}",
-            "nothing: it is shorter now",
-            run_id=self.open_stream.run_id,
-            stream=self.open_stream.stream_log.key,
-            batch_index=self.progress.first_left(stop),
-            is_done=False,
-        )
-
-    def known_stop(self) -> int | None:
-        """One more than the last batch; None where that is not known."""
-        total = self.open_stream.extent.total
-        return None if total is None else self.open_stream.first_index + total
-
-    def check_finished(self) -> None:
-        """Raise RuntimeError if work is known to be left."""
-        first = self.open_stream.first_index
-        left, known = self.progress.first_left(first), self.known_stop()
-        stop = max(self.progress.done.stop, 0 if known is None else known)
-        if left < stop:
-            raise RuntimeError(
-                f"finish() with work left: batch {left} of {first} to {stop - 1} is neither "
-                "confirmed nor skipped"
-            )
-        source = self.source
-        if source is not None and not source.is_open_ended and source.get(left) is not None:
-            raise RuntimeError(
-                f"finish() with work left: the source has a batch {left}, which is neither "
-                "confirmed nor skipped"
-            )
-        if self.is_cut and self.progress.last_index is None:
-            raise RuntimeError(
-                f"finish() after a loop that end= cut off before batch {left}: nothing says that "
-                "the stream ends there; leave end= out, or settle the last batch with last=True"
-            )
-
-    async def begin_range(
-        self, stop: int | None, start: int | None, end: int | None, estimate: int | None
-    ) -> None:
-        """Log what a loop passes over, and record which part of the stream it works on.
-
-        Args:
-            stop: One more than the last batch of the source; None: it is not known.
-            start: The first batch of the part; None: there is no limit.
-            end: The last batch of the part; None: there is no limit.
-            estimate: About how many batches there are in all; None: the estimate stays.
-
-        Raises:
-            ValueError: the part has no batch.
-            TypeError: there is an estimate, and the end is not open.
-
-        Durability: when this returns the record of a range is durable.
-        """
-        open_stream, progress = self.open_stream, self.progress
-        if start is not None and end is not None and end < start:
-            raise ValueError(f"a range from {start} to {end} has no batch in it")
-        if estimate is not None:
-            open_stream.extent.set_estimate(estimate)
-        open_stream.extent.narrow(start, end)
-        stop = stop if end is None or stop is None else min(end + 1, stop)
-        if progress.sequence and (
-            line := resume_line(progress, open_stream.first_index, start, stop)
-        ):
-            log.info(
-                "%s: %s",
-                open_stream.where(),
-                line,
-                extra=open_stream.place(),
-            )
-        if start is not None or end is not None:
-            note = {"range": [start, end]}
-            await open_stream.save_plain(
-                Record(kind=RecordKind.NOTE, at=time.time(), metadata=note)
-            )
 
     def is_past_end(self, index: int) -> bool:
         """Whether the records say that an open end lies before a batch."""
@@ -342,22 +427,6 @@ class LoopCursor:
         return self.progress.status is Status.COMPLETE if last is None else index > last
 
     # -- the end -------------------------------------------------------------------------------
-
-    async def complete(self, stop: int) -> None:
-        """Save that the stream is complete, if all batches below `stop` are done.
-
-        Durability: when this returns the record is durable.
-        """
-        progress = self.progress
-        is_done = progress.covers(self.open_stream.first_index, stop)
-        if not is_done:
-            return
-        if (
-            progress.status is not Status.COMPLETE
-            and self.open_stream.finished != self.open_stream.stream_log.submitted
-        ):  # else it is complete, or that is on its way
-            await self.open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
-        await prune_states(self.open_stream, is_complete=True)  # a killed session may not have
 
     async def complete_source(self, source: Source[Any], end: int | None) -> None:
         """Save that the stream is complete, if all batches of a source are done.
@@ -367,32 +436,10 @@ class LoopCursor:
             end: The index at which it was found to end; None: it was not read to its end.
         """
         if source.is_open_ended:
-            await self.complete_if_last()
+            await complete_if_last(self.open_stream)
         elif (stop := end if source.stop is None else source.stop) is not None:
-            self.check_end(stop)
-            await self.complete(stop)
-
-    async def complete_if_last(self) -> None:
-        """Save that the stream is complete, if its last batch is known and all are done."""
-        if self.progress.last_index is not None:
-            await self.complete(self.progress.last_index + 1)
-
-
-def estimated(expected: int | None, items: object) -> int | None:
-    """Check the argument ``expected`` of a loop.
-
-    Raises:
-        TypeError: it is not an int, or the items are a list.
-        ValueError: it is out of range.
-    """
-    if expected is None:
-        return None
-    if isinstance(items, Sequence):
-        raise TypeError(
-            f"expected must be left out where items is a list, which says how many batches there "
-            f"are; it is {shown(expected)}"
-        )
-    return whole_number("expected", expected)
+            check_end(self.open_stream, stop)
+            await complete(self.open_stream, stop)
 
 
 @uninterrupted
@@ -458,6 +505,8 @@ class Batches(Generic[T]):
         await loop_cursor.settle_open(Exit.NEXT)
         source = self._source = await loop_cursor.open_source(self._items, self._key)
         loop_cursor.is_cut = source.is_open_ended and self._end is not None
-        await loop_cursor.begin_range(source.stop, self._start, self._end, self._estimate)
+        await begin_range(
+            loop_cursor.open_stream, source.stop, self._start, self._end, self._estimate
+        )
         loop_cursor.loop = self
         return source

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+
 import attrs
 import trio
 
 from .._commit.awaits import Calls
 from .._commit.group_commit import GroupCommitter
+from .._commit.open_stream import OpenStream
+from .._commit.retry import LoopPolicy, RetryTable
 from .._commit.shutdown import Stop
-from .._commit.stream_outputs import SINK, PathOwners
+from .._commit.stream_outputs import SINK, PathOwners, StreamFiles
 from .._journal.progress import Progress
+from .._journal.record import Status
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator
 from .._tokens.token import touch
-from .._util.errors import EXIT_DRAINED, RunStoppedError, StreamBusyError, describe_batch
+from .._util.arguments import path_text
+from .._util.errors import (
+    EXIT_DRAINED,
+    RunStoppedError,
+    StreamBusyError,
+    StreamFailedError,
+    describe_batch,
+)
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
-from ..outputs import OutputDir
+from ..outputs import OutputDir, Validator
 from ..state._shared_capture import ArrayTools
 from .config import Settings
 from .manifest import MANIFEST
-from .stream_table import StreamTable
-from .waits import Waits
+from .stream_table import StreamTable, Waits
 
 
 @attrs.define(eq=False)
@@ -88,6 +100,99 @@ class OpenRun:
             raise StreamBusyError(f"{where} is open already", run_id=self.run_id, stream=key)
         if key in self.rewinding:
             raise StreamBusyError(f"{where} is being rewound", run_id=self.run_id, stream=key)
+
+    # -- its streams ---------------------------------------------------------------------------
+
+    def open_stream(
+        self,
+        key: StreamKey,
+        first_index: int,
+        retry: RetryTable,
+        validator: Validator | None,
+        output_dir: str | None,
+    ) -> OpenStream:
+        """Make the live state of a stream, and enter it into the table; see `Run.open_stream`.
+
+        Raises:
+            StreamBusyError: it is open already.
+            ValueError: the run has no output folder, or the stream begins at another index.
+        """
+        table, folder = self.stream_table, self._folder(output_dir)
+        self.check_free(key)
+        self._check_first_index(key, first_index)
+        stream_log = table.stream_log(key)
+        files = StreamFiles(
+            self.run_id,
+            stream_log,
+            self.path_owners,
+            self.committer.check_owner,
+            self.outputs,
+            folder,
+            validator,
+            self.settings.outputs_since,
+        )
+        open_stream = table.opened[key] = OpenStream(
+            self.run_id,
+            stream_log,
+            self.committer,
+            self.coordinator.registry,
+            self.stop,
+            LoopPolicy(retry, files.validator),
+            files,
+            self.nursery,
+            first_index=first_index,
+            phase=table.phases[-1][1] if table.phases else None,
+            failed=table.failures.setdefault(key, {}),
+            settled=partial(self.waits.settled, key),
+            waited=self.waits.of_batches,
+        )
+        self.waits.opened(key)
+        return open_stream
+
+    def _folder(self, output_dir: str | None) -> str:
+        """The folder of a stream's outputs, relative to that of the run."""
+        if output_dir is None:
+            return ""
+        if self.outputs is None:
+            raise ValueError(
+                "output_dir= of a stream is below that of the run, which has none: give "
+                "open_run(output_dir=...)"
+            )
+        name = os.path.normpath(path_text("output_dir", output_dir))
+        return "" if name == "." else self.outputs.relative(name)
+
+    def _check_first_index(self, key: StreamKey, first_index: int) -> None:
+        progress = self.stream_table.progress.get(key, Progress())
+        first = progress.first_index
+        if progress.opens and first != first_index and len(progress.done):
+            raise ValueError(
+                f"{describe_batch(self.run_id, key, None)} was begun with "
+                f"first_index={first}, not {first_index}"
+            )
+
+    def check_left(self, open_stream: OpenStream, *, is_failure_raised: bool) -> None:
+        """Raise where a stream that was left without an exception has failed, or was stopped."""
+        progress = open_stream.stream_log.progress
+        if open_stream.has_failed:
+            if is_failure_raised and progress.error is not None:
+                raise StreamFailedError(
+                    progress.error.message,
+                    run_id=self.run_id,
+                    stream=open_stream.stream_log.key,
+                    retryable=progress.error.retryable,
+                )
+        elif self.stop.is_requested and progress.status is not Status.COMPLETE:
+            raise self.stopped()
+
+    def close_stream(self, open_stream: OpenStream) -> None:
+        """Take a stream out of the table, and wake the waits for it."""
+        open_stream.close()
+        key = open_stream.stream_log.key
+        del self.stream_table.opened[key]
+        self.waits.left(key)
+        self.touch()
+
+    # -- the run as a whole --------------------------------------------------------------------
 
     def parts(self) -> dict[StreamKey, Progress]:
         """The progress of every stream, also of the run's own."""

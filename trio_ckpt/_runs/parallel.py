@@ -23,8 +23,8 @@ from .._util.log import at_error, get_logger
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
-from .loop import Items, LoopCursor, estimated
-from .source import Source
+from .loop import Items, LoopCursor, Source
+from .loop_bounds import begin_range, complete, estimated
 from .stream import AnyStream, Stream, loop_cursor_of
 
 log = get_logger(__name__)
@@ -107,7 +107,7 @@ async def run_batches(
         if source is not None
         else open_stream.first_index + len(open_stream.frontier or ())
     )
-    await loop_cursor.begin_range(stop, start, end, estimate)
+    await begin_range(open_stream, stop, start, end, estimate)
     queue: WorkQueue[T] = WorkQueue(loop_cursor, source, start, end)
     policy = LoopPolicy(
         retry or open_stream.policy.retry,
@@ -359,6 +359,6 @@ class WorkQueue(Generic[T]):
         if self._source is not None:
             await self.loop_cursor.complete_source(self._source, self._source_end)
         elif self._open_stream.frontier is not None:
-            await self.loop_cursor.complete(
-                self._open_stream.first_index + len(self._open_stream.frontier)
+            await complete(
+                self._open_stream, self._open_stream.first_index + len(self._open_stream.frontier)
             )

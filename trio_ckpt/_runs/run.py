@@ -11,6 +11,7 @@ from typing import Literal, TypeVar, overload
 
 import attrs
 import msgspec
+import trio
 
 from .._commit.awaits import awaits_noted
 from .._commit.redo import Redo
@@ -18,7 +19,7 @@ from .._commit.retry import NO_RETRIES, RetryTable
 from .._journal.record import Status
 from .._journal.statistics import RunStatistics
 from .._journal.store import Observer, RunView, StreamView
-from .._journal.summary import Summary, current_phase
+from .._journal.summary import Summary, current_phase, exit_code, phase_statuses, summarize_groups
 from .._util.arguments import (
     MAX_INDEX,
     flag,
@@ -37,10 +38,11 @@ from ..outputs import Validate, Validator
 from ..state._retention import Retention
 from .open_run import OpenRun
 from .phase import Phase, open_phase
+from .resume import Resume
 from .session import ResumeReport
 from .statistics import run_statistics
-from .stream import AnyStream, Stream
-from .stream_opening import StreamRequest, own_stream
+from .stream import AnyStream, Stream, loop_cursor_of
+from .stream_operations import is_own_failure, leave_stream
 from .stream_table import Listed, add_to_list
 
 S = TypeVar("S")
@@ -72,7 +74,7 @@ class Run:
         It is 75 while a start would resume any stream or phase, else 69 if a stream failed for
         good, else 3 if any batch was skipped, else 0.
         """
-        return self._stream_table.exit_code(has_ended=True)
+        return exit_code(self._stream_table.progress, has_ended=True)
 
     @property
     def is_stopping(self) -> bool:
@@ -169,23 +171,47 @@ class Run:
         Durability: when the block has ended, completed batches are durable.
         Cancellation: entering and leaving are schedule points; completed batches are saved.
         """
-        own = self._open_run.settings
-        request = StreamRequest(
-            check_stream_key(parts),
-            whole_number("first_index", first_index),
-            NO_RETRIES if retry is None else instance("retry", retry, RetryTable, "a RetryTable"),
-            one_of("on_fail", on_fail, ("raise", "record")),
-            None if validate is None else Validator.of(validate),
-            output_dir,
-            attrs.evolve(
-                own,
-                recover=recover,
-                retry_failed=own.retry_failed if retry_failed is None else retry_failed,
-                retention=own.retention if retention is None else retention,
-            ),
+        run, key = self._open_run, check_stream_key(parts)
+        first_index = whole_number("first_index", first_index)
+        retries = (
+            NO_RETRIES if retry is None else instance("retry", retry, RetryTable, "a RetryTable")
         )
-        async with own_stream(self._open_run, request, state) as stream:
-            yield stream
+        one_of("on_fail", on_fail, ("raise", "record"))
+        validator = None if validate is None else Validator.of(validate)
+        settings = attrs.evolve(
+            run.settings,
+            recover=recover,
+            retry_failed=run.settings.retry_failed if retry_failed is None else retry_failed,
+            retention=run.settings.retention if retention is None else retention,
+        )
+        open_stream = run.open_stream(key, first_index, retries, validator, output_dir)
+        resume = Resume(run.store, open_stream, settings, run.tools)
+        scope = trio.CancelScope()
+        run.stop.scopes.add(scope)
+        try:
+            if run.stop.exit_code:
+                scope.cancel()
+            with scope:
+                await trio.lowlevel.checkpoint()
+                stream: Stream[S] = await resume.open(state, run.nursery)
+                try:
+                    yield stream
+                except BaseException as error:
+                    await resume.close()
+                    await leave_stream(loop_cursor_of(stream), error)
+                    if not (on_fail == "record" and is_own_failure(error, key)):
+                        raise
+                else:
+                    await leave_stream(
+                        loop_cursor_of(stream), None
+                    )  # it may wait for the verification
+                    run.check_left(open_stream, is_failure_raised=on_fail == "raise")
+            if scope.cancelled_caught:
+                raise run.stopped()
+        finally:
+            run.stop.scopes.discard(scope)
+            await resume.close()
+            run.close_stream(open_stream)
 
     # -- the list of streams ------------------------------------------------------------------
 
@@ -321,7 +347,8 @@ class Run:
     @property
     def phases(self) -> dict[str, Status]:
         """The status of each phase, by name."""
-        return self._stream_table.phase_statuses()
+        table = self._stream_table
+        return phase_statuses(table.progress, open_phases=table.phases)
 
     # -- sums ---------------------------------------------------------------------------------
 
@@ -336,7 +363,8 @@ class Run:
 
     def groups(self) -> dict[StreamKey, Summary]:
         """The sums of every group; a group is all streams whose keys have the same first part."""
-        return self._stream_table.groups()
+        table = self._stream_table
+        return summarize_groups(table.progress, open_streams=table.open_streams)
 
     def statistics(self) -> RunStatistics:
         """Counts, sums, rate and ETA of the run at this moment."""

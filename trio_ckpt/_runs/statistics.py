@@ -10,7 +10,7 @@ from msgspec.structs import asdict
 
 from .._commit.open_stream import OpenStream
 from .._commit.stream_log import Added, StreamLog
-from .._journal.session_record import SessionCounts
+from .._journal.history import SessionCounts
 from .._journal.statistics import (
     LeftOut,
     RunStatistics,
@@ -19,7 +19,14 @@ from .._journal.statistics import (
     eta_s,
     rate_per_s,
 )
-from .._journal.summary import count_statuses, current_phase, group_status, summarize
+from .._journal.summary import (
+    count_statuses,
+    current_phase,
+    group_status,
+    phase_statuses,
+    summarize,
+    summarize_groups,
+)
 from .._util.exact_sum import shown
 from .stream_table import StreamTable
 
@@ -105,8 +112,9 @@ def run_statistics(table: StreamTable, stopping: Stopping | None) -> RunStatisti
     mine, opened = table.of_users(), table.opened
     lefts = {key: open_stream.extent.left for key, open_stream in opened.items()}
     whole = summarize((), mine, open_streams=table.open_streams, lefts=lefts)
-    statuses = [whole.status] if mine else []
-    groups = count_statuses(summary.status for summary in table.groups().values())
+    statuses = [*phase_statuses(table.progress, open_phases=table.phases).values()]
+    statuses += [whole.status] if mine else []
+    groups = summarize_groups(table.progress, open_streams=table.open_streams)
     session = _of_session(
         [stream_log for key, stream_log in table.stream_logs.items() if key in mine],
         opened.values(),
@@ -115,16 +123,16 @@ def run_statistics(table: StreamTable, stopping: Stopping | None) -> RunStatisti
         left=whole.left,
         ahead=_count_ahead(table),
     )
+    fields: dict[str, Any] = asdict(whole) | session
+    fields["status"] = group_status(statuses)
     if stopping is not None:
-        session["eta_s"] = None
+        fields["eta_s"] = None
     pauses = (open_stream.waiting() for open_stream in opened.values())
     managers = ((key, open_stream.state_manager) for key, open_stream in opened.items())
     return RunStatistics(
-        **asdict(whole)
-        | {"status": group_status([*statuses, *table.phase_statuses().values()])}
-        | session,
+        **fields,
         current_phase=current_phase(table.progress),
-        groups=groups,
+        groups=count_statuses(summary.status for summary in groups.values()),
         waiting=tuple(pause for pause in pauses if pause is not None),
         left_out=tuple(
             LeftOut(key, manager.left_out, manager.problem)

@@ -26,14 +26,15 @@ from .._util.arguments import flag, function, index_range, reason, text, whole_n
 from .._util.plain import Plain, StreamKey, as_metadata, copy_plain
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
-from .loop import Batches, Items, LoopCursor, estimated
+from .loop import Batches, Items, LoopCursor
+from .loop_bounds import estimated
 from .statistics import stream_statistics
 from .stream_operations import (
-    leave_stream,
     one_batch,
     save_between,
     save_failure,
     save_finish,
+    settle_failed,
     skipped_batches,
     snapshots_in_batch,
 )
@@ -61,7 +62,6 @@ class Stream(Generic[S]):
         self._loop_cursor = loop_cursor
         self._calls = loop_cursor.calls
         self._nursery = nursery
-        self._opened = trio.current_time()
         self._runtime_before = (
             open_stream.stream_log.progress.runtime_s - open_stream.stream_log.open_s
         )
@@ -152,7 +152,7 @@ class Stream(Generic[S]):
         is_closed = self._loop_cursor.is_closed
         return stream_statistics(
             self._open_stream,
-            open_s=0.0 if is_closed else trio.current_time() - self._opened,
+            open_s=0.0 if is_closed else trio.current_time() - self._loop_cursor.opened,
             runtime_before_s=self._runtime_before,
             is_closed=is_closed,
         )
@@ -339,7 +339,7 @@ class Stream(Generic[S]):
         self._loop_cursor.check_owner()
         error = reason("error", error)
         flag("retryable", retryable)
-        await self._loop_cursor.settle_failed(error)
+        await settle_failed(self._loop_cursor, error)
         failure = describe_error(error, retryable=retryable)
         self._open_stream.set_failure(failure)
         await save_failure(self._open_stream, failure)
@@ -436,18 +436,3 @@ AnyStream: TypeAlias = Stream[Any]
 def loop_cursor_of(stream: AnyStream) -> LoopCursor:
     """The position of a stream's owner: for the library's own loops, out of reach of users."""
     return stream._loop_cursor
-
-
-async def leave(stream: AnyStream, error: BaseException | None) -> None:
-    """Pass the gate for an open batch, record a failure, leave no token pending.
-
-    Args:
-        stream: The stream.
-        error: The exception that leaves its block; None: the block ends normally.
-
-    Cancellation: as for the block that is left: a batch that is being saved is waited for.
-    """
-    try:
-        await leave_stream(stream._loop_cursor, error)
-    finally:
-        stream._open_stream.stream_log.leave(trio.current_time() - stream._opened)

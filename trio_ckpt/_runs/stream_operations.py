@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import trio
 from msgspec import UNSET
 
 from .._commit.archive_states import prune_states
-from .._commit.batch import Batch
+from .._commit.batch import AttemptState, Batch, task_of
 from .._commit.exits import Exit, decisive, exit_of, verdicts_in
 from .._commit.open_stream import OpenStream
 from .._commit.snapshots import Snapshots, check_snapshots_awaited
@@ -38,6 +39,7 @@ from .._util.plain import Plain, StreamKey, as_plain, copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from .loop import LoopCursor
+from .loop_bounds import check_finished, complete_if_last
 
 log = get_logger(__name__)
 
@@ -77,7 +79,7 @@ async def save_finish(loop_cursor: LoopCursor, metadata: dict[str, Plain]) -> No
     """
     await loop_cursor.settle_open(Exit.EXIT)
     await loop_cursor.wait_verified()
-    loop_cursor.check_finished()
+    check_finished(loop_cursor.open_stream, loop_cursor.source, is_cut=loop_cursor.is_cut)
     stop = loop_cursor.progress.done.stop
     await loop_cursor.open_stream.save_finish(
         Record(
@@ -88,6 +90,16 @@ async def save_finish(loop_cursor: LoopCursor, metadata: dict[str, Plain]) -> No
         )
     )
     await prune_states(loop_cursor.open_stream, is_complete=True)
+
+
+async def settle_failed(loop_cursor: LoopCursor, error: BaseException | str) -> None:
+    """Pass the gate for the batch of the loop; one that is not settled fails with `error`."""
+    batch, loop_cursor.batch = loop_cursor.batch, None
+    if batch is None:
+        return
+    batch.fail(error)  # unless it is settled
+    is_failed = batch.state is AttemptState.FAILED
+    await loop_cursor.gate.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
 
 
 async def save_failure(open_stream: OpenStream, info: ErrorInfo) -> None:
@@ -145,7 +157,7 @@ async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     finally:
         loop_cursor.batch = None
     await loop_cursor.gate.pass_gate(batch, Exit.EXIT)
-    await loop_cursor.complete_if_last()
+    await complete_if_last(loop_cursor.open_stream)
 
 
 @asynccontextmanager
@@ -154,7 +166,7 @@ async def snapshots_in_batch(
     loop_cursor: LoopCursor, nursery: trio.Nursery, every_s: float
 ) -> AsyncGenerator[Snapshots]:
     """Save the state inside a batch whose body is long; see `Stream.snapshots`."""
-    open_stream, batch = loop_cursor.open_stream, loop_cursor.batch_of_caller()
+    open_stream, batch = loop_cursor.open_stream, _batch_of_caller(loop_cursor)
     state_manager = open_stream.state_manager
     if state_manager is None:
         raise TypeError("open the stream with state=... to have a state to take snapshots of")
@@ -166,6 +178,21 @@ async def snapshots_in_batch(
     finally:
         await snapshots.wait()
     check_snapshots_awaited(snapshots)
+
+
+def _batch_of_caller(loop_cursor: LoopCursor) -> Batch[Any] | None:
+    """The batch that the calling task works on; None: the owner calls, and holds none.
+
+    Raises:
+        StreamBusyError: the caller is neither the owner nor a worker of `run_batches`.
+    """
+    task = trio.lowlevel.current_task()
+    if not loop_cursor.is_closed and task is not loop_cursor.task:
+        for batch in loop_cursor.open_stream.open.values():
+            if task_of(batch) is task:
+                return batch
+    loop_cursor.check_owner()
+    return loop_cursor.batch
 
 
 # -- leaving ------------------------------------------------------------------------------------
@@ -180,6 +207,8 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
 
     Raises:
         NeverAwaitedError: a method of the stream was called without await.
+
+    Cancellation: as for the block that is left: a batch that is being saved is waited for.
     """
     open_stream, batch = loop_cursor.open_stream, loop_cursor.batch
     if error is None and (forgotten := loop_cursor.calls.problem(open_stream.where())) is not None:
@@ -189,7 +218,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     index = batch.index if batch is not None and batch.index in open_stream.open else None
     try:
         if batch is not None:
-            left_by = loop_cursor.way_out(Exit.EXIT) if error is None else exit_of(error)
+            left_by = loop_cursor.exit_taken(Exit.EXIT) if error is None else exit_of(error)
             await loop_cursor.gate.pass_gate(batch, left_by, error)
         if open_stream.failure is not None and loop_cursor.progress.status is not Status.FAILED:
             # A later record had opened it again.
@@ -197,7 +226,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
         elif error is None and open_stream.failure is None:
             if loop_cursor.progress.left == 0:  # the verification may re-queue batches
                 await loop_cursor.wait_verified()
-            await loop_cursor.complete_if_last()
+            await complete_if_last(loop_cursor.open_stream)
     except BaseException as problem:
         await _record_exit(loop_cursor, problem, index)
         raise
@@ -206,6 +235,7 @@ async def leave_stream(loop_cursor: LoopCursor, error: BaseException | None) -> 
     finally:
         loop_cursor.is_closed = True
         open_stream.close()
+        open_stream.stream_log.leave(trio.current_time() - loop_cursor.opened)
         touch(open_stream.registry)
 
 

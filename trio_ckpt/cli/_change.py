@@ -18,8 +18,8 @@ import click
 import msgspec
 
 from .._journal.record import Status
-from .._journal.run_status import RunStatus
 from .._journal.store import Owner, Pruned, RunKey, Store
+from .._journal.summary import RunStatus
 from .._maintenance.compact import Compacted
 from .._maintenance.export import ExportSummary, export_run
 from .._maintenance.import_ import checked_archive, import_checked

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 
 from .._journal.history import read_pages
-from .._journal.run_status import read_run_status
 from .._journal.store import Finding, Severity, Store
+from .._journal.summary import read_run_status
 from .._maintenance.doctor import checked, examine
 from .._maintenance.losses import find_losses
 from .._maintenance.reasons import Reason, lost, render

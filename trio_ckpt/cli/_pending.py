@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 
 from .._journal.live_view import LiveToken, LiveView, read_live
-from .._journal.run_status import RunStatus
+from .._journal.summary import RunStatus
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, number, plural, stopping_text, stream_name
 from ._render import Block, Document, capped

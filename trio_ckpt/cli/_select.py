@@ -9,8 +9,8 @@ from contextlib import aclosing, asynccontextmanager
 
 import click
 
-from .._journal.run_status import RunStatus, read_run_status
 from .._journal.store import Store
+from .._journal.summary import RunStatus, read_run_status
 from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey, decode_key
 from .._util.text import number, plural, stream_name

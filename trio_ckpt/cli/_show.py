@@ -11,9 +11,9 @@ from .._journal.history import KILLED, RUNNING, run_runtime_s
 from .._journal.live_view import LiveView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.run_status import RunStatus
 from .._journal.store import Store
 from .._journal.summary import (
+    RunStatus,
     Summary,
     current_phase,
     failing,

@@ -12,8 +12,8 @@ import attrs
 import click
 from msgspec.structs import asdict
 
-from .._journal.run_status import RunStatus
 from .._journal.store import Finding, FindingKind, Repaired
+from .._journal.summary import RunStatus
 from .._maintenance.drift import Drift, find_drift
 from .._maintenance.repair import RepairReport, repair_all
 from .._maintenance.verify_states import StateCheck, check_states

@@ -14,10 +14,9 @@ import trio
 
 from .._journal.live_view import LiveView
 from .._journal.record import Status
-from .._journal.run_status import RunStatus
 from .._journal.statistics import eta_s, rate_per_s, stuck_after_s
 from .._journal.store import Store
-from .._journal.summary import Summary, current_phase
+from .._journal.summary import RunStatus, Summary, current_phase
 from .._util.screen import console_for
 from .._util.text import amounts, duration, number, plural
 from ._app import app

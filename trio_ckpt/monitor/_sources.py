@@ -15,8 +15,8 @@ import trio
 
 from .._journal.history import session_metadata_of
 from .._journal.live_view import LiveView, read_live
-from .._journal.run_status import run_status_from
 from .._journal.store import Owner, RunSummary, RunView, Store
+from .._journal.summary import run_status_from
 from .._runs.live_publisher import live_tokens, live_view
 from .._runs.run import Run, open_run_of
 from .._tokens.coordinator import CheckpointCoordinator

@@ -17,9 +17,9 @@ from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, run
 from .._journal.live_view import LiveView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.run_status import RunStatus
 from .._journal.statistics import stuck_after_s
 from .._journal.summary import (
+    RunStatus,
     Summary,
     count_statuses,
     current_phase,

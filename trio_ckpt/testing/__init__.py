@@ -21,6 +21,6 @@ from ._faulty import (
     Hang as Hang,
     Reject as Reject,
 )
-from ._scheduler import make_clock as make_clock, seeded_scheduler as seeded_scheduler
+from ._session import make_clock as make_clock, seeded_scheduler as seeded_scheduler
 from ._stores import check_store as check_store
 from ._world import World as World, WorldFiles as WorldFiles

@@ -12,22 +12,17 @@ from .._journal.store import (
     BlobPayload,
     Checkpoint,
     Fold,
-    HistoryPage,
-    Owner,
-    Pruned,
     RunKey,
-    RunSummary,
-    Store,
-    StoredRun,
 )
 from ..stores import MemoryStore
 from ..stores._local.blobs import views_of
 from ._crash_points import CrashTrigger
+from ._faulty import WrappedStore
 
 Saved = Callable[[RunKey, str, int, bytes], None]  # run, stream, sequence, payload
 
 
-class CrashStore(Store):
+class CrashStore(WrappedStore):
     """A `MemoryStore` of one session.
 
     A verb that changes something has a point before it takes effect and one after it, before the
@@ -36,10 +31,7 @@ class CrashStore(Store):
     """
 
     def __init__(self, store: MemoryStore, trigger: CrashTrigger, saved: Saved, seed: int) -> None:
-        self.address = store.address
-        self.durability = store.durability
-        self.inline_limit_bytes = store.inline_limit_bytes
-        self.handle = store
+        super().__init__(store)
         self._trigger = trigger
         self._saved = saved
         self._chance = random.Random(seed)  # noqa: S311  # repeatable random numbers
@@ -48,31 +40,29 @@ class CrashStore(Store):
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
         """See `Store.lock_run`."""
-        self._reach("before lock_run of", run_id)
+        self._before(f"lock_run of {run_id}")
         async with self.handle.lock_run(run_id) as owner:
-            self._reach("after lock_run of", run_id)
-            await self._answer()
+            await self._after(f"lock_run of {run_id}")
             try:
                 yield owner
             finally:
-                self._reach("before giving back", run_id)
+                self._before(f"giving back {run_id}")
 
     async def save(
         self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
     ) -> list[Exception | None]:
         """See `Store.save`."""
         what = f"save of {_describe(group, folds)}"
-        self._reach("before", what)
+        self._before(what)
         if len(group) > 1:
             if self._trigger.is_next("store"):
                 part = self._part(group)
                 outcomes = await self.handle.save(run, part)
                 self._note(run, part, outcomes)
-            self._reach("after a part of", what)
+            self._trigger.reach("store", "after a part of", what)
         outcomes = await self.handle.save(run, group, folds)
         self._note(run, group, outcomes)
-        self._reach("after", what)
-        await self._answer()
+        await self._after(what)
         return outcomes
 
     def _part(self, group: Sequence[Checkpoint]) -> list[Checkpoint]:
@@ -96,76 +86,26 @@ class CrashStore(Store):
                 payload = checkpoint.payload if blob is None else self._blobs[blob]
                 self._saved(run, checkpoint.stream, checkpoint.sequence, payload)
 
-    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
-        """See `Store.read_run`."""
-        self._reach("before read_run of", run_id)
-        return await self.handle.read_run(run_id, generation)
-
-    async def history(
-        self,
-        run_id: str,
-        stream: str,
-        *,
-        generation: int | None = None,
-        cursor: str | None = None,
-        limit: int = 1000,
-    ) -> HistoryPage:
-        """See `Store.history`."""
-        self._reach("before history of", stream)
-        return await self.handle.history(
-            run_id, stream, generation=generation, cursor=cursor, limit=limit
-        )
-
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
-        self._reach("before", "list_runs")
-        return await self.handle.list_runs()
-
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""
-        self._reach("before", "put_blob")
+        self._before("put_blob")
         content = b"".join(views_of(payload))
         digest = await self.handle.put_blob(content)
         self._blobs[digest] = content
-        self._reach("after", "put_blob")
-        await self._answer()
+        await self._after("put_blob")
         return digest
-
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        """See `Store.read_blob`."""
-        self._reach("before", "read_blob")
-        return await self.handle.read_blob(digest, offset, size)
-
-    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
-        """See `Store.drop_blobs`."""
-        self._reach("before drop_blobs of", stream)
-        size = await self.handle.drop_blobs(run, stream, sequences)
-        self._reach("after drop_blobs of", stream)
-        await self._answer()
-        return size
-
-    async def read_owner(self, run_id: str) -> Owner | None:
-        """See `Store.read_owner`."""
-        self._reach("before read_owner of", run_id)
-        return await self.handle.read_owner(run_id)
-
-    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        """See `Store.prune`."""
-        self._reach("before prune of", run.run_id)
-        pruned = await self.handle.prune(run, keep=keep)
-        self._reach("after prune of", run.run_id)
-        await self._answer()
-        return pruned
 
     async def aclose(self) -> None:
         """See `Store.aclose`; the world closes the store itself."""
         await trio.lowlevel.cancel_shielded_checkpoint()
 
-    def _reach(self, verb: str, name: str) -> None:
-        self._trigger.reach("store", verb, name)
+    def _before(self, what: str) -> None:
+        """Pass the point before a verb takes effect."""
+        self._trigger.reach("store", "before", what)
 
-    async def _answer(self) -> None:
-        """Let other tasks run between the effect and the answer; a dead program gets no answer."""
+    async def _after(self, what: str) -> None:
+        """Pass the point after a verb; other tasks run before a living program gets the answer."""
+        self._trigger.reach("store", "after", what)
         await trio.lowlevel.cancel_shielded_checkpoint()
         self._trigger.check_alive()
 

@@ -1,4 +1,4 @@
-"""A store that fails as planned."""
+"""A store that fails as planned, and what stores of tests have in common."""
 
 from __future__ import annotations
 
@@ -56,7 +56,92 @@ class Reject:
 Fault = Fail | Hang | Delay | CommitThenError | Reject
 
 
-class FaultyStore(Store):
+class WrappedStore(Store):
+    """Another store, which a test watches: each verb passes `_before`, a change `_after`.
+
+    Attributes:
+        handle: The store that does the work.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.address = store.address
+        self.mac_key = store.mac_key
+        self.inline_limit_bytes = store.inline_limit_bytes
+        self.durability = store.durability
+        self.handle = store
+
+    def _before(self, what: str) -> None:
+        """Called before a verb reaches the store; by default nothing happens."""
+
+    async def _after(self, what: str) -> None:
+        """Called when a verb has changed the store, before the answer."""
+
+    def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
+        """See `Store.lock_run`."""
+        return self.handle.lock_run(run_id)
+
+    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
+        """See `Store.read_run`."""
+        self._before(f"read_run of {run_id}")
+        return await self.handle.read_run(run_id, generation)
+
+    async def history(
+        self,
+        run_id: str,
+        stream: str,
+        *,
+        generation: int | None = None,
+        cursor: str | None = None,
+        limit: int = 1000,
+    ) -> HistoryPage:
+        """See `Store.history`."""
+        self._before(f"history of {stream}")
+        return await self.handle.history(
+            run_id, stream, generation=generation, cursor=cursor, limit=limit
+        )
+
+    async def list_runs(self) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`."""
+        self._before("list_runs")
+        return await self.handle.list_runs()
+
+    async def put_blob(self, payload: BlobPayload) -> str:
+        """See `Store.put_blob`."""
+        self._before("put_blob")
+        digest = await self.handle.put_blob(payload)
+        await self._after("put_blob")
+        return digest
+
+    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        """See `Store.read_blob`."""
+        self._before("read_blob")
+        return await self.handle.read_blob(digest, offset, size)
+
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        """See `Store.drop_blobs`."""
+        self._before(f"drop_blobs of {stream}")
+        size = await self.handle.drop_blobs(run, stream, sequences)
+        await self._after(f"drop_blobs of {stream}")
+        return size
+
+    async def read_owner(self, run_id: str) -> Owner | None:
+        """See `Store.read_owner`."""
+        self._before(f"read_owner of {run_id}")
+        return await self.handle.read_owner(run_id)
+
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        """See `Store.prune`."""
+        self._before(f"prune of {run.run_id}")
+        pruned = await self.handle.prune(run, keep=keep)
+        await self._after(f"prune of {run.run_id}")
+        return pruned
+
+    async def aclose(self) -> None:
+        """See `Store.aclose`."""
+        await self.handle.aclose()
+
+
+class FaultyStore(WrappedStore):
     """Another store, with faults in its saves.
 
     Hangs and delays are on trio's side, so timeouts fire and a mock clock jumps.
@@ -72,12 +157,8 @@ class FaultyStore(Store):
             store: Does the work.
             plan: Which fault happens at which save; the first save is 1.
         """
-        self.address = store.address
-        self.mac_key = store.mac_key
-        self.inline_limit_bytes = store.inline_limit_bytes
-        self.durability = store.durability
+        super().__init__(store)
         self.saves = 0
-        self._store = store
         self._plan = dict(plan)
 
     async def save(
@@ -85,7 +166,7 @@ class FaultyStore(Store):
     ) -> list[Exception | None]:
         """See `Store.save`; fails as planned.  An empty group is not counted."""
         if not group and not folds:
-            return await self._store.save(run, group)
+            return await self.handle.save(run, group)
         self.saves += 1
         fault = self._plan.get(self.saves)
         match fault:
@@ -100,7 +181,7 @@ class FaultyStore(Store):
             case CommitThenError() | None:
                 pass
         number = self.saves
-        outcomes = await self._store.save(run, group, folds)
+        outcomes = await self.handle.save(run, group, folds)
         if isinstance(fault, CommitThenError):
             raise StoreError(f"save {number} fails as planned, after it was saved")
         return outcomes
@@ -110,61 +191,11 @@ class FaultyStore(Store):
     ) -> list[Exception | None]:
         error = StoreError(f"save {self.saves} refuses stream {stream} as planned")
         kept = [checkpoint for checkpoint in group if checkpoint.stream != stream]
-        saved = iter(await self._store.save(run, kept, folds))
+        saved = iter(await self.handle.save(run, kept, folds))
         return [error if checkpoint.stream == stream else next(saved) for checkpoint in group]
-
-    def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
-        """See `Store.lock_run`."""
-        return self._store.lock_run(run_id)
-
-    async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
-        """See `Store.read_run`."""
-        return await self._store.read_run(run_id, generation)
-
-    async def history(
-        self,
-        run_id: str,
-        stream: str,
-        *,
-        generation: int | None = None,
-        cursor: str | None = None,
-        limit: int = 1000,
-    ) -> HistoryPage:
-        """See `Store.history`."""
-        return await self._store.history(
-            run_id, stream, generation=generation, cursor=cursor, limit=limit
-        )
-
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
-        return await self._store.list_runs()
-
-    async def put_blob(self, payload: BlobPayload) -> str:
-        """See `Store.put_blob`."""
-        return await self._store.put_blob(payload)
-
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        """See `Store.read_blob`."""
-        return await self._store.read_blob(digest, offset, size)
-
-    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
-        """See `Store.drop_blobs`."""
-        return await self._store.drop_blobs(run, stream, sequences)
-
-    async def read_owner(self, run_id: str) -> Owner | None:
-        """See `Store.read_owner`."""
-        return await self._store.read_owner(run_id)
-
-    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        """See `Store.prune`."""
-        return await self._store.prune(run, keep=keep)
 
     async def check(self) -> AsyncGenerator[Finding]:
         """See `Store.check`."""
-        async with aclosing(self._store.check()) as findings:
+        async with aclosing(self.handle.check()) as findings:
             async for finding in findings:
                 yield finding
-
-    async def aclose(self) -> None:
-        """See `Store.aclose`."""
-        await self._store.aclose()

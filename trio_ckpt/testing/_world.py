@@ -44,7 +44,8 @@ class WorldFiles:
         """
         folder = posixpath.dirname(_absolute(path))
         self.mkdir(folder)
-        self._with(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, lambda fd: self._put(fd, data, 0))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        self._with(path, lambda fd: self._put(fd, data, 0), flags)
 
     def append(self, path: str, data: bytes) -> None:
         """Append to a file; creates it as `write` does.
@@ -56,43 +57,35 @@ class WorldFiles:
         def put(fd: int) -> None:
             self._put(fd, data, self._files.fstat(fd).st_size)
 
-        self._with(path, os.O_WRONLY | os.O_CREAT, put)
+        self._with(path, put, os.O_WRONLY | os.O_CREAT)
 
     def fsync(self, path: str) -> None:
         """Make the content of a file, or the names in a folder, survive a power cut."""
-        self._with(path, os.O_RDONLY, self._files.fsync)
+        self._with(path, self._files.fsync)
 
     def rename(self, path: str, goal: str) -> None:
         """Rename a file, replacing the file that has the new name.
 
         Durability: none; a power cut may leave either name.
         """
-        root = self._files.open("/", os.O_RDONLY)
-        try:
-            names = (_absolute(path)[1:], _absolute(goal)[1:])
-            self._files.rename(*names, src_dir_fd=root, dst_dir_fd=root)
-        finally:
-            self._files.close(root)
+        names = (_absolute(path)[1:], _absolute(goal)[1:])
+        self._with("/", lambda root: self._files.rename(*names, src_dir_fd=root, dst_dir_fd=root))
 
     def unlink(self, path: str) -> None:
         """Remove a file."""
-        root = self._files.open("/", os.O_RDONLY)
-        try:
-            self._files.unlink(_absolute(path), dir_fd=root)
-        finally:
-            self._files.close(root)
+        self._with("/", lambda root: self._files.unlink(_absolute(path), dir_fd=root))
 
     def mkdir(self, path: str) -> None:
         """Create a folder and the missing ones above it."""
-        root = self._files.open("/", os.O_RDONLY)
-        try:
+
+        def make(root: int) -> None:
             at = ""
             for part in filter(None, _absolute(path).split("/")):
                 at = f"{at}/{part}"
                 if self._files.find(at) is None:
                     self._files.mkdir(at, dir_fd=root)
-        finally:
-            self._files.close(root)
+
+        self._with("/", make)
 
     def read(self, path: str) -> bytes:
         """The content of a file.
@@ -105,7 +98,7 @@ class WorldFiles:
         def take(fd: int) -> None:
             found.append(self._files.pread(fd, self._files.fstat(fd).st_size, 0))
 
-        self._with(path, os.O_RDONLY, take)
+        self._with(path, take)
         return found[0]
 
     def exists(self, path: str) -> bool:
@@ -129,7 +122,7 @@ class WorldFiles:
     def _put(self, fd: int, data: bytes, offset: int) -> None:
         self._files.pwrite(fd, memoryview(data), offset)
 
-    def _with(self, path: str, flags: int, use: Callable[[int], None]) -> None:
+    def _with(self, path: str, use: Callable[[int], None], flags: int = os.O_RDONLY) -> None:
         fd = self._files.open(_absolute(path), flags)
         try:
             use(fd)

@@ -22,8 +22,8 @@ import attrs
 from ..._journal.history import read_pages
 from ..._journal.progress import Progress
 from ..._journal.record import Record, RecordKind, Status
-from ..._journal.run_status import RunStatus, read_run_status
 from ..._journal.store import RunView, Store
+from ..._journal.summary import RunStatus, read_run_status
 from ..._util.plain import JOB_STREAM
 from ..._util.text import plural
 from .._wire.errors import JobCancelledError, UnknownJobError

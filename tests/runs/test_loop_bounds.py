@@ -16,8 +16,8 @@ from trio_ckpt import Batch, SourceChangedError, Status, StoreError, Stream, run
 from trio_ckpt._journal.history import PAGE, LiveRecords, read_pages
 from trio_ckpt._journal.progress import Progress, apply, item_mark
 from trio_ckpt._journal.record import Record
-from trio_ckpt._runs.compare import ITEMS_PER_STEP, check_source
-from trio_ckpt._runs.source import Source, default_key
+from trio_ckpt._runs.loop import Source, default_key
+from trio_ckpt._runs.loop_bounds import ITEMS_PER_STEP, check_source
 from trio_ckpt._util.plain import item_digest
 from trio_ckpt.stores import MemoryStore
 
