@@ -49,11 +49,11 @@ from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.plain import StreamKey, encode_key
 from .._util.text import plural
-from .._util.threads import NOT_BEGUN, WorkerThread
+from .._util.threads import NOT_BEGUN, WorkerThread, refuse_to_abort
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 from .observers import Observers
-from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog, refuse_to_abort
+from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog
 
 log = get_logger(__name__)
 

@@ -22,6 +22,7 @@ from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import plural
+from .._util.threads import refuse_to_abort
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 
@@ -251,10 +252,6 @@ class PendingCommit:
         if self._task is not None:
             # In one line: an error between two would lose the task, or wake it twice.
             self._task = trio.lowlevel.reschedule(self._task)
-
-
-def refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
 
 
 class FoldSchedule:

@@ -110,27 +110,28 @@ runs_inline: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt inline
 """Whether this trio run makes calls in its own thread: for `trio_ckpt.testing`."""
 
 
-_begun_in: trio.lowlevel.RunVar[int | None] = trio.lowlevel.RunVar("trio_ckpt process", None)
-
-
-def _need_own_run() -> None:
-    """Raise ForkedProcessError if this trio run was begun by a parent process."""
-    process = _begun_in.get()
-    if process is None:
-        _begun_in.set(this_process())
-    else:
-        need_process(process)
-
-
 @attrs.define(eq=False)
 class _Slots:
-    """How many more calls of `run_blocking` may run in this trio run, and the calls that wait."""
+    """The threads of `run_blocking` in one trio run.
+
+    Attributes:
+        free: How many more calls may run.
+        waiting: The calls that wait for a thread.
+        process: The process in which the trio run has begun.
+    """
 
     free: int = attrs.field(factory=lambda: MAX_THREADS)
     waiting: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    process: int = attrs.field(factory=this_process)
 
 
-_slots: trio.lowlevel.RunVar[_Slots] = trio.lowlevel.RunVar("trio_ckpt threads")
+_slots: trio.lowlevel.RunVar[_Slots | None] = trio.lowlevel.RunVar("trio_ckpt threads", None)
+
+
+def _begin_slots() -> _Slots:
+    slots = _Slots()
+    _slots.set(slots)
+    return slots
 
 
 @uninterrupted
@@ -146,42 +147,35 @@ async def run_blocking(func: Callable[[*Ts], T], *args: *Ts) -> T:
         ForkedProcessError: this is a forked child, in the trio run of its parent.
         NoThreadError: the system starts no more threads.
     """
-    _need_own_run()
+    slots = _slots.get() or _begin_slots()
+    need_process(slots.process)
+    await trio.lowlevel.checkpoint_if_cancelled()
     if runs_inline.get():
-        await trio.lowlevel.checkpoint_if_cancelled()
         await trio.lowlevel.cancel_shielded_checkpoint()  # others run before it, as with a thread
         return await _call_inline(func, *args)
-    try:
-        slots = _slots.get()
-    except LookupError:
-        _slots.set(slots := _Slots())
-    await trio.lowlevel.checkpoint_if_cancelled()
     if slots.free:
         slots.free -= 1
     else:
         await slots.waiting.park()  # a call that ends hands its thread over
-    task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
-
-    def deliver(result: outcome.Outcome[T]) -> None:
-        with suppress(trio.RunFinishedError):  # the program has ended: no task waits
-            token.run_sync_soon(trio.lowlevel.reschedule, task, result)
-
     try:
         with hold_clock():
             context = contextvars.copy_context()
             context.run(sniffio.current_async_library_cvar.set, None)  # none runs in the thread
-            call = functools.partial(context.run, func, *args)
+            work = functools.partial(context.run, func, *args)
+            task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+            deliver = functools.partial(_deliver, _ThreadCall(work, task, token))
             try:
-                trio.lowlevel.start_thread_soon(call, deliver)
+                trio.lowlevel.start_thread_soon(work, deliver)
             except RuntimeError as error:
                 raise NoThreadError(error) from error
-            return cast("T", await trio.lowlevel.wait_task_rescheduled(_refuse_to_abort))
+            return cast("T", await trio.lowlevel.wait_task_rescheduled(refuse_to_abort))
     finally:
         if not slots.waiting.unpark():
             slots.free += 1
 
 
-def _refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+def refuse_to_abort(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
+    """Let a task wait on although it is cancelled."""
     return trio.lowlevel.Abort.FAILED
 
 

@@ -108,8 +108,10 @@ class BlobPins:
             group: The checkpoints of the save.
             outcomes: The outcome of each checkpoint; without them nothing was saved.
         """
-        if not self._naming:
-            return
+        if self._naming:
+            self._end_save(group, outcomes)
+
+    def _end_save(self, group: Sequence[Checkpoint], outcomes: Sequence[Exception | None]) -> None:
         saved = [c for c, outcome in zip(group, outcomes, strict=False) if outcome is None]
         with self._changed:
             for digest in self._naming:

@@ -172,16 +172,18 @@ class WatermarkWriter:
             StoreConflictError: it is not.
         """
         written = self._written.get(run_id)
-        if written is None:
-            return
-        with suppress(OSError):
-            if os.pread(self._open[run_id], len(written), 0) != written:
-                raise StoreConflictError(
-                    f"{watermark_path(self._folder, run_id)} was written by another process while "
-                    "the run went on, as when a copy of the store is put back: nothing more is "
-                    "saved; find out what did it, put the newest copy back, and start again",
-                    run_id=run_id,
-                )
+        if written is not None:
+            with suppress(OSError):
+                if os.pread(self._open[run_id], len(written), 0) != written:
+                    raise self._not_own(run_id)
+
+    def _not_own(self, run_id: str) -> StoreConflictError:
+        return StoreConflictError(
+            f"{watermark_path(self._folder, run_id)} was written by another process while the run "
+            "went on, as when a copy of the store is put back: nothing more is saved; find out "
+            "what did it, put the newest copy back, and start again",
+            run_id=run_id,
+        )
 
     def reset(self, run_id: str, records: int) -> None:
         """Set the number of records, because some are about to be removed on purpose."""
