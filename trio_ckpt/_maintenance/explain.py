@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
@@ -146,7 +146,8 @@ def explain_run(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
     else:
         yield Sentence("owner", list(_owner(facts, facts.owner)))
         yield from (Sentence("owner", [one]) for one in _pending(facts))
-    yield from (Sentence("lost", [one]) for one in _lost(facts))
+    lost_ones = explain_losses(facts.losses, facts.name, facts.verify_command)
+    yield from (Sentence("lost", [one]) for one in lost_ones)
     yield from (Sentence("trouble", [one]) for one in _troubles(facts))
     if facts.generation:
         yield Sentence("archive", [(Reason.BEGUN_AFRESH, {"times": facts.generation})])
@@ -219,18 +220,26 @@ def _pending(facts: Facts) -> Iterator[Clause]:
     yield reason, {"open": facts.pending_total, "batches": ", ".join(texts)}
 
 
-def _lost(facts: Facts) -> Iterator[Clause]:
-    losses, verify = facts.losses, facts.verify_command
+def explain_losses(
+    losses: Losses, name: Callable[[StreamKey], str], verify_command: str
+) -> Iterator[Clause]:
+    """Say what a start would not find, and what it does then.
+
+    Args:
+        losses: What is lost.
+        name: The name of a stream, as a sentence has it.
+        verify_command: The command that compares everything with what was saved.
+    """
     for state in losses.states[:MAX_TROUBLES]:
-        yield lost(facts.name(state.key), state, verify)
+        yield lost(name(state.key), state, verify_command)
     if (more := len(losses.states) - MAX_TROUBLES) > 0:
         yield Reason.MORE_STATES_LOST, {"more": more}
     if losses.folder:
         yield Reason.FOLDER_LOST, {"folder": losses.folder}
     for file in losses.files[:MAX_TROUBLES]:
-        yield lost(facts.name(file.key), file, verify)
+        yield lost(name(file.key), file, verify_command)
     if (more := len(losses.files) - MAX_TROUBLES) > 0:
-        yield Reason.MORE_FILES_LOST, {"more": more, "verify": verify}
+        yield Reason.MORE_FILES_LOST, {"more": more, "verify": verify_command}
 
 
 def _troubles(facts: Facts) -> Iterator[Clause]:

@@ -15,8 +15,9 @@ from .._journal.history import read_pages
 from .._journal.store import Finding, Severity, Store
 from .._journal.summary import read_run_status
 from .._maintenance.doctor import checked, examine
+from .._maintenance.explain import explain_losses
 from .._maintenance.losses import find_losses
-from .._maintenance.reasons import Reason, lost, render
+from .._maintenance.reasons import Reason, render
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.plain import StreamKey
 from .._util.text import (
@@ -44,7 +45,6 @@ MARKS = {Severity.GOOD: "ok", Severity.NOTE: "note", Severity.DOUBT: "doubt", Se
 SILENT_S = 600.0  # an owned run that saves nothing for longer gets a finding
 MANY_GENERATIONS = 3
 LONG_CHAIN = 25  # half of what a chain grows to by itself
-MAX_LOSSES = 5  # states, and files, of a run that have a finding each
 MAX_STREAMS = 100  # of a run whose states are looked at
 
 
@@ -176,18 +176,10 @@ async def _losses(store: Store, run_id: str) -> AsyncGenerator[Finding]:
         losses = await find_losses(store, status.view, status.session_metadata.get("output_dir"))
         name, names = f"run {run_id}", stream_names(status.keys)
         command = shlex.join(["trio-ckpt", "verify", store.url, run_id])
-        for state in losses.states[:MAX_LOSSES]:
-            text = render(lost(quoted_name(names[state.key]), state, command))
-            yield checked(name, Severity.BAD, one_line(text))
-        if losses.folder:
-            text = render((Reason.FOLDER_LOST, {"folder": losses.folder}))
-            yield checked(name, Severity.DOUBT, text)
-        for file in losses.files[:MAX_LOSSES]:
-            text = render(lost(quoted_name(names[file.key]), file, command))
-            yield checked(name, Severity.DOUBT, one_line(text))
-        more = sum(max(0, len(gone) - MAX_LOSSES) for gone in (losses.states, losses.files))
-        if more:
-            yield checked(name, Severity.DOUBT, f"{more:,} more states or files are lost", command)
+        for clause in explain_losses(losses, lambda key: quoted_name(names[key]), command):
+            is_bad = clause[0] in (Reason.STATE_LOST, Reason.MORE_STATES_LOST)
+            severity = Severity.BAD if is_bad else Severity.DOUBT
+            yield checked(name, severity, one_line(render(clause)))
 
 
 async def _habits(store: Store, run_id: str) -> AsyncGenerator[Finding]:
