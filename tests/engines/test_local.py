@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import trio
 
 from tests.engines import jobs
 from tests.hangs import HANG_S, PROGRAM_S
+from trio_ckpt import remote
 from trio_ckpt.engines import map_tasks
 from trio_ckpt.remote import NotAllowedError, RemoteError, TaskFailedError
+from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +70,24 @@ async def test_cancelling_ends_processes_whose_function_goes_on() -> None:
         nursery.cancel_scope.cancel()
     assert children() == before
     assert time.monotonic() - started < HANG_S  # the function takes longer
+
+
+async def test_a_cancelled_call_leaves_its_job_for_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No message ends the job: the block that is cancelled has its foreman in it."""
+    monkeypatch.setenv("MARKS", str(tmp_path))
+    call = partial(map_tasks, jobs.slow, [1, 2, 3], workers=1, store=tmp_path / "s", job_id="job-c")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(call)
+        with trio.fail_after(HANG_S):
+            while not list(tmp_path.glob("2-*")):  # noqa: ASYNC110, ASYNC240  # no event reports it
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    async with aclosing(await open_store(tmp_path / "s")) as store:
+        view = await remote.read_job(store, "job-c")
+    assert view.status is remote.TaskStatus.PENDING
+    assert await call() == [1, 4, 9]
 
 
 async def test_a_worker_that_is_killed_is_replaced_and_its_item_goes_on(tmp_path: Path) -> None:

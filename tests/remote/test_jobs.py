@@ -130,6 +130,37 @@ async def test_cancelling_map_cancels_the_functions(autojump_clock: MockClock) -
                 await client.attach("job-x")
 
 
+async def test_cancelling_the_client_with_its_map_ends_the_job_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """The connection is in the cancelled block, too: it lasts until the foreman has answered."""
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a")
+        with trio.move_on_after(30) as scope:
+            async with site.client() as client:
+                await client.map(F + "wait", ["x"], job_id="job-x")
+        assert scope.cancelled_caught
+        assert trio.current_time() == scope.deadline
+        assert ("cancelled", "x") in seen
+        view = await remote.read_job(site.store, "job-x")
+        assert view.status is TaskStatus.CANCELLED
+
+
+async def test_cancelling_a_map_without_a_connection_waits_for_no_answer(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_site(MemoryStore()) as site:
+        await site.start_worker("a")
+        with trio.move_on_after(30) as scope:
+            async with site.client() as client, trio.open_nursery() as nursery:
+                nursery.start_soon(client.map, F + "wait", ["x"])
+                await trio.sleep(10)
+                site.cut("client", for_good=True)
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+        assert trio.current_time() == scope.deadline
+
+
 async def test_a_client_that_died_is_followed_by_another(autojump_clock: MockClock) -> None:
     """A job goes on without its client; who attaches later gets all results."""
     async with open_site(MemoryStore()) as site:

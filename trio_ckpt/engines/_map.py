@@ -174,7 +174,7 @@ async def map_tasks(
             stack.push_async_callback(_close, store)
         allow = name.partition(":")[0]
         client = await stack.enter_async_context(open_engine(store, count, allow, slots))
-        return await client.map(
+        job_id = await client.submit(
             name,
             submission.items,
             checkpoint_interval_s=checkpoint_interval_s,
@@ -182,6 +182,7 @@ async def map_tasks(
             attempts=attempts,
             job_id=job_id,
         )
+        return await client.attach(job_id)  # cancelled, it leaves the job as it is, at once
 
 
 @asynccontextmanager

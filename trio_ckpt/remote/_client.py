@@ -89,7 +89,7 @@ class Client:
 
     def __attrs_post_init__(self) -> None:
         self._session = ReconnectingSession(
-            self._dial, PeerRole.CLIENT, self._hello, self._opened, self._received, _keep_waiting
+            self._dial, PeerRole.CLIENT, self._hello, self._opened, self._received, self._closed
         )
 
     # -- jobs ---------------------------------------------------------------------------------
@@ -267,8 +267,7 @@ class Client:
             while (reply := self._replies[call]) is None:
                 if self._session.link is None:
                     raise ConnectionLostError("the connection was lost before the foreman answered")
-                with trio.move_on_after(1.0):
-                    await self._replied.wait()
+                await self._replied.wait()
             return reply.code, reply.reason
         finally:
             del self._replies[call]
@@ -277,7 +276,7 @@ class Client:
         following = self._following.get(job_id)
         with give_up_after(CANCEL_S):
             await self.cancel(job_id)
-            while following is not None and following.done is None:
+            while following is not None and following.done is None and self._session.link:
                 await following.changed.wait()
 
     # -- the connection -----------------------------------------------------------------------
@@ -293,6 +292,13 @@ class Client:
             self._attach(following)
         for job_id in self._unwanted:
             self._session.send(CancelJob(job_id))
+
+    def _closed(self) -> None:
+        """Wake the calls that cannot be answered now; those about results wait further."""
+        for following in self._following.values():
+            following.touch()
+        self._replied.set()
+        self._replied = trio.Event()
 
     async def _send_job(self, submitting: Submitting) -> None:
         """Send the job in parts; the next connection sends it again if this one is lost."""
@@ -351,27 +357,30 @@ class Client:
         return following is not None and following.call == call
 
 
-def _keep_waiting() -> None:
-    """Callers that wait keep waiting for the next connection."""
-
-
 @asynccontextmanager
 async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Client]:
     """Connect over sockets of any kind; see `connect`."""
     async with open_service_nursery() as nursery:
         client = Client(dial, secret, name, nursery)
-        session = client._session
+        session, staying = client._session, trio.CancelScope()
+
+        async def stay(*, task_status: trio.TaskStatus[None]) -> None:
+            with staying:
+                await session.run(task_status=task_status)
+
         with give_up_after(CONNECT_S, is_shielded=False) as connecting:
-            await nursery.start(session.run)
+            await nursery.start(stay)
         if connecting.cancelled_caught:
             raise ConnectionLostError(
                 f"no foreman answered within {CONNECT_S:g} s: {session.problem}; start it, "
                 "or check its address",
             )
+        staying.shield = True  # a block that is cancelled may still end its jobs
         try:
             yield client
         finally:
             await session.leave("done")
+            staying.cancel()
 
 
 @asynccontextmanager
