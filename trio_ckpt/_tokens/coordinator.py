@@ -35,6 +35,8 @@ from .token import (
     own_result,
 )
 
+NO_STREAM: StreamKey = ()  # known by identity, so that it needs no check
+
 
 @uninterrupted
 class CheckpointCoordinator:
@@ -50,9 +52,10 @@ class CheckpointCoordinator:
     def __init__(self) -> None:
         self.registry = TokenRegistry()
         self._host = _Immediate(self.registry)
+        self._run_id: str | None = None
 
     def create_checkpoint(
-        self, run_id: str, batch_index: int, *, stream: StreamKey = ()
+        self, run_id: str, batch_index: int, *, stream: StreamKey = NO_STREAM
     ) -> AnyToken:
         """Make the token of a batch.  It confirms as soon as it is completed.
 
@@ -68,10 +71,10 @@ class CheckpointCoordinator:
             RuntimeError: the caller is not in a trio program.
             trio.ClosedResourceError: the coordinator is closed.
         """
-        check_run_id(run_id)
+        if run_id is not self._run_id:  # one that was checked: most tokens are of one run
+            self._run_id = check_run_id(run_id)
         batch_index = whole_number("batch_index", batch_index)
-        stream = stream_key("stream", stream)
-        if stream:
+        if stream is not NO_STREAM and (stream := stream_key("stream", stream)):
             check_stream_key(stream)
         return make_token(run_id, stream, batch_index, self._host, Portal.here())
 
@@ -100,7 +103,7 @@ class CheckpointCoordinator:
 
     @asynccontextmanager
     async def open_checkpoint(
-        self, run_id: str, batch_index: int, *, stream: StreamKey = ()
+        self, run_id: str, batch_index: int, *, stream: StreamKey = NO_STREAM
     ) -> AsyncGenerator[AnyToken]:
         """Open the token of a batch for a block, so that it is settled when the block ends.
 
@@ -166,8 +169,7 @@ class _Immediate:
     def complete(self, token: AnyToken, result: object) -> bool:
         if not may(token, TokenEvent.COMPLETE):
             return False
-        move(token, TokenEvent.COMPLETE)
-        move(token, TokenEvent.CONFIRM, stamp(result))
+        move(token, TokenEvent.COMPLETE, stamp(result), then=TokenEvent.CONFIRM)
         return True
 
     def fail(self, token: AnyToken, error: BaseException | str) -> bool:
@@ -185,7 +187,9 @@ class _Immediate:
 
 def stamp(result: object) -> object:
     """Set ``completed_at`` in a copy of a `CheckpointResult` that leaves it out."""
-    if isinstance(result, CheckpointResult) and result.completed_at is None:
+    if not isinstance(result, CheckpointResult):
+        return result
+    if result.completed_at is None:
         return attrs.evolve(result, completed_at=utc_now())
     return own_result(result)
 

@@ -333,18 +333,23 @@ def may(token: AnyToken, event: TokenEvent) -> bool:
     return event in TRANSITIONS[token._state]
 
 
-def move(token: AnyToken, event: TokenEvent, outcome: object = None) -> None:
+def move(
+    token: AnyToken, event: TokenEvent, outcome: object = None, then: TokenEvent | None = None
+) -> None:
     """Change a token's state as the table defines, publish it, and wake the waiters.
 
     Args:
         token: The token.
         event: What happened.
         outcome: The result for CONFIRM, a `Failure` for FAIL, REJECT and WITHDRAW.
+        then: What happened in the same moment, after it.
 
     Raises:
         RuntimeError: the table refuses; nothing has changed.
     """
     state = TRANSITIONS[token._state].get(event)
+    if then is not None and state is not None:
+        state = TRANSITIONS[state].get(then)
     if state is None:
         raise RuntimeError(f"{token!r} cannot {event.value}")
     token._state, token._outcome = state, outcome
