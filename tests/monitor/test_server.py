@@ -269,7 +269,9 @@ async def test_a_store_that_does_not_answer_is_not_waited_for(
     assert REQUEST_TIMEOUT_S < 60
 
     class Slow(MemoryStore):
-        async def list_runs(self) -> Any:
+        async def list_runs(
+            self, prefix: str = "", after: str | None = None, limit: int = 1000
+        ) -> Any:
             await trio.sleep_forever()
 
     async with serving(Slow()) as (client, _):

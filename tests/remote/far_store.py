@@ -195,8 +195,10 @@ class FarStore(Store):
 
     # What a worker cannot do is done on the foreman's side.
 
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        return await self._near.list_runs()
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        return await self._near.list_runs(prefix, after, limit)
 
     async def read_owner(self, run_id: str) -> Owner | None:
         return await self._near.read_owner(run_id)

@@ -305,8 +305,33 @@ class EmptyForLostBlobs(MemoryStore):
 
 
 class ListsInAnyOrder(MemoryStore):
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        return (await super().list_runs())[::-1]
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        return (await super().list_runs(prefix, after, limit))[::-1]
+
+
+class ListsAll(MemoryStore):
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        return await super().list_runs()
+
+
+class PagesOverlap(MemoryStore):
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        page = await super().list_runs(prefix, limit=1000)
+        return tuple(run for run in page if after is None or run.run_id >= after)[:limit]
+
+
+class FoldsCase(MemoryStore):
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        runs = await super().list_runs("", after)
+        return tuple(run for run in runs if run.run_id.lower().startswith(prefix.lower()))[:limit]
 
 
 class MixesUpCase(MemoryStore):
@@ -626,6 +651,9 @@ BROKEN = {
     GuessesCursors: "A cursor that was not given for this stream",
     EmptyForLostBlobs: "Blobs come back in place of the payload",
     ListsInAnyOrder: "list_runs names every run once",
+    ListsAll: "list_runs gives a page of the runs with a prefix.*a page of 1 has",
+    PagesOverlap: "list_runs gives a page of the runs with a prefix",
+    FoldsCase: "list_runs gives a page of the runs with a prefix",
     MixesUpCase: "Any text is a good run id",
     HidesTheOwner: "read_owner returns the present owner.*is locked has no owner",
     OwnsForEver: "read_owner returns the present owner.*given back has an owner",
@@ -679,7 +707,9 @@ async def test_raising_store_is_caught() -> None:
     """An error that a store raises by mistake is reported as a broken clause, too."""
 
     class Raises(MemoryStore):
-        async def list_runs(self) -> tuple[RunSummary, ...]:
+        async def list_runs(
+            self, prefix: str = "", after: str | None = None, limit: int = 1000
+        ) -> tuple[RunSummary, ...]:
             raise ZeroDivisionError
 
     with pytest.raises(AssertionError, match=r"list_runs names every run once.*ZeroDivision"):

@@ -19,12 +19,40 @@ from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key
 from .progress import Progress
 from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, check_times, decode_record
 from .store import RunView, Store
-from .stored import StoredRecord, StoredRun
+from .stored import RunSummary, StoredRecord, StoredRun
 
 PAGE = 1_000  # records in memory at a time
 
 KILLED = "was killed"
 RUNNING = "is running"
+
+
+async def list_all_runs(store: Store, prefix: str = "") -> list[RunSummary]:
+    """All runs of a store whose ids begin with a prefix, sorted by id.
+
+    Raises:
+        StoreError: they cannot be read.
+
+    Cancellation: a cancellation point between pages.
+    """
+    runs: list[RunSummary] = []
+    while True:
+        page = await store.list_runs(prefix, runs[-1].run_id if runs else None, PAGE)
+        runs += page
+        if len(page) < PAGE:
+            return runs
+
+
+async def find_run(store: Store, run_id: str) -> RunSummary | None:
+    """The summary of one run, at a cost that does not depend on the others; None: no such run.
+
+    Raises:
+        StoreError: it cannot be read.
+
+    Cancellation: a cancellation point.
+    """
+    page = await store.list_runs(run_id, limit=1)
+    return page[0] if page and page[0].run_id == run_id else None
 
 
 async def stored_pages(

@@ -243,8 +243,21 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def list_runs(self) -> tuple[RunSummary, ...]:
-        """All runs, sorted by id; never touches payloads.
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        """A page of the runs, sorted by id; never touches payloads.
+
+        A page that has fewer runs than `limit` is the last.  Ids are compared by their code points.
+
+        Args:
+            prefix: Only runs whose ids begin with it; the run of that id itself comes first.
+            after: Only runs whose ids come after it; there need not be such a run.
+            limit: How many at most.
+
+        Raises:
+            StoreError: they cannot be read.
+            ValueError: `limit` is not positive.
 
         Cancellation: a cancellation point; a read that has begun may be waited for.
         """

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import attrs
 
+from .._journal.history import list_all_runs
 from .._journal.store import Finding, FindingKind, Repaired, Store
 from .._runs.manifest import MANIFEST
 from .._runs.verify import MISSING, MISSING_MANY
@@ -125,7 +126,7 @@ async def _runs_of(store: Store, run_id: str | None, not_done: list[Repaired]) -
     if run_id is not None:
         return [run_id]
     try:
-        return [run.run_id for run in await store.list_runs()]
+        return [run.run_id for run in await list_all_runs(store)]
     except StoreError as error:
         not_done.append(Repaired(store.url, f"its runs cannot be listed: {error}"))
         return []

@@ -21,6 +21,7 @@ from contextlib import aclosing
 import attrs
 
 from .._journal.folds import decode_progress, encode_progress
+from .._journal.history import list_all_runs
 from .._journal.progress import Pin, Progress, apply
 from .._journal.record import Record, Seal, decode_record
 from .._journal.store import (
@@ -68,7 +69,7 @@ async def check_all(
             if run_id is None or finding.run_id in (None, run_id):
                 yield finding
     try:
-        runs = await store.list_runs()
+        runs = await list_all_runs(store)
     except StoreError as error:
         yield Finding(store.url, f"its runs cannot be listed: {error}", RESTORE)
         return

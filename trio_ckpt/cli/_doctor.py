@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from .._journal.history import read_pages
+from .._journal.history import list_all_runs, read_pages
 from .._journal.store import Finding, Severity, Store
 from .._journal.summary import read_run_status
 from .._maintenance.doctor import checked, examine
@@ -118,7 +118,7 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
     try:
         yield checked("store", Severity.GOOD, f"{store.url} opens, durability {store.durability!r}")
         yield await _runs(store)
-        for run in await store.list_runs():
+        for run in await list_all_runs(store):
             yield await _run(store, run.run_id)
             if run.generation >= MANY_GENERATIONS:
                 yield checked(
@@ -138,7 +138,7 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
 
 
 async def _runs(store: Store) -> Finding:
-    runs = await store.list_runs()
+    runs = await list_all_runs(store)
     records = sum(run.records for run in runs)
     return checked(
         "runs", Severity.GOOD, f"{plural(len(runs), 'run')}, {plural(records, 'checkpoint')}"

@@ -14,6 +14,7 @@ import click
 import trio
 from click.shell_completion import CompletionItem
 
+from .._journal.history import list_all_runs
 from .._journal.store import Store
 from .._util.arguments import MAX_PORT
 from .._util.text import stream_name
@@ -89,7 +90,7 @@ def _typed(ctx: click.Context, name: str, place: int) -> str | None:
 
 
 async def _run_names(store: Store) -> list[str]:
-    return [run.run_id for run in await store.list_runs()]
+    return [run.run_id for run in await list_all_runs(store)]
 
 
 async def _stream_names(store: Store, *, run_id: str | None) -> list[str]:

@@ -9,6 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import click
 
+from .._journal.history import list_all_runs
 from .._journal.store import Store
 from .._journal.summary import RunStatus, read_run_status
 from .._util.errors import StoreDamagedError
@@ -62,7 +63,7 @@ async def read_status(store: Store, run_id: str | None) -> RunStatus:
 
 
 async def _only_run(store: Store) -> str:
-    runs = [run.run_id for run in await store.list_runs()]
+    runs = [run.run_id for run in await list_all_runs(store)]
     if len(runs) == 1:
         return runs[0]
     if not runs:
@@ -72,7 +73,7 @@ async def _only_run(store: Store) -> str:
 
 async def no_such_run(store: Store, run_id: str) -> str:
     """The message that the store has no such run, and which runs it has."""
-    runs = [run.run_id for run in await store.list_runs()]
+    runs = [run.run_id for run in await list_all_runs(store)]
     if not runs:
         return f"{store.url} has no run {run_id!r}: it has no runs yet"
     close = difflib.get_close_matches(run_id, runs, MAX_NAMED)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .._journal.history import KILLED, RUNNING, run_runtime_s
+from .._journal.history import KILLED, RUNNING, list_all_runs, run_runtime_s
 from .._journal.live_view import LiveView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
@@ -70,7 +70,7 @@ async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
     """List the runs of a store."""
     now = time.time() if now is None else now
     found = dict[str, RunStatus | StoreError]()
-    for line in await store.list_runs():
+    for line in await list_all_runs(store):
         try:
             found[line.run_id] = await read_status(store, line.run_id)
         except StoreError as error:  # the others can be read

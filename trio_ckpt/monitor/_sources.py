@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
-from .._journal.history import session_metadata_of
+from .._journal.history import list_all_runs, session_metadata_of
 from .._journal.live_view import LiveView, read_live
 from .._journal.store import Owner, RunSummary, RunView, Store
 from .._journal.summary import run_status_from
@@ -171,7 +171,7 @@ class StoreSource(WatchedSource):
     async def list_ids(self) -> list[str]:
         """See `WatchedSource.list_ids`."""
         if trio.current_time() - self._listed_at >= FRESH_S:
-            self._known = {summary.run_id: summary for summary in await self.store.list_runs()}
+            self._known = {summary.run_id: summary for summary in await list_all_runs(self.store)}
             self._listed_at = trio.current_time()
         else:
             await trio.lowlevel.checkpoint()

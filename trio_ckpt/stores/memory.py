@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
+from itertools import islice
 
 import attrs
 import msgspec
@@ -52,7 +53,7 @@ from .._util.errors import (
 from .._util.forks import need_process, this_process
 from .._util.threads import run_blocking
 from ._local.blob_pins import names_of
-from ._local.blobs import check_part, need_digest, views_of
+from ._local.blobs import check_part, need_digest, need_positive, views_of
 from ._local.fence import (
     compare_generation,
     compare_owner,
@@ -274,8 +275,7 @@ class MemoryStore(Store):
     ) -> HistoryPage:
         """See `Store.history`."""
         await self._begin()
-        if limit < 1:
-            raise ValueError(f"limit is {limit}, not positive")
+        need_positive(limit)
         run = self._memory.runs.get(run_id)
         streams: dict[str, _MemoryStream] = {}
         if run is not None:
@@ -287,10 +287,13 @@ class MemoryStore(Store):
         records = tuple(map(self._resolve, reversed(found.log[start:stop])))
         return HistoryPage(records, f"{found.number}.{start}" if start else None)
 
-    async def list_runs(self) -> tuple[RunSummary, ...]:
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
+        need_positive(limit)
         await self._begin()
-        return tuple(
+        found = (
             RunSummary(
                 run_id,
                 run.generation,
@@ -299,8 +302,9 @@ class MemoryStore(Store):
                 sum(len(stream.log) for stream in run.generations[run.generation].values()),
             )
             for run_id, run in sorted(self._memory.runs.items())
-            if run.generations
+            if run.generations and run_id.startswith(prefix) and (after is None or run_id > after)
         )
+        return tuple(islice(found, limit))
 
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`."""

@@ -100,10 +100,12 @@ class WrappedStore(Store):
             run_id, stream, generation=generation, cursor=cursor, limit=limit
         )
 
-    async def list_runs(self) -> tuple[RunSummary, ...]:
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
         self._before("list_runs")
-        return await self.handle.list_runs()
+        return await self.handle.list_runs(prefix, after, limit)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""

@@ -155,6 +155,51 @@ async def list_runs(case: Case) -> None:
     expect(found == wanted, f"it is {found}, not {wanted}")
 
 
+async def list_runs_in_pages(case: Case) -> None:
+    """list_runs gives a page of the runs with a prefix, after an id; the exact one is first."""
+    store = await case.open()
+    prefix = f"{case.run_id} x_%"
+    last = "\U0010ffff"
+    ends = ["", "\0", "0", "a", "A", "é", "\ud7ff", last, last * 2, "b", "b2"]
+    inside = sorted(prefix + end for end in ends)
+    outside = [
+        prefix[:-1],
+        prefix[:-1] + "&",
+        prefix[:-1] + "a",
+        prefix[:-2] + "y%",
+        prefix.upper(),
+    ]
+    for name in [*outside, *inside]:
+        async with store.lock_run(name):
+            pass
+    for limit in (1, 2, 3, len(inside), 1000):
+        found: list[str] = []
+        page = [""] * limit
+        while len(page) == limit and len(found) <= len(inside):
+            after = found[-1] if found else None
+            page = [run.run_id for run in await store.list_runs(prefix, after, limit)]
+            expect(len(page) <= limit, f"a page of {limit} has {len(page)} runs")
+            found += page
+        expect(found == inside, f"in pages of {limit} they are {found}, not {inside}")
+    async with store.lock_run(inside[1]) as owner:
+        await store.prune(RunKey(inside[1], 0, owner), keep=0)
+    for after, first in (
+        (None, 0),
+        ("", 0),
+        (inside[0], 2),
+        (inside[4] + "!", 5),
+        ("\U0010ffff", 99),
+    ):
+        page = [run.run_id for run in await store.list_runs(prefix, after, 2)]
+        wanted = [name for name in inside[first:] if name != inside[1]][:2]
+        expect(page == wanted, f"after {after!r} come {page}, not {wanted}")
+    whole = [run.run_id for run in await store.list_runs()]
+    expect(set(inside + outside) - {inside[1]} <= set(whole), "without a prefix some are missing")
+    for limit in (0, -1):
+        what = f"a page of {limit} runs was given"
+        await expect_raised(ValueError, what, store.list_runs, "", None, limit)
+
+
 async def read_while_saving(case: Case) -> None:
     """What is read while others save is of one moment, and never goes back."""
     store = await case.open()

@@ -143,7 +143,7 @@ async def test_all_writing_together_is_linear(
     await store.aclose()
     assert len(written) < 16
     assert sum(written) < 3 * written[-1]
-    assert reader.JsonReader(folder).list_runs()[0].records == 3_000
+    assert reader.JsonReader(folder).list_runs("", None, 10)[0].records == 3_000
 
 
 # ---------------------------------------------------------------------------------------

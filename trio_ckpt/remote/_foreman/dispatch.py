@@ -11,6 +11,7 @@ from functools import partial
 import attrs
 import trio
 
+from ..._journal.history import find_run
 from ..._journal.store import RunKey, Store
 from ..._maintenance.offline import open_maintenance
 from ..._util.errors import StoreDamagedError
@@ -247,7 +248,7 @@ async def prune_task(store: Store, task_id: str) -> int:
 
     Durability: removed states do not come back.
     """
-    if not any(run.run_id == task_id for run in await store.list_runs()):
+    if await find_run(store, task_id) is None:
         return 0
     async with store.lock_run(task_id) as number:
         return await _remove(store, task_id, number)
@@ -264,12 +265,10 @@ async def _remove(store: Store, task_id: str, number: int) -> int:
     except StoreDamagedError:
         stored = None
     if stored is None:
-        generations = [run.generation for run in await store.list_runs() if run.run_id == task_id]
-        pruned = [
-            await store.prune(RunKey(task_id, generation, number), keep=0)
-            for generation in generations
-        ]
-        return sum(one.bytes for one in pruned)
+        found = await find_run(store, task_id)
+        if found is None:
+            return 0
+        return (await store.prune(RunKey(task_id, found.generation, number), keep=0)).bytes
     run = RunKey(task_id, stored.generation, number)
     size = 0
     for entry in stored.streams:

@@ -11,7 +11,7 @@ from ..._commit.batch import Batch
 from ..._commit.open_stream import OpenStream
 from ..._commit.retry import RetryRule, RetryTable, Then
 from ..._commit.stream_log import StreamLog
-from ..._journal.history import ended_at
+from ..._journal.history import ended_at, list_all_runs
 from ..._journal.progress import Progress
 from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error, trouble
 from ..._journal.store import Store
@@ -284,17 +284,16 @@ class Job:
 
     async def _sweep(self, store: Store) -> None:
         """Remove the saved states of ended items that a crash left behind."""
-        for run in await store.list_runs():
-            if run.run_id.startswith(f"{self.job_id}."):
-                try:
-                    await prune_task(store, run.run_id)
-                except (StoreError, RunLockedError) as error:
-                    log.warning(
-                        "the states of %s stay: %s",
-                        run.run_id,
-                        one_line(text_of(error)),
-                        extra=at(self.job_id),
-                    )
+        for run in await list_all_runs(store, f"{self.job_id}."):
+            try:
+                await prune_task(store, run.run_id)
+            except (StoreError, RunLockedError) as error:
+                log.warning(
+                    "the states of %s stay: %s",
+                    run.run_id,
+                    one_line(text_of(error)),
+                    extra=at(self.job_id),
+                )
 
 
 async def _save(open_stream: OpenStream, stream_log: StreamLog, submission: JobSubmission) -> None:

@@ -19,7 +19,7 @@ from contextlib import aclosing
 
 import attrs
 
-from ..._journal.history import read_pages
+from ..._journal.history import list_all_runs, read_pages
 from ..._journal.progress import Progress
 from ..._journal.record import Record, RecordKind, Status
 from ..._journal.store import RunView, Store
@@ -27,7 +27,14 @@ from ..._journal.summary import RunStatus, read_run_status
 from ..._util.plain import JOB_STREAM
 from ..._util.text import plural
 from .._wire.errors import JobCancelledError, UnknownJobError
-from .._wire.names import ITEMS_STREAM, check_job_id, is_job_id, split_task_id, task_id_of
+from .._wire.names import (
+    ITEMS_STREAM,
+    JOB_PREFIX,
+    check_job_id,
+    is_job_id,
+    split_task_id,
+    task_id_of,
+)
 from .._wire.submission import JobHead, head_of
 from .job_views import (
     DONE_PERCENT,
@@ -56,7 +63,9 @@ async def list_jobs(store: Store) -> tuple[str, ...]:
 
     Cancellation: as for `Store.list_runs`.
     """
-    return tuple(run.run_id for run in await store.list_runs() if is_job_id(run.run_id))
+    return tuple(
+        run.run_id for run in await list_all_runs(store, JOB_PREFIX) if is_job_id(run.run_id)
+    )
 
 
 async def read_job(
@@ -111,9 +120,8 @@ class JobReader:
     ) -> JobView:
         """Read a job; see `read_job`."""
         job = await self._open(job_id, live)
-        prefix = f"{job_id}."
-        runs = await self.store.list_runs()
-        job.saved = frozenset(run.run_id for run in runs if run.run_id.startswith(prefix))
+        runs = await list_all_runs(self.store, f"{job_id}.")
+        job.saved = frozenset(run.run_id for run in runs)
         stop = job.total if limit is None else min(job.total, after + limit)
         page = range(min(after, job.total), stop)
         await self._read_done(job, page, MAX_SCANNED)

@@ -157,7 +157,9 @@ class RemoteStore(Store):
             size += _decode(_SIZE, await self._rpc.call(drop))
         return size
 
-    async def list_runs(self) -> tuple[RunSummary, ...]:
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
         """Always refused: a worker sees only the run of its item.
 
         Raises:

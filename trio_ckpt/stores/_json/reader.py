@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import re
+from itertools import islice
 from pathlib import Path
 
 from ..._journal.store import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
@@ -96,22 +98,27 @@ class JsonReader:
             size += len(records[-1].payload)
         return HistoryPage(tuple(records), None)
 
-    def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`.
+    def list_runs(self, prefix: str, after: str | None, limit: int) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`.  It reads the runs of the page, and those with hashed names.
 
         A run whose files cannot be read is named by its folder, so that it does not hide others:
         reading that run reports the problem.
         """
-        found: list[RunSummary] = []
+
+        def is_wanted(run_id: str) -> bool:
+            return run_id.startswith(prefix) and (after is None or run_id > after)
+
+        hashed: list[RunSummary] = []
+        named: list[Path] = []  # by their ids
         for folder in run_folders(self._folder):
-            try:
-                loaded = load(folder)
-            except StoreError:
-                found.append(RunSummary(folder.name, 0, 0, 0, 0))
-            else:
-                if loaded is not None and not loaded.state.is_gone:
-                    found.append(_summary(loaded.state))
-        return tuple(sorted(found, key=lambda summary: summary.run_id))
+            if not is_folder_name(folder.name):
+                if is_wanted(folder.name):
+                    named.append(folder)
+            elif (summary := _summary(folder)) is not None and is_wanted(summary.run_id):
+                hashed.append(summary)
+        found = filter(None, map(_summary, named))
+        pages = heapq.merge(found, sorted(hashed, key=_id_of), key=_id_of)
+        return tuple(islice(pages, limit))
 
     def _resolve(self, stream: StreamState, number: int) -> StoredRecord:
         entry = decode_entry(stream.entries[number - 1])
@@ -121,7 +128,20 @@ class JsonReader:
         return StoredRecord(number, payload, entry.blobs)
 
 
-def _summary(state: RunState) -> RunSummary:
+def _id_of(summary: RunSummary) -> str:
+    return summary.run_id
+
+
+def _summary(folder: Path) -> RunSummary | None:
+    """Return the summary of the run in a folder; None: there is none, or it was pruned."""
+    run_id = None if is_folder_name(folder.name) else folder.name
+    try:
+        loaded = load(folder, run_id)
+    except StoreError:
+        return RunSummary(folder.name, 0, 0, 0, 0)
+    if loaded is None or loaded.state.is_gone:
+        return None
+    state = loaded.state
     streams = state.of(state.generation)
     records = sum(len(stream.entries) for stream in streams.values())
     return RunSummary(state.run_id, state.generation, state.owner, len(streams), records)

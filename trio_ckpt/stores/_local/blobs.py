@@ -88,6 +88,16 @@ def check_part(offset: int, size: int | None) -> None:
         raise ValueError(f"offset {offset} and size {size} must not be negative")
 
 
+def need_positive(limit: int) -> None:
+    """Check that a page may have at least one entry.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}, not positive")
+
+
 class Blobs:
     """Payloads as write-once files, ``ab/abcd…``, named by their SHA-256."""
 

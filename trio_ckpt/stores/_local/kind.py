@@ -77,7 +77,7 @@ class LocalReader(Protocol):
         """See `Store.history`."""
         ...
 
-    def list_runs(self) -> tuple[RunSummary, ...]:
+    def list_runs(self, prefix: str, after: str | None, limit: int) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
         ...
 

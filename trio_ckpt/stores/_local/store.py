@@ -46,7 +46,7 @@ from ..._util.forks import need_process, this_process
 from ..._util.log import get_logger
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
-from .blobs import Blobs, check_part
+from .blobs import Blobs, check_part, need_positive
 from .fence import need_lock
 from .kind import LocalKind, LocalWriter
 from .live import read_live, write_live
@@ -264,13 +264,15 @@ class LocalStore(Store):
         limit: int = 1000,
     ) -> HistoryPage:
         """See `Store.history`."""
-        if limit < 1:
-            raise ValueError(f"limit is {limit}, not positive")
+        need_positive(limit)
         return await self._read(self._reader.history, run_id, stream, generation, cursor, limit)
 
-    async def list_runs(self) -> tuple[RunSummary, ...]:
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
-        return await self._read(self._reader.list_runs)
+        need_positive(limit)
+        return await self._read(self._reader.list_runs, prefix, after, limit)
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from .schema import FIND_HEAD, FIND_RUN, READ_ATTACHED, connect, explain_sqlite
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, even if more records were requested
 _CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
 
+_SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000  # between them no code point is text
+
 _READ_STREAMS = (
     "SELECT streams.stream, streams.id, sequence, last, through, payload FROM streams "
     "JOIN heads ON heads.stream = streams.id LEFT JOIN folds ON folds.stream = streams.id "
@@ -38,7 +41,8 @@ _LIST_RUNS = (
     "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0) "
     "FROM runs LEFT JOIN streams ON run = runs.id AND streams.generation = runs.generation "
     "LEFT JOIN heads ON heads.stream = streams.id AND sequence > 0 "
-    "WHERE first <= runs.generation GROUP BY runs.id ORDER BY run_id"
+    "WHERE first <= runs.generation AND run_id >= :start AND run_id < :end "
+    "AND run_id IS NOT :after GROUP BY run_id ORDER BY run_id LIMIT :limit"
 )
 
 
@@ -143,10 +147,16 @@ class SqliteReader:
         ).fetchone()
         return head
 
-    def list_runs(self) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
+    def list_runs(self, prefix: str, after: str | None, limit: int) -> tuple[RunSummary, ...]:
+        """See `Store.list_runs`.  It reads the page only, by the index of the ids."""
+        bounds = {
+            "start": max(prefix, after or ""),
+            "after": after,
+            "end": _end_of(prefix),
+            "limit": limit,
+        }
         with self._reading() as cursor:
-            return tuple([RunSummary(*row) for row in cursor.execute(_LIST_RUNS)])
+            return tuple([RunSummary(*row) for row in cursor.execute(_LIST_RUNS, bounds)])
 
     def _records_from(
         self, cursor: sqlite3.Cursor, stream: int, row: int, sequence: int
@@ -186,6 +196,19 @@ def _check_place(
         if found is not None and found[:2] == (head[0], sequence):
             return head[0], sequence, row
     raise StoreError(f"{place!r} is not a cursor of this stream's history")
+
+
+def _end_of(prefix: str) -> str | bytes:
+    """Return the first value after all texts that begin with a prefix.
+
+    SQLite compares the bytes of UTF-8, which are in the order of the code points; after all
+    texts come its blobs.
+    """
+    kept = prefix.rstrip(chr(sys.maxunicode))
+    if not kept:
+        return b""
+    following = ord(kept[-1]) + 1
+    return kept[:-1] + chr(_AFTER_SURROGATES if following == _SURROGATES else following)
 
 
 def _place_after(found: _Row) -> str | None:
