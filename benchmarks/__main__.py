@@ -25,6 +25,7 @@ from benchmarks import (
     answers,
     crawl,
     frontier,
+    item_end,
     json_store,
     maps,
     outputs,
@@ -53,6 +54,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "crawl": crawl.measure,
     "viewers": viewers.measure,
     "maps": maps.measure,
+    "items": item_end.measure,
 }
 
 

@@ -112,6 +112,20 @@ async def _expect_no_run(case: Case, store: Store) -> None:
     expect(page == HistoryPage((), None), f"a run that is gone has a history: {page}")
 
 
+async def removed_runs_fill_no_page(case: Case) -> None:
+    """Runs that were removed take no places in the pages of list_runs."""
+    store = await case.open()
+    names = [f"{case.run_id} {number}" for number in range(6)]
+    kept = names[2:6:3]
+    for name in names:
+        async with store.lock_run(name) as owner:
+            await case.save_all(store, RunKey(name, 0, owner), chain(A, 1, 1))
+            if name not in kept:
+                await store.prune(RunKey(name, 0, owner), keep=0)
+    page = [run.run_id for run in await store.list_runs(f"{case.run_id} ", None, 2)]
+    expect(page == kept, f"a page of two has {page}, not {kept}")
+
+
 async def prune_is_fenced(case: Case) -> None:
     """prune removes nothing for another owner than the newest, or another generation."""
     store, other = await case.open(), await case.open()

@@ -181,20 +181,12 @@ async def list_runs_in_pages(case: Case) -> None:
             expect(len(page) <= limit, f"a page of {limit} has {len(page)} runs")
             found += page
         expect(found == inside, f"in pages of {limit} they are {found}, not {inside}")
-    async with store.lock_run(inside[1]) as owner:
-        await store.prune(RunKey(inside[1], 0, owner), keep=0)
-    for after, first in (
-        (None, 0),
-        ("", 0),
-        (inside[0], 2),
-        (inside[4] + "!", 5),
-        ("\U0010ffff", 99),
-    ):
+    for after, first in ((None, 0), ("", 0), (inside[0], 1), (f"{inside[4]}!", 5), (last, 99)):
         page = [run.run_id for run in await store.list_runs(prefix, after, 2)]
-        wanted = [name for name in inside[first:] if name != inside[1]][:2]
+        wanted = inside[first : first + 2]
         expect(page == wanted, f"after {after!r} come {page}, not {wanted}")
     whole = [run.run_id for run in await store.list_runs()]
-    expect(set(inside + outside) - {inside[1]} <= set(whole), "without a prefix some are missing")
+    expect(set(inside + outside) <= set(whole), "without a prefix some are missing")
     for limit in (0, -1):
         what = f"a page of {limit} runs was given"
         await expect_raised(ValueError, what, store.list_runs, "", None, limit)
