@@ -303,6 +303,5 @@ def test_addresses_are_read_where_stores_are_opened_and_wrapped() -> None:
     assert {name for name in found if not name.startswith("stores/")} == {
         "_journal/store.py",  # makes the URL of it
         "remote/_worker/remote_store.py",
-        "testing/_crash_store.py",
         "testing/_faulty.py",
     }
