@@ -61,7 +61,8 @@ async def scene() -> Scene:
 
 
 @pytest.fixture
-async def broadcast(scene: Scene) -> AsyncGenerator[Broadcast]:
+async def broadcast(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Broadcast]:
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)  # a busy machine would change the rests
     broadcast = Broadcast(scene.make, scene.wait_changed)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(broadcast.run)
