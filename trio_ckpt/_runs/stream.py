@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
@@ -12,29 +13,27 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 import trio
 
 from .._commit.adopt import PathOf, check_stands_alone, rescan
-from .._commit.archive_states import pin_state, unpin_state
+from .._commit.archive_states import pin_state, prune_states, unpin_state
 from .._commit.awaits import awaits_noted
-from .._commit.batch import UNSET, Batch
+from .._commit.batch import UNSET, AttemptState, Batch
 from .._commit.exits import Exit
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots
 from .._journal.progress import FailedAttempt, Progress
-from .._journal.record import ErrorInfo, Status, describe_error
+from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from .._journal.statistics import StreamStatistics
 from .._journal.summary import status_of
 from .._util.arguments import flag, function, index_range, reason, text, whole_number, whole_numbers
-from .._util.plain import Plain, StreamKey, as_metadata, copy_plain
+from .._util.errors import StreamBusyError
+from .._util.plain import Plain, StreamKey, as_metadata, as_plain, copy_plain
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
 from .loop import Batches, Items, LoopCursor
-from .loop_bounds import estimated
+from .loop_bounds import check_finished, estimated
 from .statistics import stream_statistics
 from .stream_operations import (
     one_batch,
-    save_between,
     save_failure,
-    save_finish,
-    settle_failed,
     skipped_batches,
     snapshots_in_batch,
 )
@@ -268,9 +267,22 @@ class Stream(Generic[S]):
         Durability: when this returns the mark is durable.
         Cancellation: a cancellation point until the record is being saved; none after that.
         """
-        self._loop_cursor.check_owner()
+        loop_cursor, open_stream = self._loop_cursor, self._open_stream
+        loop_cursor.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
-        await save_finish(self._loop_cursor, plain)
+        await loop_cursor.settle_open(Exit.EXIT)
+        await loop_cursor.wait_verified()
+        check_finished(open_stream, loop_cursor.source, is_cut=loop_cursor.is_cut)
+        stop = self._progress.done.stop
+        await open_stream.save_finish(
+            Record(
+                kind=RecordKind.FINISH,
+                at=time.time(),
+                metadata=plain,
+                last_index=stop - 1 if stop > 0 else None,
+            )
+        )
+        await prune_states(open_stream, is_complete=True)
 
     async def save(self, *, cursor: Plain = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.
@@ -285,8 +297,25 @@ class Stream(Generic[S]):
         Durability: when this returns they are durable.
         Cancellation: a cancellation point until the record is being saved; none after that.
         """
+        open_stream, state_manager = self._open_stream, self._open_stream.state_manager
         self._loop_cursor.check_owner()
-        await save_between(self._loop_cursor, cursor)
+        if cursor is not UNSET:
+            open_stream.check_cursor()
+            cursor = as_plain(cursor, "cursor")
+        await self._loop_cursor.settle_open(Exit.EXIT)
+        if open_stream.open:
+            raise StreamBusyError(
+                "save() is for between batches: settle the open one first",
+                run_id=open_stream.run_id,
+                stream=self.key,
+            )
+        await open_stream.restore_state()
+        saved = None if state_manager is None else await state_manager.encode_state()
+        state, blobs = (b"", ()) if saved is None else (saved.payload, saved.stored.blobs)
+        record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
+        sequence = await open_stream.save_plain(record, blobs)
+        if state_manager is not None:
+            state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
 
     async def pin(self, label: str) -> None:
         """Keep the arrays of the newest confirmed state, whatever the retention says.
@@ -339,7 +368,12 @@ class Stream(Generic[S]):
         self._loop_cursor.check_owner()
         error = reason("error", error)
         flag("retryable", retryable)
-        await settle_failed(self._loop_cursor, error)
+        batch, self._loop_cursor.batch = self._loop_cursor.batch, None
+        if batch is not None:
+            batch.fail(error)  # unless it is settled
+            is_failed = batch.state is AttemptState.FAILED
+            left_by = Exit.ERROR if is_failed else Exit.EXIT
+            await self._loop_cursor.gate.pass_gate(batch, left_by)
         failure = describe_error(error, retryable=retryable)
         self._open_stream.set_failure(failure)
         await save_failure(self._open_stream, failure)

@@ -1,6 +1,6 @@
 """What the owner of a stream does beside its loops.
 
-One batch without a loop, snapshots inside the body of a batch, the records that no batch saves,
+One batch without a loop, snapshots inside the body of a batch, the batches that were skipped,
 and leaving: what is open passes the gate, and how the stream was left is recorded.
 """
 
@@ -12,10 +12,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import trio
-from msgspec import UNSET
 
-from .._commit.archive_states import prune_states
-from .._commit.batch import AttemptState, Batch, task_of
+from .._commit.batch import Batch, task_of
 from .._commit.exits import Exit, decisive, exit_of, verdicts_in
 from .._commit.open_stream import OpenStream
 from .._commit.snapshots import Snapshots, check_snapshots_awaited
@@ -27,7 +25,6 @@ from .._util.errors import (
     BatchFailedError,
     RunStoppedError,
     SourceChangedError,
-    StreamBusyError,
     StreamEndedError,
     StreamFailedError,
     TrioCkptError,
@@ -35,71 +32,16 @@ from .._util.errors import (
     text_of,
 )
 from .._util.log import get_logger
-from .._util.plain import Plain, StreamKey, as_plain, copy_plain
+from .._util.plain import Plain, StreamKey, copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from .loop import LoopCursor
-from .loop_bounds import check_finished, complete_if_last
+from .loop_bounds import complete_if_last
 
 log = get_logger(__name__)
 
 
-# -- records that no batch saves ----------------------------------------------------------------
-
-
-async def save_between(loop_cursor: LoopCursor, cursor: Plain) -> None:
-    """Save state and cursor between batches; see `Stream.save`.
-
-    Durability: when this returns they are durable.
-    """
-    open_stream, state_manager = loop_cursor.open_stream, loop_cursor.open_stream.state_manager
-    if cursor is not UNSET:
-        open_stream.check_cursor()
-        cursor = as_plain(cursor, "cursor")
-    await loop_cursor.settle_open(Exit.EXIT)
-    if open_stream.open:
-        raise StreamBusyError(
-            "save() is for between batches: settle the open one first",
-            run_id=open_stream.run_id,
-            stream=open_stream.stream_log.key,
-        )
-    await open_stream.restore_state()
-    saved = None if state_manager is None else await state_manager.encode_state()
-    state, blobs = (b"", ()) if saved is None else (saved.payload, saved.stored.blobs)
-    record = Record(kind=RecordKind.SAVE, at=time.time(), cursor=cursor, state=state)
-    sequence = await open_stream.save_plain(record, blobs)
-    if state_manager is not None:
-        state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
-
-
-async def save_finish(loop_cursor: LoopCursor, metadata: dict[str, Plain]) -> None:
-    """Mark a stream as complete; see `Stream.finish`.
-
-    Durability: when this returns the mark is durable.
-    """
-    await loop_cursor.settle_open(Exit.EXIT)
-    await loop_cursor.wait_verified()
-    check_finished(loop_cursor.open_stream, loop_cursor.source, is_cut=loop_cursor.is_cut)
-    stop = loop_cursor.progress.done.stop
-    await loop_cursor.open_stream.save_finish(
-        Record(
-            kind=RecordKind.FINISH,
-            at=time.time(),
-            metadata=metadata,
-            last_index=stop - 1 if stop > 0 else None,
-        )
-    )
-    await prune_states(loop_cursor.open_stream, is_complete=True)
-
-
-async def settle_failed(loop_cursor: LoopCursor, error: BaseException | str) -> None:
-    """Pass the gate for the batch of the loop; one that is not settled fails with `error`."""
-    batch, loop_cursor.batch = loop_cursor.batch, None
-    if batch is None:
-        return
-    batch.fail(error)  # unless it is settled
-    is_failed = batch.state is AttemptState.FAILED
-    await loop_cursor.gate.pass_gate(batch, Exit.ERROR if is_failed else Exit.EXIT)
+# -- records ------------------------------------------------------------------------------------
 
 
 async def save_failure(open_stream: OpenStream, info: ErrorInfo) -> None:

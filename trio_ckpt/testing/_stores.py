@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack
 from .._journal.store import Store
 from . import (
     _store_blobs as blobs,
-    _store_checking as checking,
     _store_owning as owning,
     _store_pruning as pruning,
     _store_reading as reading,
@@ -24,7 +23,7 @@ from ._store_case import Case
 
 CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
     member
-    for file in (saving, owning, reading, pruning, blobs, checking)
+    for file in (saving, owning, reading, pruning, blobs)
     for name, member in vars(file).items()
     if inspect.iscoroutinefunction(member) and member.__module__ == file.__name__ and name[0] != "_"
 )
