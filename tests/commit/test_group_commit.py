@@ -86,7 +86,7 @@ async def test_records_without_a_batch_wait_for_others_of_a_far_store() -> None:
     store = NotedStore(is_far=True)
     await one_batch_and_its_end(store)
     assert store.saves == [["[] 1", '["s"] 1'], ['["s"] 2', "[] 2"]]
-    found = await trio_ckpt._journal.run_status.read_run_status(store, "r")
+    found = await trio_ckpt._journal.summary.read_run_status(store, "r")
     assert found is not None
     assert found.view.streams["s",].progress.status is trio_ckpt.Status.COMPLETE
 

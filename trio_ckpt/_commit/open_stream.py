@@ -99,7 +99,7 @@ class OpenStream:
         listener: The loop that several batches are worked on by; None: there is no such loop.
         settled: Called with the index of a batch that is durable, or has failed.
         waited: The waits of the run for batches; while it is empty, `settled` is not called.
-        finished: The sequence number of the newest record that says that it is complete.
+        finished: The sequence number of the newest record that says that it is complete; -1: none.
         portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
     """
@@ -133,7 +133,7 @@ class OpenStream:
     settled: Callable[[int], None] = lambda _index: None
     waited: Sized = ()
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
-    finished: int = 0
+    finished: int = -1
     portal: Portal = attrs.field(factory=Portal.here)
 
     @property
