@@ -79,7 +79,7 @@ class Stop:
         """Whether a stop was requested; streams are cancelled for other reasons, too."""
         return self._is_requested
 
-    def ask(self) -> None:
+    def request(self) -> None:
         """Request a stop: from any task, any thread and any signal handler, any number of times.
 
         No loop gets another batch after this; trio's own thread does the rest.
@@ -89,7 +89,7 @@ class Stop:
             with suppress(trio.RunFinishedError):  # there is nothing left to stop
                 self._portal.trio_token.run_sync_soon(self._begin)
 
-    def request(self, forced_code: int = EXIT_SIGTERM) -> None:
+    def request_by_signal(self, forced_code: int = EXIT_SIGTERM) -> None:
         """Request a stop because of a signal; the second signal cancels at once.
 
         Args:
@@ -185,7 +185,7 @@ class Stop:
                 if token.is_pending:
                     self.enter_batch(token, body)
 
-    async def see_through(self) -> None:
+    async def carry_out(self) -> None:
         """Wait for a request, then for the open batches, then cancel the streams.
 
         Cancellation: a cancellation point; no stop is carried out after that.
@@ -278,4 +278,4 @@ async def receive_signals(
         task_status.started()
         async for number in signals:
             log.info("%s: stopping in good order", signal.Signals(number).name)
-            stop.request(128 + number)
+            stop.request_by_signal(128 + number)

@@ -356,7 +356,7 @@ async def _background_tasks(
         async with open_service_nursery() as nursery:
             try:
                 nursery.start_soon(committer.run)
-                nursery.start_soon(stop.see_through)
+                nursery.start_soon(stop.carry_out)
                 if has_signals:
                     await nursery.start(receive_signals, stop)
                 yield nursery

@@ -87,7 +87,7 @@ class Run:
         It may be called from any task, any thread and any signal handler, more than once; on a
         run that has ended it has no effect.
         """
-        self._open_run.stop.ask()
+        self._open_run.stop.request()
 
     # -- streams ----------------------------------------------------------------------------
 
