@@ -286,7 +286,7 @@ HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 class NewFile:
     """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
 
-    Until `commit` the goal is unchanged.  One thread at a time.
+    Until `commit` the goal is unchanged; `close` comes last.  One thread at a time.
 
     Attributes:
         path: Its final path, relative to the output folder.
