@@ -11,11 +11,10 @@ import pytest
 
 from trio_ckpt.remote._wire import frames, message, protocol, submission
 from trio_ckpt.remote._wire.codec import MESSAGES
-from trio_ckpt.remote._wire.faults import FAULTS
 from trio_ckpt.remote._wire.job_messages import JobOptions
 from trio_ckpt.remote._wire.message import VERSIONS
 from trio_ckpt.remote._wire.tables import PHASES, TASKS, PeerRole
-from trio_ckpt.remote._wire.task_messages import AnyCall
+from trio_ckpt.remote._wire.task_messages import FAULTS, AnyCall
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "wire-protocol.md"
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -14,10 +14,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.remote.samples import exchange, hello
-from trio_ckpt.remote._foreman.lease import Lease, Lost
+from trio_ckpt.remote._foreman.lease import Lease, Lost, WorkerHandle
 from trio_ckpt.remote._foreman.pool import DUE, Due, ItemOnConnection, Pool
 from trio_ckpt.remote._foreman.waiting import PendingItem
-from trio_ckpt.remote._foreman.worker_handle import WorkerHandle
 from trio_ckpt.remote._wire.frames import decode_frame
 from trio_ckpt.remote._wire.job_messages import JobOptions
 from trio_ckpt.remote._wire.link import Link

@@ -30,9 +30,8 @@ from .dispatch import Dispatcher, prune_task
 from .job import Job, name_is_taken
 from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
 from .job_views import OVER, LiveTask
-from .lease import Lost
+from .lease import Lost, WorkerHandle
 from .pool import Pool
-from .worker_handle import WorkerHandle
 
 log = get_logger(__name__)
 

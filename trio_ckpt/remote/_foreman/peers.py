@@ -54,9 +54,9 @@ from .._wire.secrets import is_secret
 from .._wire.submission import MAX_JOB_BYTES, MAX_VALUE_BYTES, JobSubmission, check_function
 from .._wire.task_messages import ReleaseTask, StoreCall, TaskCheckpoint, TaskFailed, TaskResult
 from .foreman import CONFLICT, ForemanCore
+from .lease import WorkerHandle
 from .pool import Pool
 from .results import feed_results
-from .worker_handle import WorkerHandle
 
 log = get_logger(__name__)
 
@@ -96,7 +96,8 @@ async def serve_peer(foreman: ForemanCore, terms: Terms, socket: Socket, where: 
                 if hello.role == "worker":
                     await _serve_worker(foreman, link, hello)
                 else:
-                    await _serve_client(foreman, link)
+                    async with open_service_nursery() as nursery:
+                        await _Client(foreman, link).listen(nursery)
             finally:
                 await link.say_goodbye("the foreman ends")
     except (ConnectionLostError, ProtocolError) as error:
@@ -192,12 +193,6 @@ class _IncomingJob:
 
 def _is_too_large(item: Plain) -> bool:
     return len(msgspec.msgpack.encode(item)) > MAX_VALUE_BYTES
-
-
-async def _serve_client(foreman: ForemanCore, link: Link) -> None:
-    client = _Client(foreman, link)
-    async with open_service_nursery() as nursery:
-        await client.listen(nursery)
 
 
 @attrs.define(eq=False)

@@ -33,9 +33,8 @@ from ..._util.patience import wait_awake
 from .._wire.message import HeldItem
 from .._wire.tables import TaskPhase
 from .._wire.task_messages import Cancel, NewLease, TaskAck
-from .lease import Lease, Lost
+from .lease import Lease, Lost, WorkerHandle
 from .waiting import PendingItem, WaitingItem, WaitingItems
-from .worker_handle import WorkerHandle
 
 MAX_NAMED = 5  # modules in one line
 NOT_WANTED = "its result is not wanted any more"

@@ -30,7 +30,6 @@ from ..._util.errors import SaveOutcomeUnknownError, StoreError
 from ..._util.patience import end_awake
 from ..._util.plain import decode_key
 from ..._util.threads import run_blocking
-from .._wire.faults import fault_of
 from .._wire.message import MAX_TEXT_CHARS, MIB
 from .._wire.task_messages import (
     BEGIN_AGAIN,
@@ -43,6 +42,7 @@ from .._wire.task_messages import (
     StoreCall,
     StoreReply,
     TaskCheckpoint,
+    fault_of,
 )
 
 REPLY_BYTES = MIB  # of an answer, in one message

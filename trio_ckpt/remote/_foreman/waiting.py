@@ -12,8 +12,7 @@ from ..._util.log import Place, at
 from ..._util.plain import Plain
 from .._wire.job_messages import JobOptions
 from .._wire.names import ITEMS_STREAM
-from .lease import Lease
-from .worker_handle import WorkerHandle
+from .lease import Lease, WorkerHandle
 
 
 @attrs.frozen

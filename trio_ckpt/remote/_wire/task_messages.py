@@ -7,6 +7,15 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from ..._journal.store import Checkpoint, Fold
+from ..._util.errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+    StoreVersionError,
+    class_name,
+    text_of,
+)
 from ..._util.plain import Plain
 from .job_messages import TaskError
 from .message import (
@@ -14,6 +23,7 @@ from .message import (
     MAX_GROUP,
     MAX_MESSAGE_BYTES,
     MAX_SEQUENCES,
+    MAX_TEXT_CHARS,
     MIB,
     Count,
     Id,
@@ -103,12 +113,42 @@ class Fault(msgspec.Struct, frozen=True, array_like=True):
     """An error of a store.
 
     Attributes:
-        code: The kind of error; see `trio_ckpt.remote._wire.faults`.
+        code: The kind of error, see `FAULTS`.
         message: The text of the error.
     """
 
     code: Name
     message: Text
+
+
+FAULTS: dict[str, type[Exception]] = {
+    "conflict": StoreConflictError,
+    "unknown": SaveOutcomeUnknownError,
+    "damaged": StoreDamagedError,
+    "version": StoreVersionError,
+    "store": StoreError,
+    "type": TypeError,
+    "value": ValueError,
+}
+"""Code -> error class; the first match names an error, so leaves come before their root."""
+
+
+def fault_of(error: Exception, *, chars: int = MAX_TEXT_CHARS) -> Fault:
+    """Describe an error for the other side; an unexpected error is described by its class only.
+
+    Args:
+        error: The error.
+        chars: The limit on the length of the text.
+    """
+    for code, kind in FAULTS.items():
+        if isinstance(error, kind):
+            return Fault(code, text_of(error)[:chars])
+    return Fault("store", f"the foreman's store raised {class_name(error)}")
+
+
+def error_of(fault: Fault) -> Exception:
+    """Return the error that a fault describes."""
+    return FAULTS.get(fault.code, StoreError)(fault.message)
 
 
 class TaskCheckpoint(TaskMessage, frozen=True, array_like=True):

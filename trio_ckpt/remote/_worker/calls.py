@@ -8,17 +8,24 @@ is bounded, and so is the life of the lease.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 import trio
 
+from ..._journal.store import Checkpoint, Fold
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.patience import wait_awake
-from .._wire.faults import error_of
 from .._wire.link import Link
 from .._wire.message import TaskMessage
-from .._wire.task_messages import AnyCall, CheckpointAck, StoreCall, StoreReply, TaskCheckpoint
+from .._wire.task_messages import (
+    AnyCall,
+    CheckpointAck,
+    StoreCall,
+    StoreReply,
+    TaskCheckpoint,
+    error_of,
+)
 
 PATIENCE_S = 600.0  # without a connection: a foreman that moves to another machine, for example
 
@@ -69,15 +76,21 @@ class RpcClient:
         pending = await self._wait(lambda call, lease: StoreCall(self.task_id, lease, call, verb))
         return b"".join(pending.parts)
 
-    async def save(self, make_call: MakeCall) -> CheckpointAck:
-        """Save checkpoints in the foreman's store.
+    async def save(
+        self, generation: int, checkpoints: Sequence[Checkpoint], folds: Sequence[Fold]
+    ) -> list[Exception | None]:
+        """Save checkpoints in the foreman's store, in one transaction; see `Store.save`.
 
         Raises, Cancellation: as for `call`.
         """
-        pending = await self._wait(make_call)
-        if pending.ack is None:
-            raise StoreError("the foreman answered with an unexpected message")
-        return pending.ack
+        group = tuple(checkpoints), tuple(folds)
+        pending = await self._wait(
+            lambda call, lease: TaskCheckpoint(self.task_id, lease, call, generation, *group)
+        )
+        faults = () if pending.ack is None else pending.ack.outcomes
+        if len(faults) != len(checkpoints):
+            raise StoreError(f"{len(checkpoints)} checkpoints have {len(faults)} outcomes")
+        return [None if fault is None else error_of(fault) for fault in faults]
 
     async def _wait(self, make_call: MakeCall) -> _PendingCall:
         if self.lost is not None:

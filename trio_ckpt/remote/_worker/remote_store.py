@@ -34,9 +34,14 @@ from ..._journal.store import (
 )
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.threads import run_blocking
-from .._wire.faults import error_of
 from .._wire.message import MAX_MESSAGE_BYTES, MAX_SEQUENCES, MIB
-from .._wire.task_messages import DropBlobs, PutBlob, ReadBlob, ReadHistory, ReadRun, TaskCheckpoint
+from .._wire.task_messages import (
+    DropBlobs,
+    PutBlob,
+    ReadBlob,
+    ReadHistory,
+    ReadRun,
+)
 from .calls import RpcClient
 
 PART_BYTES = MIB  # of a blob, in one message
@@ -75,21 +80,9 @@ class RemoteStore(Store):
         outcomes: list[Exception | None] = []
         parts = _cut(group)
         for number, part in enumerate(parts, 1):
-            outcomes += await self._save(run, part, folds if number == len(parts) else ())
+            last = folds if number == len(parts) else ()
+            outcomes += await self._rpc.save(run.generation, part, last)
         return outcomes
-
-    async def _save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
-    ) -> list[Exception | None]:
-        def make_call(call: int, lease: int) -> TaskCheckpoint:
-            return TaskCheckpoint(
-                self._rpc.task_id, lease, call, run.generation, tuple(group), tuple(folds)
-            )
-
-        ack = await self._rpc.save(make_call)
-        if len(ack.outcomes) != len(group):
-            raise StoreError(f"{len(group)} checkpoints have {len(ack.outcomes)} outcomes")
-        return [None if fault is None else error_of(fault) for fault in ack.outcomes]
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         """See `Store.read_run`."""

@@ -44,8 +44,6 @@ log = get_logger(__name__)
 
 MAX_NOTED = 10  # different reasons, per item, why its state could not be saved
 
-MakeFinalMessage = Callable[[int], TaskMessage]  # of the lease
-
 
 @attrs.define(eq=False)
 class Item:
@@ -56,7 +54,7 @@ class Item:
         rpc: The item's RPC client.
         control: The worker's side of the object that the function receives.
         may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
-        final_message: Makes the message that ends the item; None: the item is running.
+        final_message: Ends the item, under the lease of that time; None: the item is running.
         is_reported: Whether the foreman was told that the item runs.
         reported: The progress that was reported last.
     """
@@ -65,7 +63,7 @@ class Item:
     rpc: RpcClient
     may_be_interrupted: bool = False
     control: TaskControl = attrs.field(factory=TaskControl, init=False)
-    final_message: MakeFinalMessage | None = attrs.field(default=None, init=False)
+    final_message: TaskMessage | None = attrs.field(default=None, init=False)
     is_reported: bool = attrs.field(default=False, init=False)
     reported: float | None = attrs.field(default=None, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
@@ -82,18 +80,17 @@ class Item:
 
         Cancellation: through `TaskControl.scope`; states that were saved stay saved.
         """
-        task_id = self.task_id
-        value: Plain = None
+        head, value = (self.task_id, self.rpc.lease), None
         try:
             with self.control.scope:
                 with self._foreign():
                     func = await find_function(self.assigned.function, allow)
                 value = await self._run(func)
             if not self.control.scope.cancelled_caught:
-                self.final_message = lambda lease: TaskResult(task_id, lease, value)
+                self.final_message = TaskResult(*head, value)
                 return
             reason = self.control.release_reason or "it was cancelled"
-            self.final_message = lambda lease: ReleaseTask(task_id, lease, reason)
+            self.final_message = ReleaseTask(*head, reason)
         except (Exception, BaseExceptionGroup) as error:
             self._take_error(error)
 
@@ -123,7 +120,7 @@ class Item:
         if self.rpc.lost is not None or is_ours:
             reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
             log.warning("work item %s is dropped here: %s", task_id, reason, extra=at(task_id))
-            self.final_message = lambda lease: ReleaseTask(task_id, lease, reason, is_trouble=True)
+            self.final_message = ReleaseTask(task_id, self.rpc.lease, reason, is_trouble=True)
             return
         if not isinstance(error, Exception):
             raise error
@@ -133,7 +130,7 @@ class Item:
             failure = describe_failure(error)
         text = message_of(failure.message)
         log.warning("work item %s failed: %s: %s", task_id, failure.type, text, extra=at(task_id))
-        self.final_message = lambda lease: TaskFailed(task_id, lease, failure)
+        self.final_message = TaskFailed(task_id, self.rpc.lease, failure)
 
     async def _run(self, func: Callable[..., object]) -> Plain:
         if self.assigned.interval_s is None:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from functools import partial
 
 import attrs
+import msgspec
 import trio
 
 from ..._commit.shutdown import stop_signals
@@ -204,7 +205,8 @@ class Worker:
                 item.rpc.lose(message.reason)
                 item.control.scope.cancel()
                 if item.final_message is not None:  # it was not sent, or is not needed any more
-                    self._send_final(ReleaseTask(item.task_id, message.lease, "it had ended"))
+                    ended = ReleaseTask(item.task_id, message.lease, "it had ended")
+                    self._send_final(item, ended)
             case TaskAck():
                 self._forget(item)
             case _:
@@ -216,7 +218,7 @@ class Worker:
             return
         if item.final_message is not None:
             item.rpc.lease = message.lease
-            self._send_final(item.final_message(message.lease))
+            self._send_final(item, item.final_message)
         else:
             item.rpc.connect(link, message.lease)
 
@@ -235,9 +237,8 @@ class Worker:
         )
         item = self.items[assigned.task_id] = Item(assigned, rpc, self.may_be_interrupted)
         if self._stopping is not None:
-            reason = self._stopping
-            item.final_message = lambda lease: ReleaseTask(assigned.task_id, lease, reason)
-            self._send_final(item.final_message(assigned.lease))
+            item.final_message = ReleaseTask(item.task_id, assigned.lease, self._stopping)
+            self._send_final(item, item.final_message)
         else:
             nursery.start_soon(self._work_on, item)
 
@@ -246,19 +247,18 @@ class Worker:
             await item.run(self.allow)
         else:
             await _run_traced(item, self.allow, self.tracer)
-        if item.final_message is not None:
-            self._send_final(item.final_message(item.rpc.lease))
+        self._send_final(item, item.final_message)
         if item.rpc.lost is not None and self._session is not None and self._session.link is None:
             self._forget(item)  # no connection, and no foreman that waits for it
 
-    def _send_final(self, message: TaskMessage) -> None:
-        """Send the end of an item, if it is due on this connection."""
+    def _send_final(self, item: Item, message: TaskMessage | None) -> None:
+        """Send the end of an item, if there is one and it is due on this connection."""
         session = self._session
-        if session is None or session.link is None:
+        if session is None or session.link is None or message is None:
             return
-        phase = session.link.connection.tasks.get(message.task_id)
+        phase = session.link.connection.tasks.get(item.task_id)
         if phase in (TaskPhase.RUNNING, TaskPhase.STOPPING):
-            session.link.send(message)
+            session.link.send(msgspec.structs.replace(message, lease=item.rpc.lease))
 
     def _forget(self, item: Item) -> None:
         self.items.pop(item.task_id, None)
@@ -282,8 +282,7 @@ async def _run_traced(item: Item, allow: tuple[str, ...], tracer: TaskTracer) ->
     }
     with tracer.span(attributes, assigned.trace) as failed:
         await item.run(allow)
-        last = None if item.final_message is None else item.final_message(assigned.lease)
-        if isinstance(last, TaskFailed):
+        if isinstance(last := item.final_message, TaskFailed):
             failed(f"{last.error.type}: {last.error.message}")
 
 
