@@ -53,7 +53,7 @@ from .._util.threads import NOT_BEGUN, WorkerThread, refuse_to_abort
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
 from .observers import Observers
-from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog
+from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog, append_all
 
 log = get_logger(__name__)
 
@@ -473,7 +473,7 @@ class GroupCommitter:
         with give_up_after(self._save_timeout_s) as scope:
             self.is_appending = True
             try:
-                failures = await self._appender.run(_append_all, chunks)
+                failures = await self._appender.run(append_all, chunks)
             except NOT_BEGUN as error:
                 failures = dict.fromkeys(chunks, error)
             self.is_appending = False
@@ -504,16 +504,6 @@ async def open_committer(store: Store, run_key: RunKey) -> AsyncGenerator[GroupC
             yield committer
         finally:
             committer.close()
-
-
-def _append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:
-    failures: dict[AppendFile, Exception] = {}
-    for sink, lines in chunks.items():
-        try:
-            sink.append(lines)
-        except Exception as error:  # fails the batches of this file only
-            failures[sink] = error
-    return failures
 
 
 def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[memoryview]:

@@ -254,6 +254,17 @@ class PendingCommit:
             self._task = trio.lowlevel.reschedule(self._task)
 
 
+def append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:
+    """Append to files; returns those that failed, each with its error.  Blocks."""
+    failures: dict[AppendFile, Exception] = {}
+    for sink, lines in chunks.items():
+        try:
+            sink.append(lines)
+        except Exception as error:  # fails the batches of this file only
+            failures[sink] = error
+    return failures
+
+
 class FoldSchedule:
     """Which streams are due for a fold: every `RECORDS_PER_FOLD` records, those with new ones."""
 

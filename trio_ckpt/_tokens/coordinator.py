@@ -6,6 +6,9 @@ The coordinator makes tokens, knows the pending ones, and fails those that are l
 closed, so that no waiter sleeps for ever.
 """
 
+# Whether tokens of streams are pending is in a private field of the registry.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
@@ -28,7 +31,6 @@ from .token import (
     TokenRegistry,
     close_registry,
     failure_of,
-    find_in_any,
     make_token,
     may,
     move,
@@ -36,6 +38,8 @@ from .token import (
 )
 
 NO_STREAM: StreamKey = ()  # known by identity, so that it needs no check
+
+MAX_NAMED = 5  # streams in one message
 
 
 @uninterrupted
@@ -94,7 +98,7 @@ class CheckpointCoordinator:
         """
         batch_index = whole_number("batch_index", batch_index)
         if stream is None:
-            return find_in_any(self.registry, check_run_id(run_id), batch_index)
+            return _find_in_any(self.registry, check_run_id(run_id), batch_index)
         return self.registry.find(check_run_id(run_id), stream_key("stream", stream), batch_index)
 
     def get_pending_checkpoints(self, run_id: str | None = None) -> tuple[AnyToken, ...]:
@@ -198,3 +202,22 @@ def _fail(token: AnyToken, failure: Failure) -> None:
     """Fail a token in any state, unless it is settled."""
     if token.is_pending:
         move(token, TokenEvent.REJECT, failure)
+
+
+def _find_in_any(registry: TokenRegistry, run_id: str, batch_index: int) -> AnyToken | None:
+    """The pending token of a batch, without a stream or in any stream.
+
+    Raises:
+        ValueError: it is pending in several streams.
+    """
+    token = registry.find(run_id, (), batch_index)
+    if token is not None or not registry._of_streams:
+        return token
+    found = [token for token in registry.pending(run_id) if token.batch_index == batch_index]
+    if len(found) > 1:
+        names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
+        raise ValueError(
+            f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
+            f"{names}: name one with stream="
+        )
+    return found[0] if found else None

@@ -60,8 +60,6 @@ from .._util.uninterrupted import uninterrupted
 
 T = TypeVar("T")
 
-MAX_NAMED = 5  # streams in one message
-
 
 class TokenState(enum.Enum):
     """The state of a token."""
@@ -439,29 +437,6 @@ class TokenRegistry:
         else:
             await trio.lowlevel.checkpoint()
         return self.version
-
-
-def find_in_any(registry: TokenRegistry, run_id: str, batch_index: int) -> AnyToken | None:
-    """The pending token of a batch, without a stream or in any stream.
-
-    Raises:
-        ValueError: it is pending in several streams.
-    """
-    token = registry._tokens.get((run_id, (), batch_index))
-    if token is not None or not registry._of_streams:
-        return token
-    found = [
-        token
-        for token in tuple(registry._tokens.values())
-        if token.run_id == run_id and token.batch_index == batch_index
-    ]
-    if len(found) > 1:
-        names = ", ".join(repr("/".join(token.stream)) for token in found[:MAX_NAMED])
-        raise ValueError(
-            f"batch {batch_index} of run {run_id!r} is pending in {len(found)} streams, "
-            f"{names}: name one with stream="
-        )
-    return found[0] if found else None
 
 
 def make_token(
