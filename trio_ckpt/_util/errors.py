@@ -441,7 +441,7 @@ class StoreError(TrioCkptError):
 
 
 class StoreConflictError(StoreError):
-    """Another owner has the run now, or the store was removed or replaced under this one."""
+    """Another owner has the run now or the caller has not locked it, or the store was replaced."""
 
 
 class StoreDamagedError(StoreError):
