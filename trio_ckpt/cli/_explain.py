@@ -15,7 +15,6 @@ from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import RunStatus, is_over
 from .._maintenance.explain import Facts, Losses, Sentence, explain_run
-from .._maintenance.losses import find_losses
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, moment, number, plural, quoted_name, stream_names
 from ._options import (
@@ -103,6 +102,8 @@ async def _losses(run: RunStatus, keys: Sequence[StreamKey]) -> Losses:
     parts = [run.parts[key] for key in keys]
     if not any(part.has_state or part.outputs or part.sinks for part in parts):
         return Losses()
+
+    from .._maintenance.losses import find_losses  # needs most of the library
 
     return await find_losses(run.store, run.view, run.session_metadata.get("output_dir"), keys)
 
