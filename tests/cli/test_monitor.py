@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import Terminal, make_gh
+from trio_ckpt.cli import _monitor
+from trio_ckpt.monitor import Serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +80,13 @@ def test_secrets_may_come_from_the_environment(tmp_path: Path) -> None:
         f"secret for actions  {'b' * 20}",
         "stop                Ctrl-C",
     ]
+
+
+def test_a_password_of_the_store_is_not_said(capsys: pytest.CaptureFixture[str]) -> None:
+    serving = Serving("http://127.0.0.1:1/", "http://127.0.0.1:1/#a", "a", None, 1)
+    _monitor._say("postgresql://me:sesame@host/db", serving, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["store"] == "postgresql://me:***@host/db"
 
 
 def test_what_cannot_be_served_is_said_in_a_line(run: Terminal, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import trio
 
 from .._util.nursery import open_service_nursery
 from .._util.screen import Screen
+from .._util.text import redacted_url
 from ._app import app
 from ._exits import EXIT_OK, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._options import listening_options, seconds_option, store_argument, tls_context
@@ -78,7 +79,7 @@ def _say(url: str, serving: Any, *, as_json: bool) -> None:
     screen = Screen(sys.stdout)  # the page is there, also where this cannot be read
     if as_json:
         document = {
-            "store": url,
+            "store": redacted_url(url),
             "url": serving.url,
             "page_url": serving.page_url,
             "secret": serving.secret,
