@@ -167,3 +167,17 @@ async def test_a_job_that_saves_nothing_is_told_while_it_runs(tmp_path: Path) ->
     notes = [one.where for one in told if "checkpoint_interval_s" in one.advice]
     assert notes == ["run job-bare"]
     await store.aclose()
+
+
+def test_the_password_of_an_archive_is_not_shown(run: Terminal, tmp_path: Path) -> None:
+    async def save() -> None:
+        async with (
+            begin(tmp_path / "s") as opened,
+            opened.open_stream("s", state={"number": 1}) as stream,
+        ):
+            await stream.save()
+
+    trio.run(save)
+    said = run("compact", tmp_path / "s", "r", "--archive", "postgresql://me:sesame@host/db")
+    assert "move to postgresql://me:***@host/db" in said.err
+    assert "sesame" not in said.out + said.err

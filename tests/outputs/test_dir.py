@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -488,3 +488,17 @@ def test_a_new_file_replaces_none(outdir: OutputDir, root: Path) -> None:
     assert files_in(root) == {"a/f": b"one"}
     outdir.write("a/f", b"two")
     assert files_in(root) == {"a/f": b"two"}
+
+
+def test_a_committed_file_takes_no_more(outdir: OutputDir, root: Path) -> None:
+    """Its digest is recorded, so what came later would be damage."""
+    with closing(outdir.create("a/f")) as file:
+        file.write(b"one")
+        output = file.commit()
+        for call in (lambda: file.write(b"two"), file.commit):
+            with pytest.raises(OutputError):
+                call()
+    with pytest.raises(OutputError):
+        file.write(b"two")
+    assert files_in(root) == {"a/f": b"one"}
+    assert outdir.check(output, "sha256") is None

@@ -283,10 +283,11 @@ async def compact(
     run = await _read_free(store, run_id)
     keys = [key for key in choose_streams(run.keys, stream) if run.parts[key].has_state]
     done = Compacted()
+    goal = None if archive is None else redacted_url(archive)
     if keys:
         confirm(
             f"merge the saved states of {plural(len(keys), 'stream')} of run {run_id!r} and "
-            f"{'drop' if archive is None else f'move to {archive}'} the large arrays of all "
+            f"{'drop' if goal is None else f'move to {goal}'} the large arrays of all "
             f"but the newest {plural(keep, 'state')} and those pinned",
             yes=yes,
         )
@@ -296,7 +297,7 @@ async def compact(
     if done.merged:
         text = f"{plural(done.frames, 'saved state')} of {plural(done.merged, 'stream')} merged"
     if done.dropped:
-        fate = "dropped" if archive is None else f"moved to {archive}"
+        fate = "dropped" if goal is None else f"moved to {goal}"
         text += f"; arrays of {plural(done.dropped, 'old state')} {fate}: "
         text += f"{plural(done.freed_bytes, 'byte')}"
     return _changed(run, keys, text, **attrs.asdict(done))

@@ -309,9 +309,11 @@ class NewFile:
         Durability: none yet; `commit` makes the whole file durable.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or was committed.
         """
         with output_errors(self.path):
+            if not self._temp:  # its bytes are hashed and have the final name
+                raise OutputError(self.path, "is committed or closed: nothing more is written")
             write_all(self._tree.system, self._fd, self.path, data, self.size)
         self._hasher.update(data)
         self.size += len(data)

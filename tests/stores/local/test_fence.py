@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 import trio_ckpt
 from tests.stores.tools import A, chain, heads, make
@@ -270,3 +271,23 @@ async def test_run_never_ends_well(folder: Path, scheme: str, deed: Deed, tmp_pa
     with pytest.raises(StoreConflictError):
         await work()
     assert begun[-1] in (3, 4)
+
+
+@pytest.mark.parametrize("verb", ["prune", "drop_blobs"])
+async def test_a_run_that_is_given_back_meanwhile_is_not_changed(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, scheme: str, verb: str
+) -> None:
+    """Its lock is compared after the checkpoint of the call, where other tasks run."""
+    store = await open_store(f"{scheme}:{folder}", durability="process")
+    lock = store.lock_run("run")
+    run = RunKey("run", 0, await lock.__aenter__())
+
+    async def give_back() -> None:
+        monkeypatch.undo()
+        await lock.__aexit__(None, None, None)
+
+    monkeypatch.setattr(trio.lowlevel, "checkpoint", give_back)
+    with pytest.raises(StoreConflictError, match="without its lock"):
+        await (store.prune(run, keep=0) if verb == "prune" else store.drop_blobs(run, "s", [1]))
+    assert [summary.run_id for summary in await store.list_runs()] == ["run"]
+    await store.aclose()

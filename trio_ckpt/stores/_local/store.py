@@ -279,8 +279,8 @@ class LocalStore(Store):
         if keep < 0:
             raise ValueError(f"keep is {keep}, less than 0")
         self._check_open()
-        need_lock(self._owners, run)
         await trio.lowlevel.checkpoint()
+        need_lock(self._owners, run)
         try:
             pruned = await shielded(self._writing.run, self._prune, run, keep)
         except SaveOutcomeUnknownError:
@@ -298,8 +298,8 @@ class LocalStore(Store):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""
         self._check_open()
-        need_lock(self._owners, run)
         await trio.lowlevel.checkpoint()
+        need_lock(self._owners, run)
         try:
             size, doomed = await shielded(self._writing.run, self._drop, run, stream, sequences)
         except SaveOutcomeUnknownError:

@@ -279,7 +279,7 @@ class SqliteWriter:
         return [digest for (digest,) in self._cursor.execute(READ_ATTACHED, place)]
 
     def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are counted, not removed.  It reads every row of the log."""
+        """See `Store.prune`; blobs are counted, not removed."""
         with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
             self._begin()
             try:
