@@ -27,8 +27,10 @@ from trio_ckpt.remote import (
     TaskStatus,
 )
 from trio_ckpt.remote._client import open_client
+from trio_ckpt.remote._wire.link import Link
 from trio_ckpt.remote._wire.message import TaskMessage
 from trio_ckpt.remote._wire.task_messages import TaskResult
+from trio_ckpt.remote._worker.work_item import Item
 from trio_ckpt.remote._worker.worker import Worker
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import Delay, FaultyStore
@@ -159,6 +161,27 @@ async def test_cancelling_a_map_without_a_connection_waits_for_no_answer(
                 await trio.sleep_forever()
         assert scope.cancelled_caught
         assert trio.current_time() == scope.deadline
+
+
+async def test_ctrl_c_in_the_farewell_of_a_client_ends_it_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The foreman does not hear the farewell, so it does not close the connection."""
+
+    async def interrupted(_link: Link) -> None:
+        raise KeyboardInterrupt
+
+    async def leave(site: Site) -> None:
+        async with site.client():
+            site.sockets["client"].is_mute = True
+            monkeypatch.setattr(Link, "flush", interrupted)
+
+    async with open_site(MemoryStore()) as site:
+        began, flush = trio.current_time(), Link.flush
+        with pytest.raises(KeyboardInterrupt):
+            await leave(site)
+        monkeypatch.setattr(Link, "flush", flush)
+        assert trio.current_time() == began
 
 
 async def test_a_client_that_died_is_followed_by_another(autojump_clock: MockClock) -> None:
@@ -502,12 +525,12 @@ async def test_a_worker_that_saved_its_result_and_died_costs_no_work(
     say, died = Worker._send_final, list[str]()
     async with open_site(MemoryStore()) as site:
 
-        def die_of_a_result(worker: Worker, message: TaskMessage) -> None:
+        def die_of_a_result(worker: Worker, item: Item, message: TaskMessage | None) -> None:
             if isinstance(message, TaskResult) and not died:
                 died.append(worker.name)
                 site.kill_worker(worker.name)
             else:
-                say(worker, message)
+                say(worker, item, message)
 
         monkeypatch.setattr(Worker, "_send_final", die_of_a_result)
         await site.start_worker("a")

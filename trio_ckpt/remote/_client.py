@@ -379,8 +379,10 @@ async def open_client(dial: Dial, secret: bytes, name: str) -> AsyncGenerator[Cl
         try:
             yield client
         finally:
-            await session.leave("done")
-            staying.cancel()
+            try:
+                await session.leave("done")
+            finally:  # also where Ctrl-C ends the farewell
+                staying.cancel()
 
 
 @asynccontextmanager
