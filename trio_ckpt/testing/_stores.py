@@ -21,6 +21,7 @@ from . import (
 )
 from ._store_case import Case
 
+# In the order of the files: a later clause may need what an earlier one checks.
 CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
     member
     for file in (saving, owning, reading, pruning, blobs)
