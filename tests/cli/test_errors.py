@@ -230,6 +230,24 @@ def test_what_must_answer_at_once_imports_no_rich_and_no_command(gh: Path, comma
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_explain_of_a_plain_run_imports_neither_outputs_nor_states(tmp_path: Path) -> None:
+    """Where nothing can be lost, it does not import what looks for losses."""
+    make_run(tmp_path / "store", "run", {("s",): complete(1)})
+    done = python(
+        "explain",
+        tmp_path / "store",
+        code=(
+            "import sys\n"
+            "from trio_ckpt.cli import main\n"
+            "code = main()\n"
+            "late = {'trio_ckpt.outputs', 'trio_ckpt.state', 'trio_ckpt._maintenance.losses'}\n"
+            "found = late & sys.modules.keys()\n"
+            "sys.exit(f'imported: {found}' if found else code)\n"
+        ),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
     make_run(store, "run", {(f"{n:03}" + 800 * "x",): complete(1) for n in range(150)})  # > a pipe
     command = [sys.executable, "-m", "trio_ckpt", "show", str(store), "--all"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -103,6 +105,52 @@ async def test_a_session_of_a_far_store_without_batches_is_saved() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert store.saves == []
     assert store.saves == [["[] 1", "[] 2"]]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("is_left_by_error", [False, True])
+async def test_a_stream_of_a_far_store_whose_end_is_on_its_way_is_complete(
+    count: int, is_left_by_error: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is not left before its end, is not begun again, and no later exception fails it."""
+    store, caught = NotedStore(is_far=True), pytest.raises(ZeroDivisionError)
+    with caplog.at_level(logging.INFO, "trio_ckpt"), caught if is_left_by_error else nullcontext():
+        async with open_run("r", store=store) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(count)):
+                batch.complete()
+            if is_left_by_error:
+                raise ZeroDivisionError
+    assert stream.status is trio_ckpt.Status.COMPLETE
+    assert stream.progress.sequence == count + 1
+    assert "before its end" not in caplog.text
+
+
+async def test_finish_is_durable_in_a_far_store_when_it_returns() -> None:
+    store = NotedStore(is_far=True)
+    async with open_run("r", store=store) as run, run.open_stream("s") as stream:
+        await stream.finish()
+        assert store.saves == [["[] 1", '["s"] 1']]
+        assert stream.status is trio_ckpt.Status.COMPLETE
+
+
+async def test_an_end_that_was_not_saved_is_saved_after_more_batches() -> None:
+    """Also where the record of a batch has the number that the end would have had."""
+
+    async def refuse(_run: RunKey, group: Sequence[Checkpoint], _folds: object = ()) -> Any:
+        return [StoreError("disk full")] * len(group)
+
+    store = NotedStore(is_far=True)
+    async with open_run("r", store=store) as run, run.open_stream("s") as stream:
+        await stream.save()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store, "save", refuse)
+            async for _ in stream.batches([]):
+                pass
+            with pytest.raises(StoreError, match="disk full"):
+                await stream.save()
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+    assert stream.status is trio_ckpt.Status.COMPLETE
 
 
 # ---------------------------------------------------------------------------------------

@@ -261,6 +261,7 @@ async def test_a_duplicate_is_refused_and_allowed_again_once_settled(
         ("run", 0, "pulls", TypeError),
         ("run", 0, {"pulls": 1}, TypeError),
         (7, 0, (), TypeError),
+        (None, 0, (), TypeError),
     ],
 )
 async def test_bad_names_are_refused(

@@ -262,21 +262,23 @@ class GroupCommitter:
         await pending.wait()
         return pending.checkpoint.sequence
 
-    async def save_aside(self, stream_log: StreamLog, record: Record) -> int:
-        """Save a record on which no batch depends, and wait for it unless the store is far.
+    async def save_aside(
+        self, stream_log: StreamLog, record: Record, *, is_due: bool = False
+    ) -> PendingCommit:
+        """Save a record on which no batch depends; wait for it if it is due, or no store is far.
 
-        Args, Returns, Raises: as for `save`.
+        Args, Raises: as for `save`.
 
-        Durability: when this returns the record is durable, where the store is not far.  Else it
-            is durable with the next record, or when the run is left.
+        Durability: when this returns the record is durable, if it is due or the store is not far.
+            Else it is durable with the next record, or when the run is left.
         Cancellation: none once it is submitted.
         """
-        is_due = not self._store.is_far
+        is_due = is_due or not self._store.is_far
         payload = encode_record(record)
         pending = await self.submit(stream_log, record, payload, lambda _error: None, is_due=is_due)
         if is_due:
             await pending.wait()
-        return pending.checkpoint.sequence
+        return pending
 
     async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
         """Save several records, none of which is about a batch, in one group.

@@ -46,7 +46,7 @@ from .group_commit import GroupCommitter
 from .retry import LoopPolicy, RetryTable
 from .shutdown import Stop
 from .stored_state import EncodedState
-from .stream_log import StreamLog
+from .stream_log import PendingCommit, StreamLog
 from .stream_outputs import StreamFiles
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class OpenStream:
         listener: The loop that several batches are worked on by; None: there is no such loop.
         settled: Called with the index of a batch that is durable, or has failed.
         waited: The waits of the run for batches; while it is empty, `settled` is not called.
-        finished: The sequence number of the newest record that says that it is complete; -1: none.
+        finish: The newest record of this session that says that it is complete.
         portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
     """
@@ -133,7 +133,7 @@ class OpenStream:
     settled: Callable[[int], None] = lambda _index: None
     waited: Sized = ()
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
-    finished: int = -1
+    finish: PendingCommit | None = None
     portal: Portal = attrs.field(factory=Portal.here)
 
     @property
@@ -141,6 +141,16 @@ class OpenStream:
         """Whether the stream has failed since it was opened."""
         progress = self.stream_log.progress
         return progress.status is Status.FAILED and progress.opened_at == self.opened_at
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stream is complete, or the record that says so is its newest, on its way."""
+        finish, stream_log = self.finish, self.stream_log
+        return stream_log.progress.status is Status.COMPLETE or (
+            finish is not None
+            and not finish.is_over
+            and finish.checkpoint.sequence == stream_log.submitted
+        )
 
     # -- handing out ----------------------------------------------------------------------
 
@@ -284,14 +294,15 @@ class OpenStream:
             news["expected"] = expected
         return msgspec.structs.replace(record, **news) if news else record
 
-    async def save_finish(self, record: Record) -> None:
+    async def save_finish(self, record: Record, *, is_due: bool = False) -> None:
         """Save that the stream is complete, after its append files are cut to confirmed bytes.
 
         Durability: as for `GroupCommitter.save_aside`.
         """
         if self.files.root is not None:
             await self.files.cut_tails()
-        self.finished = await self.committer.save_aside(self.stream_log, self.introduce(record))
+        record = self.introduce(record)
+        self.finish = await self.committer.save_aside(self.stream_log, record, is_due=is_due)
 
     def encode_adds(self, adds: Mapping[str, Any]) -> bytes:
         """Encode the items that a batch has staged for the frontier and that are new."""

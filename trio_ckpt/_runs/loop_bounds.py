@@ -24,7 +24,7 @@ from .._commit.archive_states import prune_states
 from .._commit.open_stream import OpenStream
 from .._journal.history import DONE_KINDS, LiveRecords, ReadPages, live_records
 from .._journal.progress import Progress, add_marks, item_mark
-from .._journal.record import Record, RecordKind, Status
+from .._journal.record import Record, RecordKind
 from .._journal.statistics import resume_line
 from .._util.arguments import shown, whole_number
 from .._util.errors import SourceChangedError
@@ -248,16 +248,13 @@ async def begin_range(
 async def complete(open_stream: OpenStream, stop: int) -> None:
     """Save that the stream is complete, if all batches below `stop` are done.
 
-    Durability: when this returns the record is durable.
+    Durability: as for `GroupCommitter.save_aside`.
     """
     progress = open_stream.stream_log.progress
     is_done = progress.covers(open_stream.first_index, stop)
     if not is_done:
         return
-    if (
-        progress.status is not Status.COMPLETE
-        and open_stream.finished != open_stream.stream_log.submitted
-    ):  # else it is complete, or that is on its way
+    if not open_stream.is_complete:
         await open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
     await prune_states(open_stream, is_complete=True)  # a killed session may not have
 

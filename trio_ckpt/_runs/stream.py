@@ -280,7 +280,8 @@ class Stream(Generic[S]):
                 at=time.time(),
                 metadata=plain,
                 last_index=stop - 1 if stop > 0 else None,
-            )
+            ),
+            is_due=True,
         )
         await prune_states(open_stream, is_complete=True)
 

@@ -197,7 +197,7 @@ async def _record_exit(
     loop_cursor: LoopCursor, error: BaseException | None, index: int | None
 ) -> None:
     open_stream = loop_cursor.open_stream
-    where, is_complete = open_stream.where(), loop_cursor.progress.status is Status.COMPLETE
+    where, is_complete = open_stream.where(), open_stream.is_complete
     if error is None or exit_of(error) is Exit.CANCEL:
         if not (is_complete or open_stream.has_failed):
             log.info("%s was left before its end: INTERRUPTED", where, extra=open_stream.place())

@@ -56,7 +56,7 @@ class CheckpointCoordinator:
     def __init__(self) -> None:
         self.registry = TokenRegistry()
         self._host = _Immediate(self.registry)
-        self._run_id: str | None = None
+        self._run_id: object = self  # the newest run id that was checked: none yet
 
     def create_checkpoint(
         self, run_id: str, batch_index: int, *, stream: StreamKey = NO_STREAM
@@ -75,7 +75,7 @@ class CheckpointCoordinator:
             RuntimeError: the caller is not in a trio program.
             trio.ClosedResourceError: the coordinator is closed.
         """
-        if run_id is not self._run_id:  # one that was checked: most tokens are of one run
+        if run_id is not self._run_id:  # most tokens are of one run
             self._run_id = check_run_id(run_id)
         batch_index = whole_number("batch_index", batch_index)
         if stream is not NO_STREAM and (stream := stream_key("stream", stream)):
