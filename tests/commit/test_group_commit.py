@@ -24,7 +24,7 @@ from trio_ckpt._commit.group_commit import (
 )
 from trio_ckpt._commit.stream_log import PendingCommit, StreamLog
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
-from trio_ckpt._journal.store import MAX_INLINE_LIMIT_BYTES
+from trio_ckpt._journal.store import MAX_INLINE_LIMIT_BYTES, FarStore
 from trio_ckpt._util.arguments import MAX_INDEX
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
@@ -63,9 +63,8 @@ class SlowStore(CountingStore):
 class NotedStore(MemoryStore):
     """Notes what each of its saves contains, as streams with sequence numbers, and `folds`."""
 
-    def __init__(self, *, is_far: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.is_far = is_far
         self.saves: list[list[str]] = []
 
     async def save(
@@ -74,6 +73,10 @@ class NotedStore(MemoryStore):
         noted = [f"{one.stream} {one.sequence}" for one in group]
         self.saves.append([*noted, "folds"] if folds else noted)
         return await super().save(run, group, folds)
+
+
+class FarNotedStore(NotedStore, FarStore):
+    """A `NotedStore` of a work item."""
 
 
 async def one_batch_and_its_end(store: NotedStore) -> None:
@@ -85,7 +88,7 @@ async def one_batch_and_its_end(store: NotedStore) -> None:
 
 
 async def test_records_without_a_batch_wait_for_others_of_a_far_store() -> None:
-    store = NotedStore(is_far=True)
+    store = FarNotedStore()
     await one_batch_and_its_end(store)
     assert store.saves == [["[] 1", '["s"] 1'], ['["s"] 2', "[] 2"]]
     found = await trio_ckpt._journal.summary.read_run_status(store, "r")
@@ -100,7 +103,7 @@ async def test_each_record_of_a_store_on_this_machine_is_saved_at_once() -> None
 
 
 async def test_a_session_of_a_far_store_without_batches_is_saved() -> None:
-    store = NotedStore(is_far=True)
+    store = FarNotedStore()
     async with open_run("r", store=store):
         await trio.testing.wait_all_tasks_blocked()
         assert store.saves == []
@@ -113,7 +116,7 @@ async def test_a_stream_of_a_far_store_whose_end_is_on_its_way_is_complete(
     count: int, is_left_by_error: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It is not left before its end, is not begun again, and no later exception fails it."""
-    store, caught = NotedStore(is_far=True), pytest.raises(ZeroDivisionError)
+    store, caught = FarNotedStore(), pytest.raises(ZeroDivisionError)
     with caplog.at_level(logging.INFO, "trio_ckpt"), caught if is_left_by_error else nullcontext():
         async with open_run("r", store=store) as run, run.open_stream("s") as stream:
             async for batch in stream.batches(range(count)):
@@ -126,11 +129,35 @@ async def test_a_stream_of_a_far_store_whose_end_is_on_its_way_is_complete(
 
 
 async def test_finish_is_durable_in_a_far_store_when_it_returns() -> None:
-    store = NotedStore(is_far=True)
+    store = FarNotedStore()
     async with open_run("r", store=store) as run, run.open_stream("s") as stream:
         await stream.finish()
         assert store.saves == [["[] 1", '["s"] 1']]
         assert stream.status is trio_ckpt.Status.COMPLETE
+
+
+async def test_a_far_store_hands_out_no_batch_after_an_end_on_its_way() -> None:
+    async with open_run("r", store=FarNotedStore()) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):
+            batch.complete()
+        with pytest.raises(trio_ckpt.StreamEndedError):
+            async with stream.open_batch():
+                pass
+
+
+async def test_an_end_that_is_refused_alone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(FarNotedStore):
+        async def save(
+            self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        ) -> list[Exception | None]:
+            accepted = [one for one in group if (one.stream, one.sequence) != ('["s"]', 2)]
+            await super().save(run, accepted, folds)
+            return [None if one in accepted else StoreError("no") for one in group]
+
+    async with open_run("r", store=Refusing()) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+    assert '["s"]: its last record was not saved: no' in caplog.text
 
 
 async def test_an_end_that_was_not_saved_is_saved_after_more_batches() -> None:
@@ -139,7 +166,7 @@ async def test_an_end_that_was_not_saved_is_saved_after_more_batches() -> None:
     async def refuse(_run: RunKey, group: Sequence[Checkpoint], _folds: object = ()) -> Any:
         return [StoreError("disk full")] * len(group)
 
-    store = NotedStore(is_far=True)
+    store = FarNotedStore()
     async with open_run("r", store=store) as run, run.open_stream("s") as stream:
         await stream.save()
         with pytest.MonkeyPatch.context() as patch:

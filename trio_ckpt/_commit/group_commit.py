@@ -34,7 +34,7 @@ import trio
 
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind, encode_record
-from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store
+from .._journal.store import BlobPayload, Checkpoint, FarStore, Fold, RunKey, Store
 from .._util.errors import (
     SaveOutcomeUnknownError,
     StoreConflictError,
@@ -87,6 +87,7 @@ class GroupCommitter:
         self.observers = observers or Observers()
         self.is_appending = False
         self._store = store
+        self._is_far = isinstance(store, FarStore)
         self._save_timeout_s = save_timeout_s
         self._on_poison = on_poison
         self._queue: list[PendingCommit] = []
@@ -265,7 +266,7 @@ class GroupCommitter:
     async def save_aside(
         self, stream_log: StreamLog, record: Record, *, is_due: bool = False
     ) -> PendingCommit:
-        """Save a record on which no batch depends; wait for it if it is due, or no store is far.
+        """Save a record on which no batch depends; wait unless it may wait for others.
 
         Args, Raises: as for `save`.
 
@@ -273,9 +274,10 @@ class GroupCommitter:
             Else it is durable with the next record, or when the run is left.
         Cancellation: none once it is submitted.
         """
-        is_due = is_due or not self._store.is_far
+        is_due = is_due or not self._is_far
         payload = encode_record(record)
-        pending = await self.submit(stream_log, record, payload, lambda _error: None, is_due=is_due)
+        on_outcome = (lambda _error: None) if is_due else stream_log.note_unsaved
+        pending = await self.submit(stream_log, record, payload, on_outcome, is_due=is_due)
         if is_due:
             await pending.wait()
         return pending
@@ -362,7 +364,7 @@ class GroupCommitter:
     async def _save_last_folds(self) -> None:
         """Save the folds that are left, best effort: they make the next resume faster."""
         self._is_over = True
-        folds = [] if self._store.is_far else self._folds.take_all()
+        folds = [] if self._is_far else self._folds.take_all()
         if folds and self.poison is None:
             await self._save([], folds)
 

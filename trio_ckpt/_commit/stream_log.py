@@ -16,7 +16,7 @@ from .._journal.folds import encode_progress
 from .._journal.progress import MAX_SUM, Progress, apply
 from .._journal.record import Record, Seal
 from .._journal.store import AttemptEnd, Checkpoint, Fold
-from .._util.errors import NotEncodableError
+from .._util.errors import NotEncodableError, text_of
 from .._util.exact_sum import ExactSum, add_sums
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
@@ -104,6 +104,16 @@ class StreamLog:
     retries: int = attrs.field(default=0, init=False)
     open_s: float = attrs.field(default=0.0, init=False)
     is_left: bool = attrs.field(default=False, init=False)
+
+    def note_unsaved(self, error: Exception | None) -> None:
+        """Log that a record which no task waits for was not saved."""
+        if error is not None:
+            log.warning(
+                "%s: its last record was not saved: %s",
+                self.text,
+                text_of(error),
+                extra=at(None, self.key),
+            )
 
     @property
     def tools(self) -> Tools:

@@ -140,14 +140,10 @@ class Store(ABC):
         durability: What an acknowledged save survives: "full" is power loss, "process"
             kill -9 only, "none" neither.
         has_live: Whether it keeps what `publish` is given, for other processes.
-        is_far: Whether a save is a round trip to another machine.  Then records on which no batch
-            depends, of the start of a session or the end of a stream, wait for the next group, and
-            a run that is left is not folded.
     """
 
     address: str
     has_live: bool = False
-    is_far: bool = False
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
@@ -479,6 +475,16 @@ class Store(ABC):
             seal = self.seal(run_id, stored.generation, key)
             streams[key] = StreamView(key, _fold_up(entry, seal))
         return RunView(run_id, stored.generation, stored.owner, streams)
+
+
+class FarStore(Store):
+    """A store where a save is a round trip, and the library alone opens the runs: work items.
+
+    Records on which no batch depends, of the start of a session or the end of a stream, wait for
+    the next group, and a run that is left is not folded.  So until the run is left, its streams
+    may look unfinished: nothing in such a run may ask for their status, write outputs or end a
+    phase.
+    """
 
 
 def _fold_up(entry: StoredStream, seal: Seal) -> Progress:

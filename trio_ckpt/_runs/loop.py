@@ -25,7 +25,6 @@ from .._commit.open_stream import OpenStream
 from .._commit.retry import Again
 from .._journal.history import ReadPages
 from .._journal.progress import Progress
-from .._journal.record import Status
 from .._util.arguments import function, shown
 from .._util.errors import NotEncodableError, StreamBusyError, StreamFailedError
 from .._util.plain import (
@@ -424,7 +423,7 @@ class LoopCursor:
     def is_past_end(self, index: int) -> bool:
         """Whether the records say that an open end lies before a batch."""
         last = self.progress.last_index
-        return self.progress.status is Status.COMPLETE if last is None else index > last
+        return self.open_stream.is_complete if last is None else index > last
 
     # -- the end -------------------------------------------------------------------------------
 

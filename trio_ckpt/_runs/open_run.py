@@ -15,7 +15,6 @@ from .._commit.retry import LoopPolicy, RetryTable
 from .._commit.shutdown import Stop
 from .._commit.stream_outputs import SINK, PathOwners, StreamFiles
 from .._journal.progress import Progress
-from .._journal.record import Status
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator
 from .._tokens.token import touch
@@ -181,7 +180,7 @@ class OpenRun:
                     stream=open_stream.stream_log.key,
                     retryable=progress.error.retryable,
                 )
-        elif self.stop.is_requested and progress.status is not Status.COMPLETE:
+        elif self.stop.is_requested and not open_stream.is_complete:
             raise self.stopped()
 
     def close_stream(self, open_stream: OpenStream) -> None:

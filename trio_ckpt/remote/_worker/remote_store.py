@@ -23,13 +23,13 @@ from ..._journal.store import (
     BlobPayload,
     Checkpoint,
     Durability,
+    FarStore,
     Fold,
     HistoryPage,
     Owner,
     Pruned,
     RunKey,
     RunSummary,
-    Store,
     StoredRun,
 )
 from ..._util.errors import StoreConflictError, StoreError
@@ -50,11 +50,10 @@ PUTS = 3  # attempts at a blob, where the foreman was restarted in between
 MAX_SEQUENCE = 2**63 - 1
 
 
-class RemoteStore(Store):
+class RemoteStore(FarStore):
     """The foreman's store, limited to one worker and one work item."""
 
     durability: Durability = "full"
-    is_far = True
 
     def __init__(self, rpc: RpcClient, *, is_new: bool = False) -> None:
         """Make the store of a work item; `is_new`: its run is new, so it is not asked for."""
