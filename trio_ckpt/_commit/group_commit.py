@@ -274,12 +274,13 @@ class GroupCommitter:
             Else it is durable with the next record, or when the run is left.
         Cancellation: none once it is submitted.
         """
-        is_due = is_due or not self._is_far
         payload = encode_record(record)
-        on_outcome = (lambda _error: None) if is_due else stream_log.note_unsaved
-        pending = await self.submit(stream_log, record, payload, on_outcome, is_due=is_due)
-        if is_due:
-            await pending.wait()
+        if self._is_far and not is_due:
+            return await self.submit(
+                stream_log, record, payload, stream_log.note_unsaved, is_due=False
+            )
+        pending = await self.submit(stream_log, record, payload, lambda _error: None)
+        await pending.wait()
         return pending
 
     async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
