@@ -8,6 +8,7 @@ large run, and for one whose chains are damaged, every row of the log is read.
 from __future__ import annotations
 
 import sqlite3
+from typing import NamedTuple
 
 from ..._journal.store import Pruned, RunKey
 from .._local.blobs import Blobs
@@ -17,7 +18,6 @@ from .schema import IS_NAMED, find_owned
 MAX_CHAINED = 2_000  # records: following a chain costs several times what reading in order does
 
 _DOOMED = "(SELECT id FROM streams WHERE run = :run AND generation < :first)"
-_IN_LOG = f"stream IN {_DOOMED}"  # found by reading the whole log
 _IN_CHAINS = """id IN (
     WITH RECURSIVE chain (id, stream, prev) AS (
         SELECT log.id, log.stream, log.prev FROM streams JOIN heads ON heads.stream = streams.id
@@ -27,11 +27,8 @@ _IN_CHAINS = """id IN (
         JOIN log ON log.id = chain.prev AND log.stream = chain.stream)
     SELECT id FROM chain)"""
 _SUM_HEADS = f"SELECT coalesce(sum(sequence), 0) FROM heads WHERE stream IN {_DOOMED}"  # noqa: S608  # no text from outside
-_COUNT_RECORDS = "SELECT count(*), coalesce(sum(length(payload)), 0) FROM log WHERE "
 _SUM_FOLDS = f"SELECT coalesce(sum(length(payload)), 0) FROM folds WHERE stream IN {_DOOMED}"  # noqa: S608
-_READ_BLOBS = "SELECT blob FROM log WHERE blob IS NOT NULL AND "
 _READ_ATTACHED = f"SELECT digest FROM attached WHERE stream IN {_DOOMED}"  # noqa: S608
-_PRUNE_LOG = "DELETE FROM log WHERE "
 _PRUNE = (
     f"DELETE FROM attached WHERE stream IN {_DOOMED}",  # noqa: S608
     f"DELETE FROM folds WHERE stream IN {_DOOMED}",  # noqa: S608
@@ -39,6 +36,26 @@ _PRUNE = (
     "DELETE FROM streams WHERE run = :run AND generation < :first",
     "UPDATE runs SET first = :first WHERE id = :run",
 )
+
+
+class _LogStatements(NamedTuple):
+    """The statements about the rows of the log that go, for one way to find them."""
+
+    count_rows: str
+    read_blobs: str
+    prune: str
+
+    @classmethod
+    def where(cls, condition: str) -> _LogStatements:
+        return cls(
+            f"SELECT count(*), coalesce(sum(length(payload)), 0) FROM log WHERE {condition}",  # noqa: S608
+            f"SELECT blob FROM log WHERE blob IS NOT NULL AND {condition}",  # noqa: S608
+            f"DELETE FROM log WHERE {condition}",  # noqa: S608
+        )
+
+
+_BY_READING = _LogStatements.where(f"stream IN {_DOOMED}")
+_BY_CHAINS = _LogStatements.where(_IN_CHAINS)
 
 
 def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> Pruned:
@@ -50,12 +67,12 @@ def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> 
     run, generation, first = find_owned(cursor, key)
     compare_generation(generation, key, "removed")
     doomed = {"run": run, "first": max(first, generation + 1 - keep)}
-    rows = _find_rows(cursor, doomed)
-    records, size = cursor.execute(_COUNT_RECORDS + rows, doomed).fetchone()
+    log = _choose(cursor, doomed)
+    records, size = cursor.execute(log.count_rows, doomed).fetchone()
     size += cursor.execute(_SUM_FOLDS, doomed).fetchone()[0]
-    named = set(cursor.execute(_READ_BLOBS + rows, doomed).fetchall())
+    named = set(cursor.execute(log.read_blobs, doomed).fetchall())
     named.update(cursor.execute(_READ_ATTACHED, doomed).fetchall())
-    for statement in (_PRUNE_LOG + rows, *_PRUNE):
+    for statement in (log.prune, *_PRUNE):
         cursor.execute(statement, doomed)
     for (digest,) in named:
         if cursor.execute(IS_NAMED, {"digest": digest}).fetchone() is None:
@@ -63,10 +80,10 @@ def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> 
     return Pruned(doomed["first"] - first, records, size)
 
 
-def _find_rows(cursor: sqlite3.Cursor, doomed: dict[str, int]) -> str:
-    """Return the condition that finds all rows of the log that go."""
+def _choose(cursor: sqlite3.Cursor, doomed: dict[str, int]) -> _LogStatements:
+    """Choose how the rows of the log that go are found: along chains where that finds them all."""
     (records,) = cursor.execute(_SUM_HEADS, doomed).fetchone()
     if records > MAX_CHAINED:
-        return _IN_LOG
-    (chained, _) = cursor.execute(_COUNT_RECORDS + _IN_CHAINS, doomed).fetchone()
-    return _IN_CHAINS if chained == records else _IN_LOG
+        return _BY_READING
+    (chained, _) = cursor.execute(_BY_CHAINS.count_rows, doomed).fetchone()
+    return _BY_CHAINS if chained == records else _BY_READING
