@@ -252,6 +252,17 @@ def hand_back_once(item: str, work: AnyWork) -> str:
     return item.upper()
 
 
+NOTED: list[tuple[AnyWork, int]] = []  # the steps of `note_steps`
+
+
+async def note_steps(count: int, work: AnyWork) -> int:
+    while work.state.setdefault("done", 0) < count:
+        work.state["done"] += 1
+        NOTED.append((work, work.state["done"]))
+        await work.point()
+    return count
+
+
 async def forget_awaits(item: int, work: Work[Any]) -> int:
     """Point without await, with every second item."""
     if item % 2:

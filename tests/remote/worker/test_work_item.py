@@ -16,6 +16,7 @@ from tests.remote import misbehaving
 from tests.remote.misbehaving import RAISED, RETURNED
 from tests.remote.site import Site, open_site
 from trio_ckpt import open_run, remote
+from trio_ckpt._commit.snapshots import Snapshots
 from trio_ckpt._journal.history import session_metadata_of
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.cli._explain import explain, show_checkpoints
@@ -73,6 +74,26 @@ async def test_an_item_that_saves_once_costs_three_saves_and_no_read(
         assert await collect(site, "save_once", ["a"], checkpoint_interval_s=0) == ["A"]
     task = '["task"]'
     assert sent == [(["[]", task], 0), ([task], 0), ([task, "[]"], 0)]
+
+
+async def test_an_item_asked_for_during_a_point_runs_no_step_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A point that saves nothing, as none is due, has begun when the worker is stopped."""
+    point = Snapshots.point
+
+    async def asked_for(self: Snapshots, label: str = "") -> bool:
+        taken = await point(self, label)
+        work, done = misbehaving.NOTED[-1]
+        if done == len(misbehaving.NOTED) == 2:
+            work._control.release_reason = "the worker stops"
+        return taken
+
+    monkeypatch.setattr(Snapshots, "point", asked_for)
+    monkeypatch.setattr(misbehaving, "NOTED", [])
+    async with open_site(MemoryStore()) as site:
+        assert await collect(site, "note_steps", [4], checkpoint_interval_s=60) == [4]
+    assert [done for _, done in misbehaving.NOTED] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("is_pruned", [False, True])

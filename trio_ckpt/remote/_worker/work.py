@@ -178,25 +178,32 @@ class TaskControl:
     async def point(self, label: str) -> bool:
         """Save the state if a save is due, and end a function that is to hand its item back."""
         check_point_label(label)
+        is_saved = self.release_reason is not None
+        taken = await self._save_if_due(label)
+        if self.release_reason is None:
+            return taken
+        if not is_saved:  # it was asked for during this point, which may have saved nothing
+            taken = await self._save_if_due(label)
+        if self._snapshots is not None:
+            await self._snapshots.wait()
+        self.scope.cancel()
+        return taken
+
+    async def _save_if_due(self, label: str) -> bool:
         snapshots = self._snapshots
         if snapshots is None:
             await trio.lowlevel.checkpoint()
-            taken = False
-        else:
-            if self.is_checkpoint_due or self.release_reason is not None:
-                await snapshots.wait()  # a save in flight has an earlier point
-                make_due(snapshots)
-                self.is_checkpoint_due = False
-            if self.percent is not None:
-                snapshots.metadata["progress_percent"] = self.percent
-            taken = await snapshots.point(label)
-            if snapshots.skipped > self._skipped and self._left_out is not None:
-                self._skipped = snapshots.skipped
-                self._left_out(snapshots.problem)
-        if self.release_reason is not None:
-            if snapshots is not None:
-                await snapshots.wait()
-            self.scope.cancel()
+            return False
+        if self.is_checkpoint_due or self.release_reason is not None:
+            await snapshots.wait()  # a save in flight has an earlier point
+            make_due(snapshots)
+            self.is_checkpoint_due = False
+        if self.percent is not None:
+            snapshots.metadata["progress_percent"] = self.percent
+        taken = await snapshots.point(label)
+        if snapshots.skipped > self._skipped and self._left_out is not None:
+            self._skipped = snapshots.skipped
+            self._left_out(snapshots.problem)
         return taken
 
     async def point_aside(self, label: str) -> bool:
