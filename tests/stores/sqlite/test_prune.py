@@ -81,7 +81,7 @@ async def _steps_of_an_end(folder: Path, others: int) -> int:
     def watch_reads() -> None:
         store._reader._connection.set_progress_handler(count, 100)  # type: ignore[attr-defined]
 
-    async with store.lock_run("job-x"):  # as a foreman does, so that nobody is alone
+    async with store.lock_run("job-x"):  # as a foreman does for its job
         await store._writing.run(watch)
         assert store._reading is not None
         await store._reading.run(watch_reads)
