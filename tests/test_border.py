@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,25 @@ OPEN_RUN = rows(
     fresh=(*NO_FLAG, None),
     retry_failed=(*NO_FLAG, None),
     handle_signals=NO_FLAG,
+    stop_signals=(
+        *NO_LIST,
+        (),
+        "SIGTERM",
+        ["SIGUSR9"],
+        ["TERM"],
+        [15],
+        ["SIGKILL"],
+        ["SIGSTOP"],
+        ["SIGTERM", ""],
+    ),
+    stop_at=(
+        5,
+        1.8e9,
+        "2027-01-01T00:00:00Z",
+        timedelta(1),
+        date(2027, 1, 1),
+        datetime(2027, 1, 1),
+    ),
     grace_s=(*NO_SECONDS, *NO_SPAN, None),
     save_timeout_s=(*NO_SECONDS, *NO_SPAN, None),
     resume_command=(5, ["a", "b"], "", b"a"),

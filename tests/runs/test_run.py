@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,65 @@ async def test_signals_stop_in_good_order(number: int) -> None:
                         await trio.sleep(0.01)
                         batch.complete()
         assert info.value.exit_code == 75
+
+
+async def test_the_program_names_the_signals_that_stop() -> None:
+    former = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    with pytest.raises(RunStoppedError) as info:
+        async with (
+            begin("memory:", handle_signals=True, stop_signals=["SIGHUP", "SIGUSR1"]) as run,
+            run.open_stream("s") as stream,
+        ):
+            assert signal.getsignal(signal.SIGTERM) == former[signal.SIGTERM]
+            async for batch in stream.batches():
+                os.kill(os.getpid(), signal.SIGUSR1)
+                await trio.sleep(0.01)
+                batch.complete()
+    assert info.value.exit_code == 75
+    assert {number: signal.getsignal(number) for number in former} == former
+
+
+async def test_a_named_signal_that_comes_twice_stops_at_once() -> None:
+    with pytest.raises(RunStoppedError) as info:
+        async with (
+            begin("memory:", handle_signals=True, stop_signals=["SIGUSR1"]) as run,
+            run.open_stream("s") as stream,
+        ):
+            async for _ in stream.batches():
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                    await trio.sleep(0.01)
+                await trio.sleep_forever()
+    assert info.value.exit_code == 128 + signal.SIGUSR1
+
+
+@pytest.mark.parametrize("left_s", [10, 0, -86_400])
+async def test_a_run_stops_by_itself_at_its_time(
+    left_s: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    begun, ended = 0, 0
+    with pytest.raises(RunStoppedError) as info:
+        async with (
+            begin("memory:", stop_at=datetime.now(UTC) + timedelta(seconds=left_s)) as run,
+            run.open_stream("s") as stream,
+        ):
+            async for batch in stream.batches():
+                begun += 1
+                await trio.sleep(4)
+                ended += 1
+                batch.complete()
+    assert info.value.exit_code == 75
+    assert begun == ended  # the open batch was waited for
+    assert trio.current_time() == pytest.approx({10: 12}.get(left_s, 0), abs=5e-3)
+
+
+async def test_a_time_after_the_end_of_a_run_changes_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    at = datetime.now(timezone(timedelta(hours=-5))) + timedelta(hours=1)
+    async with begin("memory:", stop_at=at) as run:
+        assert await work(run) == [0, 1, 2]
+    assert trio.current_time() < 1
 
 
 def begin_other(handle: bool | None) -> Any:

@@ -374,18 +374,22 @@ POOL = """
     import multiprocessing, os, signal, sys, trio, trio_ckpt
 
     async def main():
-        async with trio_ckpt.open_run("r", store=sys.argv[1], handle_signals=True):
+        names = ["SIGTERM", "SIGINT", "SIGUSR1"]
+        async with trio_ckpt.open_run(
+            "r", store=sys.argv[1], handle_signals=True, stop_signals=names
+        ):
             with multiprocessing.get_context("fork").Pool(1) as pool:
-                print(pool.apply(signal.getsignal, (signal.SIGTERM,)) == signal.SIG_DFL)
+                for number in (signal.SIGTERM, signal.SIGUSR1):
+                    print(pool.apply(signal.getsignal, (number,)) == signal.SIG_DFL)
 
     trio.run(main)
 """
 
 
 def test_pool_of_processes_ends_inside_a_run(url: str) -> None:
-    """Its workers are ended by SIGTERM, which the run has taken for itself."""
+    """Its workers are ended by signals which the run has taken for itself."""
     done = run_to_its_end(POOL, url)
-    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done.stderr
 
 
 def test_descriptor_that_is_being_opened_goes_over_no_fork(tmp_path: Path) -> None:

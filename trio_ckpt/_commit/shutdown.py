@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime
 from functools import partial
 from heapq import nsmallest
 
@@ -27,6 +28,8 @@ from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
 
 log = get_logger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 MAX_NAMED = 3  # open batches that a message names
 SAID_AFTER_S = 0.5  # when the log names them: most stops are over before
@@ -237,7 +240,7 @@ _signals_taken: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("trio_ckpt sign
 
 
 def take_signals(wanted: bool | None) -> bool:
-    """Whether to listen for SIGINT and SIGTERM; by default the first run of the main thread."""
+    """Whether to listen for signals; by default the first run of the main thread does."""
     if wanted is None:
         is_main = threading.current_thread() is threading.main_thread()
         wanted = is_main and _signals_taken.get() == 0
@@ -254,28 +257,47 @@ def release_signals() -> None:
 
 
 @contextmanager
-def stop_signals() -> Generator[AsyncIterator[int]]:
-    """Receive SIGINT and SIGTERM while the block runs.
+def received(numbers: Collection[signal.Signals] = STOP_SIGNALS) -> Generator[AsyncIterator[int]]:
+    """Receive signals while the block runs.
 
-    In a forked child SIGTERM has its former handler, so that ``multiprocessing.Pool`` can end its
-    workers.  The child ignores SIGINT, which a terminal sends to it, too, while this process
-    drains.
+    In a forked child they have their former handlers, so that ``multiprocessing.Pool`` can end its
+    workers by SIGTERM.  The child ignores SIGINT, which a terminal sends to it, too, while this
+    process drains.
     """
-    give_back = partial(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    with in_children(give_back), trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as got:
-        yield got
+    with ExitStack() as stack:
+        for number in numbers:
+            if number != signal.SIGINT:
+                former = signal.getsignal(number) or signal.SIG_DFL  # None: not one of Python's
+                stack.enter_context(in_children(partial(signal.signal, number, former)))
+        yield stack.enter_context(trio.open_signal_receiver(*numbers))
 
 
 @uninterrupted
 async def receive_signals(
-    stop: Stop, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    stop: Stop,
+    numbers: Collection[signal.Signals],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Turn SIGINT and SIGTERM into a request to stop.
+    """Turn signals into a request to stop.
 
     Cancellation: ends it, and restores the signal handlers.
     """
-    with stop_signals() as signals:
+    with received(numbers) as signals:
         task_status.started()
         async for number in signals:
             log.info("%s: stopping in good order", signal.Signals(number).name)
             stop.request_by_signal(128 + number)
+
+
+@uninterrupted
+async def stop_at_time(stop: Stop, at: datetime) -> None:
+    """Request a stop at a time, or at once if it is over.
+
+    The clock of the system is read once; the wait is one of trio's clock.
+
+    Cancellation: a cancellation point; no stop is requested after that.
+    """
+    await trio.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))
+    log.info("it is %s: stopping in good order", at.isoformat(timespec="seconds"))
+    stop.request()

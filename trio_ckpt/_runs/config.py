@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import PurePath
@@ -63,6 +64,8 @@ class RunRequest:
     settings: Settings
     is_fresh: bool
     handle_signals: bool | None
+    stop_signals: tuple[signal.Signals, ...]
+    stop_at: datetime | None
     grace_s: float
     save_timeout_s: float
     resume_command: str | None

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
 from typing import TypeVar, get_args
 
 import attrs
@@ -14,12 +15,29 @@ import trio
 
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
 from .._commit.observers import Observers
-from .._commit.shutdown import Stop, receive_signals, release_signals, take_signals
+from .._commit.shutdown import (
+    Stop,
+    receive_signals,
+    release_signals,
+    stop_at_time,
+    take_signals,
+)
 from .._journal.progress import Progress
 from .._journal.store import Observer, RunKey, RunView, Store
 from .._journal.summary import exit_code
 from .._tokens.coordinator import CheckpointCoordinator
-from .._util.arguments import any_path, flag, instance, one_of, path_text, seconds, several, text
+from .._util.arguments import (
+    any_path,
+    flag,
+    instance,
+    moment,
+    one_of,
+    path_text,
+    seconds,
+    several,
+    signals,
+    text,
+)
 from .._util.errors import EXIT_DRAINED, RunStoppedError, StoreConflictError, StreamsStillOpenError
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
@@ -73,6 +91,8 @@ async def open_run(
     fresh: bool = False,
     retry_failed: bool = False,
     handle_signals: bool | None = None,
+    stop_signals: Collection[str] = ("SIGINT", "SIGTERM"),
+    stop_at: datetime | None = None,
     grace_s: float = DEFAULT_GRACE_S,
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
     resume_command: str | None = None,
@@ -99,9 +119,12 @@ async def open_run(
             that was interrupted.
         retry_failed: Whether to re-queue batches and streams that were skipped or have failed
             for good.
-        handle_signals: Whether to stop in good order on SIGINT and SIGTERM.  Default: in the main
-            thread, for the first run that is open.  False: the program stops the run itself,
-            and reports itself how the run resumes: that is logged as INFO, not as WARNING.
+        handle_signals: Whether to stop in good order on signals.  Default: in the main thread,
+            for the first run that is open.  False: the program stops the run itself, and reports
+            itself how the run resumes: that is logged as INFO, not as WARNING.
+        stop_signals: The names of these signals.
+        stop_at: When the run stops in good order by itself: a datetime with a time zone, such
+            as `grace_s` before a scheduler ends the job.
         grace_s: How long a stop waits for open batches, in seconds.
         save_timeout_s: How long a save may take, in seconds, before its outcome is unknown.
         resume_command: The command that the log shows for a resume; default: this command.
@@ -131,6 +154,8 @@ async def open_run(
         settings=Settings(verify, redo_missing, retry_failed),
         is_fresh=flag("fresh", fresh),
         handle_signals=_optional(flag, "handle_signals", handle_signals),
+        stop_signals=signals("stop_signals", stop_signals),
+        stop_at=_optional(moment, "stop_at", stop_at),
         grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
         save_timeout_s=seconds("save_timeout_s", save_timeout_s, is_endless_allowed=True),
         resume_command=_optional(text, "resume_command", resume_command),
@@ -154,7 +179,7 @@ async def open_run(
         stop = Stop(request.grace_s)
         committer = _make_committer(request, resources, generation, stop)
         session = await _make_session(request, resources, generation, committer)
-        async with _background_tasks(committer, stop, request.handle_signals) as nursery:
+        async with _background_tasks(committer, stop, request) as nursery:
             await session.begin()
             if resources.outputs is not None:
                 await clear_outputs(resources.store, session, generation.parts, resources.outputs)
@@ -345,20 +370,22 @@ async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseExcept
 
 @asynccontextmanager
 async def _background_tasks(
-    committer: GroupCommitter, stop: Stop, handle_signals: bool | None
+    committer: GroupCommitter, stop: Stop, request: RunRequest
 ) -> AsyncGenerator[trio.Nursery]:
-    """Run the group committer and the signal handler while the block runs.
+    """Run the group committer, the signal handler and the deadline while the block runs.
 
     A failure of a background task cancels the block; see `open_service_nursery`.
     """
-    has_signals = take_signals(handle_signals)
+    has_signals = take_signals(request.handle_signals)
     try:
         async with open_service_nursery() as nursery:
             try:
                 nursery.start_soon(committer.run)
                 nursery.start_soon(stop.carry_out)
                 if has_signals:
-                    await nursery.start(receive_signals, stop)
+                    await nursery.start(receive_signals, stop, request.stop_signals)
+                if request.stop_at is not None:
+                    nursery.start_soon(stop_at_time, stop, request.stop_at)
                 yield nursery
             finally:
                 committer.close()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 import operator
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import TypeVar, cast
 
 import attrs
@@ -27,6 +29,8 @@ NOT_EXPANDED = "begins with '~', which only a shell expands: give os.path.expand
 
 MAX_SHOWN_CHARS = 80
 """How much of a wrong value a message shows: it may be a whole document."""
+
+UNSTOPPABLE = ("SIGKILL", "SIGSTOP")
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -138,6 +142,41 @@ def _real(name: str, value: object, wanted: str, *, is_endless_allowed: bool = F
     if not (0 <= number < math.inf or (number == math.inf and is_endless_allowed)):
         raise ValueError(f"{name} must be {wanted}, not {shown(value)}")
     return number
+
+
+def moment(name: str, value: object) -> datetime:
+    """Check a moment: a datetime with a time zone.
+
+    Raises:
+        TypeError: the value is not a datetime, for example a number.
+        ValueError: it has no time zone, so it is another moment on another machine.
+    """
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} must be a datetime with a time zone, not {shown(value)}")
+    if value.utcoffset() is None:
+        raise ValueError(f"{name} must be a datetime with a time zone, not {shown(value)}")
+    return value
+
+
+def signals(name: str, values: Iterable[str]) -> tuple[signal.Signals, ...]:
+    """Check names of signals, such as ``SIGUSR1``, that a handler of Python can be set for.
+
+    Raises:
+        TypeError: the value is no list, or a member is not a str.
+        ValueError: there are none, this system has no such signal, or none can handle it.
+    """
+    names = several(name, values, "names of signals")
+    if not names:
+        raise ValueError(f"{name} must have one name of a signal at least")
+    numbers = {
+        text(f"a name of {name}", each): signal.Signals.__members__.get(each) for each in names
+    }
+    for each, number in numbers.items():
+        if number is None:
+            raise ValueError(f"{name} has {shown(each)}, which is no signal of this system")
+        if each in UNSTOPPABLE:
+            raise ValueError(f"{name} has {each!r}, which no process can handle")
+    return tuple(dict.fromkeys(number for number in numbers.values() if number is not None))
 
 
 def flag(name: str, value: object) -> bool:

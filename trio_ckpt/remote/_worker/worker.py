@@ -16,7 +16,7 @@ import attrs
 import msgspec
 import trio
 
-from ..._commit.shutdown import stop_signals
+from ..._commit.shutdown import received
 from ..._runs.tracing import TaskTracer
 from ..._util.arguments import flag, seconds, several, text, whole_number
 from ..._util.log import get_logger
@@ -378,7 +378,7 @@ async def run_worker(
 
 
 async def _stop_on_signals(worker: Worker, grace_s: float, scope: trio.CancelScope) -> None:
-    with stop_signals() as signals:
+    with received() as signals:
         async for number in signals:
             log.info("%s: handing back", signal.Signals(number).name)
             break
