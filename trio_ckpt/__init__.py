@@ -6,12 +6,12 @@ A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
     8  monitor   engines    a page and a REST API; functions over items, no server to start
     7  remote               clients; _foreman, _worker; _wire: what they say to each other
        testing              crashes that are planned, and the contract of every store
-    6  _maintenance         while no program runs: verify, repair, compact, export, explain
+    6  _maintenance         what an owner does: verify, repair, compact, export, explain
        progress             a live display
     5  _runs                what users hold: runs, streams, loops, how they resume
     4  _commit              the law of order: batch, gate, group commit, confirmed
     3  _tokens              one-shot tokens and their registry
-       state                what a loop goes on from: _tree, and _arrays in it
+       state                what a loop goes on from: _tree (values), _arrays (NumPy)
        outputs              durable files
        stores               bytes in, bytes out: _local, and _sqlite and _json on it
        abc                  the contracts, for users

@@ -17,7 +17,7 @@ import trio_ckpt
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.threads import WorkerThread, run_blocking
 from trio_ckpt.stores import MemoryStore, open_store
-from trio_ckpt.stores._local.pipeline import Beside
+from trio_ckpt.stores._local.beside import Beside
 
 BATCHES = 2
 NOISE = np.random.default_rng(0).random(700_000)  # its blob is hashed and synced by threads

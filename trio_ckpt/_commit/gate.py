@@ -5,8 +5,8 @@ Theory of operation
 
 A batch is left in one of five ways: the loop asks for the next one, `confirm` is called, its
 block ends, an exception leaves, or it is cancelled.  What happens then depends on the state of
-the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.  A failed attempt is
-saved, and the retry table decides whether the batch runs again.  Where an exception is leaving
+the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.  For a failed attempt that is left for the next batch the
+retry table decides whether the batch runs again, and the record says so.  Where an exception is leaving
 already, an error while saving is logged instead of raised: it must not replace the exception that
 leaves.
 
@@ -14,16 +14,16 @@ Whatever the table says, there is one way for an attempt to become durable, and 
 goes it: `Gate._save`.  A confirmed batch, a failed attempt, a skip and a withdrawal differ in what
 they have to say.  The steps, and their order, are the same:
 
-    check -> capture -> encode -> submit -> durable -> advance -> wake
+    check -> capture -> encode -> submit -> durable -> advance -> token -> wake
 
 **Check** comes first, because a record is believed: a resume takes its outputs for written and
 valid.  What fails here is the attempt, not the save.  Nothing is submitted yet, so the attempt
 can still become a failed one, and its row in the table is that of FAILED.
 
 **Capture** copies the state, so the record has it as it was when the attempt ended, whatever
-changes it later.  The record of an attempt that is not confirmed has no state.  It only waits for
-a snapshot of the attempt that is being saved: in the records a snapshot comes before the end of
-its attempt.
+changes it later.  An array's blobs are durable when it ends.  An attempt that is not confirmed has
+no state in its record; it only waits until its snapshot that is being saved is durable, which
+comes before the end of the attempt in the records.
 
 **Encode** ends with the bytes of the record.  **Submit** seals them for the next sequence number of
 the stream, those of a large record as a blob, and queues them without a schedule point between
@@ -34,14 +34,14 @@ saved.
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
 and fsynced, the record in the store, progress moved.
 
-**Advance** and **wake** happen in the function `on_outcome`, which the committer calls in its own
-task, record by record in the order of their sequence numbers.  This ensures that a frontier
-numbers new items in the order in which a resume will read them; the tasks of the loops wake in
-any order.  No other task runs between progress and the token.  This ensures that we don't cheat:
+**Advance** and **token** are `Gate._on_outcome`, which the committer calls in its own task, record
+by record in the order of their sequence numbers.  This ensures that a frontier numbers new items
+in the order in which a resume will read them.  Then the loop **wakes**; the tasks of several wake
+in any order.  No other task runs between progress and the token.  This ensures that we don't cheat:
 who sees a token CONFIRMED sees progress that includes its batch, and both are on the disk.
 
-What an attempt did to the state in memory is undone unless it is confirmed: `on_outcome` marks the
-state dirty, and the loop restores it before the next batch.  An attempt that could not be saved
+What an attempt did to the state in memory is undone unless it is confirmed: `_on_outcome` marks
+the state dirty, and the loop restores it before the next batch.  An attempt that could not be saved
 leaves no record, its token is rejected, and its batch runs again.
 """
 
@@ -51,6 +51,7 @@ import enum
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import attrs
@@ -175,7 +176,7 @@ class Gate:
         """Leave a batch, as the table `GATE` defines.
 
         Raises:
-            TokenNeverSettledError, BatchFailedError: as the table defines.
+            TokenNeverSettledError, BatchFailedError, StreamFailedError: as the table defines.
             Exception: the reason why the checkpoint was not saved, unless another exception
                 is leaving already.
 
@@ -284,7 +285,11 @@ class Gate:
         return Passed.GO_ON
 
     async def _decide(self, batch: AnyBatch, *, may_retry: bool) -> Passed | Again:
-        """Save a failed attempt, and decide what happens to the batch."""
+        """Decide what happens to the batch of a failed attempt, and save the attempt so.
+
+        Raises:
+            BatchFailedError, StreamFailedError: it does not run again in this session.
+        """
         stream, staged = self.open_stream, staged_of(batch)
         error = staged.error or "it failed"
         verdict: Again | GiveUp = GiveUp(Then.FAIL)
@@ -357,30 +362,38 @@ class Gate:
             batch.state, staged.error = AttemptState.FAILED, problem
             return False
 
-        def on_outcome(problem: Exception | None) -> None:
-            """Called once by the committer, see `GroupCommitter.submit`."""
-            try:
-                if problem is None:
-                    stream.advance(batch, ending, state, record)  # advance
-                    stream.end_saved(batch, ending, record)  # wake
-            except BaseException as bug:  # e.g. of a user's key function: the run ends with it
-                self._give_up_save(batch, bug)
-                raise
-            if problem is not None:
-                self._give_up_save(batch, problem)
-
         if stream.committer.observers.all:
             stream.committer.observers.settled(stream.attempt_of(batch))
         blobs = () if state is None else state.stored.blobs
+        on_outcome = partial(self._on_outcome, batch, ending, state, record)
         pending = await stream.committer.submit(  # submit
             stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
         )
-        await pending.wait()  # durable
+        await pending.wait()  # durable, then `_on_outcome`, and the loop wakes
         if not is_done:
             await stream.restore_state()
         elif states is not None:
             await prune_states(stream)
         return True
+
+    def _on_outcome(
+        self,
+        batch: AnyBatch,
+        ending: Ending,
+        state: EncodedState | None,
+        record: Record,
+        problem: Exception | None,
+    ) -> None:
+        """Called once by the committer, see `GroupCommitter.submit`."""
+        try:
+            if problem is None:
+                self.open_stream.advance(batch, ending, state, record)  # advance
+                self.open_stream.end_saved(batch, ending, record)  # token
+        except BaseException as bug:  # e.g. of a user's key function: the run ends with it
+            self._give_up_save(batch, bug)
+            raise
+        if problem is not None:
+            self._give_up_save(batch, problem)
 
     async def _check(self, batch: AnyBatch, staged: Staged) -> Lines:
         """Check what a batch says it has done; returns the lines that it appends.

@@ -10,9 +10,11 @@ their next batch; without that they split into two alternating halves.
 
 For each checkpoint of a group, in this order:
 
-    lines appended and fsynced -> store.save -> progress -> token -> the loop wakes
+    blobs -> lines appended and fsynced -> store.save -> progress -> token -> the loop wakes
 
-This ensures that no task sees a checkpoint before it is durable, and that a task that
+Blobs are durable before the checkpoint that names them is queued: those of a state when it is
+captured, a large record itself in `submit`.  What makes `store.save` durable is the COMMIT in
+`stores/_sqlite/writer`, or the sync of the journal in `stores/_json/journal`.  This ensures that no task sees a checkpoint before it is durable, and that a task that
 wakes sees progress that includes it.
 
 A checkpoint that fails also fails the later ones of its stream log that were submitted
@@ -268,7 +270,7 @@ class GroupCommitter:
     ) -> PendingCommit:
         """Save a record on which no batch depends; wait unless it may wait for others.
 
-        Args, Raises: as for `save`.
+        Args, Raises: as for `save`; `is_due`: it may not wait for other records.
 
         Durability: when this returns the record is durable, if it is due or the store is not far.
             Else it is durable with the next record, or when the run is left.

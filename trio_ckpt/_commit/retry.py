@@ -1,4 +1,10 @@
-"""What to do with a batch that failed: a table, first match wins, one pure function."""
+"""What to do with a batch that failed: a table, first match wins.
+
+`Gate._decide` asks it for a failed attempt that is left for the next batch, as the table `GATE` in
+`trio_ckpt._commit.exits` says, and for no other.  The delay passes in the loop: in
+`LoopCursor.settle_open`, or in `WorkQueue.leave` where several tasks share it.  Batches that have
+failed for good are re-queued by the next session (`trio_ckpt._commit.redo.retry_record`).
+"""
 
 from __future__ import annotations
 

@@ -243,7 +243,7 @@ class PendingCommit:
             error: Why it is not saved; None: it is durable, with its lines.
 
         Raises:
-            StoreDamagedError: progress cannot take the record; then nothing has changed.
+            StoreDamagedError: progress cannot take the record; the run cannot go on.
         """
         stream_log = self.stream_log
         if error is None:

@@ -1,4 +1,10 @@
 """Records and what follows from them: progress, history, sums, and the contract of every store.
 
 It may not know how records are made durable, nor what a loop is.
+
+    store, stored        the contract of a store; the values that it takes and returns
+    record, folds        what is saved: a record of each batch, progress as a whole now and then
+    progress, history    the sum of the records of a stream; the records themselves
+    statistics, summary  counts, rate and ETA; sums over streams, and the status of a run
+    live_view            what an open run shows to other processes
 """

@@ -1,4 +1,12 @@
-"""What an owner does while no program runs: verify, repair, compact, export, import, explain.
+"""What an owner does beside the program: verify, repair, compact, export, import, explain.
 
-This room may not know its callers: no command, no page, no network.
+This room may not know its callers: no command, no page, no network.  What only reads works while a
+program runs; what changes a run takes its lock (`offline`).
+
+    verify_store, verify_states, verify_outputs    records, saved states, files: each byte
+    drift, losses                                  files that differ; blobs that a start misses
+    explain, reasons                               what a start would do, and why
+    repair, repair_folder, recovery, recover_*     what can be saved of a damaged store
+    compact, export, import_, archive_*            fewer states; a run as one file
+    doctor, read_arrays                            what a machine can do; arrays of a state
 """

@@ -22,7 +22,7 @@ from .._util.index_set import IndexSet
 from .._util.plain import decode_key
 from .._util.text import number, plural
 from ..stores._local.blobs import is_digest
-from ..stores._local.check import LOSSES, blob_problem
+from ..stores._local.check import DAMAGED, blob_problem
 from ..stores._local.files import make_folder, open_file, sync_file, sync_folder, write_durably
 from ..stores._local.watermark import (
     Watermark,
@@ -164,8 +164,8 @@ class Recovery:
     def _goal(self, path: Path) -> Path:
         if self._losses is None:
             stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
-            self._losses = self.folder / LOSSES / stamp
-            self.report(f"{LOSSES}/{stamp}", "what was replaced is kept there")
+            self._losses = self.folder / DAMAGED / stamp
+            self.report(f"{DAMAGED}/{stamp}", "what was replaced is kept there")
         goal = self._losses / path.relative_to(self.folder)
         make_folder(goal.parent)
         return goal

@@ -143,7 +143,7 @@ class _Looked:
     _lineages: dict[bytes, bool] = attrs.field(factory=dict[bytes, bool], init=False)
 
     async def look_at(self, entry: StoredStream) -> list[Finding]:
-        """Yield what is wrong with the stream."""
+        """Find what is wrong with the stream."""
         seal = self.store.seal(self.run_id, self.generation, self.key)
         try:
             newest = await self._open_all(seal)
@@ -203,7 +203,7 @@ class _Looked:
         )
 
     async def _page_again(self, cursor: str | None, oldest: int) -> list[StoredRecord]:
-        """Yield the records of a page, oldest first; a running program may add newer ones."""
+        """Read the records of a page, oldest first; a running program may add newer ones."""
         records: list[StoredRecord] = []
         while True:
             page = await self._page(cursor)

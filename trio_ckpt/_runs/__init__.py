@@ -1,4 +1,14 @@
 """What users hold: runs, streams, their loops, and how they resume.
 
 It may not know of other processes, of commands, or of the network.
+
+    config, lifecycle          the arguments of `open_run`; from the lock of a run to its end
+    run, open_run              a run as its program holds it; its live state
+    session, manifest          what a session found and how it ended; the list of all outputs
+    stream, stream_operations  a stream as its owner holds it; what he does beside its loops
+    resume, verify             opening a stream: state restored, blobs missed; outputs verified
+    loop, loop_bounds          one batch after the other; where a loop begins and ends
+    parallel                   several batches at once
+    phase, stream_table        what is done once; all streams of a run, and who waits for them
+    statistics, live_publisher  what is shown; announce, tracing: what is logged and traced
 """

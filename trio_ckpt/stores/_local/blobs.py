@@ -32,7 +32,7 @@ from ..._journal.store import BlobPart, BlobPayload
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.log import get_logger
 from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
-from .pipeline import Beside
+from .beside import Beside
 
 logger = get_logger(__name__)
 

@@ -25,8 +25,8 @@ Named = Callable[[Iterable[str]], set[str]]  # the given digests that a record r
 
 MAX_FINDINGS = 1_000  # per step: more findings of one kind add no information
 READ_BYTES = 2**20
-LOSSES = "damaged"  # the folder where a repair keeps what it replaced
-KNOWN = (LOSSES,)
+DAMAGED = "damaged"  # the folder where a repair keeps what it replaced
+KNOWN = (DAMAGED,)
 
 RESTORE = "restore the store from a copy"
 GONE = "restore the store from a copy, or go on with what is there: --repair --accept-loss"

@@ -1,11 +1,11 @@
 """What the stores in a local folder have in common: saving, ownership of runs, cleaning up.
 
-Theory of operation.  Every change of a store is made by its `LocalWriter`, in the order of the
-calls, in one long-lived thread.  Blobs go through `run_blocking`, except for their removal: a
+Theory of operation.  Every change of records and owners is made by the `LocalWriter` of the store,
+in the order of the calls, in one long-lived thread.  Blobs go through `run_blocking`, except for their removal: a
 task that puts a doomed blob waits for the removal, and may hold the last of its threads.
 
-A save that was given up on may still land.  So its run stays locked until the process ends,
-and no later operation here waits for the writing thread.
+A save that was given up on may still land.  So its run stays locked until the process ends, and
+closing the store does not wait for the writing thread.
 
 A blob is put before a record references it, so all blobs without a reference may be removed only
 while no other handle owns a run of the store: when the only owner has locked its run (a crash may

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from trio_ckpt.stores._local.pipeline import Beside
+from trio_ckpt.stores._local.beside import Beside
 
 
 def test_does_everything_in_order() -> None:
