@@ -4,7 +4,7 @@ On a terminal it is a few lines that are redrawn in place (with rich, the extra 
 anywhere else, such as a file or the log of a service, it is a plain line now and then.  It draws
 from its own trio task: there are no threads, and an idle run draws nothing.
 What it shows are the run's `statistics()`; their rate and ETA are counted in
-`trio_ckpt._journal.statistics`.
+`trio_ckpt._runs.statistics`.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ Theory of operation
 
 A batch is left in one of five ways: the loop asks for the next one, `confirm` is called, its
 block ends, an exception leaves, or it is cancelled.  What happens then depends on the state of
-the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.  For a failed attempt that is left for the next batch the
-retry table decides whether the batch runs again, and the record says so.  Where an exception is leaving
-already, an error while saving is logged instead of raised: it must not replace the exception that
-leaves.
+the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.  Where a failed attempt
+is left for the next batch, the retry table decides whether its batch runs again, and the record
+says so.  Where an exception is leaving already, an error while saving is logged instead of raised:
+it must not replace the exception that leaves.
 
 Whatever the table says, there is one way for an attempt to become durable, and one function that
 goes it: `Gate._save`.  A confirmed batch, a failed attempt, a skip and a withdrawal differ in what
@@ -17,8 +17,9 @@ they have to say.  The steps, and their order, are the same:
     check -> capture -> encode -> submit -> durable -> advance -> token -> wake
 
 **Check** comes first, because a record is believed: a resume takes its outputs for written and
-valid.  What fails here is the attempt, not the save.  Nothing is submitted yet, so the attempt
-can still become a failed one, and its row in the table is that of FAILED.
+valid.  What fails here is the attempt, not the save.  Nothing is queued yet, so the attempt, which
+is SUBMITTED since the gate has it, can still become a failed one; its row in the table is that of
+FAILED.
 
 **Capture** copies the state, so the record has it as it was when the attempt ended, whatever
 changes it later.  An array's blobs are durable when it ends.  An attempt that is not confirmed has
@@ -32,13 +33,14 @@ abandoned: a cancelled loop waits, since nothing could tell it afterwards whethe
 saved.
 
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
-and fsynced, the record in the store, progress moved.
+and fsynced, the record in the store.  Then `PendingCommit.end` moves progress, record by record.
 
-**Advance** and **token** are `Gate._on_outcome`, which the committer calls in its own task, record
-by record in the order of their sequence numbers.  This ensures that a frontier numbers new items
-in the order in which a resume will read them.  Then the loop **wakes**; the tasks of several wake
-in any order.  No other task runs between progress and the token.  This ensures that we don't cheat:
-who sees a token CONFIRMED sees progress that includes its batch, and both are on the disk.
+**Advance** and **token** are `Gate._on_outcome`, which it calls next, in the committer's task: what
+the open stream counts, then the token.  Records come in the order of their sequence numbers.  This
+ensures that a frontier numbers new items in the order in which a resume will read them.  Then the
+loop **wakes**; the tasks of several wake in any order.  No other task runs between progress and
+the token.  This ensures that we don't cheat: who sees a token CONFIRMED sees progress that includes
+its batch, and both are on the disk.
 
 What an attempt did to the state in memory is undone unless it is confirmed: `_on_outcome` marks
 the state dirty, and the loop restores it before the next batch.  An attempt that could not be saved

@@ -14,8 +14,9 @@ For each checkpoint of a group, in this order:
 
 Blobs are durable before the checkpoint that names them is queued: those of a state when it is
 captured, a large record itself in `submit`.  What makes `store.save` durable is the COMMIT in
-`stores/_sqlite/writer`, or the sync of the journal in `stores/_json/journal`.  This ensures that no task sees a checkpoint before it is durable, and that a task that
-wakes sees progress that includes it.
+`stores/_sqlite/writer`, or the sync of the journal in `stores/_json/journal`.  `PendingCommit.end`
+does the rest.  This ensures that no task sees a checkpoint before it is durable, and that a task
+that wakes sees progress that includes it.
 
 A checkpoint that fails also fails the later ones of its stream log that were submitted
 already: their sequence numbers follow a number that does not exist.  Their batches run again.

@@ -3,9 +3,10 @@
 Theory of operation
 ===================
 
-Records are never removed from a store.  A REDO record names the batches that are re-queued
-and subtracts, exactly, what they had added; their outputs are moved into the archive of
-the output folder once it is saved, or before it where they are damaged.  This ensures that progress is never ahead of the outputs.
+Records are never removed from a store.  A REDO record names the batches that are re-queued and
+subtracts, exactly, what they had added; their outputs are moved into the archive of the output
+folder once it is saved, or before it where they are damaged.  This ensures that progress is never
+ahead of the outputs.
 
 An independent batch can be redone alone.  Where later ones build on it (a state, a cursor, an
 append file), all batches after it in the *sequence* are re-queued, and state and cursor are

@@ -57,7 +57,7 @@ class LiveView(msgspec.Struct, frozen=True):
         session_confirmed: Batches confirmed by this session.
         session_s: How long the session has lasted, in seconds.
         rate_per_s: Batches per second; None until enough batches are done.
-        eta_s: Seconds until nothing is left; None where that is not known.
+        eta_s: As `SessionStatistics.eta_s`.
         waiting: Streams that wait, and why.
         left_out: Streams of which snapshots could not be saved in this session.
         stopping: The stop that is under way, if there is one.

@@ -1,4 +1,7 @@
-"""Counts, rate and ETA, kept apart for this session and for all sessions."""
+"""What statistics consist of, for this session and for all, and the formulas of rate and ETA.
+
+`trio_ckpt._runs.statistics` counts them for an open run.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Finds what a start needs and is missing: blobs of saved states, and the newest outputs.
 
-It looks names up, and reads a byte of each blob at most, so the cost does not grow with the bytes of
-states and outputs; `MAX_STREAMS` and `MAX_FILES` bound it.  `verify` compares the content.
+It looks names up, and reads a byte of each blob at most, so the cost does not grow with the bytes
+of states and outputs; `MAX_STREAMS` and `MAX_FILES` bound it.  `verify` compares the content.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ A token begins PENDING.  The table `TRANSITIONS` defines which events may happen
 
     complete    the user is done; the result is not durable yet
     confirm     the record is durable
-    fail        the user, or the end of the block, gave the batch up
-    reject      a completed batch was not saved, or must not be
+    fail        the user gave it up, where no run has to save that
+    reject      a run ends it: its batch failed, was skipped or cancelled, or was not saved
     retry       a completed batch did not pass its checks and runs again
     withdraw    the batch does not exist
 

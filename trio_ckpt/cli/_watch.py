@@ -1,4 +1,8 @@
-"""`watch`: a run while it goes on in another process, until that process releases it."""
+"""`watch`: a run while it goes on in another process, until that process releases it.
+
+Its rate and ETA are of the time since it was started; those of the monitor are the owner's, see
+`trio_ckpt._runs.statistics`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +73,9 @@ class WatchedStatus:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until nothing is left at that rate, except what failed or does not move."""
+        """Seconds until all but failed streams are done at that rate; None: idle or stopping."""
+        if self.live is not None and self.live.stopping is not None:
+            return None
         idle_s = time.time() - (self.run.last_activity() or 0.0)
         if idle_s > stuck_after_s(1 / self.rate if self.rate else None):
             return None
@@ -176,8 +182,7 @@ def _watched(seen: WatchedStatus) -> str:
         text += f", spent {amounts(seen.spent)}"
     if seen.rate is not None:
         text += f", {number(round(seen.rate, 2))} batches/s"
-        is_stopping = seen.live is not None and seen.live.stopping is not None
-        if seen.eta_s is not None and seen.summary.left and not is_stopping:
+        if seen.eta_s is not None and seen.summary.left:
             text += f", ETA {duration(seen.eta_s)}"
     return text
 

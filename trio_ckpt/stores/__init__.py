@@ -1,7 +1,9 @@
-"""Stores of durable checkpoints: a room for each kind of store, bytes in and bytes out.
+"""Stores of durable checkpoints: bytes in and bytes out.
 
-What a new store has to implement is `trio_ckpt.abc.Store`; `trio_ckpt.testing.check_store` checks
-it.  This room may not know what is in the bytes, nor who saves them.
+`memory` is the shortest one.  `_sqlite` and `_json` are kinds of `_local`: what stores in a folder
+share.  A new store implements `trio_ckpt.abc.Store`, and `trio_ckpt.testing.check_store`
+checks it; a new kind of folder implements `_local/kind.py`, and is added to the tables here.  This
+room may not know what records mean, nor who saves them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is for tests, of this library and of programs that use it.
 
-Crashes that are planned, a faulty store, and the contract of every store as a function.  No other
-room may know this one.
+Crashes that are planned, a faulty store, and the contract of every store as a function: `_stores`
+has `check_store`, and `_store_*` its clauses.  No other room may know this one.
 """
 
 from __future__ import annotations

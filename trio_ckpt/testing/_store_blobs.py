@@ -313,7 +313,7 @@ async def prune_knows_attached_blobs(case: Case) -> None:
     expect(found == {1: (kept,)}, f"the generation that was kept names {found}")
 
 
-async def check_finds_what_is_wrong(case: Case) -> None:
+async def a_sound_store_has_no_damage(case: Case) -> None:
     """check finds no damage in a store that is as it was saved, running or not; or it refuses."""
     store = await case.open()
     async with case.own(store) as run:

@@ -33,6 +33,8 @@ CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
 async def check_store(maker: Callable[[], Awaitable[Store]]) -> None:
     """Check that a store keeps the whole contract of `trio_ckpt.abc.Store`.
 
+    It neither kills processes nor cuts power: what survives that is for tests of your own.
+
     Use it in the tests of a store of your own::
 
         async def test_my_store(tmp_path):

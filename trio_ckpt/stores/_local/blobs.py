@@ -31,8 +31,8 @@ import attrs
 from ..._journal.store import BlobPart, BlobPayload
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.log import get_logger
-from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
 from .beside import Beside
+from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
 
 logger = get_logger(__name__)
 

@@ -1,8 +1,9 @@
 """What the stores in a local folder have in common: saving, ownership of runs, cleaning up.
 
 Theory of operation.  Every change of records and owners is made by the `LocalWriter` of the store,
-in the order of the calls, in one long-lived thread.  Blobs go through `run_blocking`, except for their removal: a
-task that puts a doomed blob waits for the removal, and may hold the last of its threads.
+in the order of the calls, in one long-lived thread.  Blobs go through `run_blocking`, except for
+their removal: a task that puts a doomed blob waits for the removal, and may hold the last of its
+threads.
 
 A save that was given up on may still land.  So its run stays locked until the process ends, and
 closing the store does not wait for the writing thread.
