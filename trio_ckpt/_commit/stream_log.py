@@ -1,4 +1,4 @@
-"""A stream's end of the journal: what is durable of it, what is on its way, what is folded.
+"""The side of the journal that a stream writes to: what is durable of it, what is on its way, what is folded.
 
 Progress moves in one place, `PendingCommit.end`, which the group committer calls for each
 checkpoint when its outcome is known.
@@ -65,7 +65,7 @@ class Tools:
 
 @attrs.define(eq=False)
 class StreamLog:
-    """A stream's end of the journal: durable progress, and the sequence number last submitted.
+    """The side of the journal that a stream writes to: durable progress, and the sequence number last submitted.
 
     A run has one for each stream that it has touched, so it is small: what a stream needs only
     while it is open is in its `tools`.
@@ -81,7 +81,7 @@ class StreamLog:
         before: What earlier sessions had added.
         confirmed, skipped, retries: How many batches this session confirmed, skipped and retried.
         open_s: For how long it was open in this session, in seconds, until it was last left.
-        is_left: It was opened and left in this session.
+        has_closed: It was opened in this session, and its block has ended.
     """
 
     key: StreamKey
@@ -103,7 +103,7 @@ class StreamLog:
     skipped: int = attrs.field(default=0, init=False)
     retries: int = attrs.field(default=0, init=False)
     open_s: float = attrs.field(default=0.0, init=False)
-    is_left: bool = attrs.field(default=False, init=False)
+    has_closed: bool = attrs.field(default=False, init=False)
 
     def note_unsaved(self, error: Exception | None) -> None:
         """Log that a record which no task waits for was not saved."""
@@ -134,7 +134,7 @@ class StreamLog:
             open_s: For how long it was open, in seconds.
         """
         self.open_s += open_s
-        self.is_left = True
+        self.has_closed = True
         is_saved = self.submitted == self.progress.sequence
         if self._tools is not None and is_saved and self._tools.is_idle:
             self._tools = None

@@ -478,12 +478,12 @@ class Store(ABC):
 
 
 class FarStore(Store):
-    """A store where a save is a round trip, and the library alone opens the runs: work items.
+    """The store of a worker, where a save is a round trip to the foreman.
 
-    Records on which no batch depends, of the start of a session or the end of a stream, wait for
-    the next group, and a run that is left is not folded.  So until the run is left, its streams
-    may look unfinished: nothing in such a run may ask for their status, write outputs or end a
-    phase.
+    Its runs are work items, which only the library opens.  So it may put off what no batch depends
+    on: records of the start of a session or the end of a stream wait for the next group, and a run
+    that has ended is not folded.  Until then its streams may look unfinished: nothing in a work item
+    may ask for their status, write outputs or end a phase.
     """
 
 

@@ -150,6 +150,6 @@ def _count_ahead(table: StreamTable) -> int | None:
         open_stream, stream_log = table.opened.get(key), table.stream_logs.get(key)
         if open_stream is not None:
             found.append(open_stream.ahead(table.now, table.now - table.began))
-        elif stream_log is None or not stream_log.is_left:
+        elif stream_log is None or not stream_log.has_closed:
             found.append(progress.left)
     return None if None in found else sum(ahead or 0 for ahead in found)
