@@ -1,4 +1,4 @@
-"""The side of the journal that a stream writes to: what is durable of it, what is on its way, what is folded.
+"""What a run knows of the log of each stream: what is durable, on its way, and folded.
 
 Progress moves in one place, `PendingCommit.end`, which the group committer calls for each
 checkpoint when its outcome is known.
@@ -65,7 +65,7 @@ class Tools:
 
 @attrs.define(eq=False)
 class StreamLog:
-    """The side of the journal that a stream writes to: durable progress, and the sequence number last submitted.
+    """The log of a stream: durable progress, and the sequence number last submitted.
 
     A run has one for each stream that it has touched, so it is small: what a stream needs only
     while it is open is in its `tools`.

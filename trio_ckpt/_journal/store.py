@@ -482,8 +482,8 @@ class FarStore(Store):
 
     Its runs are work items, which only the library opens.  So it may put off what no batch depends
     on: records of the start of a session or the end of a stream wait for the next group, and a run
-    that has ended is not folded.  Until then its streams may look unfinished: nothing in a work item
-    may ask for their status, write outputs or end a phase.
+    that has ended is not folded.  Until then its streams may look unfinished: nothing in a work
+    item may ask for their status, write outputs or end a phase.
     """
 
 
