@@ -168,15 +168,14 @@ def signals(name: str, values: Iterable[str]) -> tuple[signal.Signals, ...]:
     names = several(name, values, "names of signals")
     if not names:
         raise ValueError(f"{name} must have one name of a signal at least")
-    numbers = {
-        text(f"a name of {name}", each): signal.Signals.__members__.get(each) for each in names
-    }
-    for each, number in numbers.items():
-        if number is None:
-            raise ValueError(f"{name} has {shown(each)}, which is no signal of this system")
-        if each in UNSTOPPABLE:
-            raise ValueError(f"{name} has {each!r}, which no process can handle")
-    return tuple(dict.fromkeys(number for number in numbers.values() if number is not None))
+    wanted = "names of signals that a process of this system can handle"
+    known = signal.Signals.__members__
+    for each in names:
+        if not isinstance(each, str):
+            raise TypeError(f"{name} must have {wanted}, not {shown(each)}")
+        if each not in known or each in UNSTOPPABLE:
+            raise ValueError(f"{name} must have {wanted}, not {shown(each)}")
+    return tuple(dict.fromkeys(known[each] for each in names))
 
 
 def flag(name: str, value: object) -> bool:
