@@ -23,10 +23,7 @@ from trio_ckpt.abc import (
     Checkpoint,
     Fold,
     HistoryPage,
-    Owner,
-    Pruned,
     RunKey,
-    RunSummary,
     Store,
     StoredRun,
 )
@@ -44,6 +41,7 @@ from trio_ckpt.remote._wire.task_messages import (
 )
 from trio_ckpt.remote._worker.calls import RpcClient
 from trio_ckpt.remote._worker.remote_store import RemoteStore
+from trio_ckpt.testing._faulty import WrappedStore
 
 
 class OpenStoreProxy(StoreProxy):
@@ -127,12 +125,15 @@ async def open_far() -> AsyncGenerator[Far]:
         nursery.cancel_scope.cancel()
 
 
-class FarStore(Store):
-    """A store that is used over a connection, as far as a worker's verbs go."""
+class FarStore(WrappedStore):
+    """A store that is used over a connection, as far as a worker's verbs go.
+
+    What a worker cannot do is done on the foreman's side, whose store is the handle.
+    """
 
     def __init__(self, near: Store, far: Far) -> None:
-        self.address = "far:"
-        self._near = near  # the foreman's
+        super().__init__(near)
+        self.address, self.mac_key = "far:", None  # a worker has no key
         self._far = far
         self._runs: dict[str, RemoteStore] = {}
         self._is_closed = False
@@ -141,7 +142,7 @@ class FarStore(Store):
         if self._is_closed:
             raise StoreError("the store is closed")
         if run_id not in self._runs:
-            rpc = await self._far.give(OpenStoreProxy(self._near, run_id, 0))
+            rpc = await self._far.give(OpenStoreProxy(self.handle, run_id, 0))
             self._runs[run_id] = RemoteStore(rpc)
         return self._runs[run_id]
 
@@ -149,8 +150,8 @@ class FarStore(Store):
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
         if self._is_closed:
             raise StoreError("the store is closed")
-        async with self._near.lock_run(run_id) as owner:
-            rpc = await self._far.give(OpenStoreProxy(self._near, run_id, owner))
+        async with self.handle.lock_run(run_id) as owner:
+            rpc = await self._far.give(OpenStoreProxy(self.handle, run_id, owner))
             store = self._runs[run_id] = RemoteStore(rpc)
             async with store.lock_run(rpc.task_id) as given:
                 assert given == owner
@@ -193,22 +194,9 @@ class FarStore(Store):
         key = msgspec.structs.replace(run, run_id=store._rpc.task_id)
         return await store.drop_blobs(key, stream, sequences)
 
-    # What a worker cannot do is done on the foreman's side.
-
-    async def list_runs(
-        self, prefix: str = "", after: str | None = None, limit: int = 1000
-    ) -> tuple[RunSummary, ...]:
-        return await self._near.list_runs(prefix, after, limit)
-
-    async def read_owner(self, run_id: str) -> Owner | None:
-        return await self._near.read_owner(run_id)
-
-    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        return await self._near.prune(run, keep=keep)
-
     async def aclose(self) -> None:
         self._is_closed = True
-        await self._near.aclose()
+        await super().aclose()
 
 
 def far_maker(far: Far, maker: Callable[[], Awaitable[Store]]) -> Callable[[], Awaitable[Store]]:

@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from tests.remote.site import F, open_site
 from trio_ckpt import remote
+from trio_ckpt._util.network import MAX_SECRET_BYTES
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.remote._foreman import peers
 from trio_ckpt.remote._foreman.store_proxy import StoreProxy
@@ -29,7 +30,6 @@ from trio_ckpt.remote._wire.message import (
     MAX_ALLOW_BYTES,
     MAX_GROUP,
     MAX_NAME_CHARS,
-    MAX_SECRET_BYTES,
     MAX_SEQUENCES,
     MAX_SLOTS,
     MAX_STEPS,

@@ -22,7 +22,7 @@ from tests.remote.samples import SAMPLES, frames_of, hello
 from tests.remote.site import ALLOW, F
 from tests.remote.wire.test_sockets import SECRET, serving
 from trio_ckpt import remote
-from trio_ckpt._util.network import check_binding
+from trio_ckpt._util.network import check_binding, check_secret, is_secret
 from trio_ckpt.remote import Foreman, UnsafeBindingError, new_secret
 from trio_ckpt.remote._foreman import peers, serve
 from trio_ckpt.remote._foreman.foreman import ForemanCore
@@ -38,7 +38,6 @@ from trio_ckpt.remote._wire.message import (
     MessageKind,
     Refused,
 )
-from trio_ckpt.remote._wire.secrets import check_secret, is_secret
 from trio_ckpt.remote._wire.tables import PeerRole
 from trio_ckpt.remote._wire.task_messages import PutBlob, StoreCall
 from trio_ckpt.stores import MemoryStore

@@ -1,13 +1,17 @@
-"""What servers of this library check before they listen, and the secrets that they make."""
+"""What servers of this library check before they listen, and the secrets of their peers."""
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import secrets
 import ssl
+from typing import cast
 
 from .errors import TrioCkptError
 
+MIN_SECRET_BYTES = 16  # 128 bits, if they are random
+MAX_SECRET_BYTES = 1_024
 _SECRET_BYTES = 32
 
 
@@ -18,6 +22,31 @@ class UnsafeBindingError(TrioCkptError, ValueError):
 def new_secret() -> str:
     """Return a random secret, in characters that need no quoting."""
     return secrets.token_urlsafe(_SECRET_BYTES)
+
+
+def check_secret(secret: bytes | str) -> bytes:
+    """Return a secret as bytes.
+
+    Raises:
+        TypeError: it is neither bytes nor a str.
+        ValueError: it is too short, or too long.
+    """
+    if not isinstance(cast("object", secret), bytes | str):  # not shown: it may be a secret
+        raise TypeError(f"secret must be bytes or a str, not a {type(secret).__name__}")
+    found = secret.encode() if isinstance(secret, str) else secret
+    if not MIN_SECRET_BYTES <= len(found) <= MAX_SECRET_BYTES:
+        raise ValueError(
+            f"a secret has {MIN_SECRET_BYTES} to {MAX_SECRET_BYTES} bytes, not {len(found)}; "
+            "python -c 'import secrets; print(secrets.token_urlsafe())' makes one"
+        )
+    return found
+
+
+def is_secret(said: bytes, secret: bytes) -> bool:
+    """Whether a given secret is the right one; the time says nothing about it (HMACs of RFC 2104
+    are compared, so the length does not show either)."""
+    key = secrets.token_bytes(32)
+    return hmac.compare_digest(hmac.digest(key, said, "sha256"), hmac.digest(key, secret, "sha256"))
 
 
 def is_loopback(host: str) -> bool:

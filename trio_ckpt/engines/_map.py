@@ -36,7 +36,7 @@ from ..remote import (
 from ..remote._inside import connect_inside
 from ..remote._wire.message import MAX_SLOTS
 from ..remote._wire.names import check_job_id
-from ..remote._wire.submission import checked_submission, job_options
+from ..remote._wire.submission import JobArguments, checked_submission, job_options
 from ..stores import open_store
 
 if TYPE_CHECKING:
@@ -162,10 +162,12 @@ async def map_tasks(
         count = whole_number("workers", workers, least=1, most=MAX_WORKERS)
     slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
     name = func if isinstance(func, str) else name_of(func)
-    options = job_options(
-        checkpoint_interval_s=checkpoint_interval_s, errors=errors, attempts=attempts
-    )
-    submission = checked_submission(name, items, options)
+    options: JobArguments = {
+        "checkpoint_interval_s": checkpoint_interval_s,
+        "errors": errors,
+        "attempts": attempts,
+    }
+    submission = checked_submission(name, items, job_options(**options))
     if job_id is not None:
         check_job_id(job_id)
     async with AsyncExitStack() as stack:
@@ -174,14 +176,7 @@ async def map_tasks(
             stack.push_async_callback(_close, store)
         allow = name.partition(":")[0]
         client = await stack.enter_async_context(open_engine(store, count, allow, slots))
-        job_id = await client.submit(
-            name,
-            submission.items,
-            checkpoint_interval_s=checkpoint_interval_s,
-            errors=errors,
-            attempts=attempts,
-            job_id=job_id,
-        )
+        job_id = await client.submit(name, submission.items, job_id=job_id, **options)
         return await client.attach(job_id)  # cancelled, it leaves the job as it is, at once
 
 

@@ -13,13 +13,11 @@ from ..remote._foreman.dispatch import prune_task
 from ..remote._foreman.foreman import core_of
 from ..remote._foreman.job_reader import JobReader
 from ..remote._foreman.job_views import OVER
-from ..remote._foreman.live import Action, request_action
+from ..remote._foreman.live import CONFLICT, NOT_FOUND, Action, request_action
 from ..remote._wire.names import split_task_id
 from ._answers import ApiRecord, Done, ErrorLine, Moment, make_answer
 
 TaskWord = Literal["pending", "assigned", "running", "completed", "failed", "cancelled"]
-
-ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # what a foreman answers with
 
 
 class NotPossibleError(Exception):
@@ -192,11 +190,8 @@ class Jobs:
         """Send a control request to the foreman of a job."""
         if self.control is None:
             status, reason = await request_action(self.store, job_id, action, target)
-        elif action == "cancel":
-            core_of(self.control).cancel(job_id)
-            status, reason = ACCEPTED, "the job is being cancelled"
         else:
-            status, reason = await self.control.control(action, target)
+            status, reason = await core_of(self.control).control(action, target)
         if status == NOT_FOUND:
             raise UnknownJobError(reason)
         if status == CONFLICT:

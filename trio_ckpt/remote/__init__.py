@@ -28,7 +28,7 @@ from ._foreman.job_views import (
     TaskView as TaskView,
 )
 from ._foreman.serve import serve_foreman as serve_foreman
-from ._foreman.task_checkpoints import Delta as Delta
+from ._foreman.task_checkpoints import Delta as Delta, SavedStates as SavedStates
 from ._wire.errors import (
     ConnectionLostError as ConnectionLostError,
     HandshakeRefusedError as HandshakeRefusedError,

@@ -19,6 +19,7 @@ import trio
 
 from .._util.arguments import text
 from .._util.log import at, get_logger
+from .._util.network import check_secret
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.plain import Plain
@@ -44,7 +45,6 @@ from ._wire.link import Link
 from ._wire.message import MAX_FOLLOWED, MAX_SUBMISSIONS, VERSIONS, Hello, Message
 from ._wire.names import check_job_id, new_job_id
 from ._wire.reconnect import Dial, ReconnectingSession
-from ._wire.secrets import check_secret
 from ._wire.submission import JobArguments, checked_submission, job_options, parts_of
 from ._wire.tables import PeerRole
 from ._worker.worker import checked_name
@@ -163,8 +163,6 @@ class Client:
         Cancellation: the job may or may not have been submitted.
         """
         job_id = new_job_id() if job_id is None else check_job_id(job_id)
-        if unknown := options.keys() - JobArguments.__annotations__.keys():
-            raise TypeError(f"a job has no option {', '.join(sorted(unknown))}: see Client.map")
         submission = checked_submission(function, items, job_options(**options))
         lock = self._locks.setdefault(job_id, trio.Lock())  # submissions of one name take turns
         async with lock, self._room:

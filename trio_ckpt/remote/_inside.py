@@ -10,13 +10,12 @@ import attrs
 import trio
 
 from .._util.log import get_logger
-from .._util.network import new_secret
+from .._util.network import check_secret, new_secret
 from .._util.nursery import open_service_nursery
 from ._client import Client, open_client
 from ._foreman.foreman import Foreman, ForemanCore, core_of
 from ._foreman.peers import Terms, serve_peer
 from ._wire.errors import ConnectionLostError
-from ._wire.secrets import check_secret
 
 log = get_logger(__name__)
 

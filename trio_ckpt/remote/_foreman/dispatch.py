@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from functools import partial
 
 import attrs
 import trio
 
+from ..._commit.batch import Batch
+from ..._commit.open_stream import OpenStream
 from ..._journal.history import find_run
+from ..._journal.record import trouble
 from ..._journal.store import RunKey, Store
 from ..._maintenance.offline import open_maintenance
 from ..._util.errors import StoreDamagedError
@@ -28,6 +28,7 @@ from .._wire.task_messages import (
     TaskFailed,
     TaskResult,
 )
+from .job_reader import sums_of
 from .lease import Ending, Lease, Lost
 from .pool import Pool
 from .store_proxy import StoreProxy
@@ -41,163 +42,179 @@ SUSPECT_AFTER = 2  # losses: then the item may be what kills workers, and is tri
 AGAIN_AFTER_S = 1.0  # when a worker could not continue: the next one may not either
 
 
-Settle = Callable[
-    [Plain, TaskCheckpoints, str], Awaitable[None]
-]  # value, saved states, worker's name
-Note = Callable[[int, str], Awaitable[None]]  # item's index, text; for the job's history
-
-
 @attrs.define(eq=False)
-class Dispatcher:
-    """Gives work items to workers.
+class WorkItem:
+    """One attempt at a work item, by one worker after the other until it has ended.
 
     Attributes:
+        pending: The item, as the pool has it while it waits.
+        batch: The item, as the job has it.
+        stream: The stream of the job's items.
         store: The foreman's store.
         pool: The workers.
+        lost_at: When the last worker was lost with it, or the foreman saved last before it was
+            started; Unix time, s; None: neither has happened.
     """
 
+    pending: PendingItem
+    batch: Batch[Plain]
+    stream: OpenStream
     store: Store
     pool: Pool
-    _started: float = attrs.field(factory=trio.current_time, init=False)
-    _counter: itertools.count[int] = attrs.field(
-        factory=lambda: itertools.count(time.time_ns() // 1_000), init=False
-    )
+    lost_at: float | None
+    _losses: int = attrs.field(default=0, init=False)
 
-    async def do(self, pending: PendingItem, settle: Settle, note: Note) -> None:
-        """Run an item to its end, by one worker after the other if necessary.
-
-        Args:
-            pending: The item.
-            settle: Makes the item's result durable; the worker may then forget it.
-            note: Records an event in the job's history.
+    async def run(self) -> None:
+        """Run the item to its end; its result is durable then.
 
         Raises:
             TaskFailedError: the item's function raised.
             TaskLostError: too many workers were lost with the item.
         """
         try:
-            await self._do(pending, settle, note)
+            while not await self._run_once():
+                pass
         finally:
             self.pool.touch()  # a worker may still hold it
 
-    async def _do(self, pending: PendingItem, settle: Settle, note: Note) -> None:
-        losses, lost_at = 0, pending.down_at
-        while True:
-            # Also after a worker was lost: it may have saved its result before it died.
-            saved = (
-                await self._read_or_discard(pending, note)
-                if pending.is_saving
-                else TaskCheckpoints()
+    async def _run_once(self) -> bool:
+        """Give the item to one worker; return whether it has a result."""
+        pending = self.pending
+        # Also after a worker was lost: it may have saved its result before it died.
+        saved = await self._read_or_discard() if pending.is_saving else TaskCheckpoints()
+        if saved.is_done:
+            await self._settle(saved.result, saved, "")
+            if not pending.options.keep_checkpoints:
+                await prune_task(self.store, pending.task_id)
+            return True
+        lease = await self.pool.take(
+            pending,
+            self.pool.started + RECLAIM_S if saved.sequence else 0.0,
+            is_alone=self._losses >= SUSPECT_AFTER,
+            offer=None if pending.is_saving else self._offer,
+        )
+        ending = await self._run_lease(saved, lease)
+        match ending:
+            case TaskResult():
+                return True
+            case TaskFailed(error=error):
+                raise error.to_exception(pending.index, pending.job_id)
+            case Lost.MESSAGE:
+                pass
+            case Lost.LEFT:
+                self.lost_at = lease.lost_at
+            case ReleaseTask(is_trouble=False, reason=reason):
+                log.info("%s was handed back: %s", pending.task_id, reason, extra=pending.place)
+                self.lost_at = time.time()
+            case ReleaseTask(reason=reason):
+                await trio.sleep(AGAIN_AFTER_S)
+                await self._count_loss(lease, reason)
+            case Lost.WORKER:
+                await self._count_loss(lease, ending.value)
+        return False
+
+    async def _count_loss(self, lease: Lease, reason: str) -> None:
+        """Count a worker that was lost with the item; the item fails if it was one too many."""
+        pending = self.pending
+        self.lost_at = lease.lost_at or time.time()
+        self._losses += 1
+        log.warning(
+            "%s was lost (%d): %s", pending.task_id, self._losses, reason, extra=pending.place
+        )
+        await self._note(f"lost by {lease.holder.name}: {reason}")
+        if self._losses >= pending.options.losses:
+            raise TaskLostError(
+                f"work item {pending.index} of {pending.job_id} was lost by "
+                f"{plural(self._losses, 'worker')}, the last time because {reason}",
+                run_id=pending.job_id,
+                batch_index=pending.index,
             )
-            if saved.is_done:
-                await settle(saved.result, saved, "")
-                await self._clean_up(pending)
-                return
-            claims_until = self._started + RECLAIM_S if saved.sequence else 0.0
-            is_suspect = losses >= SUSPECT_AFTER
-            offer = None if pending.is_saving else partial(self._offer, pending)
-            lease = await self.pool.take(pending, claims_until, is_alone=is_suspect, offer=offer)
-            ending = await self._run_lease(pending, saved, lease, lost_at, settle, note)
-            match ending:
-                case TaskResult():
-                    return
-                case TaskFailed(error=error):
-                    raise error.to_exception(pending.index, pending.job_id)
-                case Lost.MESSAGE:
-                    continue
-                case Lost.LEFT:
-                    lost_at = lease.lost_at
-                    continue
-                case ReleaseTask(is_trouble=False):
-                    log.info(
-                        "%s was handed back: %s",
-                        pending.task_id,
-                        ending.reason,
-                        extra=pending.place,
-                    )
-                    lost_at = time.time()
-                    continue
-                case ReleaseTask(reason=reason):
-                    await trio.sleep(AGAIN_AFTER_S)
-                case Lost.WORKER:
-                    reason = ending.value
-            lost_at = lease.lost_at or time.time()
-            losses += 1
-            log.warning(
-                "%s was lost (%d): %s", pending.task_id, losses, reason, extra=pending.place
-            )
-            await note(pending.index, f"lost by {lease.holder.name}: {reason}")
-            if losses >= pending.options.losses:
-                raise TaskLostError(
-                    f"work item {pending.index} of {pending.job_id} was lost by "
-                    f"{plural(losses, 'worker')}, the last time because {reason}",
-                    run_id=pending.job_id,
-                    batch_index=pending.index,
-                )
+
+    async def _settle(self, value: Plain, saved: TaskCheckpoints, worker: str) -> None:
+        """Make the item's result durable; the worker of this name may then forget it."""
+        metadata = {"result": value, "task": saved.to_plain(), "worker": worker}
+        self.batch.complete(metadata=metadata, totals=sums_of(saved))
+        await self.batch.confirm()
+
+    async def _note(self, text: str) -> None:
+        """Write a note about the item into the job's history."""
+        index = self.pending.index
+        await self.stream.save_plain(trouble(f"item {index}: {text}", index=index))
 
     # -- one lease ----------------------------------------------------------------------------
 
-    async def _run_lease(
-        self,
-        pending: PendingItem,
-        saved: TaskCheckpoints,
-        lease: Lease,
-        lost_at: float | None,
-        settle: Settle,
-        note: Note,
-    ) -> Ending:
+    async def _run_lease(self, saved: TaskCheckpoints, lease: Lease) -> Ending:
         """Lease the item to one worker; return how the lease ended."""
+        store, task_id = self.store, self.pending.task_id
         with ExitStack() as held:
             held.callback(self.pool.end, lease)
-            if not pending.is_saving:
-                ending = await lease.run(partial(self._note, pending, note))
+            if not self.pending.is_saving:
+                ending = await lease.run(self._note_of_worker)
                 if isinstance(ending, TaskResult):
-                    await settle(ending.value, saved, lease.holder.name)
+                    await self._settle(ending.value, saved, lease.holder.name)
                 return ending
             if saved.sequence:  # else no former lease has saved anything
-                saved = await self._reset_if_stale(
-                    pending, lost_at if lease.was is None else None, note
-                )
-            async with self.store.lock_run(pending.task_id) as number:
-                proxy = StoreProxy(self.store, pending.task_id, number)
-                is_new = not saved.sequence and await _is_new(self.store, pending.task_id)
-                message = _assignment(pending, lease, number, None if is_new else saved)
+                saved = await self._reset_if_stale(is_held=lease.was is not None)
+            async with store.lock_run(task_id) as number:
+                proxy = StoreProxy(store, task_id, number)
+                is_new = not saved.sequence and await _is_new(store, task_id)
+                message = self._assignment(lease, number, None if is_new else saved)
                 if not lease.offer(number, proxy, message):
                     return Lost.MESSAGE
-                ending = await lease.run(partial(self._note, pending, note))
+                ending = await lease.run(self._note_of_worker)
                 if isinstance(ending, TaskResult):
-                    saved = await read_task_checkpoints(self.store, pending.task_id)
-                    await settle(ending.value, saved, lease.holder.name)
+                    saved = await read_task_checkpoints(store, task_id)
+                    await self._settle(ending.value, saved, lease.holder.name)
                     held.close()  # its worker gets another item while the states are removed
-                    if not pending.options.keep_checkpoints:
-                        await _remove(self.store, pending.task_id, lease.number)
+                    if not self.pending.options.keep_checkpoints:
+                        await _remove(store, task_id, lease.number)
             return ending
 
-    def _offer(self, pending: PendingItem, lease: Lease) -> None:
+    def _offer(self, lease: Lease) -> None:
         """Send the assignment of an item that saves nothing: its lease has a number of its own."""
-        number = next(self._counter)
+        number = next(self.pool.numbers)
         try:
-            is_sent = lease.offer(number, None, _assignment(pending, lease, number, None))
+            is_sent = lease.offer(number, None, self._assignment(lease, number, None))
         except ProtocolError as error:  # of this item alone: `Pool.match` is for all
             lease.fail(error)
             return
         if not is_sent:
             lease.lose(Lost.MESSAGE)
 
-    async def _note(self, pending: PendingItem, note: Note, text: str) -> None:
-        """Record a worker's note in the job's history."""
-        log.warning("%s: %s", pending.task_id, printable(text), extra=pending.place)
-        await note(pending.index, text)
+    def _assignment(self, lease: Lease, number: int, saved: TaskCheckpoints | None) -> TaskMessage:
+        """Return the message that begins a lease under its number; `saved`: None for a new run."""
+        pending = self.pending
+        if lease.was is not None:
+            return NewLease(pending.task_id, number, lease.was)
+        head = (
+            pending.task_id,
+            number,
+            pending.job_id,
+            pending.index,
+            pending.function,
+            pending.item,
+            pending.attempt,
+            pending.options.checkpoint_interval_s,
+            pending.options.trace,
+        )
+        if saved is None:
+            return AssignTask(*head)
+        return ResumeTask(*head, saved.sequence, saved.last_checkpoint_at)
 
-    async def _reset_if_stale(
-        self, pending: PendingItem, lost_at: float | None, note: Note
-    ) -> TaskCheckpoints:
-        """Read what is saved of an item; discard it if it is too old."""
-        saved = await self._read_or_discard(pending, note)
-        saved_at = saved.last_checkpoint_at
-        if saved_at is None or lost_at is None:
+    async def _note_of_worker(self, text: str) -> None:
+        """Record a worker's note in the job's history."""
+        pending = self.pending
+        log.warning("%s: %s", pending.task_id, printable(text), extra=pending.place)
+        await self._note(text)
+
+    # -- what is saved ------------------------------------------------------------------------
+
+    async def _reset_if_stale(self, *, is_held: bool) -> TaskCheckpoints:
+        """Read what is saved of the item; discard it if it is too old and no worker holds it."""
+        pending, saved = self.pending, await self._read_or_discard()
+        if is_held or saved.last_checkpoint_at is None or self.lost_at is None:
             return saved
-        age_s = lost_at - saved_at
+        age_s = self.lost_at - saved.last_checkpoint_at
         if age_s <= pending.options.max_age_s:
             return saved
         text = (
@@ -207,27 +224,23 @@ class Dispatcher:
         log.warning("%s: %s", pending.task_id, text, extra=pending.place)
         async with open_maintenance(self.store, pending.task_id) as maintenance:
             await maintenance.reset(text)
-        await note(pending.index, text)
+        await self._note(text)
         return TaskCheckpoints()
 
-    async def _read_or_discard(self, pending: PendingItem, note: Note) -> TaskCheckpoints:
-        """Read what is saved of an item; damaged records are removed, and the history says so.
+    async def _read_or_discard(self) -> TaskCheckpoints:
+        """Read what is saved of the item; damaged records are removed, and the history says so.
 
         If only arrays are damaged, the worker resumes from the newest state that is whole.
         """
+        pending = self.pending
         try:
             return await read_task_checkpoints(self.store, pending.task_id)
         except StoreDamagedError as error:
             text = f"its records are damaged, so it starts from the beginning: {error}"
             log.error("%s: %s", pending.task_id, text, extra=pending.place)
             await prune_task(self.store, pending.task_id)
-            await note(pending.index, text)
+            await self._note(text)
             return TaskCheckpoints()
-
-    async def _clean_up(self, pending: PendingItem) -> None:
-        """Remove the saved states of an item that no worker has, best effort."""
-        if not pending.options.keep_checkpoints:
-            await prune_task(self.store, pending.task_id)
 
 
 async def _is_new(store: Store, task_id: str) -> bool:
@@ -274,25 +287,3 @@ async def _remove(store: Store, task_id: str, number: int) -> int:
     for entry in stored.streams:
         size += await store.drop_blobs(run, entry.stream, range(1, entry.sequence + 1))
     return size + (await store.prune(run, keep=0)).bytes
-
-
-def _assignment(
-    pending: PendingItem, lease: Lease, number: int, saved: TaskCheckpoints | None
-) -> TaskMessage:
-    """Return the message that begins a lease under its number; `saved` is None for a new run."""
-    if lease.was is not None:
-        return NewLease(pending.task_id, number, lease.was)
-    head = (
-        pending.task_id,
-        number,
-        pending.job_id,
-        pending.index,
-        pending.function,
-        pending.item,
-        pending.attempt,
-        pending.options.checkpoint_interval_s,
-        pending.options.trace,
-    )
-    if saved is None:
-        return AssignTask(*head)
-    return ResumeTask(*head, saved.sequence, saved.last_checkpoint_at)

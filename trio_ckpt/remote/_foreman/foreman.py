@@ -26,19 +26,18 @@ from .._wire.link import Link
 from .._wire.message import Hello
 from .._wire.names import check_job_id, split_task_id
 from .._wire.submission import JobSubmission, read_submission
-from .dispatch import Dispatcher, prune_task
+from .dispatch import prune_task
 from .job import Job, name_is_taken
 from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
 from .job_views import OVER, LiveTask
 from .lease import Lost, WorkerHandle
+from .live import ACCEPTED, CONFLICT, NOT_FOUND, Action
 from .pool import Pool
 
 log = get_logger(__name__)
 
 DEFAULT_GRACE_S = 2.0  # a live worker is back 0.1 s after its connection was closed
 WATCH_EVERY_S = 1.0
-
-ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # as in HTTP
 
 
 @attrs.frozen(eq=False)
@@ -100,12 +99,10 @@ class ForemanCore:
     is_rebalancing: bool = False
     pool: Pool = attrs.field(init=False)
     jobs: dict[str, Job] = attrs.field(factory=dict[str, Job], init=False)
-    _dispatcher: Dispatcher = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.pool = Pool(self.is_open, self.is_rebalancing)
-        self._dispatcher = Dispatcher(self.store, self.pool)
 
     async def begin(self, nursery: trio.Nursery) -> None:
         """Start the jobs that are not over.
@@ -131,7 +128,7 @@ class ForemanCore:
                     await prune_task(self.store, job_id)
                 continue
             log.info("resuming %s", job_id, extra=at(job_id))
-            self._start(Job(job_id, self._dispatcher), None)
+            self._start(Job(job_id, self.store, self.pool), None)
 
     def _start(self, job: Job, submission: JobSubmission | None) -> None:
         if self._nursery is None:
@@ -141,7 +138,7 @@ class ForemanCore:
 
     async def _run_job(self, job: Job, submission: JobSubmission | None) -> None:
         try:
-            await job.run(self.store, submission)
+            await job.run(submission)
         finally:
             if self.jobs.get(job.job_id) is job:
                 del self.jobs[job.job_id]
@@ -179,7 +176,7 @@ class ForemanCore:
                 return
             if job_id not in self.jobs:  # otherwise another client was faster
                 break
-        job = Job(job_id, self._dispatcher, is_again)
+        job = Job(job_id, self.store, self.pool, is_again)
         self._start(job, submission)
         await job.accepted.wait()
         if job.refusal is not None:
@@ -291,13 +288,18 @@ class ForemanCore:
             if lease.is_offered
         }
 
-    async def control(self, action: ControlAction, task_id: str) -> tuple[int, str]:
-        """See `Foreman.control`."""
-        lease = self.pool.leases.get(task_id)
+    async def control(self, action: ControlAction | Action, target: str) -> tuple[int, str]:
+        """See `Foreman.control`; "cancel" is for a job."""
+        if action == "cancel":
+            if target not in self.jobs:
+                return CONFLICT, "the job is over"
+            self.cancel(target)
+            return ACCEPTED, "the job is being cancelled"
+        lease = self.pool.leases.get(target)
         if action == "cleanup":
-            return await self._clean_up(task_id, is_running=lease is not None)
+            return await self._clean_up(target, is_running=lease is not None)
         if lease is None:
-            return await self._not_running(task_id)
+            return await self._not_running(target)
         if action == "force-checkpoint":
             if lease.proxy is None:
                 return CONFLICT, "it saves nothing: its job has no checkpoint_interval_s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import attrs
 import trio
@@ -13,7 +14,7 @@ from ..._commit.retry import RetryRule, RetryTable, Then
 from ..._commit.stream_log import StreamLog
 from ..._journal.history import ended_at, list_all_runs
 from ..._journal.progress import Progress
-from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error, trouble
+from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error
 from ..._journal.store import Store
 from ..._runs.lifecycle import open_run
 from ..._runs.parallel import run_batches
@@ -33,9 +34,9 @@ from .._wire.errors import (
 from .._wire.job_messages import JobOptions
 from .._wire.names import ITEMS_STREAM, task_id_of
 from .._wire.submission import JobSubmission, head_record, job_records, read_submission
-from .dispatch import Dispatcher, prune_task
-from .job_reader import has_submission, sums_of
-from .task_checkpoints import TaskCheckpoints
+from .dispatch import WorkItem, prune_task
+from .job_reader import has_submission
+from .pool import Pool
 from .waiting import PendingItem
 
 log = get_logger(__name__)
@@ -69,6 +70,8 @@ class Job:
 
     Attributes:
         job_id: The job's name.
+        store: The foreman's store.
+        pool: The workers.
         accepted: Set when the job is durable, or cannot be.
         ready: Set when its items are being handed out, or it is over.
         over: Set when it has ended.
@@ -80,7 +83,8 @@ class Job:
     """
 
     job_id: str
-    dispatcher: Dispatcher
+    store: Store
+    pool: Pool
     is_again: bool = False
     accepted: trio.Event = attrs.field(factory=trio.Event, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -179,31 +183,30 @@ class Job:
         if self._registry is not None:
             touch(self._registry)
 
-    async def run(self, store: Store, new: JobSubmission | None) -> None:
+    async def run(self, new: JobSubmission | None) -> None:
         """Run the job, or continue it; an error is logged, and ends this job alone.
 
         Args:
-            store: The foreman's store.
             new: The job, if it was submitted just now.
 
         Cancellation: items in progress continue at their workers.
         """
         try:
-            view = await store.load_run(self.job_id)
+            view = await self.store.load_run(self.job_id)
             self._down_at = None if view is None else ended_at(view)
             async with (
-                open_run(self.job_id, store=store, handle_signals=False) as run,
+                open_run(self.job_id, store=self.store, handle_signals=False) as run,
                 run.open_stream(
                     *ITEMS_STREAM, on_fail="record", retry_failed=self.is_again
                 ) as stream,
             ):
-                self.submission = await self._submit(store, run, stream, new)
+                self.submission = await self._submit(run, stream, new)
                 if self.submission is None:
                     return
                 self.accepted.set()
                 await self._work(run, stream, self.submission)
             if not self.submission.options.keep_checkpoints:
-                await self._sweep(store)
+                await self._sweep()
         except (Exception, BaseExceptionGroup) as error:
             if not failures_in(error):  # it was cancelled
                 raise
@@ -212,12 +215,12 @@ class Job:
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()
-            self.dispatcher.pool.forget_job(self.job_id)
+            self.pool.forget_job(self.job_id)
             if self._registry is not None:
                 touch(self._registry)
 
     async def _submit(
-        self, store: Store, run: Run, stream: Stream[None], new: JobSubmission | None
+        self, run: Run, stream: Stream[None], new: JobSubmission | None
     ) -> JobSubmission | None:
         """Make the submission durable; None: this run has never had one."""
         open_stream, view = loop_cursor_of(stream).open_stream, open_run_of(run).view()
@@ -229,7 +232,7 @@ class Job:
         self._stream_log = open_stream.committer.add_stream_log(
             JOB_STREAM, view.streams[JOB_STREAM].progress
         )
-        stored = await read_submission(store, self.job_id)
+        stored = await read_submission(self.store, self.job_id)
         if new is None or stored is None:
             return stored
         if not new.is_same_work(stored):
@@ -243,19 +246,19 @@ class Job:
         self._open_stream = loop_cursor_of(stream).open_stream
         self._registry = run.coordinator.registry
         self.ready.set()
-        self.dispatcher.pool.touch()
+        self.pool.touch()
         with self._scope:
             await run_batches(
                 stream,
                 submission.items,
-                self._do,
+                partial(self._do, self._open_stream),
                 concurrency=max(1, min(len(submission.items), MAX_IN_FLIGHT)),
                 retry=retries(submission.options),
             )
         if self._scope.cancelled_caught:
             await stream.fail(JobCancelledError("it was cancelled"), retryable=False)
 
-    async def _do(self, batch: Batch[Plain]) -> None:
+    async def _do(self, stream: OpenStream, batch: Batch[Plain]) -> None:
         submission = self.submission
         if submission is None:
             raise RuntimeError("a job without a submission has no items")
@@ -267,26 +270,14 @@ class Job:
             batch.item,
             batch.attempt,
             submission.options,
-            self._down_at,
         )
+        await WorkItem(pending, batch, stream, self.store, self.pool, self._down_at).run()
 
-        async def settle(value: Plain, saved: TaskCheckpoints, worker: str) -> None:
-            metadata = {"result": value, "task": saved.to_plain(), "worker": worker}
-            batch.complete(metadata=metadata, totals=sums_of(saved))
-            await batch.confirm()
-
-        await self.dispatcher.do(pending, settle, self.note)
-
-    async def note(self, index: int, text: str) -> None:
-        """Write a note about an item into the job's history."""
-        if self._open_stream is not None:
-            await self._open_stream.save_plain(trouble(f"item {index}: {text}", index=index))
-
-    async def _sweep(self, store: Store) -> None:
+    async def _sweep(self) -> None:
         """Remove the saved states of ended items that a crash left behind."""
-        for run in await list_all_runs(store, f"{self.job_id}."):
+        for run in await list_all_runs(self.store, f"{self.job_id}."):
             try:
-                await prune_task(store, run.run_id)
+                await prune_task(self.store, run.run_id)
             except (StoreError, RunLockedError) as error:
                 log.warning(
                     "the states of %s stay: %s",

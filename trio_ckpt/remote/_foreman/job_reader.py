@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from contextlib import aclosing
+from typing import Any
 
 import attrs
+import msgspec
 
 from ..._journal.history import list_all_runs, read_pages
 from ..._journal.progress import Progress
@@ -44,11 +46,9 @@ from .job_views import (
     LiveTask,
     TaskStatus,
     TaskView,
-    with_checkpoints,
-    without_states,
 )
 from .live import read_live_job, tasks_of
-from .task_checkpoints import TaskCheckpoints, read_task_checkpoints
+from .task_checkpoints import SavedStates, TaskCheckpoints, read_task_checkpoints
 
 MAX_STATES = 1_000  # items that are not done, read for the sums of a job
 MAX_SCANNED = 50_000  # records of a job, read for one page of its items: a second or more
@@ -183,8 +183,8 @@ class JobReader:
         task_id = task_id_of(job.job_id, index)
         found = self._done.get((task_id, job.generation))
         if found is None:  # it was done too long ago
-            return attrs.evolve(job.plain(index, TaskStatus.COMPLETED), is_detailed=False)
-        return found if task_id in job.saved else without_states(found)
+            return job.done(index, TaskCheckpoints(), is_detailed=False)
+        return found if task_id in job.saved else _without_states(found)
 
     async def _read_done(self, job: _Job, page: Iterable[int], limit: int | None) -> None:
         """Read the records of a page's items that are done and not known yet."""
@@ -297,23 +297,34 @@ class _Job:
         found = self.progress.totals.get(name)
         return 0 if found is None else int(found.value)
 
-    def plain(self, index: int, status: TaskStatus) -> TaskView:
+    def view(
+        self, index: int, status: TaskStatus, saved: TaskCheckpoints, **fields: Any
+    ) -> TaskView:
+        """Return an item with its saved states, and with fields that differ from their defaults."""
+        states = {name: getattr(saved, name) for name in SavedStates.__struct_fields__}
         return TaskView(
-            task_id_of(self.job_id, index),
-            self.job_id,
-            index,
-            status,
-            progress_percent=DONE_PERCENT if status is TaskStatus.COMPLETED else 0.0,
+            task_id=task_id_of(self.job_id, index),
+            job_id=self.job_id,
+            index=index,
+            status=status,
+            **states,
+            **fields,
         )
+
+    def done(self, index: int, saved: TaskCheckpoints, **fields: Any) -> TaskView:
+        """Return an item that is done."""
+        status = TaskStatus.COMPLETED
+        return self.view(index, status, saved, progress_percent=DONE_PERCENT, **fields)
 
     async def open_task(self, index: int) -> TaskView:
         """Return an item that is not done."""
-        view = self.plain(index, TaskStatus.PENDING)
+        task_id = task_id_of(self.job_id, index)
         failure = self.progress.failures.get(index)
-        saved, now = await self.checkpoints_of(view.task_id), self.live.get(view.task_id)
-        return attrs.evolve(
-            with_checkpoints(view, saved),
-            status=await self._status_of(index, saved, now),
+        saved, now = await self.checkpoints_of(task_id), self.live.get(task_id)
+        return self.view(
+            index,
+            await self._status_of(index, saved, now),
+            saved,
             attempts=0 if failure is None else failure.attempts,
             progress_percent=_percent(saved, now),
             worker=None if now is None else now.worker,
@@ -345,11 +356,25 @@ def _percent(saved: TaskCheckpoints, now: LiveTask | None) -> float:
 def _done_view(job: _Job, index: int, record: Record) -> TaskView:
     saved = TaskCheckpoints.from_plain(record.metadata.get("task", {}))
     worker = record.metadata.get("worker")
-    return attrs.evolve(
-        with_checkpoints(job.plain(index, TaskStatus.COMPLETED), saved),
+    return job.done(
+        index,
+        saved,
         attempts=record.attempts,
         worker=worker if isinstance(worker, str) else None,
         completed_at=record.at,
+    )
+
+
+def _without_states(view: TaskView) -> TaskView:
+    """Return an item whose saved states were removed: their number stays, their sizes do not."""
+    return msgspec.structs.replace(
+        view,
+        base_checkpoint_data=None,
+        base_checkpoint_size=0,
+        base_blob="",
+        delta_checkpoints=(),
+        inline_bytes=0,
+        file_bytes=0,
     )
 
 

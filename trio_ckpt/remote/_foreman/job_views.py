@@ -10,7 +10,7 @@ import attrs
 import msgspec
 
 from ..._journal.record import ErrorInfo, Status
-from .task_checkpoints import Delta, TaskCheckpoints
+from .task_checkpoints import SavedStates
 
 DONE_PERCENT = 100.0
 
@@ -57,9 +57,8 @@ class LiveTask(msgspec.Struct, frozen=True, array_like=True):
     progress_percent: Annotated[float, msgspec.Meta(ge=0, le=100)] | None = None
 
 
-@attrs.frozen
-class TaskView:
-    """A work item as the store has it.
+class TaskView(SavedStates, frozen=True, kw_only=True):
+    """A work item as the store has it, with its `SavedStates`.
 
     Attributes:
         task_id: The item's id.
@@ -68,21 +67,8 @@ class TaskView:
         status: The status of the item.
         attempts: The number of attempts that were recorded.
         progress_percent: 0 to 100, as far as it is known.
-        checkpoint_count: How often its state was saved.
-        last_checkpoint_at: When it was saved last; Unix time, s.
-        base_checkpoint_data: Digest of the saved state that the newest one builds on, hex; None:
-            there is none, or it was removed when the item was done.
-        base_checkpoint_size: Size of that state, in bytes.
-        delta_checkpoints: The states that build on it, the oldest first.
-        checkpoint_storage_path: Where the arrays of the base are, relative to the store's
-            folder; None: in its records.
-        inline_bytes: Size in the store's records of the newest saved state and of those that it
-            builds on.
-        file_bytes: Size of these states in files.
         worker: The name of the worker that has the item, if known.
         error: The error of the last attempt.
-        problem: Why a state could not be saved, although the item continued; empty: no such
-            problem.
         completed_at: When it was done; Unix time, s.
         is_detailed: False: the item was done so long ago that its record was not read, so
             attempts, checkpoints, worker and `completed_at` are not known.
@@ -94,19 +80,16 @@ class TaskView:
     status: TaskStatus
     attempts: int = 0
     progress_percent: float = 0.0
-    checkpoint_count: int = 0
-    last_checkpoint_at: float | None = None
-    base_checkpoint_data: str | None = None
-    base_checkpoint_size: int = 0
-    delta_checkpoints: tuple[Delta, ...] = ()
-    checkpoint_storage_path: str | None = None
-    inline_bytes: int = 0
-    file_bytes: int = 0
     worker: str | None = None
     error: ErrorInfo | None = None
-    problem: str = ""
     completed_at: float | None = None
     is_detailed: bool = True
+
+    @property
+    def checkpoint_storage_path(self) -> str | None:
+        """Where the arrays of the base are, relative to the store's folder; None: in its records,
+        or removed."""
+        return f"blobs/{self.base_blob[:2]}/{self.base_blob}" if self.base_blob else None
 
     @property
     def chain_length(self) -> int:
@@ -156,33 +139,3 @@ class JobView:
 
 
 Live: TypeAlias = Mapping[str, LiveTask]
-
-
-def with_checkpoints(view: TaskView, saved: TaskCheckpoints) -> TaskView:
-    """Return an item with what is known of its saved states."""
-    blob = saved.base_blob
-    return attrs.evolve(
-        view,
-        checkpoint_count=saved.checkpoint_count,
-        last_checkpoint_at=saved.last_checkpoint_at,
-        base_checkpoint_data=saved.base_digest or None,
-        base_checkpoint_size=saved.base_size,
-        delta_checkpoints=saved.deltas,
-        checkpoint_storage_path=f"blobs/{blob[:2]}/{blob}" if blob else None,
-        inline_bytes=saved.inline_bytes,
-        file_bytes=saved.file_bytes,
-        problem=saved.problem,
-    )
-
-
-def without_states(view: TaskView) -> TaskView:
-    """Return an item whose saved states were removed: their number stays, their sizes do not."""
-    return attrs.evolve(
-        view,
-        base_checkpoint_data=None,
-        base_checkpoint_size=0,
-        delta_checkpoints=(),
-        checkpoint_storage_path=None,
-        inline_bytes=0,
-        file_bytes=0,
-    )

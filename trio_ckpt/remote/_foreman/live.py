@@ -33,7 +33,7 @@ ANSWER_S = 5.0  # for a foreman to answer: it may be busy
 AGAIN_S = 1.0  # then a request is sent again, in case another one replaced it
 POLL_S = 0.1
 
-CONFLICT = 409
+ACCEPTED, NOT_FOUND, CONFLICT = 202, 404, 409  # answers of a foreman, as in HTTP
 
 T = TypeVar("T")
 Action = Literal["force-checkpoint", "release", "cancel"]

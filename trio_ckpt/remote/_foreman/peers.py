@@ -16,6 +16,7 @@ import trio
 from ..._journal.record import describe_error
 from ..._util.errors import StoreError, TrioCkptError
 from ..._util.log import get_logger
+from ..._util.network import is_secret
 from ..._util.nursery import open_service_nursery
 from ..._util.plain import Plain
 from ..._util.text import one_line
@@ -50,11 +51,11 @@ from .._wire.message import (
 )
 from .._wire.names import check_job_id
 from .._wire.protocol import Connection, Received, choose_version
-from .._wire.secrets import is_secret
 from .._wire.submission import MAX_JOB_BYTES, MAX_VALUE_BYTES, JobSubmission, check_function
 from .._wire.task_messages import ReleaseTask, StoreCall, TaskCheckpoint, TaskFailed, TaskResult
-from .foreman import CONFLICT, ForemanCore
+from .foreman import ForemanCore
 from .lease import WorkerHandle
+from .live import CONFLICT
 from .pool import Pool
 from .results import feed_results
 

@@ -23,6 +23,8 @@ items wait, and the item would wait for the end of all jobs.
 from __future__ import annotations
 
 import enum
+import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -103,12 +105,18 @@ class Pool:
             idle.
         workers: The workers, by the ids of their processes.
         leases: All promises and leases, by item.
+        started: When the foreman was started; trio's time, s.
+        numbers: The numbers of leases of items that save nothing.
     """
 
     is_open: Callable[[str], bool]
     is_rebalancing: bool = False
     workers: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle])
     leases: dict[str, Lease] = attrs.field(factory=dict[str, Lease], init=False)
+    started: float = attrs.field(factory=trio.current_time, init=False)
+    numbers: itertools.count[int] = attrs.field(
+        factory=lambda: itertools.count(time.time_ns() // 1_000), init=False
+    )
     _holders: dict[str, WorkerHandle] = attrs.field(factory=dict[str, WorkerHandle], init=False)
     _waiting: OrderedDict[str, WaitingItems] = attrs.field(
         factory=OrderedDict[str, WaitingItems], init=False

@@ -14,7 +14,7 @@ from ..._util.log import get_logger
 from ..._util.text import one_line
 from .._wire.message import MAX_TEXT_CHARS
 from .._wire.names import split_task_id
-from .foreman import ACCEPTED, CONFLICT, ForemanCore
+from .foreman import ForemanCore
 from .job_views import LiveTask
 from .live import (
     ActionReply,
@@ -102,19 +102,11 @@ class ForemanPublisher:
         request = read_published(_decode_request, await store.read_live(request_name(self._name)))
         if request is None or request.number in self._answers:
             return
-        code, reason = await self._carry_out(request)
+        code, reason = await self._foreman.control(request.action, request.target)
         self._answers[request.number] = ActionReply(request.number, code, reason)
         while len(self._answers) > MAX_ANSWERS:
             del self._answers[next(iter(self._answers))]
         await store.publish(answer_name(self._name), encode(tuple(self._answers.values())))
-
-    async def _carry_out(self, request: ActionRequest) -> tuple[int, str]:
-        if request.action != "cancel":
-            return await self._foreman.control(request.action, request.target)
-        if request.target not in self._foreman.jobs:
-            return CONFLICT, "the job is over"
-        self._foreman.cancel(request.target)
-        return ACCEPTED, "the job is being cancelled"
 
     async def _withdraw(self) -> None:
         names = [job_name(job_id) for job_id in self._shown]

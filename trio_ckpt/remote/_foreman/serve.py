@@ -33,12 +33,11 @@ from ..._util.arguments import (
 )
 from ..._util.forks import unshare
 from ..._util.log import get_logger
-from ..._util.network import check_binding, is_address, is_unspecified, url_host
+from ..._util.network import check_binding, check_secret, is_address, is_unspecified, url_host
 from ..._util.text import one_line
 from ..._util.threads import check_trio
 from .._wire.errors import ConnectionLostError
 from .._wire.link import HANDSHAKE_S, HEARTBEAT_S, SILENCE_S
-from .._wire.secrets import check_secret
 from .foreman import DEFAULT_GRACE_S, Foreman, ForemanCore
 from .peers import Terms, serve_peer
 from .publisher import ForemanPublisher

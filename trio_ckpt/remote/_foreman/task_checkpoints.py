@@ -30,36 +30,47 @@ class Delta(msgspec.Struct, frozen=True):
     created_at: float
 
 
-class TaskCheckpoints(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The saved states of an item; stored with its result when the item is done.
+class SavedStates(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The saved states of an item, as far as they are known.
 
     Attributes:
-        checkpoint_count: The number of all saved states.
-        last_checkpoint_at: When the newest one was saved; Unix time, s.
-        base_digest: Digest of the frame that the newest state builds on; empty: there is none.
-        base_size: Size of that frame in bytes, with its blob.
-        base_blob: The blob of that frame, or empty.
-        deltas: The deltas that build on it, the oldest first.
-        inline_bytes: Size of the newest chain in the store's records.
-        file_bytes: Size of the newest chain in blobs.
+        checkpoint_count: How often its state was saved.
+        last_checkpoint_at: When it was saved last; Unix time, s.
+        base_checkpoint_data: Digest of the saved state that the newest one builds on, hex; None:
+            there is none, or it was removed when the item was done.
+        base_checkpoint_size: Size of that state in bytes, with its blob.
+        base_blob: The blob of that state; empty: it is in the store's records.
+        delta_checkpoints: The states that build on it, the oldest first.
+        inline_bytes: Size in the store's records of the newest saved state and of those that it
+            builds on.
+        file_bytes: Size of these states in blobs.
+        problem: Why a state could not be saved, although the item continued; empty: no such
+            problem.
+    """
+
+    checkpoint_count: int = 0
+    last_checkpoint_at: float | None = None
+    base_checkpoint_data: str | None = msgspec.field(default=None, name="base_digest")
+    base_checkpoint_size: int = msgspec.field(default=0, name="base_size")
+    base_blob: str = ""
+    delta_checkpoints: tuple[Delta, ...] = msgspec.field(default=(), name="deltas")
+    inline_bytes: int = 0
+    file_bytes: int = 0
+    problem: str = ""
+
+
+class TaskCheckpoints(SavedStates, frozen=True, kw_only=True):
+    """What an item's run says; stored with its result when the item is done.
+
+    Attributes:
         progress_percent: The progress in the newest state; None: it has none.
-        problem: The newest reason why a state could not be saved; empty: there was none.
         sequence: The sequence number of the newest record of the item's stream.
         saved_at: When that record was saved; Unix time, s.
         result: The return value of the item's function, if it has returned.
         is_done: Whether it has returned.
     """
 
-    checkpoint_count: int = 0
-    last_checkpoint_at: float | None = None
-    base_digest: str = ""
-    base_size: int = 0
-    base_blob: str = ""
-    deltas: tuple[Delta, ...] = ()
-    inline_bytes: int = 0
-    file_bytes: int = 0
     progress_percent: float | None = None
-    problem: str = ""
     sequence: int = 0
     saved_at: float | None = None
     result: Plain = None
@@ -98,7 +109,7 @@ def _with_record(saved: TaskCheckpoints, sequence: int, record: Record) -> TaskC
             changes["progress_percent"] = (
                 float(percent) if isinstance(percent, int | float) else None
             )
-        if not saved.base_digest:
+        if saved.base_checkpoint_data is None:
             changes |= _with_frame(saved, sequence, record)
     return msgspec.structs.replace(saved, **changes) if changes else saved
 
@@ -113,9 +124,11 @@ def _with_frame(saved: TaskCheckpoints, sequence: int, record: Record) -> dict[s
         "inline_bytes": saved.inline_bytes + len(record.state),
         "file_bytes": saved.file_bytes + file_bytes,
     }
-    if frame.is_full:
-        return changes | {"base_digest": digest, "base_size": size, "base_blob": frame.blob}
-    return changes | {"deltas": (Delta(sequence, size, digest, record.at), *saved.deltas)}
+    if not frame.is_full:
+        delta = Delta(sequence, size, digest, record.at)
+        return changes | {"delta_checkpoints": (delta, *saved.delta_checkpoints)}
+    base = {"base_checkpoint_data": digest, "base_checkpoint_size": size, "base_blob": frame.blob}
+    return changes | base
 
 
 async def read_task_checkpoints(store: Store, task_id: str) -> TaskCheckpoints:

@@ -27,8 +27,6 @@ class PendingItem:
         item: The function's argument.
         attempt: 1 for the first attempt.
         options: The options of the job.
-        down_at: The foreman's last save before it was started; Unix time, s; None: it did not
-            work at this job before.
     """
 
     job_id: str
@@ -38,7 +36,6 @@ class PendingItem:
     item: Plain
     attempt: int
     options: JobOptions
-    down_at: float | None = None
 
     @property
     def is_saving(self) -> bool:

@@ -12,11 +12,11 @@ from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
+from ..._util.network import MAX_SECRET_BYTES
 from ..._util.plain import MAX_RUN_ID_CHARS
 
 VERSIONS = (1,)  # versions of the protocol that this library supports
 
-MAX_SECRET_BYTES = 1_024
 MAX_NAME_CHARS = 200  # of a worker, a function, a module
 MAX_TEXT_CHARS = 4_000  # of a reason or a message: enough to understand it
 MAX_TRACEBACK_CHARS = 20_000

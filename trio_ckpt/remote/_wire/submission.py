@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Literal, Self, TypedDict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 import attrs
 import msgspec
@@ -20,10 +21,14 @@ from .errors import NotAllowedError
 from .job_messages import MAX_ATTEMPTS, MAX_LOSSES, JobOptions
 from .message import MAX_JOB_ITEMS, MAX_NAME_CHARS, MIB
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # Python has it from 3.12 on
+
 MAX_VALUE_BYTES = 4 * MIB  # of one item or one result: it travels in one message
 ITEMS_BYTES = MIB  # of items, in one message
 STORED_DEPTH = 2  # a value is stored as a part of a record: ``metadata.items[3]``
 MAX_JOB_BYTES = 256 * MIB  # of all items: the foreman has them in memory
+MAX_INTERVAL_S = 1e9
 
 _FUNCTION = re.compile(r"[A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
@@ -157,9 +162,6 @@ def checked_submission(
     return JobSubmission(name, options, plain)
 
 
-MAX_INTERVAL_S = 1e9
-
-
 class JobArguments(TypedDict, total=False):
     """The arguments of a client that are options of a job; `Client.map` describes them."""
 
@@ -172,42 +174,6 @@ class JobArguments(TypedDict, total=False):
     trace: Mapping[str, str] | None
 
 
-def job_options(
-    *,
-    checkpoint_interval_s: float | None = None,
-    errors: Literal["raise", "collect"] = "raise",
-    attempts: int = 1,
-    losses: int = 5,
-    max_age_s: float = 3_600.0,
-    keep_checkpoints: bool = False,
-    trace: Mapping[str, str] | None = None,
-) -> JobOptions:
-    """Build the options of a job from a client's arguments.
-
-    Raises:
-        TypeError, ValueError: an argument is wrong; the message has its name and value.
-    """
-    if checkpoint_interval_s is not None:
-        checkpoint_interval_s = span("checkpoint_interval_s", checkpoint_interval_s)
-    entries = mapping("trace", trace or {})
-    for name, value in entries.items():
-        text("a name of trace", name)
-        text("a value of trace", value, is_empty_allowed=True)
-    options = JobOptions(
-        checkpoint_interval_s,
-        one_of("errors", errors, ("raise", "collect")),
-        whole_number("attempts", attempts, least=1, most=MAX_ATTEMPTS),
-        losses=whole_number("losses", losses, least=1, most=MAX_LOSSES),
-        max_age_s=span("max_age_s", max_age_s, is_zero_allowed=False),
-        keep_checkpoints=flag("keep_checkpoints", keep_checkpoints),
-        trace=entries,
-    )
-    try:  # finds everything else that the foreman would refuse
-        return msgspec.convert(msgspec.to_builtins(options), JobOptions)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"the options of a job cannot be sent: {error}") from error
-
-
 def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
     """Return a time span in seconds that a foreman accepts.
 
@@ -218,6 +184,45 @@ def span(name: str, value: float, *, is_zero_allowed: bool = True) -> float:
     if found > MAX_INTERVAL_S:
         raise ValueError(f"{name} must be at most {MAX_INTERVAL_S:g} seconds, not {shown(value)}")
     return found
+
+
+def _interval(name: str, value: float | None) -> float | None:
+    return None if value is None else span(name, value)
+
+
+def _trace(name: str, value: Mapping[str, str] | None) -> dict[str, str]:
+    entries = mapping(name, value or {})
+    for key, entry in entries.items():
+        text("a name of trace", key)
+        text("a value of trace", entry, is_empty_allowed=True)
+    return entries
+
+
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "checkpoint_interval_s": _interval,
+    "errors": partial(one_of, choices=("raise", "collect")),
+    "attempts": partial(whole_number, least=1, most=MAX_ATTEMPTS),
+    "losses": partial(whole_number, least=1, most=MAX_LOSSES),
+    "max_age_s": partial(span, is_zero_allowed=False),
+    "keep_checkpoints": flag,
+    "trace": _trace,
+}
+"""Argument -> its check, which returns the option."""
+
+
+def job_options(**arguments: Unpack[JobArguments]) -> JobOptions:
+    """Build the options of a job from a client's arguments; `JobOptions` has the defaults.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; the message has its name and value.
+    """
+    if unknown := arguments.keys() - _CHECKS.keys():
+        raise TypeError(f"a job has no option {', '.join(sorted(unknown))}: see Client.map")
+    options = {name: _CHECKS[name](name, value) for name, value in arguments.items()}
+    try:  # finds everything else that the foreman would refuse
+        return msgspec.convert(options, JobOptions)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"the options of a job cannot be sent: {error}") from error
 
 
 def parts_of(items: Sequence[Plain]) -> Iterable[tuple[int, list[Plain]]]:

@@ -34,6 +34,7 @@ from ..._journal.store import (
 )
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.threads import run_blocking
+from ...stores._local.blobs import views_of
 from .._wire.message import MAX_MESSAGE_BYTES, MAX_SEQUENCES, MIB
 from .._wire.task_messages import (
     DropBlobs,
@@ -239,13 +240,9 @@ def _named(payload: BlobPayload) -> tuple[str, list[memoryview]]:
     Raises:
         TypeError: a buffer is not contiguous.
     """
-    buffers = [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload
-    hasher, views = hashlib.sha256(), list[memoryview]()
-    for buffer in buffers:
-        view = memoryview(buffer)
-        if view.nbytes:
-            views.append(view.cast("B"))
-            hasher.update(views[-1])
+    hasher, views = hashlib.sha256(), list(views_of(payload))
+    for view in views:
+        hasher.update(view)
     return hasher.hexdigest(), views
 
 

@@ -20,6 +20,7 @@ from ..._commit.shutdown import received
 from ..._runs.tracing import TaskTracer
 from ..._util.arguments import flag, seconds, several, text, whole_number
 from ..._util.log import get_logger
+from ..._util.network import check_secret
 from ..._util.nursery import open_service_nursery
 from ..._util.patience import give_up_after
 from ..._util.text import plural
@@ -38,7 +39,6 @@ from .._wire.message import (
     TaskMessage,
 )
 from .._wire.reconnect import Dial, ReconnectingSession
-from .._wire.secrets import check_secret
 from .._wire.tables import PeerRole, TaskPhase
 from .._wire.task_messages import (
     AssignTask,
@@ -62,19 +62,14 @@ DEFAULT_GRACE_S = 30.0
 FINAL_MESSAGES_S = 1.0  # to report the end of items that were cancelled
 
 
-def peer_name() -> str:
-    """Return the name of this process: its host and process id."""
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
 def checked_name(name: str | None) -> str:
-    """Return the name of a peer, as given or by default.
+    """Return the name of a peer; by default the host and the process id.
 
     Raises:
         TypeError, ValueError: the name is not a str, is empty, or is too long.
     """
     if name is None:
-        return peer_name()[:MAX_NAME_CHARS]
+        return f"{socket.gethostname()}:{os.getpid()}"[:MAX_NAME_CHARS]
     if len(text("name", name)) > MAX_NAME_CHARS:
         raise ValueError(f"name must have at most {MAX_NAME_CHARS} characters, not {len(name)}")
     return name
