@@ -21,10 +21,12 @@ ALL_SUPPORTED = [
     for classifier in PYPROJECT["project"]["classifiers"]
     if classifier.startswith(VERSION_CLASSIFIER)
 ]
+FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking"
+"""The extras that bring what the package imports."""
 
 
 def run_tests(session: nox.Session) -> None:
-    session.install("-e", ".[tests,cli,validate,train,crawler,monitor,otel,remote,parallel]")
+    session.install("-e", f".[tests,{FEATURES}]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -72,7 +74,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types of the package, the examples and what users see, with two checkers."""
-    session.install("-e", ".[typing,tests,cli,validate,train,crawler,monitor,otel,remote,parallel]")
+    session.install("-e", f".[typing,tests,{FEATURES}]")
     session.run("mypy", "--strict")
     # Its notice of a newer release would ask the network.
     session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
@@ -81,7 +83,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning or a broken reference is an error."""
-    session.install("-e", ".[docs,cli,validate,arrays,monitor,remote]")
+    session.install("-e", ".[docs,cli,validate,arrays,monitor,remote,blocking]")
     shutil.rmtree("docs/_build", ignore_errors=True)
     session.run(
         *("python", "-m", "sphinx", "-W", "-n", "--keep-going"),
@@ -93,7 +95,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: `-- --keep` shows the run in docs/explanation/performance.md."""
-    session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor]")
+    session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor,blocking]")
     peers = str(session.cache_dir / "peers")  # DBOS and the like have an environment of their own
     session.run("python", "-m", "benchmarks", "--peers-cache", peers, *session.posargs)
 

@@ -23,6 +23,7 @@ from benchmarks import (
     Options,
     Section,
     answers,
+    blocking,
     crawl,
     frontier,
     item_end,
@@ -43,6 +44,7 @@ from benchmarks.kept import Run, keep_run
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "tokens": tokens.measure,
     "steps": steps.measure,
+    "blocking": blocking.measure,
     "start": start.measure,
     "resume": resume.measure,
     "frontier": frontier.measure,

@@ -33,12 +33,12 @@ napoleon_use_rtype = False
 # Several attributes on one line ("confirmed, left: ...") are taken for names of other classes.
 suppress_warnings = ["ref.python"]
 nitpick_ignore_regex = [
-    ("py:class", r"AbstractAsyncContextManager"),
-    (r"py:.*", r"(collections|contextlib|datetime|enum|os|pathlib|ssl|typing|types)\..*"),
+    ("py:class", r"Abstract(Async)?ContextManager"),
+    (r"py:.*", r"(asyncio|collections|contextlib|datetime|enum|os|pathlib|ssl|typing|types)\..*"),
     (r"py:.*", r"(attrs|msgspec|trio)\..*"),
     (r"py:.*", r"(trio_ckpt\.)?(\w+\.)*_\w+(\.\w+)*"),
     (r"py:exc", r".*, .*"),  # several errors of one reason
-    (r"py:class", r"(trio_ckpt\.abc\.)?[A-Z]|Any\w*|Items|Number|Path|StreamKey|Validate"),
+    (r"py:class", r"(trio_ckpt\.abc\.)?[A-Z]|Ts|Any\w*|Items|Number|Path|StreamKey|Validate"),
     (r"py:class", r"JobArguments|Observer|Plain|Tracer|TracerProvider"),  # for type checkers alone
     (r"py:class", r"[a-z]\w*"),  # the second and third of several attributes on one line
 ]

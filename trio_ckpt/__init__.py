@@ -8,6 +8,8 @@ A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
        testing              crashes that are planned, and the contract of every store
     6  _maintenance         what an owner does: verify, repair, compact, export, explain
        progress             a live display
+       blocking             the runs of synchronous programs; trio in a thread beside them
+       from_asyncio         bridges between asyncio and trio
     5  _runs                what users hold: runs, streams, loops, how they resume
     4  _commit              the law of order: batch, gate, group commit, confirmed
     3  _tokens              one-shot tokens and their registry

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import trio_ckpt
+import trio_ckpt.blocking
 import trio_ckpt.engines
+import trio_ckpt.from_asyncio
 import trio_ckpt.outputs
 import trio_ckpt.remote
 import trio_ckpt.stores
@@ -112,8 +114,12 @@ def test_every_public_name_for_tests_is_documented() -> None:
     assert set(names) == public(trio_ckpt.testing)
 
 
-@pytest.mark.parametrize("module", [trio_ckpt.remote, trio_ckpt.engines], ids=lambda m: m.__name__)
-def test_every_public_name_of_the_remote_side_is_documented(module: ModuleType) -> None:
+@pytest.mark.parametrize(
+    "module",
+    [trio_ckpt.remote, trio_ckpt.engines, trio_ckpt.blocking, trio_ckpt.from_asyncio],
+    ids=lambda module: module.__name__,
+)
+def test_every_public_name_of_a_module_is_documented(module: ModuleType) -> None:
     names = DIRECTIVE.findall(section(read("api.md"), module.__name__))
     assert sorted(names) == sorted(public(module))
 

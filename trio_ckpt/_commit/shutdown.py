@@ -286,8 +286,13 @@ async def receive_signals(
     with received(numbers) as signals:
         task_status.started()
         async for number in signals:
-            log.info("%s: stopping in good order", signal.Signals(number).name)
-            stop.request_by_signal(128 + number)
+            obey_signal(stop, number)
+
+
+def obey_signal(stop: Stop, number: int) -> None:
+    """Stop in good order at the first signal, and at once at the second."""
+    log.info("%s: stopping in good order", signal.Signals(number).name)
+    stop.request_by_signal(128 + number)
 
 
 @uninterrupted

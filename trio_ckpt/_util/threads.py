@@ -431,9 +431,14 @@ def _no_trio() -> str:
     asyncio = sys.modules.get("asyncio")
     is_asyncio = asyncio is not None and asyncio._get_running_loop() is not None
     where = "under asyncio" if is_asyncio else "outside of trio"
+    bridge = (
+        "await trio_ckpt.from_asyncio.run(main) in the asyncio program"
+        if is_asyncio
+        else "use trio_ckpt.blocking in a synchronous program"
+    )
     return (
         f"trio_ckpt works in a trio program, and this call came {where}: start the program with "
-        "trio.run(main); in a notebook, say %autoawait trio first"
+        f"trio.run(main), or {bridge}; in a notebook, say %autoawait trio first"
     )
 
 
@@ -443,7 +448,8 @@ def check_trio() -> None:
     Raises:
         RuntimeError: the caller is not; the message says what to do.
     """
-    Portal.here()
+    if not trio.lowlevel.in_trio_task():  # asyncio code beside a guest run is in none either
+        raise RuntimeError(_no_trio())
 
 
 class _HasPortal(Protocol):
