@@ -18,8 +18,8 @@ def lazy_names(
     *,
     modules: Collection[str] = (),
     extras: Mapping[str, str] = _NO_EXTRAS,
-) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
-    """The `__getattr__` and the `__dir__` of a package that imports its public names lazily.
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` of a package that imports its names lazily.
 
     Type checkers do not see them: the package imports the same names under ``TYPE_CHECKING``, so
     that a name which does not exist is an error there as well.
@@ -29,8 +29,8 @@ def lazy_names(
         homes: Each module of the package, and the names that are taken from it, with spaces
             between them.
         modules: Modules of the package that are attributes of it without an import of their own.
-        extras: The modules of `homes` that need an extra, and which.  `dir()` does not list
-            their names, which cannot be had without it.
+        extras: The modules of `homes` that need an extra, and which.  Neither `dir()` nor a
+            star has their names, which cannot be had without it.
     """
     home_of = {name: module for module, names in homes.items() for name in names.split()}
 
@@ -46,8 +46,9 @@ def lazy_names(
         setattr(sys.modules[package], name, value)
         return value
 
+    names = sorted(name for name, home in home_of.items() if home not in extras)
+
     def listed() -> list[str]:
-        names = {name for name, home in home_of.items() if home not in extras}
         return sorted({*vars(sys.modules[package]), *names, *modules})
 
-    return load, listed
+    return load, listed, names

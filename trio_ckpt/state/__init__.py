@@ -36,7 +36,7 @@ if typing.TYPE_CHECKING:
         tree_of as tree_of,
     )
 else:  # only a loop with a state needs to encode one, and only arrays need NumPy
-    __getattr__, __dir__ = _lazy_names(
+    __getattr__, __dir__, __all__ = _lazy_names(
         __name__,
         {
             "_arrays.memory": "array empty full ones zeros",
@@ -50,27 +50,3 @@ else:  # only a loop with a state needs to encode one, and only arrays need NumP
         },
         extras={"_arrays.memory": "arrays"},
     )
-
-# Without the names of arrays, which need NumPy.
-__all__ = [
-    "NO_ARRAYS",
-    "NO_PARENT",
-    "Frontier",
-    "FrontierItems",
-    "Layout",
-    "Plan",
-    "StateChangedError",
-    "StateFrame",
-    "Tree",
-    "check_kind",
-    "decode_frame",
-    "decode_tree",
-    "diff_tree",
-    "encode_frame",
-    "encode_tree",
-    "frame_digest",
-    "is_of_kind",
-    "keyed_items",
-    "new_lineage",
-    "tree_of",
-]

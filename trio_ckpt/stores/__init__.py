@@ -26,7 +26,7 @@ if typing.TYPE_CHECKING:
     from ._json.store import JsonStore as JsonStore
     from .memory import MemoryStore as MemoryStore
 else:  # a process uses one kind of store, most of them this one
-    __getattr__, __dir__ = _lazy_names(
+    __getattr__, __dir__, _ = _lazy_names(
         __name__, {"_json.store": "JsonStore", "memory": "MemoryStore"}
     )
 
