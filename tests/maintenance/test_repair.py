@@ -14,8 +14,7 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt._maintenance import recover_sqlite
-from trio_ckpt._maintenance.repair import RepairReport, repair_all
-from trio_ckpt._maintenance.repair_folder import repair_folder
+from trio_ckpt._maintenance.repair import RepairReport, repair_all, repair_folder
 from trio_ckpt._maintenance.verify_store import check_all
 from trio_ckpt._util.errors import StoreError
 from trio_ckpt.abc import Finding, FindingKind

@@ -14,6 +14,7 @@ outputs in the archive of their folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -24,7 +25,7 @@ from .._journal.history import list_all_runs
 from .._journal.store import Finding, FindingKind, Repaired, Store
 from .._runs.manifest import MANIFEST
 from .._runs.verify import MISSING, MISSING_MANY
-from .._util.errors import StoreDamagedError, StoreError, TrioCkptError
+from .._util.errors import StoreDamagedError, StoreError, StoreVersionError, TrioCkptError
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey, decode_key
@@ -32,6 +33,9 @@ from .._util.text import batches_are, plural, printable, stream_name
 from .._util.threads import run_blocking
 from ..outputs import AnyPath
 from ..stores import open_store
+from ..stores._json.files import check_marker, make_marker
+from ..stores._local.files import explain, make_member, need_folder
+from ..stores._local.locks import FileLock, lock_opening
 from .offline import (
     Maintenance,
     cut_tail,
@@ -41,7 +45,9 @@ from .offline import (
     requeue_all,
     rewrite_manifest,
 )
-from .repair_folder import kind_of, repair_folder
+from .recover_json import recover_runs
+from .recover_sqlite import recover_database
+from .recovery import Recovery
 from .verify_store import check_all
 
 log = get_logger(__name__)
@@ -230,3 +236,73 @@ class _Mender:
 
 def _back(taken: IndexSet) -> str:
     return f": {batches_are(taken)} re-queued" if taken else ""
+
+
+# ---------------------------------------------------------------------------------------
+# The store's own files
+# ---------------------------------------------------------------------------------------
+
+
+def repair_folder(folder: Path, kind: str, *, mac_key: bytes | None, accept_loss: bool) -> Recovery:
+    """Repair a local store from the files in its folder; says what was repaired.  Blocking.
+
+    Files that it replaces are kept in ``damaged/`` first.
+
+    Args:
+        folder: The store's folder.
+        kind: "sqlite" or "json".
+        mac_key: Seals its records.
+        accept_loss: Whether a stream may lose intact records that follow a damaged one.
+
+    Raises:
+        StoreError: a process owns a run of the store, it cannot be written, or nothing can be read.
+
+    Durability: repairs survive power loss when this returns; a crash leaves each file in its old or
+        its new state.
+    """
+    with explain(folder, "repairing"):
+        make_member(folder / "lock")
+        need_folder(folder / "blobs")
+        opening = lock_opening(folder)
+        try:
+            alone = FileLock.open(folder / "lock" / "store")
+            try:
+                if not alone.take(wait=False):
+                    raise StoreError(f"{folder}: a process owns a run of this store: stop it first")
+                recovery = Recovery(folder, mac_key, accept_loss)
+                recovery.put_bad_blobs_aside()
+                recovery.put_bad_watermarks_aside()
+                if kind == "sqlite":
+                    recover_database(recovery)
+                else:
+                    _mend_marker(recovery)
+                    recover_runs(recovery)
+                return recovery
+            finally:
+                alone.release()
+        finally:
+            opening.release()
+
+
+def _mend_marker(recovery: Recovery) -> None:
+    """Rewrite the file that says what kind of store the folder is."""
+    try:
+        check_marker(recovery.folder)
+    except StoreVersionError:
+        raise
+    except StoreError:
+        marker = recovery.folder / "store.json"
+        if marker.exists():
+            recovery.put_aside(marker)
+        make_marker(recovery.folder)
+        recovery.report(marker.name, "it was rewritten")
+
+
+def kind_of(folder: str | os.PathLike[str]) -> str | None:
+    """Tell the kind of store in a folder by the files that only this kind has."""
+    try:
+        if os.path.lexists(os.path.join(folder, "state.db")):
+            return "sqlite"
+        return "json" if os.path.isdir(os.path.join(folder, "runs")) else None
+    except ValueError:  # not a path
+        return None

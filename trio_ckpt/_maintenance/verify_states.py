@@ -114,7 +114,6 @@ async def check_states(
 
     A state that the library has dropped (`Store.drop_blobs`) is checked as far as it exists.
 
-
     Args:
         store: The run's store.
         view: The run.

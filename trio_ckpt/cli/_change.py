@@ -109,6 +109,17 @@ async def _read_free(store: Store, run_id: str, output_dir: str | None = None) -
     return run
 
 
+async def open_outputs(folder: str, advice: str) -> OutputDir:
+    """Open the output folder of a run.
+
+    Raises:
+        CommandError: it is not there, and opening it would make it; the message ends in `advice`.
+    """
+    if not await run_blocking(os.path.isdir, folder):
+        raise CommandError(f"the output folder {folder} is not there{advice}", EXIT_NOT_FOUND)
+    return await run_blocking(OutputDir.open, folder)
+
+
 async def _generation_of(store: Store, run_id: str) -> int:
     """The newest generation of a run that is to be pruned; its progress is not read."""
     stored = await store.read_run(run_id)
@@ -392,13 +403,8 @@ async def export(
     folder: str | None = output_dir or run.session_metadata.get("output_dir")
     outputs: OutputDir | None = None
     if folder is not None and not no_outputs:
-        if not await run_blocking(os.path.isdir, folder):
-            raise CommandError(
-                f"the output folder {folder} is not there: give --output-dir if it was moved, or "
-                "--no-outputs",
-                EXIT_NOT_FOUND,
-            )
-        outputs = await run_blocking(OutputDir.open, folder)
+        advice = ": give --output-dir if it was moved, or --no-outputs"
+        outputs = await open_outputs(folder, advice)
     try:
         done = await export_run(store, run.run_id, file, outputs=outputs)
     finally:

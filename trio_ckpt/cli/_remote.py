@@ -37,7 +37,7 @@ from ._options import (
     store_argument,
     tls_context,
 )
-from ._render import LogLines, to_json
+from ._render import Document, LogLines, to_json
 from ._select import mac_key
 
 SECRET_VARIABLE = "TRIO_CKPT_SECRET"  # noqa: S105  # its name, not its value
@@ -93,17 +93,14 @@ def foreman_command(
     context = tls_context(tls_cert, tls_key)
     raise_file_limit()
 
-    def say(foreman: Foreman) -> None:
-        document = {"url": foreman.url, "port": foreman.port}
-        text = to_json(document, indent=None) if as_json else f"listening on {foreman.url}"
-        print(text, file=Screen(sys.stdout))
-
     async def main() -> None:
         async with aclosing(await open_store(store, mac_key=mac_key())) as opened:
             serve = partial(serve_foreman, opened, secret=secret, ssl_context=context, **options)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stop_on_signal, nursery.cancel_scope)
-                say(await nursery.start(serve))
+                foreman: Foreman = await nursery.start(serve)
+                document = {"url": foreman.url, "port": foreman.port}
+                _print_start(document, f"listening on {foreman.url}", as_json=as_json)
 
     try:
         return run_until_stopped(main, quiet=quiet)
@@ -175,10 +172,14 @@ def worker_command(
         async with trio.open_nursery() as nursery:
             if await nursery.start(work):
                 document = {"url": url, "name": name}
-                text = to_json(document, indent=None) if as_json else f"working for {url}"
-                print(text, file=Screen(sys.stdout))
+                _print_start(document, f"working for {url}", as_json=as_json)
 
     return run_until_stopped(main, quiet=quiet)
+
+
+def _print_start(document: Document, text: str, *, as_json: bool) -> None:
+    """Print that a service has started, on one line; a reader that is gone does not end it."""
+    print(to_json(document, indent=None) if as_json else text, file=Screen(sys.stdout))
 
 
 def need_remote() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
@@ -22,10 +21,8 @@ from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey
 from .._util.text import number, plural, quoted_name, redacted_url, stream_names
-from .._util.threads import run_blocking
-from ..outputs import OutputDir
 from ._app import app
-from ._change import confirm
+from ._change import confirm, open_outputs
 from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandError
 from ._options import (
     all_option,
@@ -128,7 +125,9 @@ async def verify(
                 "the run does not say where its outputs are: give --output-dir", EXIT_USAGE
             )
     else:
-        drift = await _find_drift(run, folder, keys, mode)
+        advice = "; if it was moved, give --output-dir"
+        with closing(await open_outputs(folder, advice)) as outputs:
+            drift = await find_drift(run.store, run.view, outputs, mode=mode, keys=keys)
     reads_states = mode == "sha256"
     if reads_states:
         states = await check_states(run.store, run.view, keys)
@@ -242,16 +241,6 @@ def _state_row(names: _Names, problem: Finding) -> tuple[str, ...]:
 
 def _cell(index: int | None) -> str:
     return "" if index is None else number(index)
-
-
-async def _find_drift(run: RunStatus, folder: str, keys: Sequence[StreamKey], mode: Mode) -> Drift:
-    if not await run_blocking(os.path.isdir, folder):  # opening it would make it
-        raise CommandError(
-            f"the output folder {folder} is not there; if it was moved, give --output-dir",
-            EXIT_NOT_FOUND,
-        )
-    with closing(await run_blocking(OutputDir.open, folder)) as outputs:
-        return await find_drift(run.store, run.view, outputs, mode=mode, keys=keys)
 
 
 # ---------------------------------------------------------------------------------------
