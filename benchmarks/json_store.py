@@ -17,7 +17,7 @@ import trio
 from benchmarks import Found, Options, Section, folder_bytes, median, median_ratio
 from benchmarks.controls import append_fsync, rename_fsync
 from benchmarks.steps import run_loops
-from trio_ckpt._commit.stream_log import RECORDS_PER_FOLD
+from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD
 from trio_ckpt._journal.folds import encode_progress
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import Output, Record, encode_record

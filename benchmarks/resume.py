@@ -12,7 +12,7 @@ import trio
 
 from benchmarks import Found, Options, Section, folder_bytes, median
 from trio_ckpt import Batch, Progress, Stream, open_run
-from trio_ckpt._commit.stream_log import RECORDS_PER_FOLD
+from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD
 from trio_ckpt._journal.folds import encode_progress
 from trio_ckpt._journal.progress import apply
 from trio_ckpt._journal.record import Record, encode_record

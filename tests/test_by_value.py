@@ -714,10 +714,10 @@ async def test_metadata_of_a_snapshot_is_what_it_was_at_the_point(autojump_clock
 class SlowStore(MemoryStore):
     """It takes a second to say who owns a run, which each write asks first."""
 
-    async def save(self, run: Any, group: Any, folds: Any = ()) -> Any:
+    async def save(self, run: Any, group: Any, folds: Any = (), *, summary: Any = None) -> Any:
         if not group:
             await trio.sleep(1)
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
 
 async def test_an_output_is_what_it_was_when_it_was_given(

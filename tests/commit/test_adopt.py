@@ -242,9 +242,9 @@ async def test_many_are_adopted_in_groups_of_bounded_size(tmp_path: Path) -> Non
     class Counting(FaultyStore):
         groups: list[int]
 
-        async def save(self, run: Any, group: Any, folds: Any = ()) -> Any:
+        async def save(self, run: Any, group: Any, folds: Any = (), *, summary: Any = None) -> Any:
             self.groups.append(len(group))
-            return await super().save(run, group, folds)
+            return await super().save(run, group, folds, summary=summary)
 
     store = Counting(MemoryStore(), {})
     store.groups = []

@@ -54,10 +54,15 @@ class SlowStore(CountingStore):
     """Takes half as long for a save as for a blob."""
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         await trio.sleep(self.put_s / 2)
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
 
 class NotedStore(MemoryStore):
@@ -68,11 +73,16 @@ class NotedStore(MemoryStore):
         self.saves: list[list[str]] = []
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         noted = [f"{one.stream} {one.sequence}" for one in group]
         self.saves.append([*noted, "folds"] if folds else noted)
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
 
 class FarNotedStore(NotedStore, FarStore):
@@ -148,10 +158,15 @@ async def test_a_far_store_hands_out_no_batch_after_an_end_on_its_way() -> None:
 async def test_an_end_that_is_refused_alone_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Refusing(FarNotedStore):
         async def save(
-            self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+            self,
+            run: RunKey,
+            group: Sequence[Checkpoint],
+            folds: Sequence[Fold] = (),
+            *,
+            summary: bytes | None = None,
         ) -> list[Exception | None]:
             accepted = [one for one in group if (one.stream, one.sequence) != ('["s"]', 2)]
-            await super().save(run, accepted, folds)
+            await super().save(run, accepted, folds, summary=summary)
             return [None if one in accepted else StoreError("no") for one in group]
 
     async with open_run("r", store=Refusing()) as run, run.open_stream("s") as stream:
@@ -270,10 +285,15 @@ class GroupedStore(MemoryStore):
         self.groups: list[list[int]] = []
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         self.groups.append([len(checkpoint.payload) for checkpoint in group])
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
 
 async def save_sizes(sizes: Sequence[int]) -> list[list[int]]:

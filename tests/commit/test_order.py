@@ -28,10 +28,15 @@ class SlowStore(MemoryStore):
     saved = 0
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         await trio.testing.wait_all_tasks_blocked()
-        outcomes = await super().save(run, group, folds)
+        outcomes = await super().save(run, group, folds, summary=summary)
         self.saved += sum(checkpoint.stream == '["s"]' for checkpoint in group)
         return outcomes
 

@@ -268,9 +268,14 @@ class Snapshots(MemoryStore):
         self.is_on = False
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
-        outcomes = await super().save(run, group, folds)
+        outcomes = await super().save(run, group, folds, summary=summary)
         if self.is_on:
             copy = self.aside / str(len(self.taken))
             shutil.copytree(self.folder, copy)
@@ -337,11 +342,16 @@ async def test_a_cancelled_redo_that_is_saved_still_moves_the_outputs(tmp_path: 
         scope: trio.CancelScope | None = None
 
         async def save(
-            self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+            self,
+            run: RunKey,
+            group: Sequence[Checkpoint],
+            folds: Sequence[Fold] = (),
+            *,
+            summary: bytes | None = None,
         ) -> list[Exception | None]:
             if self.scope is not None:
                 self.scope.cancel()
-            return await super().save(run, group, folds)
+            return await super().save(run, group, folds, summary=summary)
 
     store = Cancelling()
     async with begin(store, output_dir=tmp_path) as run:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import Batch, run_batches
-from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD, RECORDS_PER_FOLD
+from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD
+from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD
 from trio_ckpt.stores import MemoryStore
 
 
@@ -21,10 +22,12 @@ class Counting(MemoryStore):
     fold_bytes = 0
     folds = 0
 
-    async def save(self, run_key: Any, checkpoints: Any, folds: Any = ()) -> Any:
+    async def save(
+        self, run_key: Any, checkpoints: Any, folds: Any = (), *, summary: Any = None
+    ) -> Any:
         self.folds += len(folds)
         self.fold_bytes += sum(len(fold.payload) for fold in folds)
-        return await super().save(run_key, checkpoints, folds)
+        return await super().save(run_key, checkpoints, folds, summary=summary)
 
 
 async def work(store: MemoryStore, count: int, *, has_gaps: bool) -> None:

@@ -520,9 +520,11 @@ async def test_who_works_fast_is_not_asked_again_and_again_who_owns_the_run(
     store = MemoryStore()
     asked: list[int] = []
 
-    async def save(self: MemoryStore, run: Any, group: Any, folds: Any = ()) -> Any:
+    async def save(
+        self: MemoryStore, run: Any, group: Any, folds: Any = (), *, summary: Any = None
+    ) -> Any:
         asked.append(len(group) + len(folds))
-        return await real_save(self, run, group, folds)
+        return await real_save(self, run, group, folds, summary=summary)
 
     real_save = MemoryStore.save
     monkeypatch.setattr(MemoryStore, "save", save)

@@ -63,7 +63,12 @@ async def be_foreman(folder: Path) -> None:
     log = (folder / "saves.log").open("a", buffering=1)
 
     async def save(
-        self: LocalStore, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self: LocalStore,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         error, outcomes = None, list[Exception | None]()
         try:

@@ -158,12 +158,20 @@ class FarStore(WrappedStore):
                 yield owner
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         store = await self._run(run.run_id)
-        return await store.save(
+        outcomes = await store.save(
             msgspec.structs.replace(run, run_id=store._rpc.task_id), group, folds
         )
+        if summary is not None:  # a work item has none
+            await self._near.save(run, [], summary=summary)
+        return outcomes
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
         store = await self._run(run_id)

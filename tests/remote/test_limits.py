@@ -102,7 +102,7 @@ async def test_an_answer_about_thousands_of_failed_saves_fits() -> None:
 
     class Refusing(MemoryStore):
         async def save(
-            self, run: RunKey, group: object, folds: object = ()
+            self, run: RunKey, group: object, folds: object = (), *, summary: object = None
         ) -> list[Exception | None]:
             await trio.lowlevel.checkpoint()
             return [remote.RemoteError(TEXT)] * MAX_GROUP

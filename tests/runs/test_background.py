@@ -43,13 +43,18 @@ class BuggyStore(MemoryStore):
         self.saves = 0
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         self.saves += bool(group)
         is_bad = group and self.saves == self.bad_save
         if is_bad and not self.lands:
             raise self.error("a bug")
-        outcomes = await super().save(run, group, folds)
+        outcomes = await super().save(run, group, folds, summary=summary)
         if is_bad:
             raise self.error("a bug")
         return outcomes
@@ -153,10 +158,15 @@ class SlowStore(MemoryStore):
             await trio.sleep(0.5)
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         await self._take()
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
     async def put_blob(self, payload: BlobPayload) -> str:
         await self._take()

@@ -161,10 +161,15 @@ class Dying(MemoryStore):
         self.left.append((self.after_crash(), told.acknowledged, len(told.captured)))
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         self.look()
-        outcomes = await super().save(run, group, folds)
+        outcomes = await super().save(run, group, folds, summary=summary)
         self.look()
         return outcomes
 

@@ -113,7 +113,12 @@ class ForgetsOnReopen(MemoryStore):
 
 class LetsGapsPass(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         streams = self._fence(run)
         heads = {name: len(stream.log) for name, stream in streams.items()}
@@ -121,48 +126,68 @@ class LetsGapsPass(MemoryStore):
         for checkpoint in group:
             heads[checkpoint.stream] = heads.get(checkpoint.stream, 0) + 1
             renumbered.append(replace(checkpoint, sequence=heads[checkpoint.stream]))
-        return await super().save(run, renumbered, folds)
+        return await super().save(run, renumbered, folds, summary=summary)
 
 
 class AllOrNothing(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         probe = self.after_crash()
         probe._memory.locked_since.update(self._memory.locked_since)
         failed = [one for one in await MemoryStore.save(probe, run, group) if one is not None]
         if failed:
             return [failed[0]] * len(group)
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
 
 class SavesLaterOnes(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         outcomes = [(await super(SavesLaterOnes, self).save(run, [one]))[0] for one in group]
-        await super().save(run, [], folds)
+        await super().save(run, [], folds, summary=summary)
         return outcomes
 
 
 class NoFence(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         newest = self._memory.runs[run.run_id].owner
-        return await super().save(replace(run, owner=newest), group, folds)
+        return await super().save(replace(run, owner=newest), group, folds, summary=summary)
 
 
 class FencesTooLate(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         try:
-            return await super().save(run, group, folds)
+            return await super().save(run, group, folds, summary=summary)
         except StoreConflictError:
             newest = self._memory.runs[run.run_id]
             right = replace(run, owner=newest.owner, generation=newest.generation)
-            await super().save(right, group, folds)
+            await super().save(right, group, folds, summary=summary)
             raise
 
 
@@ -213,9 +238,14 @@ class KeepsLockOnError(MemoryStore):
 
 class FreshWipes(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
-        outcomes = await super().save(run, group, folds)
+        outcomes = await super().save(run, group, folds, summary=summary)
         generations = self._memory.runs[run.run_id].generations
         for number in [number for number in generations if number < run.generation]:
             generations[number] = {}
@@ -224,17 +254,27 @@ class FreshWipes(MemoryStore):
 
 class FreshKeeps(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         stored = self._memory.runs[run.run_id]
         if run.generation == stored.generation + 1 and run.owner == stored.owner:
             stored.generations[run.generation] = stored.generations[stored.generation]
-        return await super().save(run, group, folds)
+        return await super().save(run, group, folds, summary=summary)
 
 
 class DropsFolds(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         return await super().save(run, group)
 
@@ -255,9 +295,14 @@ class TailOverlapsFold(MemoryStore):
 
 class TakesFoldsAhead(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
-        outcomes = await super().save(run, group, folds)
+        outcomes = await super().save(run, group, folds, summary=summary)
         for fold in folds:
             stream = self._memory.runs[run.run_id].generations[run.generation].get(fold.stream)
             if stream is not None:
@@ -336,10 +381,15 @@ class FoldsCase(MemoryStore):
 
 class MixesUpCase(MemoryStore):
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         lower = [replace(one, stream=one.stream.lower()) for one in group]
-        return await super().save(run, lower, folds)
+        return await super().save(run, lower, folds, summary=summary)
 
 
 class HidesTheOwner(MemoryStore):

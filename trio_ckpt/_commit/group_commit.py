@@ -28,7 +28,7 @@ this process saves nothing more, and only the next start can find out what is du
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -37,7 +37,7 @@ import trio
 
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind, encode_record
-from .._journal.store import BlobPayload, Checkpoint, FarStore, Fold, RunKey, Store
+from .._journal.store import BlobPayload, Checkpoint, FarStore, RunKey, Store
 from .._util.errors import (
     SaveOutcomeUnknownError,
     StoreConflictError,
@@ -55,8 +55,9 @@ from .._util.text import plural
 from .._util.threads import NOT_BEGUN, WorkerThread, refuse_to_abort
 from .._util.uninterrupted import uninterrupted
 from ..outputs import AppendFile
-from .observers import Observers
-from .stream_log import FoldSchedule, Lines, PendingCommit, StreamLog, append_all
+from .fold_schedule import Derived, FoldSchedule
+from .observers import Observers, counted
+from .stream_log import Lines, PendingCommit, StreamLog, append_all
 
 log = get_logger(__name__)
 
@@ -84,6 +85,7 @@ class GroupCommitter:
         save_timeout_s: float,
         on_poison: Callable[[], None],
         observers: Observers | None = None,
+        known: Mapping[StreamKey, Progress] | None = None,
     ) -> None:
         self.run_key = run_key
         self.poison: Exception | None = None
@@ -96,7 +98,7 @@ class GroupCommitter:
         self._queue: list[PendingCommit] = []
         self._taken: list[PendingCommit] = []  # the group in flight
         self._stream_logs: list[StreamLog] = []
-        self._folds = FoldSchedule()
+        self._folds = FoldSchedule(store, run_key, known)
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_due = False  # whether a record in the queue does not wait for another one
         self._is_closing = False
@@ -116,6 +118,7 @@ class GroupCommitter:
         """Make the stream log of a stream; it continues from `progress`."""
         stream_log = StreamLog(key, encode_key(key), self._make_seal, progress, progress.sequence)
         self._stream_logs.append(stream_log)
+        self._folds.add_stream(stream_log)
         return stream_log
 
     async def submit(
@@ -196,7 +199,7 @@ class GroupCommitter:
         """
         sizes: list[int] = []
         with give_up_after(self._save_timeout_s):
-            name = await self._store.put_blob(_counted(payload, sizes))
+            name = await self._store.put_blob(counted(payload, sizes))
             if self.observers.all:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name
@@ -366,11 +369,11 @@ class GroupCommitter:
                     self._fail(pending, outcome)
 
     async def _save_last_folds(self) -> None:
-        """Save the folds that are left, best effort: they make the next resume faster."""
+        """Save the folds that are left and the summary, best effort: reading is faster then."""
         self._is_over = True
-        folds = [] if self._is_far else self._folds.take_all()
-        if folds and self.poison is None:
-            await self._save([], folds)
+        derived = Derived() if self._is_far else self._folds.take_all()
+        if derived.folds and self.poison is None:
+            await self._save([], derived)
 
     def _take_group(self) -> list[PendingCommit]:
         """Move the next group out of the queue: what fits, and at least one checkpoint."""
@@ -385,17 +388,19 @@ class GroupCommitter:
         self._is_due = bool(self._queue)
         return group
 
-    async def _save(self, group: list[PendingCommit], folds: list[Fold]) -> list[Exception | None]:
+    async def _save(self, group: list[PendingCommit], derived: Derived) -> list[Exception | None]:
         checkpoints, asked_at = [pending.checkpoint for pending in group], trio.current_time()
         with give_up_after(self._save_timeout_s):
             try:
-                outcomes = await self._store.save(self.run_key, checkpoints, folds)
+                outcomes = await self._store.save(
+                    self.run_key, checkpoints, derived.folds, summary=derived.summary
+                )
             except (StoreError, *NOT_BEGUN) as error:
                 self._report_failed(len(group), error)
                 return [error] * len(group)
             self._owned_at = asked_at
             if self.observers.all:
-                self._report_saved(checkpoints, outcomes, folds)
+                self._report_saved(checkpoints, outcomes, derived)
             return outcomes
         return [self._poison_for_time("a save")] * len(group)
 
@@ -415,9 +420,9 @@ class GroupCommitter:
         self,
         checkpoints: list[Checkpoint],
         outcomes: list[Exception | None],
-        folds: list[Fold],
+        derived: Derived,
     ) -> None:
-        size = sum(len(fold.payload) for fold in folds)
+        size = derived.nbytes
         for checkpoint, outcome in zip(checkpoints, outcomes, strict=False):
             size += len(checkpoint.payload) if outcome is None else 0
         self.observers.saved(self.run_key.run_id, size)
@@ -501,10 +506,12 @@ class GroupCommitter:
 
 
 @asynccontextmanager
-async def open_committer(store: Store, run_key: RunKey) -> AsyncGenerator[GroupCommitter]:
+async def open_committer(
+    store: Store, run_key: RunKey, *, known: Mapping[StreamKey, Progress] | None = None
+) -> AsyncGenerator[GroupCommitter]:
     """Open a group committer for a block; an exception of the block leaves as it is."""
     committer = GroupCommitter(
-        store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None
+        store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None, known=known
     )
     async with open_service_nursery() as nursery:
         nursery.start_soon(committer.run)
@@ -512,11 +519,3 @@ async def open_committer(store: Store, run_key: RunKey) -> AsyncGenerator[GroupC
             yield committer
         finally:
             committer.close()
-
-
-def _counted(payload: BlobPayload, sizes: list[int]) -> Iterator[memoryview]:
-    """The buffers of a payload; the size of each is added to `sizes` when it is read."""
-    for buffer in [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload:
-        view = memoryview(buffer)
-        sizes.append(view.nbytes)
-        yield view

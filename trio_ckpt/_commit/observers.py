@@ -6,10 +6,10 @@ without observers pays for the truth value of a list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 
-from .._journal.store import Attempt, AttemptEnd, Observer
+from .._journal.store import Attempt, AttemptEnd, BlobPayload, Observer
 from .._util.log import Place, at, get_logger
 
 log = get_logger(__name__)
@@ -71,3 +71,11 @@ class Observers:
 
 def at_attempt(attempt: Attempt) -> Place:
     return at(attempt.run_id, attempt.stream, attempt.batch_index)
+
+
+def counted(payload: BlobPayload, sizes: list[int]) -> Iterator[memoryview]:
+    """The buffers of a payload; the size of each is added to `sizes` when it is read."""
+    for buffer in [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload:
+        view = memoryview(buffer)
+        sizes.append(view.nbytes)
+        yield view

@@ -28,7 +28,6 @@ from ..outputs import AppendFile
 
 log = get_logger(__name__)
 
-RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 MAX_FOLD_BYTES = 2**28  # fits into a row of a database
 FOLD_BYTES_PER_RECORD = 50  # a quarter of the size of a small record
 
@@ -273,36 +272,6 @@ def append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Except
         except Exception as error:  # fails the batches of this file only
             failures[sink] = error
     return failures
-
-
-class FoldSchedule:
-    """Which streams are due for a fold: every `RECORDS_PER_FOLD` records, those with new ones."""
-
-    def __init__(self) -> None:
-        self._unfolded = 0
-        self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
-
-    def add(self, stream_log: StreamLog) -> None:
-        """Count a record of a stream that is durable."""
-        self._unfolded += 1
-        self._dirty[stream_log] = None
-
-    def take_due(self) -> list[Fold]:
-        """Folds of the streams that have enough new records; empty until enough are saved."""
-        if self._unfolded < RECORDS_PER_FOLD:
-            return []
-        self._unfolded = 0
-        return self._take([stream_log for stream_log in self._dirty if stream_log.is_fold_due])
-
-    def take_all(self) -> list[Fold]:
-        """Folds of all streams with new records."""
-        return self._take(list(self._dirty))
-
-    def _take(self, stream_logs: list[StreamLog]) -> list[Fold]:
-        for stream_log in stream_logs:
-            del self._dirty[stream_log]
-        folds = (stream_log.fold() for stream_log in stream_logs)
-        return [fold for fold in folds if fold is not None]
 
 
 @attrs.frozen

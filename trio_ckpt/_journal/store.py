@@ -46,6 +46,7 @@ from .stored import (
 Durability = Literal["full", "process", "none"]
 
 MAX_INLINE_LIMIT_BYTES = 2**26  # what a JSON store can hold of a run; rows of SQLite hold more
+WATCHED_FOR_S = 60.0  # after it was read a live view is published for so long
 INLINE_LIMIT_BYTES = 2**20  # from this size on a payload is a blob, for example a write-once file
 
 BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are joined in order
@@ -140,10 +141,12 @@ class Store(ABC):
         durability: What an acknowledged save survives: "full" is power loss, "process"
             kill -9 only, "none" neither.
         has_live: Whether it keeps what `publish` is given, for other processes.
+        publish_every_s: How often an owner asks `is_watched`, and publishes at most; seconds.
     """
 
     address: str
     has_live: bool = False
+    publish_every_s: float = 1.0
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
@@ -174,7 +177,12 @@ class Store(ABC):
 
     @abstractmethod
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         """Make checkpoints durable, in one transaction where the store can.
 
@@ -190,6 +198,9 @@ class Store(ABC):
                 group only checks who owns the run.
             folds: Folds that replace those of their streams, in the same transaction; one that
                 is ahead of its stream's records (because those failed) is left out.
+            summary: The summary of the run, in the same transaction: `list_runs` returns it with
+                the newest generation, which it is of, until the next one replaces it.  Its head
+                tells how many records it counts.  None: the one before stays.
 
         Returns:
             For each checkpoint of the group None, or the reason why it was not saved.
@@ -242,7 +253,7 @@ class Store(ABC):
     async def list_runs(
         self, prefix: str = "", after: str | None = None, limit: int = 1000
     ) -> tuple[RunSummary, ...]:
-        """A page of the runs, sorted by id; never touches payloads.
+        """A page of the runs, sorted by id, with their summaries; never touches records.
 
         A page that has fewer runs than `limit` is the last.  Ids are compared by their code points.
 
@@ -390,8 +401,20 @@ class Store(ABC):
         """
         await trio.lowlevel.checkpoint()
 
+    async def is_watched(self, run_id: str) -> bool:
+        """Whether a process has read the live view of a run within the last `WATCHED_FOR_S`.
+
+        Its owner asks, often, and publishes only then.  A store that cannot tell says True.
+
+        Cancellation: as for `read_live`.
+        """
+        await trio.lowlevel.checkpoint()
+        return self.has_live
+
     async def read_live(self, run_id: str) -> bytes:
         """The live view that `publish` was last given; empty if there is none.
+
+        The owner learns of it by `is_watched`, unless the reader may not write to the store.
 
         Raises:
             StoreError: it cannot be read.

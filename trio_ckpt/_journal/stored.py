@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import struct
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -133,14 +134,60 @@ class HistoryPage(msgspec.Struct, frozen=True):
     cursor: str | None
 
 
+_SUMMARY_HEAD = struct.Struct(">?Q")  # whether the run is complete, and how many records it has
+
+
+def join_summary(sealed: bytes, *, records: int, is_complete: bool) -> bytes:
+    """The summary of a run as `Store.save` takes it: a head that stores can read, and the rest.
+
+    Args:
+        sealed: The sealed rest.
+        records: How many records the newest generation has, in all streams together.
+        is_complete: Whether nothing is left to do.
+    """
+    return _SUMMARY_HEAD.pack(is_complete, records) + sealed
+
+
+def sealed_part(summary: bytes) -> bytes:
+    """The sealed rest of a summary."""
+    return summary[_SUMMARY_HEAD.size :]
+
+
 class RunSummary(msgspec.Struct, frozen=True):
-    """One line of a list of runs."""
+    """One line of a list of runs.
+
+    Attributes:
+        run_id: The run.
+        generation: Its newest generation.
+        owner: The number of its newest owner.
+        streams: How many streams that generation has.
+        records: How many records these streams have.
+        is_owned: Whether a process owns the run now, as `Store.read_owner` tells.
+        updated_at: When the newest record of that generation was saved, by the clock of the
+            store; Unix time, s; None: it has none, or an older version saved it.
+        summary: What `Store.save` was last given as the summary of that generation; empty: nothing.
+    """
 
     run_id: str
     generation: int
     owner: int
     streams: int
     records: int
+    is_owned: bool = False
+    updated_at: float | None = None
+    summary: bytes = b""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the summary counts all records: none was saved after it."""
+        if len(self.summary) < _SUMMARY_HEAD.size:
+            return False
+        return bool(_SUMMARY_HEAD.unpack_from(self.summary)[1] == self.records)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do: a current summary says so."""
+        return self.is_current and self.summary[:1] == b"\x01"
 
 
 class Owner(msgspec.Struct, frozen=True):

@@ -166,7 +166,7 @@ class Maintenance:
         metadata: dict[str, object] = {"reset": reason}
         if replaced:
             metadata[ARCHIVING] = replaced
-        async with open_committer(self.store, key) as committer:
+        async with open_committer(self.store, key, known={}) as committer:
             stream_log = committer.add_stream_log(RUN_STREAM, Progress())
             await committer.save(
                 stream_log, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata)
@@ -254,7 +254,8 @@ async def open_maintenance(
             outputs = await run_blocking(OutputDir.open, folder)
             stack.callback(outputs.close)
         run_key = RunKey(run_id, view.generation, owner)
-        committer = await stack.enter_async_context(open_committer(store, run_key))
+        known = {key: entry.progress for key, entry in view.streams.items()}
+        committer = await stack.enter_async_context(open_committer(store, run_key, known=known))
         yield Maintenance(store, view, outputs, committer, run_key)
 
 

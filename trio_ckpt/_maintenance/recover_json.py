@@ -58,7 +58,7 @@ _RUN_HEAD = re.compile(rb'"line":\{"run_id":("(?:[^"\\]|\\.)*"),"journal":[0-9]+
 _LINE = re.compile(rb'\{"check":"[^"]*","line":(.*)\}', re.DOTALL)
 _JOURNAL = re.compile(r"journal\.([1-9][0-9]{0,17})\.jsonl", re.ASCII)
 _FRAME_LINE = re.compile(
-    rb'[0-9]{1,18},$|[{}]$|\]$|\]\},?$|"(check|format|run_id|owner|generation|first|journal|stream)":|'
+    rb'[0-9]{1,18},$|[{}]$|\]$|\]\},?$|"(check|format|run_id|owner|generation|first|journal|updated_at|summary|stream)":|'
     rb'"(fold|records|streams)": '
 )
 _line_decoder = msgspec.json.Decoder(JournalLine)

@@ -295,6 +295,7 @@ def _make_committer(
         save_timeout_s=request.save_timeout_s,
         on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
         observers=request.observers,
+        known=generation.parts,
     )
 
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -79,6 +80,8 @@ class _Run:
         int, dict[str, _MemoryStream]
     ]  # the greatest is the newest; empty: the run was pruned
     next_generation: int = 1
+    updated_at: float | None = None  # of the newest generation, as the summary
+    summary: bytes = b""
 
     @property
     def generation(self) -> int:
@@ -86,6 +89,8 @@ class _Run:
 
     def begin(self, generation: int) -> dict[str, _MemoryStream]:
         """Return the streams of a generation, the newest or the next."""
+        if generation == self.next_generation:
+            self.updated_at, self.summary = None, b""
         self.next_generation = generation + 1
         return self.generations.setdefault(generation, {})
 
@@ -157,6 +162,8 @@ class MemoryStore(Store):
                     for generation, streams in run.generations.items()
                 },
                 run.next_generation,
+                run.updated_at,
+                run.summary,
             )
             for run_id, run in self._memory.runs.items()
         }
@@ -195,7 +202,12 @@ class MemoryStore(Store):
         self._memory.remove_orphans()
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         """See `Store.save`."""
         try:
@@ -209,6 +221,11 @@ class MemoryStore(Store):
             stream = streams.get(fold.stream)
             if stream is not None and 1 <= fold.through <= len(stream.log):
                 stream.fold = fold
+        stored = self._memory.runs[run.run_id]
+        if None in outcomes:
+            stored.updated_at = time.time()
+        if summary is not None:
+            stored.summary = summary
         return outcomes
 
     def _fence(self, key: RunKey) -> dict[str, _MemoryStream]:
@@ -300,6 +317,9 @@ class MemoryStore(Store):
                 run.owner,
                 len(run.generations[run.generation]),
                 sum(len(stream.log) for stream in run.generations[run.generation].values()),
+                run_id in self._memory.locked_since,
+                run.updated_at,
+                run.summary,
             )
             for run_id, run in sorted(self._memory.runs.items())
             if run.generations and run_id.startswith(prefix) and (after is None or run_id > after)

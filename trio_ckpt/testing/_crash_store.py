@@ -49,10 +49,15 @@ class CrashStore(WrappedStore):
                 self._before(f"giving back {run_id}")
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         """See `Store.save`."""
-        what = f"save of {_describe(group, folds)}"
+        what = f"save of {_describe(group, folds, summary)}"
         self._before(what)
         if len(group) > 1:
             if self._trigger.is_next("store"):
@@ -60,7 +65,7 @@ class CrashStore(WrappedStore):
                 outcomes = await self.handle.save(run, part)
                 self._note(run, part, outcomes)
             self._trigger.reach("store", "after a part of", what)
-        outcomes = await self.handle.save(run, group, folds)
+        outcomes = await self.handle.save(run, group, folds, summary=summary)
         self._note(run, group, outcomes)
         await self._after(what)
         return outcomes
@@ -110,8 +115,8 @@ class CrashStore(WrappedStore):
         self._trigger.check_alive()
 
 
-def _describe(group: Sequence[Checkpoint], folds: Sequence[Fold]) -> str:
+def _describe(group: Sequence[Checkpoint], folds: Sequence[Fold], summary: bytes | None) -> str:
     """Describe what is saved."""
     if not group:
-        return "folds" if folds else "nothing: a look at who owns the run"
+        return "folds" if folds or summary else "nothing: a look at who owns the run"
     return ", ".join(f"{checkpoint.stream} {checkpoint.sequence}" for checkpoint in group)

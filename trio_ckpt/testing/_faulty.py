@@ -164,10 +164,15 @@ class FaultyStore(WrappedStore):
         self._plan = dict(plan)
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         """See `Store.save`; fails as planned.  An empty group is not counted."""
-        if not group and not folds:
+        if not group and not folds and summary is None:
             return await self.handle.save(run, group)
         self.saves += 1
         fault = self._plan.get(self.saves)
@@ -179,21 +184,26 @@ class FaultyStore(WrappedStore):
             case Delay(delay_s):
                 await trio.sleep(delay_s)
             case Reject(stream):
-                return await self._save_without(stream, run, group, folds)
+                return await self._save_without(stream, run, group, folds, summary)
             case CommitThenError() | None:
                 pass
         number = self.saves
-        outcomes = await self.handle.save(run, group, folds)
+        outcomes = await self.handle.save(run, group, folds, summary=summary)
         if isinstance(fault, CommitThenError):
             raise StoreError(f"save {number} fails as planned, after it was saved")
         return outcomes
 
     async def _save_without(
-        self, stream: str, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+        self,
+        stream: str,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold],
+        summary: bytes | None,
     ) -> list[Exception | None]:
         error = StoreError(f"save {self.saves} refuses stream {stream} as planned")
         kept = [checkpoint for checkpoint in group if checkpoint.stream != stream]
-        saved = iter(await self.handle.save(run, kept, folds))
+        saved = iter(await self.handle.save(run, kept, folds, summary=summary))
         return [error if checkpoint.stream == stream else next(saved) for checkpoint in group]
 
     async def check(self) -> AsyncGenerator[Finding]:

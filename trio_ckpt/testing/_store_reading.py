@@ -232,6 +232,7 @@ async def reads_are_cancellable(case: Case) -> None:
             lambda: store.history(case.run_id, A),
             lambda: store.read_owner(case.run_id),
             lambda: store.read_blob(digest),
+            lambda: store.read_live(case.run_id),
             store.list_runs,
         ):
             with trio.CancelScope() as scope:

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from .._journal.store import Store
 from . import (
     _store_blobs as blobs,
+    _store_listing as listing,
     _store_owning as owning,
     _store_pruning as pruning,
     _store_reading as reading,
@@ -24,7 +25,7 @@ from ._store_case import Case
 # In the order of the files: a later clause may need what an earlier one checks.
 CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
     member
-    for file in (saving, owning, reading, pruning, blobs)
+    for file in (saving, owning, reading, listing, pruning, blobs)
     for name, member in vars(file).items()
     if inspect.iscoroutinefunction(member) and member.__module__ == file.__name__ and name[0] != "_"
 )

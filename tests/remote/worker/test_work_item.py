@@ -63,10 +63,15 @@ async def test_an_item_that_saves_once_costs_three_saves_and_no_read(
         return await call(self, verb)
 
     async def noted_save(
-        self: RemoteStore, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self: RemoteStore,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         sent.append(([one.stream for one in group], len(folds)))
-        return await save(self, run, group, folds)
+        return await save(self, run, group, folds, summary=summary)
 
     monkeypatch.setattr(RpcClient, "call", noted_call)
     monkeypatch.setattr(RemoteStore, "save", noted_save)

@@ -73,9 +73,17 @@ class RemoteStore(FarStore):
         yield self._given
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
-        """See `Store.save`.  Uses several transactions above `GROUP_BYTES`."""
+        """See `Store.save`.  Uses several transactions above `GROUP_BYTES`.
+
+        The summary is not sent: the foreman sums its items up in the run of their job.
+        """
         await self._begin_owned(run, "saved")
         outcomes: list[Exception | None] = []
         parts = _cut(group)

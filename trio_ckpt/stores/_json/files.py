@@ -44,7 +44,7 @@ from .format import (
     replay,
 )
 
-FORMAT_VERSION = 2  # format 1 was used during development, and never released
+FORMAT_VERSION = 3  # format 1 was used during development, and never released
 FILES = ("store.json", "store.json.tmp")
 FOLDERS = ("runs", "blobs", "lock", "live")
 MAX_RUN_BYTES = 64 * 2**20  # for a run's two files together: people open them, readers load them
@@ -91,7 +91,8 @@ def make_folders(folder: Path, *, create: bool) -> None:
 def make_marker(folder: Path) -> None:
     """Check that the folder is a readable store, or make it one.
 
-    The caller holds the lock of opening.
+    The caller holds the lock of opening.  The files of format 2 are as those of format 3, which
+    may have more: such a store gets the newer marker.
 
     Raises:
         StoreError: it is something else.
@@ -99,7 +100,7 @@ def make_marker(folder: Path) -> None:
         StoreDamagedError: its marker cannot be read.
     """
     with explain(folder, "opening the store"):
-        if not (folder / "store.json").exists():
+        if not (folder / "store.json").exists() or _read_marker(folder).version == 2:
             _write_marker(folder)
     check_marker(folder)
 
@@ -112,6 +113,10 @@ def check_marker(folder: Path) -> None:
         StoreVersionError: another version wrote it.
         StoreDamagedError: its marker cannot be read.
     """
+    check_version(folder / "store.json", _read_marker(folder).version, FORMAT_VERSION)
+
+
+def _read_marker(folder: Path) -> _Marker:
     path = folder / "store.json"
     with explain(folder, "opening the store"):
         try:
@@ -120,7 +125,7 @@ def check_marker(folder: Path) -> None:
             raise StoreDamagedError(f"{path} cannot be read: {error}") from error
     if marker.format != _FORMAT:
         raise StoreError(f"{folder} is not a trio_ckpt json store; choose another folder")
-    check_version(path, marker.version, FORMAT_VERSION)
+    return marker
 
 
 def _write_marker(folder: Path) -> None:

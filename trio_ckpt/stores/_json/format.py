@@ -59,6 +59,8 @@ class RunState:
         generation: The newest generation.
         first: The oldest generation that was not pruned; above `generation`: the run is gone.
         journal: The number of the journal that goes on from ``checkpoint.json``.
+        updated_at: When the newest record of the newest generation was saved; Unix time, s.
+        summary: The summary of that generation; empty: none was saved.
         streams: The streams by generation and key.
     """
 
@@ -67,6 +69,8 @@ class RunState:
     generation: int = 0
     first: int = 0
     journal: int = 0
+    updated_at: float | None = None
+    summary: bytes = b""
     streams: dict[tuple[int, str], StreamState] = attrs.field(
         factory=dict[tuple[int, str], StreamState]
     )
@@ -97,12 +101,15 @@ class _SealedDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first: Number
     journal: Number
     streams: list[_StreamLine]
+    updated_at: float | None = None
+    summary: bytes = b""
 
 
 class JournalLine(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One line of a journal: the saved checkpoints and their owner; empty: a run was locked.
 
-    `drops` are sequences of streams whose attached blobs are not named any more.
+    `drops` are sequences of streams whose attached blobs are not named any more, `at` is when it
+    was saved (Unix time, s), and an empty `summary` leaves the one before.
     """
 
     owner: Number
@@ -110,6 +117,8 @@ class JournalLine(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     records: list[tuple[str, msgspec.Raw]] = []
     folds: list[tuple[str, msgspec.Raw]] = []
     drops: list[tuple[str, list[int]]] = []
+    at: float | None = None
+    summary: bytes = b""
 
 
 class _RunHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -134,7 +143,7 @@ def digest(content: bytes, before: bytes = b"") -> bytes:
 
 def render_checkpoint(state: RunState) -> bytes:
     """Return the whole file, one record per line."""
-    head = {
+    head: dict[str, object] = {
         "format": _FORMAT,
         "run_id": state.run_id,
         "owner": state.owner,
@@ -142,6 +151,10 @@ def render_checkpoint(state: RunState) -> bytes:
         "first": state.first,
         "journal": state.journal,
     }
+    if state.updated_at is not None:
+        head["updated_at"] = state.updated_at
+    if state.summary:
+        head["summary"] = state.summary
     parts = [_field(name, value) for name, value in head.items()]
     parts.append(b'"streams": [')
     for place, ((generation, key), stream) in enumerate(state.streams.items()):
@@ -188,6 +201,8 @@ def parse_checkpoint(path: Path, content: bytes, run_id: str | None) -> RunState
         document.generation,
         document.first,
         document.journal,
+        document.updated_at,
+        document.summary,
         streams,
     )
     # Rendered again it gives the same bytes: so the digest fits, and the file has nothing
@@ -292,7 +307,12 @@ def _apply(path: Path, number: int, state: RunState, raw: bytes) -> None:
         raise _damaged(path, number) from error
     if line.owner < state.owner or line.generation not in (state.generation, state.generation + 1):
         raise _damaged(path, number)
+    if line.generation != state.generation:
+        state.updated_at, state.summary = None, b""
     state.owner, state.generation = line.owner, line.generation
+    if line.records:
+        state.updated_at = line.at
+    state.summary = line.summary or state.summary
     for key, entry in line.records:
         place = (line.generation, key)
         if place not in state.streams:

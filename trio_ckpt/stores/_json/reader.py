@@ -144,7 +144,15 @@ def _summary(folder: Path) -> RunSummary | None:
     state = loaded.state
     streams = state.of(state.generation)
     records = sum(len(stream.entries) for stream in streams.values())
-    return RunSummary(state.run_id, state.generation, state.owner, len(streams), records)
+    return RunSummary(
+        state.run_id,
+        state.generation,
+        state.owner,
+        len(streams),
+        records,
+        updated_at=state.updated_at,
+        summary=state.summary,
+    )
 
 
 def _signature(folder: Path) -> _Signature | None:

@@ -13,6 +13,7 @@ and the newest sequences.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -194,7 +195,11 @@ class JsonWriter:
     # -----------------------------------------------------------------------------------
 
     def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold],
+        summary: bytes | None,
     ) -> list[Exception | None]:
         """See `Store.save`."""
         held = self._fence(run)
@@ -206,9 +211,14 @@ class JsonWriter:
         records: list[tuple[str, msgspec.Raw]] = []
         outcomes = save_each(group, partial(self._add, heads, moved, records), _REFUSED)
         line = JournalLine(
-            run.owner, run.generation, records, _encode_folds({**heads, **moved}, folds)
+            run.owner,
+            run.generation,
+            records,
+            _encode_folds({**heads, **moved}, folds),
+            at=time.time() if records else None,
+            summary=summary or b"",
         )
-        if line.records or line.folds or run.generation != held.generation:
+        if line.records or line.folds or line.summary or run.generation != held.generation:
             self._append(held, line)
             held.generation, held.heads = run.generation, heads
             held.heads.update(moved)

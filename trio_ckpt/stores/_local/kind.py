@@ -42,7 +42,11 @@ class LocalWriter(Protocol):
         ...
 
     def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold],
+        summary: bytes | None,
     ) -> list[Exception | None]:
         """See `Store.save`."""
         ...
@@ -78,7 +82,7 @@ class LocalReader(Protocol):
         ...
 
     def list_runs(self, prefix: str, after: str | None, limit: int) -> tuple[RunSummary, ...]:
-        """See `Store.list_runs`."""
+        """See `Store.list_runs`; it does not tell which runs are owned."""
         ...
 
     def close(self) -> None:

@@ -33,6 +33,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -248,8 +249,47 @@ def read_owner(folder: Path, run_id: str) -> Owner | None:
     return Owner(UNKNOWN_HOST, 0, datetime.fromtimestamp(written_at, UTC))
 
 
+def owned_among(folder: Path, run_ids: Iterable[str]) -> set[str]:
+    """Return those of some runs that a process owns, without taking a lock.
+
+    An owner writes its note before it marks the file, and empties the file only after it has taken
+    the mark back: so an empty one, of a run that was released, is not opened.  Where it cannot be
+    told a run counts as owned: who asks for its owner then learns why.
+
+    Raises:
+        StoreError: the folder cannot be read.
+    """
+    owned: set[str] = set()
+    parent = os.fspath(folder / "lock")
+    with explain(folder, "reading the owners of runs"):
+        for run_id in run_ids:
+            path = f"{parent}/{_lock_name(run_id)}"
+            try:
+                is_empty = os.stat(path, follow_symlinks=False).st_size == 0
+            except FileNotFoundError:
+                continue
+            if not is_empty and _may_be_owned(Path(path)):
+                owned.add(run_id)
+    return owned
+
+
+def _may_be_owned(path: Path) -> bool:
+    try:
+        lock = FileLock(path, open_unshared(open_file, path, os.O_RDONLY))
+        try:
+            return lock.is_marked()
+        finally:
+            lock.close()
+    except (OSError, StoreError):
+        return True
+
+
 def _lock_path(folder: Path, run_id: str) -> Path:
-    return folder / "lock" / hashlib.sha256(run_id.encode()).hexdigest()[:32]
+    return folder / "lock" / _lock_name(run_id)
+
+
+def _lock_name(run_id: str) -> str:
+    return hashlib.sha256(run_id.encode()).hexdigest()[:32]
 
 
 def flock_record(kind: int, start: int = 0, length: int = 0) -> bytes:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar, TypeVarTuple
 
 import trio
+from msgspec.structs import replace
 
 from ..._journal.store import (
     INLINE_LIMIT_BYTES,
@@ -50,8 +51,8 @@ from ..._util.uninterrupted import shielded
 from .blobs import Blobs, check_part, need_positive
 from .fence import need_lock
 from .kind import LocalKind, LocalWriter
-from .live import read_live, write_live
-from .locks import RunLock, lock_run, read_owner
+from .live import is_watched, read_live, write_live
+from .locks import RunLock, lock_run, owned_among, read_owner
 from .watermark import Watermark, WatermarkWriter
 
 logger = get_logger(__name__)
@@ -222,26 +223,35 @@ class LocalStore(Store):
             self._writer.give_back(run_id)
 
     async def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold] = ()
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
     ) -> list[Exception | None]:
         """See `Store.save`.  One transaction, one fsync."""
         self._check_open()
         need_lock(self._owners, run)
         try:
-            return await self._writing.run(self._save, run, group, folds)
+            return await self._writing.run(self._save, run, group, folds, summary)
         except NOT_BEGUN:
             raise
         except BaseException as error:
             is_unknown = isinstance(error, SaveOutcomeUnknownError)
-            if (group or folds) and (is_unknown or not isinstance(error, StoreError)):
+            if (group or folds or summary) and (is_unknown or not isinstance(error, StoreError)):
                 self._in_doubt.add(run.run_id)
             raise
 
     def _save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold],
+        summary: bytes | None,
     ) -> list[Exception | None]:
         try:
-            outcomes = self._writer.save(run, group, folds)
+            outcomes = self._writer.save(run, group, folds, summary)
         except BaseException as error:
             if not isinstance(error, SaveOutcomeUnknownError):  # then its blobs are still needed
                 self._pins.end_save(group)
@@ -273,7 +283,9 @@ class LocalStore(Store):
     ) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
         need_positive(limit)
-        return await self._read(self._reader.list_runs, prefix, after, limit)
+        page = await self._read(self._reader.list_runs, prefix, after, limit)
+        owned = await run_blocking(owned_among, self._folder, [run.run_id for run in page])
+        return tuple([replace(run, is_owned=True) if run.run_id in owned else run for run in page])
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""
@@ -345,6 +357,11 @@ class LocalStore(Store):
         """See `Store.publish`."""
         self._check_open()
         await run_blocking(write_live, self._folder, run_id, payload)
+
+    async def is_watched(self, run_id: str) -> bool:
+        """See `Store.is_watched`."""
+        self._check_open()
+        return await run_blocking(is_watched, self._folder, run_id)
 
     async def read_live(self, run_id: str) -> bytes:
         """See `Store.read_live`."""

@@ -83,6 +83,11 @@ _EMPTY = (
     "JOIN heads ON heads.stream = streams.id WHERE sequence != 0 AND NOT EXISTS "
     "(SELECT 1 FROM log WHERE log.id = last)"
 )
+_ODD_SUMMARIES = (
+    "SELECT run, run_id, summaries.generation FROM summaries LEFT JOIN runs ON runs.id = run "
+    "WHERE run_id IS NULL OR summaries.generation NOT BETWEEN first AND runs.generation "
+    "OR typeof(payload) != 'blob'"
+)
 _RUNS = "SELECT id, run_id, generation, first, owner FROM runs"
 _GENERATIONS = "SELECT DISTINCT generation FROM streams WHERE run = ? ORDER BY generation"
 _COUNT = (
@@ -162,6 +167,10 @@ def _odd_runs(connection: sqlite3.Connection) -> Iterator[Finding]:
     for number, run_id, newest, first, owner in connection.execute(_RUNS).fetchall():
         have = {generation for (generation,) in connection.execute(_GENERATIONS, (number,))}
         yield from odd_generations(DATABASE, run_id, (first, newest, owner), have)
+    for number, run_id, generation in connection.execute(_ODD_SUMMARIES):
+        where = f"run {number}" if run_id is None else f"run {run_id!r}"
+        what = f"{where} has a summary of generation {generation}, which is not one of that run"
+        yield Finding(DATABASE, what, REPAIR, run_id=run_id)
 
 
 def _named(folder: Path, digests: Iterable[str]) -> set[str]:

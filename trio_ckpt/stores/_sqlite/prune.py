@@ -34,6 +34,7 @@ _PRUNE = (
     f"DELETE FROM folds WHERE stream IN {_DOOMED}",  # noqa: S608
     f"DELETE FROM heads WHERE stream IN {_DOOMED}",  # noqa: S608
     "DELETE FROM streams WHERE run = :run AND generation < :first",
+    "DELETE FROM summaries WHERE run = :run AND generation < :first",
     "UPDATE runs SET first = :first WHERE id = :run",
 )
 

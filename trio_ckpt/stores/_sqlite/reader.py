@@ -38,9 +38,12 @@ _READ_STREAMS = (
 _READ_RECORD = "SELECT stream, sequence, prev, payload, blob FROM log WHERE id = ?"
 _HAS_ATTACHED = "SELECT 1 FROM attached LIMIT 1"
 _LIST_RUNS = (
-    "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0) "
-    "FROM runs LEFT JOIN streams ON run = runs.id AND streams.generation = runs.generation "
+    "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0), "
+    "0, max(at), payload "
+    "FROM runs LEFT JOIN streams ON streams.run = runs.id "
+    "AND streams.generation = runs.generation "
     "LEFT JOIN heads ON heads.stream = streams.id AND sequence > 0 "
+    "LEFT JOIN summaries ON summaries.run = runs.id AND summaries.generation = runs.generation "
     "WHERE first <= runs.generation AND run_id >= :start AND run_id < :end "
     "AND run_id IS NOT :after GROUP BY run_id ORDER BY run_id LIMIT :limit"
 )
@@ -156,7 +159,7 @@ class SqliteReader:
             "limit": limit,
         }
         with self._reading() as cursor:
-            return tuple([RunSummary(*row) for row in cursor.execute(_LIST_RUNS, bounds)])
+            return tuple(map(_summary, cursor.execute(_LIST_RUNS, bounds)))
 
     def _records_from(
         self, cursor: sqlite3.Cursor, stream: int, row: int, sequence: int
@@ -181,6 +184,12 @@ class SqliteReader:
             return StoredRecord(sequence, payload)
         rows = cursor.execute(READ_ATTACHED, (stream, sequence)).fetchall()
         return StoredRecord(sequence, payload, tuple([digest for (digest,) in rows]))
+
+
+def _summary(row: tuple[str, int, int, int, int, float | None, object]) -> RunSummary:
+    *numbers, updated_at, payload = row
+    summary = payload if isinstance(payload, bytes) else b""
+    return RunSummary(*numbers, updated_at=updated_at, summary=summary)
 
 
 _Row = tuple[int, int, int, object, object]  # unchecked, as it is in the file

@@ -6,7 +6,7 @@ import functools
 import os
 import sqlite3
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ from .._local.files import (
 from .._local.watermark import all_watermarks
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
-FORMAT_VERSION = 2  # format 1 was used during development, and never released
+FORMAT_VERSION = 3  # format 1 was used during development, and never released
 CACHE_KIB = 512  # a log is written once and seldom read; SQLite's default is 2 MB
 BUSY_TIMEOUT_S = 30.0  # waiting for the writer of another run; well below a save's 60 s
 FILES = ("state.db", "state.db.new", "state.db-journal", "state.db-wal", "state.db-shm")
@@ -45,9 +45,9 @@ TABLES = {
     "streams": """CREATE TABLE streams (
         id INTEGER PRIMARY KEY, run INTEGER NOT NULL, generation INTEGER NOT NULL,
         stream TEXT NOT NULL, UNIQUE (run, generation, stream))""",
-    # The newest record of each stream: its sequence, and its row in `log`.
+    # The newest record of each stream: its sequence, its row in `log`, and when it was saved.
     "heads": """CREATE TABLE heads (
-        stream INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, last INTEGER NOT NULL)""",
+        stream INTEGER PRIMARY KEY, sequence INTEGER NOT NULL, last INTEGER NOT NULL, at REAL)""",
     "folds": """CREATE TABLE folds (
         stream INTEGER PRIMARY KEY, through INTEGER NOT NULL, payload BLOB NOT NULL)""",
     # All records of all streams; `prev` is the row of the stream's previous record, 0: none.
@@ -61,7 +61,17 @@ TABLES = {
         stream INTEGER NOT NULL, sequence INTEGER NOT NULL, place INTEGER NOT NULL,
         digest TEXT NOT NULL, PRIMARY KEY (stream, sequence, place)) WITHOUT ROWID""",
     "attached_digest": "CREATE INDEX attached_digest ON attached (digest)",
+    # The newest summary of each run, and the generation that it is of.
+    "summaries": """CREATE TABLE summaries (
+        run INTEGER PRIMARY KEY, generation INTEGER NOT NULL, payload BLOB NOT NULL)""",
 }
+
+_TIME = "at REAL"  # of a head; SQLite adds a column to the text of its table in this way
+_TABLES_2 = {
+    name: text.replace(f", {_TIME}", "") for name, text in TABLES.items() if name != "summaries"
+}
+_ADD_TIME = f"ALTER TABLE heads ADD COLUMN {_TIME}"
+_ADD_SUMMARIES = TABLES["summaries"]
 
 # Read by several files of this room.
 FIND_RUN = "SELECT id, generation, first, owner FROM runs WHERE run_id = ?"
@@ -115,10 +125,13 @@ def append_rows(count: int) -> str:
 
 @functools.cache
 def move_heads(count: int) -> str:
-    """Return the compare-and-set of heads: by stream their new values, and the old sequence."""
+    """Return the compare-and-set of heads: by stream their new values, and the old sequence.
+
+    The time of the save comes between the two.
+    """
     by_stream = f"CASE stream{' WHEN ? THEN ?' * count} END"
     return (
-        f"UPDATE heads SET sequence = {by_stream}, last = {by_stream} "  # noqa: S608
+        f"UPDATE heads SET sequence = {by_stream}, last = {by_stream}, at = ? "  # noqa: S608
         f"WHERE stream IN ({', '.join('?' * count)}) AND sequence = {by_stream}"
     )
 
@@ -279,6 +292,8 @@ def set_durability(
 def check_format(connection: sqlite3.Connection, database: Path) -> None:
     """Check that the database is a store of this version; make the tables that it lacks.
 
+    A store of format 2 gets what format 3 adds to it.
+
     The caller holds the lock of opening.
 
     Raises:
@@ -288,6 +303,10 @@ def check_format(connection: sqlite3.Connection, database: Path) -> None:
     """
     if _is_blank(connection, database):
         make_tables(connection)
+    version, schema = _read_format(connection)
+    if version == 2:
+        _need_tables(database, schema, _TABLES_2)
+        _change(connection, (_ADD_TIME, _ADD_SUMMARIES))
     check_tables(connection, database)
 
 
@@ -300,7 +319,13 @@ def check_tables(connection: sqlite3.Connection, database: Path) -> None:
     """
     version, schema = _read_format(connection)
     check_version(database, version, FORMAT_VERSION)
-    if schema != TABLES:  # SQLite keeps their text
+    _need_tables(database, schema, TABLES)
+
+
+def _need_tables(
+    database: Path, schema: Mapping[str, str | None], tables: Mapping[str, str]
+) -> None:
+    if schema != tables:  # SQLite keeps their text
         raise StoreDamagedError(f"{database}: its tables are not those of a trio_ckpt store")
 
 
@@ -327,9 +352,14 @@ def _refuse_lost(folder: Path) -> None:
 
 def make_tables(connection: sqlite3.Connection) -> None:
     """Make the tables of an empty database, in one transaction."""
+    _change(connection, TABLES.values())
+
+
+def _change(connection: sqlite3.Connection, statements: Iterable[str]) -> None:
+    """Make the database one of this version, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for statement in TABLES.values():
+        for statement in statements:
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")

@@ -33,6 +33,7 @@ would assume that it is the last one and remove the log of the store that stands
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,7 @@ _UNDO = "DELETE FROM log WHERE id > ?"
 _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
 _DROP = "DELETE FROM attached WHERE stream = ? AND sequence = ?"
 _FOLD = "INSERT OR REPLACE INTO folds (stream, through, payload) VALUES (?, ?, ?)"
+_SUMMARIZE = "INSERT OR REPLACE INTO summaries (run, generation, payload) VALUES (?, ?, ?)"
 
 
 class _SqliteHead(NamedTuple):
@@ -232,7 +234,11 @@ class SqliteWriter:
             ]
 
     def save(
-        self, run: RunKey, group: Sequence[Checkpoint], folds: Sequence[Fold]
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold],
+        summary: bytes | None,
     ) -> list[Exception | None]:
         """See `Store.save`."""
         with explain_sqlite(self._database, "saving"):
@@ -242,6 +248,8 @@ class SqliteWriter:
                 outcomes, moved = self._append(known, group)
                 if folds:
                     self._fold(known, moved, folds)
+                if summary is not None:
+                    self._cursor.execute(_SUMMARIZE, (known.run, known.generation, summary))
                 self._commit(lambda: self._have_moved(moved))
             except BaseException:
                 self._known.pop(run.run_id, None)
@@ -329,6 +337,7 @@ class SqliteWriter:
         moved = self._append_together(known, group) if len(group) > 1 else {}
         if not moved:
             outcomes = save_each(group, partial(self._append_one, known, before, moved), _REFUSED)
+        at = time.time()
         moves = [
             (before.get(stream) or known.heads[stream], head) for stream, head in moved.items()
         ]
@@ -336,7 +345,7 @@ class SqliteWriter:
             new = [value for _, head in part for value in (head.stream, head.sequence)]
             last = [value for _, head in part for value in (head.stream, head.last)]
             old = [value for head, _ in part for value in (head.stream, head.sequence)]
-            values = (*new, *last, *[head.stream for _, head in part], *old)
+            values = (*new, *last, at, *[head.stream for _, head in part], *old)
             if self._cursor.execute(move_heads(len(part)), values).rowcount != len(part):
                 raise StoreConflictError(
                     f"{self._database}: another process has written to the same streams without "

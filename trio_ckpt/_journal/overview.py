@@ -1,0 +1,135 @@
+"""What a list of runs shows of each: read from its records, or from its stored summary.
+
+Theory of operation.  The summary that a store keeps of a run is derived: it is what a reader of
+all its records would show, at the moment at which it was saved.  Its head tells how many records
+it counts, and the store how many there are: only where the two are equal, and no process owns the
+run, is it shown.  Else the run is read, as a run without a summary is.  This ensures that a list
+never shows what is out of date, also of a run whose owner was killed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .._util.errors import EXIT_COMPLETE, EXIT_SKIPPED, StoreDamagedError
+from .._util.log import at, get_logger
+from .._util.plain import StreamKey
+from .history import ENDED, run_runtime_s
+from .record import Status
+from .store import Owner, RunSummary, RunView, Store
+from .stored import join_summary, sealed_part
+from .summary import RunStatus, Summary, current_phase, read_run_status, run_status_from
+
+log = get_logger(__name__)
+
+SUMMARY: StreamKey = ("@summary",)  # the place that summaries are sealed for; no stream has it
+
+_SHOWN = ("session", "host", "pid", "began", "ended", "at", "counts", "runtime_s")
+
+
+class RunOverview(msgspec.Struct, frozen=True, array_like=True):
+    """What a list shows of a run.
+
+    Attributes:
+        run_id: The run.
+        generation: Its newest generation.
+        owner: The live process that owns it; None: no process does.
+        status: Its status, which depends on the owner.
+        summary: The sums of the user's streams.
+        session_metadata: What is shown of the newest in its own stream.
+        phase: The newest phase that is not complete.
+        last_activity: When something was last saved; Unix time, s; None: nothing was.
+        runtime_s: For how long it was open, in all sessions, in seconds.
+        exit_code: The exit code for its status.
+        is_complete: Whether it ended by itself, and nothing is left to do.
+    """
+
+    run_id: str
+    generation: int
+    owner: Owner | None
+    status: Status
+    summary: Summary
+    session_metadata: dict[str, Any]
+    phase: str | None
+    last_activity: float | None
+    runtime_s: float
+    exit_code: int
+    is_complete: bool
+
+
+def overview_of(run: RunStatus) -> RunOverview:
+    """What a list shows of a run whose records were read."""
+    summary, exit_code, metadata = run.summary(), run.exit_code(), run.session_metadata
+    has_ended = run.is_job or metadata.get("ended") == ENDED
+    return RunOverview(
+        run_id=run.run_id,
+        generation=run.view.generation,
+        owner=run.owner,
+        status=run.status_of(summary),
+        summary=summary,
+        session_metadata={name: metadata[name] for name in _SHOWN if name in metadata},
+        phase=current_phase(run.parts),
+        last_activity=run.last_activity(),
+        runtime_s=run_runtime_s(run.view),
+        exit_code=exit_code,
+        is_complete=has_ended and exit_code in (EXIT_COMPLETE, EXIT_SKIPPED),
+    )
+
+
+async def read_overview(store: Store, line: RunSummary) -> RunOverview | None:
+    """What a list shows of one of its runs: its summary if that is up to date, else its records.
+
+    Args:
+        store: The store of the run.
+        line: The run, as `Store.list_runs` has just returned it.
+
+    Returns:
+        None: the run is not there any more.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    found = stored_overview(store, line)
+    if found is not None:
+        return found
+    run = await read_run_status(store, line.run_id)
+    return None if run is None else overview_of(run)
+
+
+def stored_overview(store: Store, line: RunSummary) -> RunOverview | None:
+    """What the summary of a run says; None: it is owned, or its summary is not up to date."""
+    if line.is_owned or not line.is_current:
+        return None
+    seal = store.seal(line.run_id, line.generation, SUMMARY)
+    try:
+        return _decoder.decode(seal.open(line.records, sealed_part(line.summary)))
+    except (msgspec.MsgspecError, StoreDamagedError, UnicodeError, RecursionError) as error:
+        # A newer version saved it, it was sealed with another key, or it was altered.
+        log.debug("the summary of a run is not read: %s", error, extra=at(line.run_id))
+        return None
+
+
+def encode_overview(store: Store, view: RunView) -> bytes | None:
+    """The summary of a run as `Store.save` takes it; None: it cannot be encoded.
+
+    Args:
+        store: The store of the run, for its seal.
+        view: The progress of every stream.
+    """
+    begun = {key: part for key, part in view.streams.items() if part.progress.sequence > 0}
+    seen = RunView(view.run_id, view.generation, view.owner, begun)
+    records = sum(part.progress.sequence for part in begun.values())
+    try:
+        overview = overview_of(run_status_from(store, seen, None))
+        payload = _encoder.encode(overview)
+    except (StoreDamagedError, TypeError, ValueError, OverflowError) as error:  # as a huge sum
+        log.debug("a run has no summary: %s", error, extra=at(view.run_id))
+        return None
+    sealed = store.seal(view.run_id, view.generation, SUMMARY).close(records, payload)
+    return join_summary(sealed, records=records, is_complete=overview.is_complete)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(RunOverview)
