@@ -35,7 +35,7 @@ async def said_of(store: MemoryStore) -> tuple[Any, ...]:
     """Status, exit code and what is left, as each of them says it; they say the same."""
     (listed,) = (await list_runs(store, now=0.0)).document()["runs"]
     shown = (await show_run(store, JOB, stream=None, show_all=True)).document()
-    line = run_line(await StoreSource(store).snapshot(JOB))
+    line = run_line(await StoreSource(store).glance(JOB))
     answers = [
         (document["status"], document["exit_code"], document["batches"]["left"])
         for document in (listed, {**shown, "batches": shown["batches"]})

@@ -406,7 +406,7 @@ async def test_what_is_stuck_follows_from_what_is_usual() -> None:
     assert stuck_after(await a_snapshot(stuck_after_s=5.0)) == 5.0
     snapshot = await a_snapshot()
     assert [token.stuck for token in token_lines(snapshot, 10)] == [True, False]
-    line = run_line(snapshot)
+    line = run_line(snapshot.glance)
     assert line.stuck == 1
     assert line.waiting[0].reason == "slow down"
 

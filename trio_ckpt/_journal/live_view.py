@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import trio
 
 from .._util.log import get_logger
 from .._util.plain import StreamKey
@@ -12,6 +13,8 @@ from .store import Store
 log = get_logger(__name__)
 
 MAX_TOKENS = 1_000  # the oldest ones, which may be stuck
+PUBLISHED_AFTER_S = 0.5  # an owner that has seen that it is watched
+LOOK_EVERY_S = 0.1
 
 
 class LiveToken(msgspec.Struct, frozen=True, array_like=True):
@@ -87,6 +90,28 @@ async def read_live(store: Store, run_id: str, owner: int) -> LiveView | None:
     """
     view = decode_live(await store.read_live(run_id))
     return view if view is not None and view.owner == owner else None
+
+
+async def await_live(store: Store, run_id: str, owner: int) -> LiveView | None:
+    """The live view of a run that a process owns, also if no process has read it for a minute.
+
+    An owner publishes only while its view is read, so it has `first_look_s` to notice and do so.
+
+    Args, Raises: as for `read_live`.
+
+    Cancellation: a cancellation point.
+    """
+    view = await read_live(store, run_id, owner)
+    with trio.move_on_after(first_look_s(store)):
+        while view is None and store.has_live:
+            await trio.sleep(LOOK_EVERY_S)
+            view = await read_live(store, run_id, owner)
+    return view
+
+
+def first_look_s(store: Store) -> float:
+    """How long an owner may take to publish the first view after a read, in seconds."""
+    return store.publish_every_s + PUBLISHED_AFTER_S
 
 
 def decode_live(payload: bytes) -> LiveView | None:

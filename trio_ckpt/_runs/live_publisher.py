@@ -1,7 +1,8 @@
 """The live view: what an open run shows to other processes, such as pending tokens and rate.
 
-The owner publishes it into the store when something has changed, at most once a second.  It is
-not a record: nothing is resumed from it, and a reader has to check whether the owner still lives.
+The owner publishes it into the store while another process reads it (`Store.is_watched`), when
+something has changed, at most every `Store.publish_every_s`.  It is not a record: nothing is
+resumed from it, and a reader has to check whether the owner still lives.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from .run import Run, open_run_of
 
 log = get_logger(__name__)
 
-PUBLISH_EVERY_S = 1.0
 MAX_COST_FRACTION = 0.01  # of the program's time, where many streams make it expensive
 
 _encoder = msgspec.msgpack.Encoder()
@@ -71,24 +71,32 @@ def _stopping(stopping: Stopping | None, now: float) -> LiveStopping | None:
 
 @uninterrupted
 async def publish_live(run: Run) -> None:
-    """Publish the live view of a run until cancelled, then remove it.
+    """Publish the live view of a run while it is read, until cancelled; then remove it.
 
+    A view that is not read any more is removed: it would be out of date when it is read again.
     Where that fails it ends with a warning, so that it cannot break the run.
 
     Cancellation: ends it; the removal is shielded.
     """
     store, registry = open_run_of(run).store, run.coordinator.registry
-    version, has_published = registry.version, False
-    pause_s = PUBLISH_EVERY_S  # before the first one, too: a short run pays nothing
+    published: int | None = None  # the version of the registry that the store shows
+    pause_s = store.publish_every_s  # before the first one, too: a short run pays nothing
+    has_asked = False
     try:
         while True:
             await trio.sleep(pause_s)
-            version = await registry.wait_changed(version)
-            began = trio.current_time()
+            pause_s, has_asked = store.publish_every_s, True
+            if not await store.is_watched(run.run_id):
+                if published is not None:
+                    published = None
+                    await store.publish(run.run_id, b"")
+                continue
+            if published == registry.version:
+                continue
+            began, published = trio.current_time(), registry.version
             payload = _encoder.encode(live_view(run))
             took_s = trio.current_time() - began
-            pause_s = max(PUBLISH_EVERY_S, took_s / MAX_COST_FRACTION)
-            has_published = True
+            pause_s = max(pause_s, took_s / MAX_COST_FRACTION)
             await store.publish(run.run_id, payload)
     except Exception as error:  # no error of the live view may end the run
         log.warning(
@@ -98,7 +106,7 @@ async def publish_live(run: Run) -> None:
             extra=at(run.run_id),
         )
     finally:
-        if has_published:
+        if has_asked:
             with trio.CancelScope(shield=True):
                 await _withdraw(store, run.run_id)
 

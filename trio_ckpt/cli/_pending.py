@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from .._journal.live_view import LiveToken, LiveView, read_live
+from .._journal.live_view import LiveToken, LiveView, await_live
 from .._journal.summary import RunStatus
 from .._util.plain import StreamKey
 from .._util.text import duration, iso_moment, number, plural, stopping_text, stream_name
@@ -15,14 +15,16 @@ COLUMNS = ("pending in", ">batch", "state", ">age")
 
 
 async def live_of(run: RunStatus) -> LiveView | None:
-    """What the live owner of a run has published last; None: there is no owner, or no such thing.
+    """What the live owner of a run publishes; None: there is no owner, or no such thing.
+
+    It may take a second: an owner publishes only while its view is read.
 
     Raises:
         StoreError: the store cannot be read.
     """
     if run.owner is None:
         return None
-    return await read_live(run.store, run.run_id, run.view.owner)
+    return await await_live(run.store, run.run_id, run.view.owner)
 
 
 def pending_document(live: LiveView | None, now: float) -> Document | None:

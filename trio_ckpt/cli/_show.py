@@ -9,6 +9,7 @@ from typing import Any
 
 from .._journal.history import KILLED, RUNNING, list_all_runs, run_runtime_s
 from .._journal.live_view import LiveView
+from .._journal.overview import RunOverview, overview_of, read_overview
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.store import Store
@@ -69,19 +70,22 @@ from ._select import choose_streams, read_status
 async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
     """List the runs of a store."""
     now = time.time() if now is None else now
-    found = dict[str, RunStatus | StoreError]()
+    found = dict[str, RunOverview | StoreError]()
     for line in await list_all_runs(store):
         try:
-            found[line.run_id] = await read_status(store, line.run_id)
+            overview = await read_overview(store, line)
         except StoreError as error:  # the others can be read
             found[line.run_id] = error
-    runs = [run for run in found.values() if isinstance(run, RunStatus)]
+        else:
+            if overview is not None:  # else it was removed since
+                found[line.run_id] = overview
+    runs = [run for run in found.values() if isinstance(run, RunOverview)]
     errors = {run_id: one_line(str(e)) for run_id, e in found.items() if isinstance(e, StoreError)}
 
     def document() -> Document:
         documents = [
             _run_document(run)
-            if isinstance(run, RunStatus)
+            if isinstance(run, RunOverview)
             else {"run": run_id, **error_document(run, errors[run_id], EXIT_STORE)}
             for run_id, run in found.items()
         ]
@@ -100,9 +104,8 @@ async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
 _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
 
 
-def _run_document(run: RunStatus) -> Document:
-    summary, metadata = run.summary(), run.session_metadata
-    parts = summary_document(summary)
+def _run_document(run: RunOverview) -> Document:
+    metadata, parts = run.session_metadata, summary_document(run.summary)
     session = {
         "number": metadata.get("session"),
         "host": metadata.get("host"),
@@ -113,26 +116,26 @@ def _run_document(run: RunStatus) -> Document:
     }
     return {
         "run": run.run_id,
-        "status": word_of(run.status_of(summary)),
-        "generation": run.view.generation,
+        "status": word_of(run.status),
+        "generation": run.generation,
         "running": run.owner is not None,
         "owner": owner_document(run.owner),
         "streams": parts["streams"],
         "batches": parts["batches"],
-        "last_activity": iso_moment(run.last_activity()),
+        "last_activity": iso_moment(run.last_activity),
         "session": session if metadata else None,
-        "exit_code": run.exit_code(),
+        "exit_code": run.exit_code,
     }
 
 
-def last_how(run: RunStatus) -> str:
+def last_how(run: RunStatus | RunOverview) -> str:
     """How the last session ended, in words."""
     how: str = run.session_metadata.get("ended", KILLED)
     return how if run.owner is None else RUNNING
 
 
-def _run_row(run: RunStatus, now: float) -> tuple[str, ...]:
-    summary, saved = run.summary(), run.last_activity()
+def _run_row(run: RunOverview, now: float) -> tuple[str, ...]:
+    summary, saved = run.summary, run.last_activity
     session = (
         f"{run.session_metadata['session']} {last_how(run)}" if run.session_metadata else "none"
     )
@@ -140,7 +143,7 @@ def _run_row(run: RunStatus, now: float) -> tuple[str, ...]:
         session = f"is running: process {run.owner.pid} on {run.owner.host}"
     return (
         run.run_id,
-        run.status_of(summary).value,
+        run.status.value,
         per_status(summary.streams),
         *_batch_cells(summary),
         "never" if saved is None else f"{duration(now - saved)} ago",
@@ -197,7 +200,7 @@ def _show_document(
 ) -> Document:
     return {
         "store": run.store.url,
-        **_run_document(run),
+        **_run_document(overview_of(run)),
         "only": None if only is None else [list(key) for key in only],
         "phase": current_phase(run.parts),
         "phases": {name: word_of(s) for name, s in phase_statuses(run.parts).items()},

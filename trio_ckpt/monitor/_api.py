@@ -107,11 +107,14 @@ class MonitorApi:
     # -- pictures -----------------------------------------------------------------------------
 
     async def picture(self, run_id: str | None) -> bytes:
-        """The picture that all viewers of the list, or of one run, receive."""
-        runs = await self.runs()
+        """The picture that all viewers of the list, or of one run, receive.
+
+        It does not wait for owners that begin to publish: the next one shows what they do.
+        """
+        runs = await self._page(await self._ids(), "", MAX_LISTED_RUNS)
         picture = event("runs", encode_answer(runs))
         if run_id is not None:
-            picture += event("run", encode_answer(await self.run(run_id)))
+            picture += event("run", encode_answer(await self._detail(run_id)))
         return picture
 
     async def sample_throughput(self) -> None:
@@ -132,12 +135,19 @@ class MonitorApi:
         self, *, after: str = "", limit: int = MAX_LISTED_RUNS, search: str = ""
     ) -> RunList:
         """A page of the runs."""
-        ids = [run_id for run_id in await self.source.list_ids() if _has(run_id, search)]
+        ids = await self._ids(search)
+        await self.source.look_at([run_id for run_id in ids if run_id > after][:limit])
+        return await self._page(ids, after, limit)
+
+    async def _ids(self, search: str = "") -> list[str]:
+        return [run_id for run_id in await self.source.list_ids() if _has(run_id, search)]
+
+    async def _page(self, ids: Sequence[str], after: str, limit: int) -> RunList:
         later = [run_id for run_id in ids if run_id > after]
         lines, unreadable = list[RunLine](), list[UnreadableRun]()
         for run_id in later[:limit]:
             try:
-                lines.append(run_line(await self.source.snapshot(run_id)))
+                lines.append(run_line(await self.source.glance(run_id)))
             except UnknownRunError:
                 continue  # it was pruned since
             except StoreError as error:  # the others can be read
@@ -154,6 +164,10 @@ class MonitorApi:
 
     async def run(self, run_id: str) -> RunDetail:
         """One run."""
+        await self.source.look_at([run_id])
+        return await self._detail(run_id)
+
+    async def _detail(self, run_id: str) -> RunDetail:
         snapshot = await self.source.snapshot(run_id)
         throughput = self._throughput(run_id)
         if snapshot.seen != "inside":
@@ -163,6 +177,7 @@ class MonitorApi:
 
     async def statistics(self, run_id: str) -> Statistics:
         """The numbers of a run."""
+        await self.source.look_at([run_id])
         return statistics(await self.source.snapshot(run_id))
 
     async def streams(self, run_id: str, *, after: int, limit: int, search: str = "") -> StreamPage:
@@ -180,6 +195,7 @@ class MonitorApi:
 
     async def pending(self, run_id: str, *, limit: int) -> TokenList:
         """The pending tokens."""
+        await self.source.look_at([run_id])
         snapshot = await self.source.snapshot(run_id)
         return TokenList(
             run=run_id,
@@ -190,6 +206,7 @@ class MonitorApi:
 
     async def failures(self, run_id: str, *, limit: int) -> FailureList:
         """What went wrong."""
+        await self.source.look_at([run_id])
         lines = list(failure_lines(await self.source.snapshot(run_id)))
         return FailureList(run=run_id, failures=lines[:limit], total=len(lines))
 
@@ -237,7 +254,9 @@ class MonitorApi:
             oldest_s = tokens[0].age_s if tokens else 0.0
             return [PendingGauge(self.source.run.run_id, len(tokens), oldest_s)]
         gauges: list[PendingGauge] = []
-        for run_id in (await self.source.list_ids())[:MAX_GAUGED_RUNS]:
+        owned = (await self.source.list_owned())[:MAX_GAUGED_RUNS]
+        await self.source.look_at(owned)
+        for run_id in owned:
             try:
                 snapshot = await self.source.snapshot(run_id)
             except (UnknownRunError, StoreError):

@@ -8,14 +8,16 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import attrs
 import trio
 
 from .._journal.history import list_all_runs, session_metadata_of
-from .._journal.live_view import LiveView, read_live
-from .._journal.store import Owner, RunSummary, RunView, Store
+from .._journal.live_view import LiveView, first_look_s, read_live
+from .._journal.overview import stored_overview
+from .._journal.store import WATCHED_FOR_S, Owner, RunSummary, RunView, Store
 from .._journal.summary import run_status_from
 from .._runs.live_publisher import live_tokens, live_view
 from .._runs.run import Run, open_run_of
@@ -25,10 +27,11 @@ from ..remote import UnknownJobError
 from ..remote._wire.names import JOB_PREFIX, split_task_id
 from ..stores import MemoryStore
 from ._answers import Seen
-from ._views import RunSnapshot
+from ._views import RunGlance, RunSnapshot
 
 FRESH_S = 0.5  # the list of runs is read again after that
 POLL_EVERY_S = 2.0  # a store does not report its changes
+FORGOTTEN_AFTER_S = WATCHED_FOR_S - POLL_EVERY_S  # an owner may not publish any more
 MAX_COORDINATED_RUNS = 1_000
 MAX_CACHED_RUNS = 256  # views of runs that have not changed: more than a picture has
 
@@ -59,6 +62,32 @@ class WatchedSource(ABC):
             StoreDamagedError: its records cannot be read.
             StoreError: the store cannot be read.
         """
+
+    async def glance(self, run_id: str) -> RunGlance:
+        """What a list shows of a run.
+
+        Raises:
+            UnknownRunError, StoreDamagedError, StoreError: as for `snapshot`.
+        """
+        return (await self.snapshot(run_id)).glance
+
+    async def list_owned(self) -> list[str]:
+        """The runs of `list_ids` that a process owns, as far as is known.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        return await self.list_ids()
+
+    async def look_at(self, run_ids: Iterable[str]) -> None:
+        """Have the owners of runs publish what they are at, before snapshots of them are taken.
+
+        Raises:
+            StoreError: the store cannot be read.
+
+        Cancellation: a cancellation point.
+        """
+        await trio.lowlevel.checkpoint()
 
     @abstractmethod
     async def wait_changed(self) -> None:
@@ -156,6 +185,10 @@ class CoordinatorSource(WatchedSource):
         self._version = await self.coordinator.registry.wait_changed(self._version)
 
 
+_Version = tuple[int, int, int, float | None]
+"""What differs between two states of a run's records."""
+
+
 @attrs.define(eq=False)
 class StoreSource(WatchedSource):
     """All runs of a store, seen from outside."""
@@ -164,9 +197,10 @@ class StoreSource(WatchedSource):
     stuck_after_s: float | None = None
     _known: dict[str, RunSummary] = attrs.field(factory=dict[str, RunSummary], init=False)
     _listed_at: float = attrs.field(default=-math.inf, init=False)
-    _views: OrderedDict[str, tuple[RunSummary, RunView]] = attrs.field(
-        factory=OrderedDict[str, tuple[RunSummary, RunView]], init=False
+    _views: OrderedDict[str, tuple[_Version, RunView]] = attrs.field(
+        factory=OrderedDict[str, tuple[_Version, RunView]], init=False
     )
+    _looked_at: dict[str, float] = attrs.field(factory=dict[str, float], init=False)
 
     async def list_ids(self) -> list[str]:
         """See `WatchedSource.list_ids`."""
@@ -179,27 +213,58 @@ class StoreSource(WatchedSource):
 
     async def snapshot(self, run_id: str) -> RunSnapshot:
         """See `WatchedSource.snapshot`."""
-        await self.list_ids()
-        if run_id not in self._known or is_task_id(run_id):
-            raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
+        await self._line(run_id)
         owner = await self.store.read_owner(run_id)
         view = await self._view(run_id)
-        live = await read_live(self.store, run_id, view.owner)
+        live = await self._read_live(run_id, view.owner)
         seen: Seen = "published" if live is not None and owner is not None else "stored"
         status = run_status_from(self.store, view, owner)
         return RunSnapshot(status, live, seen, time.time(), self.stuck_after_s)
 
+    async def _line(self, run_id: str) -> RunSummary:
+        await self.list_ids()
+        if run_id not in self._known or is_task_id(run_id):
+            raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
+        return self._known[run_id]
+
+    async def glance(self, run_id: str) -> RunGlance:
+        """See `WatchedSource.glance`: of a run that no process owns its summary is enough."""
+        overview = stored_overview(self.store, await self._line(run_id))
+        if overview is None:
+            return (await self.snapshot(run_id)).glance
+        return RunGlance(overview, None, "stored", time.time(), self.stuck_after_s)
+
+    async def list_owned(self) -> list[str]:
+        """See `WatchedSource.list_owned`."""
+        return [run_id for run_id in await self.list_ids() if self._known[run_id].is_owned]
+
+    async def look_at(self, run_ids: Iterable[str]) -> None:
+        """See `WatchedSource.look_at`: it waits once, for those that were not read for a while."""
+        owned, now = set(await self.list_owned()), trio.current_time()
+        self._looked_at = {
+            run_id: at for run_id, at in self._looked_at.items() if now - at < FORGOTTEN_AFTER_S
+        }
+        new = [run_id for run_id in run_ids if run_id in owned and run_id not in self._looked_at]
+        views = [await self._read_live(run_id, self._known[run_id].owner) for run_id in new]
+        if self.store.has_live and None in views:
+            await trio.sleep(first_look_s(self.store))
+
+    async def _read_live(self, run_id: str, owner: int) -> LiveView | None:
+        self._looked_at[run_id] = trio.current_time()
+        return await read_live(self.store, run_id, owner)
+
     async def _view(self, run_id: str) -> RunView:
         """The run's progress; read again only if a record or an owner has come."""
-        summary = self._known[run_id]
+        line = self._known[run_id]
+        version = (line.generation, line.owner, line.records, line.updated_at)
         found = self._views.get(run_id)
-        if found is not None and found[0] == summary:
+        if found is not None and found[0] == version:
             self._views.move_to_end(run_id)
             return found[1]
         view = await self.store.load_run(run_id)
         if view is None:
             raise UnknownRunError(f"{self.store.url} has no run {run_id!r} any more", run_id=run_id)
-        self._views[run_id] = summary, view
+        self._views[run_id] = version, view
         self._views.move_to_end(run_id)
         if len(self._views) > MAX_CACHED_RUNS:
             self._views.popitem(last=False)

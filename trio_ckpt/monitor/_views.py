@@ -13,8 +13,9 @@ from typing import cast
 
 import attrs
 
-from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, run_runtime_s
+from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView
 from .._journal.live_view import LiveView
+from .._journal.overview import RunOverview, overview_of
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.statistics import stuck_after_s
@@ -22,7 +23,6 @@ from .._journal.summary import (
     RunStatus,
     Summary,
     count_statuses,
-    current_phase,
     left_of,
     percent_of,
     phase_statuses,
@@ -82,6 +82,35 @@ class RunSnapshot:
         """What a living owner is at; None: there is none, or that cannot be seen."""
         return None if self.is_stale else self.live
 
+    @property
+    def glance(self) -> RunGlance:
+        """What a list shows of it."""
+        run, keys = overview_of(self.run), self.run.keys
+        return RunGlance(run, self.live, self.seen, self.at, self.stuck_after_s, keys)
+
+
+@attrs.frozen
+class RunGlance:
+    """What a list shows of a run at one moment: less than a `RunSnapshot`, and read faster.
+
+    Attributes:
+        run: What its records add up to.
+        live, seen, at, stuck_after_s: As those of a `RunSnapshot`.
+        keys: Its streams, where their names are needed.
+    """
+
+    run: RunOverview
+    live: LiveView | None
+    seen: Seen
+    at: float
+    stuck_after_s: float | None = None
+    keys: Sequence[StreamKey] = ()
+
+    @property
+    def now(self) -> LiveView | None:
+        """What a living owner is at; None: there is none, or that cannot be seen."""
+        return None if self.run.owner is None else self.live
+
 
 def word(status: Status) -> StatusWord:
     """A status as one word."""
@@ -93,7 +122,7 @@ def _percent(summary: Summary) -> float | None:
     return None if percent is None else round(percent, 2)
 
 
-def stuck_after(snapshot: RunSnapshot) -> float:
+def stuck_after(snapshot: RunSnapshot | RunGlance) -> float:
     """The age from which a pending token counts as stuck, in seconds.
 
     By Little's law a batch takes as long as there are batches in flight, over their rate.
@@ -111,51 +140,50 @@ def stuck_after(snapshot: RunSnapshot) -> float:
 # ---------------------------------------------------------------------------------------
 
 
-def run_line(snapshot: RunSnapshot) -> RunLine:
+def run_line(glance: RunGlance) -> RunLine:
     """A run, on one line."""
-    run, now = snapshot.run, snapshot.now
-    summary = run.summary()
-    after_s = stuck_after(snapshot)
+    run, now, summary = glance.run, glance.now, glance.run.summary
+    after_s = stuck_after(glance)
     tokens = now.tokens if now is not None else ()
     return make_answer(
         RunLine,
         summary,
         run=run.run_id,
-        status=word(run.status_of(summary)),
-        seen=snapshot.seen,
+        status=word(run.status),
+        seen=glance.seen,
         running=run.owner is not None,
         owner=run.owner,
-        generation=run.view.generation,
-        session=_session(snapshot),
-        phase=current_phase(run.parts),
+        generation=run.generation,
+        session=_session(glance),
+        phase=run.phase,
         streams=_per_status(summary.streams),
         batches=make_answer(BatchCounts, summary, left=left_of(summary)),
         progress_percent=_percent(summary),
         rate_per_s=now.rate_per_s if now is not None else None,
-        eta_s=now.eta_s if now is not None and snapshot.at - now.at <= after_s else None,
+        eta_s=now.eta_s if now is not None and glance.at - now.at <= after_s else None,
         pending=now.pending if now is not None else None,
         oldest_pending_at=tokens[0].created_at if tokens else None,
-        stuck=sum(snapshot.at - token.created_at >= after_s for token in tokens),
+        stuck=sum(glance.at - token.created_at >= after_s for token in tokens),
         stuck_after_s=after_s,
-        waiting=_waiting(snapshot),
-        stopping=_stopping(snapshot),
+        waiting=_waiting(glance),
+        stopping=_stopping(glance),
         produced=summary.totals,
         spent_on_confirmed=summary.saved,
-        runtime_s=_runtime_s(snapshot),
-        updated_at=run.last_activity(),
-        exit_code=run.exit_code(),
+        runtime_s=_runtime_s(glance),
+        updated_at=run.last_activity,
+        exit_code=run.exit_code,
     )
 
 
-def _runtime_s(snapshot: RunSnapshot) -> float:
-    if snapshot.now is not None:
-        return float(snapshot.run.session_metadata.get("runtime_s", 0.0)) + snapshot.now.session_s
-    return run_runtime_s(snapshot.run.view)
+def _runtime_s(glance: RunGlance) -> float:
+    if glance.now is not None:
+        return float(glance.run.session_metadata.get("runtime_s", 0.0)) + glance.now.session_s
+    return glance.run.runtime_s
 
 
-def _session(snapshot: RunSnapshot) -> SessionLine | None:
+def _session(glance: RunGlance) -> SessionLine | None:
     """The newest session, as the run's own stream says it."""
-    metadata, now = snapshot.run.session_metadata, snapshot.now
+    metadata, now = glance.run.session_metadata, glance.now
     if not metadata:
         return None
     counts, ended = metadata.get("counts", {}), metadata.get("at")
@@ -165,7 +193,7 @@ def _session(snapshot: RunSnapshot) -> SessionLine | None:
         pid=metadata["pid"],
         began=moment(metadata["began"]),
         ended=None if ended is None else moment(ended),
-        how=RUNNING if snapshot.run.owner is not None else metadata.get("ended", KILLED),
+        how=RUNNING if glance.run.owner is not None else metadata.get("ended", KILLED),
         seconds=now.session_s if now is not None else _seconds(metadata["began"], ended),
         confirmed=now.session_confirmed if now is not None else counts.get("batches"),
         skipped=counts.get("skipped"),
@@ -194,19 +222,19 @@ def _per_status(counts: Mapping[Status, int]) -> dict[str, int]:
     return {word(status): count for status, count in counts.items()}
 
 
-def _waiting(snapshot: RunSnapshot) -> list[WaitingLine]:
-    names = stream_names(snapshot.run.keys)
+def _waiting(glance: RunGlance) -> list[WaitingLine]:
+    names = stream_names(glance.keys)
     return [
         make_answer(WaitingLine, entry, name=names.get(entry.stream, "/".join(entry.stream)))
-        for entry in (snapshot.now.waiting[:MAX_SHOWN] if snapshot.now is not None else ())
+        for entry in (glance.now.waiting[:MAX_SHOWN] if glance.now is not None else ())
     ]
 
 
-def _stopping(snapshot: RunSnapshot) -> StoppingLine | None:
-    stopping = None if snapshot.now is None else snapshot.now.stopping
+def _stopping(glance: RunGlance) -> StoppingLine | None:
+    stopping = None if glance.now is None else glance.now.stopping
     if stopping is None:
         return None
-    names = stream_names(snapshot.run.keys)
+    names = stream_names(glance.keys)
     return make_answer(
         StoppingLine,
         stopping,
@@ -226,7 +254,7 @@ def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> 
     return make_answer(
         RunDetail,
         at=snapshot.at,
-        run=run_line(snapshot),
+        run=run_line(snapshot.glance),
         phases={name: word(status) for name, status in phase_statuses(run.parts).items()},
         groups=groups[:MAX_SHOWN],
         groups_total=len(groups),
@@ -242,7 +270,7 @@ def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> 
 
 def statistics(snapshot: RunSnapshot) -> Statistics:
     """The numbers of a run."""
-    line, run = run_line(snapshot), snapshot.run
+    line, run = run_line(snapshot.glance), snapshot.run
     groups = count_statuses(summary.status for summary in run.groups().values())
     session = line.session
     return make_answer(

@@ -25,7 +25,7 @@ from ._store_case import Case
 # In the order of the files: a later clause may need what an earlier one checks.
 CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
     member
-    for file in (saving, owning, reading, listing, pruning, blobs)
+    for file in (saving, owning, reading, pruning, listing, blobs)
     for name, member in vars(file).items()
     if inspect.iscoroutinefunction(member) and member.__module__ == file.__name__ and name[0] != "_"
 )

@@ -39,7 +39,7 @@ _READ_RECORD = "SELECT stream, sequence, prev, payload, blob FROM log WHERE id =
 _HAS_ATTACHED = "SELECT 1 FROM attached LIMIT 1"
 _LIST_RUNS = (
     "SELECT run_id, runs.generation, owner, count(sequence), coalesce(sum(sequence), 0), "
-    "0, max(at), payload "
+    "max(at), payload "
     "FROM runs LEFT JOIN streams ON streams.run = runs.id "
     "AND streams.generation = runs.generation "
     "LEFT JOIN heads ON heads.stream = streams.id AND sequence > 0 "
@@ -187,9 +187,9 @@ class SqliteReader:
 
 
 def _summary(row: tuple[str, int, int, int, int, float | None, object]) -> RunSummary:
-    *numbers, updated_at, payload = row
+    run_id, generation, owner, streams, records, updated_at, payload = row
     summary = payload if isinstance(payload, bytes) else b""
-    return RunSummary(*numbers, updated_at=updated_at, summary=summary)
+    return RunSummary(run_id, generation, owner, streams, records, False, updated_at, summary)
 
 
 _Row = tuple[int, int, int, object, object]  # unchecked, as it is in the file

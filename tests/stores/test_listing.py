@@ -1,0 +1,165 @@
+"""`check_store` notices a store that lists its runs wrongly, and what the local stores list."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import ClassVar
+
+import pytest
+import trio
+from msgspec.structs import replace
+
+from tests.stores.test_conformance import _memory
+from trio_ckpt.abc import Checkpoint, Fold, RunKey, RunSummary
+from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import check_store
+
+
+class DropsSummaries(MemoryStore):
+    async def save(
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
+    ) -> list[Exception | None]:
+        return await super().save(run, group, folds, summary=summary if group else None)
+
+
+class ForgetsSummaries(MemoryStore):
+    async def save(
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
+    ) -> list[Exception | None]:
+        return await super().save(run, group, folds, summary=summary or b"")
+
+
+class SummarizesFirst(MemoryStore):
+    async def save(
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
+    ) -> list[Exception | None]:
+        if summary is not None:
+            self._memory.runs[run.run_id].summary = summary
+        return await super().save(run, group, folds, summary=summary)
+
+
+class SummarizesOnSuccess(MemoryStore):
+    async def save(
+        self,
+        run: RunKey,
+        group: Sequence[Checkpoint],
+        folds: Sequence[Fold] = (),
+        *,
+        summary: bytes | None = None,
+    ) -> list[Exception | None]:
+        stored = self._memory.runs.get(run.run_id)
+        before = b"" if stored is None else stored.summary
+        outcomes = await super().save(run, group, folds, summary=summary)
+        if any(outcomes):
+            self._memory.runs[run.run_id].summary = before
+        return outcomes
+
+
+class _OtherLines(MemoryStore):
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        return tuple(map(self.line, await super().list_runs(prefix, after, limit)))
+
+    def line(self, line: RunSummary) -> RunSummary:
+        return line
+
+
+class KeepsOldSummaries(_OtherLines):
+    kept: ClassVar[dict[str, bytes]] = {}
+
+    def line(self, line: RunSummary) -> RunSummary:
+        self.kept[line.run_id] = line.summary or self.kept.get(line.run_id, b"")
+        return replace(line, summary=self.kept[line.run_id])
+
+
+class OwnsNothing(_OtherLines):
+    def line(self, line: RunSummary) -> RunSummary:
+        return replace(line, is_owned=False)
+
+
+class OwnsWhatWasOwned(_OtherLines):
+    def line(self, line: RunSummary) -> RunSummary:
+        return replace(line, is_owned=line.owner > 0)
+
+
+class OwnsItsOwn(MemoryStore):
+    async def list_runs(
+        self, prefix: str = "", after: str | None = None, limit: int = 1000
+    ) -> tuple[RunSummary, ...]:
+        page = await super().list_runs(prefix, after, limit)
+        return tuple(replace(run, is_owned=run.is_owned and self._owned > 0) for run in page)
+
+
+class HasNoTimes(_OtherLines):
+    def line(self, line: RunSummary) -> RunSummary:
+        return replace(line, updated_at=None)
+
+
+class TellsTheTimeOfNow(_OtherLines):
+    def line(self, line: RunSummary) -> RunSummary:
+        return replace(line, updated_at=time.time() if line.records else None)
+
+
+class TimesTheFirst(_OtherLines):
+    first: ClassVar[dict[str, float | None]] = {}
+
+    def line(self, line: RunSummary) -> RunSummary:
+        if line.updated_at is None:
+            return line
+        return replace(line, updated_at=self.first.setdefault(line.run_id, line.updated_at))
+
+
+class NoticesNoReader(MemoryStore):
+    has_live = True
+    views: ClassVar[dict[str, bytes]] = {}
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        self.views[run_id] = payload
+
+    async def read_live(self, run_id: str) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self.views.get(run_id, b"")
+
+    async def is_watched(self, run_id: str) -> bool:
+        return False
+
+
+BROKEN = {
+    DropsSummaries: "A summary is saved with its save.*the summary is",
+    ForgetsSummaries: "A summary is saved with its save.*the summary is b''",
+    SummarizesFirst: "A save that is refused leaves the summary",
+    SummarizesOnSuccess: "A save that is refused leaves the summary.*with it",
+    KeepsOldSummaries: "A summary is of its generation",
+    OwnsNothing: "list_runs tells which runs are owned now",
+    OwnsWhatWasOwned: "list_runs tells which runs are owned now",
+    OwnsItsOwn: "list_runs tells which runs are owned now",
+    HasNoTimes: "updated_at is when the newest record was saved.*saved at None",
+    TellsTheTimeOfNow: "updated_at is when the newest record was saved.*it moved",
+    TimesTheFirst: "updated_at is when the newest record was saved.*records came",
+    NoticesNoReader: "A process that reads a live view is noticed",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "clause"), BROKEN.items(), ids=lambda value: getattr(value, "__name__", "")
+)
+async def test_a_broken_list_of_runs_is_caught(kind: type[MemoryStore], clause: str) -> None:
+    with pytest.raises(AssertionError, match=f"(?s)^{clause}"):
+        await check_store(_memory(kind))
