@@ -20,7 +20,7 @@ from trio_ckpt._maintenance.import_ import import_run
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import open_store
 
-READ = ["sqlite-2", "json-2"]
+READ = ["sqlite-2", "json-2", "sqlite-3", "json-3"]
 REFUSED = ["sqlite-1", "json-1"]
 
 
@@ -87,7 +87,7 @@ async def test_a_format_that_is_not_read_is_refused_as_such(name: str, tmp_path:
     """Never as damage, and nothing of it is changed."""
     url = unpack(name, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(StoreVersionError, match=r"has format 1, .* reads format 2: no release"):
+    with pytest.raises(StoreVersionError, match=r"has format 1, .* reads format 3: no release"):
         await open_store(url)
     after = {path: path.read_bytes() for path in before}
     assert after == before

@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import math
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,20 @@ from trio.testing import MockClock
 
 from tests.opening import begin
 from trio_ckpt import StoreError, open_run
-from trio_ckpt._journal.live_view import MAX_TOKENS, decode_live, read_live
+from trio_ckpt._journal.live_view import (
+    MAX_TOKENS,
+    await_live,
+    decode_live,
+    first_look_s,
+    read_live,
+)
+from trio_ckpt._journal.store import WATCHED_FOR_S
 from trio_ckpt._runs.live_publisher import live_view
 from trio_ckpt._runs.run import open_run_of
 from trio_ckpt._tokens.token import touch
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
+from trio_ckpt.stores._local import live
 
 
 class WindowStore(MemoryStore):
@@ -186,3 +198,157 @@ async def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
 )
 def test_text_that_is_no_text_is_nothing_to_see(payload: bytes) -> None:
     assert decode_live(payload) is None
+
+
+# -- while it is read ------------------------------------------------------------------------------
+
+
+class ReadStore(WindowStore):
+    """Knows when it was read last, and how often its owner asked."""
+
+    publish_every_s = 5.0
+    asked = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_at = -math.inf
+
+    async def read_live(self, run_id: str) -> bytes:
+        self.read_at = trio.current_time()
+        return await super().read_live(run_id)
+
+    async def is_watched(self, run_id: str) -> bool:
+        self.asked += 1
+        return trio.current_time() - self.read_at <= WATCHED_FOR_S
+
+
+async def test_nothing_is_published_that_no_process_reads(autojump_clock: MockClock) -> None:
+    store = ReadStore()
+    await work(store, 300, 1.0)
+    assert [payload for _, payload in store.published] == [b""]  # the removal at the end
+    assert store.asked in (59, 60)
+
+
+async def test_it_is_published_for_a_minute_after_it_was_read(autojump_clock: MockClock) -> None:
+    store = ReadStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work, store, 300, 1.0)
+        await trio.sleep(101)
+        assert await store.read_live("r") == b""
+        await trio.sleep(store.publish_every_s)
+        assert store.published[-1][1] != b""
+        await trio.sleep(WATCHED_FOR_S)
+        times = [at for at, payload in store.published if payload]
+        assert 11 <= len(times) <= 13
+        assert min(times) > 100
+        assert store.published[-1][1] == b""  # else the next reader would take it for what is so
+        await trio.sleep(WATCHED_FOR_S)
+        assert len(store.published) == len(times) + 1
+        assert await store.read_live("r") == b""
+        await trio.sleep(store.publish_every_s)
+        view = decode_live(await store.read_live("r"))
+        assert view is not None
+        assert view.session_s > 200
+
+
+async def test_the_first_reader_gets_an_answer_soon(autojump_clock: MockClock) -> None:
+    store = ReadStore()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work, store, 300, 1.0)
+        await trio.sleep(33.3)
+        stored = await store.read_run("r")
+        assert stored is not None
+        began = trio.current_time()
+        view = await await_live(store, "r", stored.owner)
+        assert view is not None
+        assert trio.current_time() - began <= first_look_s(store)
+        began = trio.current_time()
+        assert await await_live(store, "r", stored.owner) is not None
+        assert trio.current_time() == began
+
+
+@pytest.mark.parametrize("has_live", [False, True])
+async def test_a_reader_waits_once_for_an_owner_that_is_silent(
+    autojump_clock: MockClock, has_live: bool
+) -> None:
+    store = ReadStore()
+    store.has_live = has_live
+    assert await await_live(store, "r", 1) is None
+    assert trio.current_time() == (first_look_s(store) if has_live else 0.0)
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "json"])
+async def test_only_the_owner_makes_files(tmp_path: Path, scheme: str) -> None:
+    """And removes them: nothing is left of a run, or of those who looked at it."""
+    url, live = f"{scheme}:{tmp_path / 's'}", tmp_path / "s/live"
+    store, other = await open_store(url), await open_store(url)
+    assert await other.read_live("r") == b""
+    assert not live.exists()
+    async with store.lock_run("r"):
+        assert not await store.is_watched("r")
+        (sign,) = live.iterdir()
+        assert sign.read_bytes() == b""
+        assert not await store.is_watched("r")
+        await other.read_live("another")
+        assert not await store.is_watched("r")
+        await other.read_live("r")
+        assert await store.is_watched("r")
+        os.utime(sign, (0, time.time() - WATCHED_FOR_S - 1))
+        assert not await store.is_watched("r")
+        await other.read_live("r")
+        await store.publish("r", b"view")
+        assert await store.is_watched("r")
+        assert len(list(live.iterdir())) == 2
+    async with store.lock_run("r"):  # as after a kill, which leaves both
+        assert list(live.iterdir()) == []
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_a_reader_that_may_not_write_reads_what_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a read-only mount: its owner does not notice it, and what is stored is shown."""
+    store, other = await open_store(tmp_path / "s"), await open_store(tmp_path / "s")
+    async with store.lock_run("r"):
+        assert not await store.is_watched("r")
+
+        def refuse(*_arguments: object, **_named: object) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(live.os, "utime", refuse)
+        assert await other.read_live("r") == b""
+        await store.publish("r", b"view")
+        assert await other.read_live("r") == b"view"
+        monkeypatch.undo()
+        assert not await store.is_watched("r")
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_a_link_in_place_of_the_sign_is_not_followed(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    assert not await store.is_watched("r")
+    (sign,) = (tmp_path / "s/live").iterdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    os.utime(tmp_path / "secret", (0, 0))
+    sign.unlink()
+    sign.symlink_to(tmp_path / "secret")
+    await store.read_live("r")
+    assert (tmp_path / "secret").stat().st_mtime == 0
+    await store.aclose()
+
+
+async def test_a_store_that_cannot_be_asked_breaks_no_run(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Deaf(ReadStore):
+        async def is_watched(self, run_id: str) -> bool:
+            raise StoreError("it is gone")
+
+    store = Deaf()
+    await work(store, 30, 1.0)
+    view = await store.load_run("r")
+    assert view is not None
+    assert len(view.streams["s",].progress.confirmed) == 30
+    assert "the live view of run 'r' is not published any more: it is gone" in caplog.text

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import trio
 from msgspec.structs import replace
 
+from tests.opening import begin
 from tests.stores.test_conformance import _memory
+from trio_ckpt._maintenance.repair_folder import repair_folder
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, RunSummary
-from trio_ckpt.stores import MemoryStore
+from trio_ckpt.stores import MemoryStore, open_store
+from trio_ckpt.stores._local import locks
+from trio_ckpt.stores._local.locks import _lock_path
 from trio_ckpt.testing import check_store
 
 
@@ -163,3 +170,80 @@ BROKEN = {
 async def test_a_broken_list_of_runs_is_caught(kind: type[MemoryStore], clause: str) -> None:
     with pytest.raises(AssertionError, match=f"(?s)^{clause}"):
         await check_store(_memory(kind))
+
+
+# -- the local stores ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "json"])
+def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    return f"{request.param}:{tmp_path / 's'}"
+
+
+async def test_a_lock_file_that_cannot_be_read_hides_no_run(url: str, tmp_path: Path) -> None:
+    """Its run counts as owned: who reads it learns what is wrong."""
+    store = await open_store(url)
+    for name in ("a", "b", "c"):
+        async with store.lock_run(name):
+            pass
+    path = _lock_path(tmp_path / "s", "b")
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    assert [run.is_owned for run in await store.list_runs()] == [False, True, False]
+    path.unlink()
+    path.mkdir()
+    assert [run.run_id for run in await store.list_runs() if run.is_owned] == ["b"]
+    await store.aclose()
+
+
+async def test_a_platform_that_tells_no_owners_lists_runs(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was given back is free, also there."""
+    store = await open_store(url)
+    async with store.lock_run("a"):
+        pass
+    async with store.lock_run("b"):
+        monkeypatch.setattr(locks.sys, "platform", "darwin")
+        assert [run.is_owned for run in await store.list_runs()] == [False, True]
+        monkeypatch.undo()
+    await store.aclose()
+
+
+async def test_a_check_finds_a_summary_without_its_run(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "s")
+    async with store.lock_run("r") as owner:
+        await store.save(RunKey("r", 0, owner), [], summary=bytes(10))
+    await store.aclose()
+    with contextlib.closing(sqlite3.connect(tmp_path / "s/state.db")) as database:
+        database.execute("UPDATE summaries SET generation = 4")
+        database.execute("INSERT INTO summaries VALUES (77, 0, 'text')")
+        database.commit()
+    store = await open_store(tmp_path / "s")
+    found = [finding.what async for finding in store.check()]
+    assert found == [
+        "run 'r' has a summary of generation 4, which is not one of that run",
+        "run 77 has a summary of generation 0, which is not one of that run",
+    ]
+    (line,) = await store.list_runs()
+    assert line.summary == b""
+    await store.aclose()
+
+
+async def test_a_repair_leaves_no_summary(url: str, tmp_path: Path) -> None:
+    """It may have lost records, and a later save as many new ones."""
+    store = await open_store(url)
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(5)):
+            batch.complete()
+    assert (await store.list_runs())[0].is_complete
+    await store.aclose()
+    kind, _, _ = url.partition(":")
+    if kind == "json":
+        path = tmp_path / "s/runs/r/checkpoint.json"
+        path.write_bytes(path.read_bytes().replace(b'"kind":"batch"', b'"kind":"catch"', 1))
+    repair_folder(tmp_path / "s", kind, mac_key=None, accept_loss=True)
+    store = await open_store(url)
+    (line,) = await store.list_runs()
+    assert (line.run_id, line.summary, line.is_complete) == ("r", b"", False)
+    await store.aclose()

@@ -73,6 +73,28 @@ def _close(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+async def test_a_killed_owner_owns_nothing_in_the_list_of_runs(url: str) -> None:
+    store = await open_store(url)
+    async with store.lock_run("another"):
+        for kill in range(3):
+            process = _start(_SAVER, url)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            assert process.stdout.readline() != ""  # something is saved
+            runs = await store.list_runs()
+            assert [(run.run_id, run.is_owned) for run in runs] == [
+                ("another", True),
+                ("run", True),
+            ]
+            assert runs[1].owner == kill + 1
+            process.send_signal(signal.SIGKILL)
+            _close(process)
+            runs = await store.list_runs()
+            assert [run.is_owned for run in runs] == [True, False]
+    assert not any(run.is_owned for run in await store.list_runs())
+    await store.aclose()
+
+
 async def test_nothing_acknowledged_is_lost_by_kill_9(url: str) -> None:
     acknowledged = 0
     for kill in range(KILLS):

@@ -214,7 +214,7 @@ async def test_interrupted_making_goes_on(folder: Path, left: tuple[str, ...]) -
 async def test_another_version(folder: Path) -> None:
     await make(folder, scheme="json")
     (folder / "store.json").write_text('{"format":"trio_ckpt json store","version":7}')
-    with pytest.raises(StoreVersionError, match=r"format 7, .* reads format 2: update"):
+    with pytest.raises(StoreVersionError, match=r"format 7, .* reads format 3: update"):
         await JsonStore.open(folder)
 
 

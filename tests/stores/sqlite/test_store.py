@@ -125,7 +125,7 @@ async def test_another_version(folder: Path) -> None:
     await make(folder)
     with contextlib.closing(sqlite3.connect(folder / "state.db")) as database:
         database.execute("PRAGMA user_version = 7")
-    with pytest.raises(StoreVersionError, match=r"format 7, .* reads format 2: update"):
+    with pytest.raises(StoreVersionError, match=r"format 7, .* reads format 3: update"):
         await open_store(folder)
 
 

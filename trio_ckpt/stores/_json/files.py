@@ -45,6 +45,7 @@ from .format import (
 )
 
 FORMAT_VERSION = 3  # format 1 was used during development, and never released
+FORMAT_BEFORE = 2  # its files are valid files of format 3, which has more fields
 FILES = ("store.json", "store.json.tmp")
 FOLDERS = ("runs", "blobs", "lock", "live")
 MAX_RUN_BYTES = 64 * 2**20  # for a run's two files together: people open them, readers load them
@@ -91,8 +92,8 @@ def make_folders(folder: Path, *, create: bool) -> None:
 def make_marker(folder: Path) -> None:
     """Check that the folder is a readable store, or make it one.
 
-    The caller holds the lock of opening.  The files of format 2 are as those of format 3, which
-    may have more: such a store gets the newer marker.
+    The caller holds the lock of opening.  A store of `FORMAT_BEFORE` gets the present marker, so
+    that an older version, which does not know the newer fields, refuses it.
 
     Raises:
         StoreError: it is something else.
@@ -100,7 +101,7 @@ def make_marker(folder: Path) -> None:
         StoreDamagedError: its marker cannot be read.
     """
     with explain(folder, "opening the store"):
-        if not (folder / "store.json").exists() or _read_marker(folder).version == 2:
+        if not (folder / "store.json").exists() or _is_before(folder):
             _write_marker(folder)
     check_marker(folder)
 
@@ -113,7 +114,12 @@ def check_marker(folder: Path) -> None:
         StoreVersionError: another version wrote it.
         StoreDamagedError: its marker cannot be read.
     """
-    check_version(folder / "store.json", _read_marker(folder).version, FORMAT_VERSION)
+    if not _is_before(folder):
+        check_version(folder / "store.json", _read_marker(folder).version, FORMAT_VERSION)
+
+
+def _is_before(folder: Path) -> bool:
+    return _read_marker(folder).version == FORMAT_BEFORE
 
 
 def _read_marker(folder: Path) -> _Marker:
