@@ -28,6 +28,7 @@ from benchmarks import (
     frontier,
     item_end,
     json_store,
+    list_runs,
     maps,
     outputs,
     pages,
@@ -57,6 +58,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "viewers": viewers.measure,
     "maps": maps.measure,
     "items": item_end.measure,
+    "lists": list_runs.measure,
 }
 
 

@@ -145,6 +145,7 @@ ROWS = (
     Row("viewers", "CPU that 200 viewers cost", "%", 5, "no viewers"),
     Row("items", "end of a work item beside 10,000 runs", "x", MAX_GROWTH,
         "the same beside 100 runs"),
+    Row("lists", "ls of 10,000 runs, beyond that of one", "s", 0.1, "ls of one run"),
 )  # fmt: skip
 
 BY_NAME = {row.name: row for row in ROWS}

@@ -12,7 +12,7 @@ import pytest
 
 from trio_ckpt import Retention, abc
 from trio_ckpt._commit import snapshots, state_manager, stored_state
-from trio_ckpt._journal import folds, progress, record
+from trio_ckpt._journal import folds, overview, progress, record, stored
 from trio_ckpt._journal.record import Record, RecordKind, Seal
 from trio_ckpt._util import plain
 from trio_ckpt._util.index_set import IndexSet
@@ -81,6 +81,15 @@ def test_the_places_of_a_fold() -> None:
     assert first_two(table("Folds", "place")) == places(folds._Fold)
     statuses = next(row[2] for row in table("Folds", "place") if row[1] == "status")
     assert set(re.findall(r'"([\w ]+)"', statuses)) == {s.value for s in record.Status}
+
+
+def test_the_places_of_a_summary() -> None:
+    assert first_two(table("Summaries", "place")) == places(overview.RunOverview)
+    head = [row[:2] for row in table("Summaries", "offset", "size")]
+    rest = stored._SUMMARY_HEAD.size + record.DIGEST_BYTES
+    assert head == [["0", "1"], ["1", "8"], ["9", str(record.DIGEST_BYTES)], [str(rest), "rest"]]
+    assert stored._SUMMARY_HEAD.format == ">?Q"
+    assert f'the key `["{overview.SUMMARY[0]}"]`' in TEXT
 
 
 def test_the_places_of_a_frame_a_view_and_a_patch() -> None:

@@ -296,12 +296,12 @@ class Seal:
     what a store returns is what was saved, at that place.  With a key the digest is a MAC.
     """
 
-    __slots__ = ("_hasher", "_place", "_where")
+    __slots__ = ("_hasher", "_place", "_run_id", "_stream")
 
     def __init__(self, run_id: str, generation: int, stream: StreamKey, key: bytes | None) -> None:
         self._place = f"{generation}\n{run_id}\n{encode_key(stream)}\n".encode()
         self._hasher = _hasher(key, self._place)
-        self._where = describe_batch(run_id, stream, None)
+        self._run_id, self._stream = run_id, stream
 
     def close(self, sequence: int, payload: bytes) -> bytes:
         """Seal a payload for a sequence number."""
@@ -317,7 +317,8 @@ class Seal:
         seal = sealed[:DIGEST_BYTES]
         if hmac.compare_digest(_digest(self._hasher, sequence, payload), seal):
             return payload
-        what = f"checkpoint {sequence} of {self._where} is not what was saved"
+        where = describe_batch(self._run_id, self._stream, None)
+        what = f"checkpoint {sequence} of {where} is not what was saved"
         if _digest(_hasher(None, self._place), sequence, payload) == seal:
             raise StoreDamagedError(
                 f"{what} with this MAC key: it is sealed without a key, by an earlier save without "

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import attrs
+import msgspec
 from msgspec.structs import asdict
 
 from .._journal.record import ErrorInfo, Status
@@ -85,9 +86,11 @@ class CommandAnswer:
 def to_json(document: Document, *, indent: int | None = 2) -> str:
     """The document as ASCII, so that no part of it can control a terminal."""
     try:
-        text = json.dumps(document, indent=indent, allow_nan=False)
+        text = json.dumps(document, allow_nan=False)
     except (TypeError, ValueError, RecursionError):  # its metadata may come from another program
-        text = json.dumps(_sayable(document), indent=indent, allow_nan=False)
+        text = json.dumps(_sayable(document), allow_nan=False)
+    if indent is not None:  # json.dumps itself indents many times slower
+        text = msgspec.json.format(text, indent=indent)
     return text.replace("\x7f", "\\u007f")
 
 
@@ -146,7 +149,14 @@ def _table_lines(table: Table) -> list[str]:
 
 
 def _lines(table: Table, rows: Sequence[Sequence[str]], widths: Sequence[int]) -> list[str]:
-    lines = [_row_line(table, row, widths) for row in rows]
+    sides = (">" if column.startswith(">") else "<" for column in table.columns)
+    pattern = GAP.join(
+        f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True)
+    ).format
+    lines = [
+        pattern(*row).rstrip() if "".join(row).isascii() else _row_line(table, row, widths)
+        for row in rows
+    ]
     return [*lines, table.note] if table.note else lines
 
 
@@ -158,7 +168,7 @@ def _texts(table: Table) -> list[list[str]]:
 
 def _width(rows: Sequence[Sequence[str]], at: int, limit: int | None = None) -> int:
     """Of a column; cells that are wider than the limit do not count."""
-    widths = [display_width(row[at]) for row in rows]
+    widths = set(map(display_width, [row[at] for row in rows]))
     return max(width for width in widths if limit is None or width <= limit)
 
 

@@ -260,16 +260,18 @@ def owned_among(folder: Path, run_ids: Iterable[str]) -> set[str]:
         StoreError: the folder cannot be read.
     """
     owned: set[str] = set()
-    parent = os.fspath(folder / "lock")
     with explain(folder, "reading the owners of runs"):
-        for run_id in run_ids:
-            path = f"{parent}/{_lock_name(run_id)}"
-            try:
-                is_empty = os.stat(path, follow_symlinks=False).st_size == 0
-            except FileNotFoundError:
-                continue
-            if not is_empty and _may_be_owned(Path(path)):
-                owned.add(run_id)
+        parent = os.open(folder / "lock", os.O_RDONLY)
+        try:
+            for run_id in run_ids:
+                try:
+                    status = os.lstat(_lock_name(run_id), dir_fd=parent)
+                except FileNotFoundError:
+                    continue
+                if status.st_size and _may_be_owned(_lock_path(folder, run_id)):
+                    owned.add(run_id)
+        finally:
+            os.close(parent)
     return owned
 
 

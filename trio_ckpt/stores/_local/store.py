@@ -283,9 +283,14 @@ class LocalStore(Store):
     ) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`."""
         need_positive(limit)
-        page = await self._read(self._reader.list_runs, prefix, after, limit)
-        owned = await run_blocking(owned_among, self._folder, [run.run_id for run in page])
-        return tuple([replace(run, is_owned=True) if run.run_id in owned else run for run in page])
+        return await self._read(self._list, prefix, after, limit)
+
+    def _list(self, prefix: str, after: str | None, limit: int) -> tuple[RunSummary, ...]:
+        page = self._reader.list_runs(prefix, after, limit)
+        owned = owned_among(self._folder, [run.run_id for run in page])
+        if not owned:
+            return page
+        return tuple([replace(run, is_owned=run.run_id in owned) for run in page])
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""
