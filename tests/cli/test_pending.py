@@ -94,6 +94,8 @@ async def test_watch_says_what_is_pending(
     out = io.StringIO()
     async with trio.open_nursery() as nursery:
         async with working(tmp_path), opened(tmp_path) as mine:
+            await mine.read_live("r")
+            await trio.sleep(2)  # the owner publishes what is read
             with trio.move_on_after(2.5):
                 await watch(mine, "r", every_s=1.0, as_json=as_json, file=out)
         nursery.cancel_scope.cancel()

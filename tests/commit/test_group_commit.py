@@ -13,8 +13,6 @@ import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import trio_ckpt
-import trio_ckpt._journal.summary
-import trio_ckpt.cli._show
 from trio_ckpt import Batch, NotEncodableError, StoreError, open_run, run_batches
 from trio_ckpt._commit.group_commit import (
     MAX_GROUP,
@@ -23,12 +21,16 @@ from trio_ckpt._commit.group_commit import (
     open_committer,
 )
 from trio_ckpt._commit.stream_log import PendingCommit, StreamLog
+from trio_ckpt._journal.overview import overview_of, stored_overview
 from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._journal.store import MAX_INLINE_LIMIT_BYTES, FarStore
+from trio_ckpt._journal.summary import run_status_from
 from trio_ckpt._util.arguments import MAX_INDEX
 from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
 from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, RunKey
+from trio_ckpt.cli._render import to_json
+from trio_ckpt.cli._show import _run_document
 from trio_ckpt.stores import MemoryStore
 
 LARGE = "x" * 2_000  # of a record that becomes a blob in the stores here
@@ -178,7 +180,9 @@ async def test_an_end_that_is_refused_alone_is_logged(caplog: pytest.LogCaptureF
 async def test_an_end_that_was_not_saved_is_saved_after_more_batches() -> None:
     """Also where the record of a batch has the number that the end would have had."""
 
-    async def refuse(_run: RunKey, group: Sequence[Checkpoint], _folds: object = ()) -> Any:
+    async def refuse(
+        _run: RunKey, group: Sequence[Checkpoint], _folds: object = (), **_: object
+    ) -> Any:
         return [StoreError("disk full")] * len(group)
 
     store = FarNotedStore()
@@ -449,8 +453,12 @@ def test_what_is_accepted_is_read_back(
     async def look() -> None:
         view = await store.load_run("r")
         if view is not None:
-            look = trio_ckpt._journal.summary.run_status_from(store, view, None)  # type: ignore[attr-defined]
-            trio_ckpt.cli._show._run_document(look)  # type: ignore[attr-defined]
+            read = overview_of(run_status_from(store, view, None))
+            shown = [to_json(_run_document(read))]
+            for line in await store.list_runs():
+                stored = stored_overview(store, line)  # None where a sum is over 64 bits
+                shown += [] if stored is None else [to_json(_run_document(stored))]
+            assert len(set(shown)) == 1
 
     for _ in range(2):
         try:

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from tests.crash.recorder import Recorder
-from trio_ckpt._runs import live_publisher
+from trio_ckpt.abc import Store
 
 FIRST_S = 1_800_000_000  # when the first session begins; Unix time
 SESSION_S = 1_000
@@ -36,6 +36,4 @@ def leave_nothing_to_chance(recorder: Recorder, number: int) -> None:
     os.getpid = lambda: FIRST_PID + number  # records have it, in as many digits
     os.urandom = random.Random(number).randbytes
     _tempfile._name_sequence = map(f"{number:02d}_{{:05d}}".format, itertools.count())
-    live_publisher.PUBLISH_EVERY_S = (
-        SESSION_S  # else a session on a slow machine writes what it is at
-    )
+    Store.publish_every_s = SESSION_S  # else a session on a slow machine asks who reads it

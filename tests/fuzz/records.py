@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import struct
 
 import msgspec
@@ -10,6 +12,8 @@ import msgspec
 from tests.fuzz.case import Reader, Target, law
 from trio_ckpt._journal import live_view
 from trio_ckpt._journal.folds import decode_progress, encode_progress
+from trio_ckpt._journal.history import SessionCounts
+from trio_ckpt._journal.overview import SUMMARY, RunOverview, SessionOverview, stored_overview
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import (
     ErrorInfo,
@@ -23,6 +27,8 @@ from trio_ckpt._journal.record import (
     decode_record,
     encode_record,
 )
+from trio_ckpt._journal.stored import join_summary
+from trio_ckpt._journal.summary import summarize
 from trio_ckpt._runs.config import canonical_config, config_digest, diff_config
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError, StoreError
 from trio_ckpt._util.exact_sum import shown
@@ -35,10 +41,14 @@ from trio_ckpt._util.plain import (
     encode_key,
 )
 from trio_ckpt._util.text import moment, printable, stream_name
+from trio_ckpt.abc import RunSummary
 from trio_ckpt.cli._change import parse_batches
 from trio_ckpt.cli._exits import CommandError
+from trio_ckpt.cli._render import Table, to_json, to_lines
 from trio_ckpt.cli._select import choose_streams
-from trio_ckpt.stores import _split
+from trio_ckpt.cli._show import _RUN_COLUMNS, _run_document, _run_row
+from trio_ckpt.monitor._views import RunGlance, run_line
+from trio_ckpt.stores import MemoryStore, _split
 from trio_ckpt.stores._json import files
 
 OUTPUT = Output("pages/1.json", 12, 1_700_000_000_000_000_000, "ab" * 32)
@@ -152,6 +162,46 @@ def open_live() -> Reader:
     return Reader(read, [msgspec.msgpack.encode(view)])
 
 
+def open_overview() -> Reader:
+    """A summary whose seal opens, as that of any writer to a store without a key."""
+    store = MemoryStore()
+    seal = store.seal("r", 2, SUMMARY)
+    parts = {("a", str(n)): progress_of(RECORDS[:n]) for n in (1, 4, 9)}
+    sums = summarize((), parts)
+    session = SessionOverview(3, "box", 7, 11.0, 60.5, "ended", 71.0, SessionCounts(batches=5))
+    overviews = [
+        RunOverview("r", 2, None, sums.status, sums, session, "collect", 71.0, 120.5, 75, False),
+        RunOverview("r", 2, None, sums.status, sums, None, None, None, 0.0, 0, True),
+    ]
+
+    def read(data: bytes) -> str:
+        summary = join_summary(seal.close(5, data), records=5, is_complete=False)
+        found = stored_overview(store, RunSummary("r", 2, 1, 3, 5, summary=summary))
+        if found is None:
+            return "nothing"
+        json.loads(to_json(_run_document(found)))
+        (line,) = to_lines([Table(_RUN_COLUMNS, [_run_row(found, 2e9)])])[2:]
+        law(holds=line.isprintable(), broken="it would steer the terminal")
+        run_line(RunGlance(found, None, "stored", 2e9))
+        return "read"
+
+    def fresh(rng: random.Random) -> bytes:
+        """One with other values in a few of its places."""
+        found = msgspec.msgpack.decode(msgspec.msgpack.encode(rng.choice(overviews)))
+        parts = [found, found[4], found[4]["streams"], *([found[5]] if found[5] else [])]
+        for _ in range(rng.randrange(1, 4)):
+            part = rng.choice(parts)
+            places = list(part) if isinstance(part, dict) else range(len(part))
+            part[rng.choice(places)] = rng.choice(ODD)
+        return msgspec.msgpack.encode(found)
+
+    return Reader(read, [msgspec.msgpack.encode(overview) for overview in overviews], fresh=fresh)
+
+
+ODD = [None, True, 0, -1, 2**64 - 1, 1.5, -1e300, math.inf, math.nan, "", "\x1b[2J\n", "é\u202e"]
+"""Values that a place may have, or must not."""
+
+
 # -- index sets, names, config ------------------------------------------------------------
 
 
@@ -245,6 +295,7 @@ TARGETS = {
     "record": Target(open_record),
     "fold": Target(open_fold),
     "live": Target(open_live, ()),
+    "overview": Target(open_overview, (), frozenset({"read", "nothing"})),
     "indexes": Target(open_indexes, (ValueError, CommandError), frozenset({"read", "typed"})),
     "names": Target(open_names, (StoreDamagedError, StoreError, ValueError, CommandError)),
     "config": Target(open_config, (NotEncodableError,)),

@@ -178,6 +178,21 @@ async def test_a_run_that_is_owned_is_read() -> None:
                 batch.complete()
 
 
+async def test_a_run_that_is_only_locked_is_shown_with_its_owner() -> None:
+    """Its summary is still current, and says nothing of an owner."""
+    store = MemoryStore()
+    await complete(store)
+    async with store.lock_run("r"):
+        line = await line_of(store)
+        assert line.is_current
+        found = await read_overview(store, line)
+        assert found is not None
+        assert found.owner is not None
+    found = await read_overview(store, await line_of(store))
+    assert found is not None
+    assert found.owner is None
+
+
 @pytest.mark.parametrize("moment", [0, 1, 700])
 async def test_a_run_whose_owner_was_killed_is_read(moment: int) -> None:
     """Whatever its summary was: before the first record, after one, and after a fold."""

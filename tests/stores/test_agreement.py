@@ -10,6 +10,7 @@ from typing import Any
 
 import trio
 from hypothesis import given, settings, strategies as st
+from msgspec.structs import replace
 
 from trio_ckpt._util.errors import StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
@@ -116,7 +117,8 @@ class _Driver:
             for stream in STREAMS:
                 page = await self.store.history("run", stream, generation=number, limit=3)
                 self.said.append((page.records, page.cursor is None))
-        self.said.append(await self.store.list_runs())
+        runs = [(run, run.updated_at is None) for run in await self.store.list_runs()]
+        self.said.append([(replace(run, updated_at=None), is_new) for run, is_new in runs])
 
 
 async def _open(scheme: str, folder: Path, before: Store | None = None) -> Store:

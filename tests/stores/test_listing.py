@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from tests.opening import begin
 from tests.stores.test_conformance import _memory
-from trio_ckpt._maintenance.repair_folder import repair_folder
+from trio_ckpt._maintenance.repair import repair_folder
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, RunSummary
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.stores._local import locks

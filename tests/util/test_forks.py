@@ -344,7 +344,7 @@ INSIDE = """
     def chain(first, last):
         return [Checkpoint("s", n, b"%d" % n * 1000) for n in range(first, last)]
 
-    writer.save(run, chain(1, 2), [])
+    writer.save(run, chain(1, 2), [], None)
     writer._begin()
     known = writer._fence(run)
     writer._cursor.execute("PRAGMA cache_size = 1")  # so that some is in the log already
@@ -356,7 +356,7 @@ INSIDE = """
         sys.exit()
     os.waitpid(child, 0)
     writer._commit(lambda: False)
-    writer.save(run, chain(400, 420), [])
+    writer.save(run, chain(400, 420), [], None)
     writer.close()
 """
 

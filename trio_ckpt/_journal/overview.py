@@ -9,6 +9,7 @@ never shows what is out of date, also of a run whose owner was killed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -16,8 +17,8 @@ import msgspec
 from .._util.errors import EXIT_COMPLETE, EXIT_SKIPPED, StoreDamagedError
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
-from .history import ENDED, run_runtime_s
-from .record import Status
+from .history import ENDED, SessionCounts, run_runtime_s
+from .record import Status, check_times
 from .store import Owner, RunSummary, RunView, Store
 from .stored import join_summary, sealed_part
 from .summary import RunStatus, Summary, current_phase, read_run_status, run_status_from
@@ -26,7 +27,28 @@ log = get_logger(__name__)
 
 SUMMARY: StreamKey = ("@summary",)  # the place that summaries are sealed for; no stream has it
 
-_SHOWN = ("session", "host", "pid", "began", "ended", "at", "counts", "runtime_s")
+
+class SessionOverview(msgspec.Struct, frozen=True, array_like=True):
+    """What a list shows of the newest session of a run.
+
+    Attributes:
+        number: Its number, from 1.
+        host, pid: The host name and the id of its process.
+        began: When it began; Unix time, s.
+        runtime_s: How long the sessions before it took together, in seconds.
+        ended: How it ended, as text; None: it left no record of its end.
+        at: When it ended; Unix time, s.
+        counts: What it did.
+    """
+
+    number: int
+    host: str
+    pid: int
+    began: float
+    runtime_s: float
+    ended: str | None = None
+    at: float | None = None
+    counts: SessionCounts | None = None
 
 
 class RunOverview(msgspec.Struct, frozen=True, array_like=True):
@@ -38,7 +60,7 @@ class RunOverview(msgspec.Struct, frozen=True, array_like=True):
         owner: The live process that owns it; None: no process does.
         status: Its status, which depends on the owner.
         summary: The sums of the user's streams.
-        session_metadata: What is shown of the newest in its own stream.
+        session: Its newest session; None: it has had none.
         phase: The newest phase that is not complete.
         last_activity: When something was last saved; Unix time, s; None: nothing was.
         runtime_s: For how long it was open, in all sessions, in seconds.
@@ -51,7 +73,7 @@ class RunOverview(msgspec.Struct, frozen=True, array_like=True):
     owner: Owner | None
     status: Status
     summary: Summary
-    session_metadata: dict[str, Any]
+    session: SessionOverview | None
     phase: str | None
     last_activity: float | None
     runtime_s: float
@@ -69,12 +91,26 @@ def overview_of(run: RunStatus) -> RunOverview:
         owner=run.owner,
         status=run.status_of(summary),
         summary=summary,
-        session_metadata={name: metadata[name] for name in _SHOWN if name in metadata},
+        session=_session_of(metadata) if metadata else None,
         phase=current_phase(run.parts),
         last_activity=run.last_activity(),
         runtime_s=run_runtime_s(run.view),
         exit_code=exit_code,
         is_complete=has_ended and exit_code in (EXIT_COMPLETE, EXIT_SKIPPED),
+    )
+
+
+def _session_of(metadata: Mapping[str, Any]) -> SessionOverview:
+    counts = metadata.get("counts")
+    return SessionOverview(
+        number=metadata["session"],
+        host=metadata["host"],
+        pid=metadata["pid"],
+        began=metadata["began"],
+        runtime_s=metadata["runtime_s"],
+        ended=metadata.get("ended"),
+        at=metadata.get("at"),
+        counts=None if counts is None else msgspec.convert(counts, SessionCounts),
     )
 
 
@@ -104,11 +140,24 @@ def stored_overview(store: Store, line: RunSummary) -> RunOverview | None:
         return None
     seal = store.seal(line.run_id, line.generation, SUMMARY)
     try:
-        return _decoder.decode(seal.open(line.records, sealed_part(line.summary)))
+        return _decode(seal.open(line.records, sealed_part(line.summary)), line)
     except (msgspec.MsgspecError, StoreDamagedError, UnicodeError, RecursionError) as error:
         # A newer version saved it, it was sealed with another key, or it was altered.
         log.debug("the summary of a run is not read: %s", error, extra=at(line.run_id))
         return None
+
+
+def _decode(payload: bytes, line: RunSummary) -> RunOverview:
+    """Decode a summary; what it shows can be shown."""
+    found = _decoder.decode(payload)
+    sums, session = found.summary, found.session
+    check_times(found.last_activity, sums.started_at, sums.updated_at)
+    check_times(sums.completed_at, sums.failed_at)
+    if session is not None:
+        check_times(session.began, session.at)
+    if (found.run_id, found.generation, found.owner) != (line.run_id, line.generation, None):
+        raise StoreDamagedError("it is not of this run")
+    return found
 
 
 def encode_overview(store: Store, view: RunView) -> bytes | None:

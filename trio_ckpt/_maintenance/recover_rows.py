@@ -169,6 +169,7 @@ _DOUBLES = (
 _ADD_NOTE = "INSERT INTO log (stream, sequence, prev, payload) VALUES (?, ?, 0, ?)"
 _NEXT_PLACE = "SELECT coalesce(max(place) + 1, 0) FROM attached WHERE stream = ? AND sequence = ?"
 _ATTACH = "INSERT INTO attached (stream, sequence, place, digest) VALUES (?, ?, ?, ?)"
+_PUT_HEAD = "INSERT OR REPLACE INTO heads (stream, sequence, last) VALUES (?, ?, ?)"
 _DROP_RECORD = (
     "DELETE FROM log WHERE stream = ? AND sequence = ?",
     "DELETE FROM attached WHERE stream = ? AND sequence = ?",
@@ -321,7 +322,7 @@ class _StreamRows:
         for row, newest in ids.fetchall():  # noqa: B007  # the last one is used
             self.rows.execute("UPDATE log SET prev = ? WHERE id = ?", (last, row))
             last = row
-        self._execute("INSERT OR REPLACE INTO heads VALUES (?, ?, ?)", newest, last)
+        self._execute(_PUT_HEAD, newest, last)
         if through:
             self._execute("INSERT INTO folds VALUES (?, ?, ?)", through, fold)
 

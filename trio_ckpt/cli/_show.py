@@ -12,7 +12,7 @@ from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of, read_overview
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.store import Store
+from .._journal.store import Owner, Store
 from .._journal.summary import (
     RunStatus,
     Summary,
@@ -105,15 +105,7 @@ _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last 
 
 
 def _run_document(run: RunOverview) -> Document:
-    metadata, parts = run.session_metadata, summary_document(run.summary)
-    session = {
-        "number": metadata.get("session"),
-        "host": metadata.get("host"),
-        "pid": metadata.get("pid"),
-        "began": iso_moment(metadata.get("began")),
-        "ended": iso_moment(metadata.get("at")),
-        "how": last_how(run),
-    }
+    parts = summary_document(run.summary)
     return {
         "run": run.run_id,
         "status": word_of(run.status),
@@ -123,24 +115,43 @@ def _run_document(run: RunOverview) -> Document:
         "streams": parts["streams"],
         "batches": parts["batches"],
         "last_activity": iso_moment(run.last_activity),
-        "session": session if metadata else None,
+        "session": _session_document(run),
         "exit_code": run.exit_code,
     }
 
 
-def last_how(run: RunStatus | RunOverview) -> str:
+def _session_document(run: RunOverview) -> Document | None:
+    session = run.session
+    if session is None:
+        return None
+    return {
+        "number": session.number,
+        "host": session.host,
+        "pid": session.pid,
+        "began": iso_moment(session.began),
+        "ended": iso_moment(session.at),
+        "how": _how(run.owner, session.ended),
+    }
+
+
+def last_how(run: RunStatus) -> str:
     """How the last session ended, in words."""
-    how: str = run.session_metadata.get("ended", KILLED)
-    return how if run.owner is None else RUNNING
+    return _how(run.owner, run.session_metadata.get("ended"))
+
+
+def _how(owner: Owner | None, ended: str | None) -> str:
+    if owner is not None:
+        return RUNNING
+    return KILLED if ended is None else ended
 
 
 def _run_row(run: RunOverview, now: float) -> tuple[str, ...]:
     summary, saved = run.summary, run.last_activity
-    session = (
-        f"{run.session_metadata['session']} {last_how(run)}" if run.session_metadata else "none"
-    )
+    session = "none"
     if run.owner is not None:
         session = f"is running: process {run.owner.pid} on {run.owner.host}"
+    elif run.session is not None:
+        session = f"{run.session.number} {_how(None, run.session.ended)}"
     return (
         run.run_id,
         run.status.value,

@@ -204,26 +204,31 @@ class StoreSource(WatchedSource):
 
     async def list_ids(self) -> list[str]:
         """See `WatchedSource.list_ids`."""
+        await self._list()
+        return list(self._known)
+
+    async def _list(self) -> None:
+        """List the runs, if that was not done a moment ago."""
         if trio.current_time() - self._listed_at >= FRESH_S:
-            self._known = {summary.run_id: summary for summary in await list_all_runs(self.store)}
+            lines = await list_all_runs(self.store)
+            self._known = {line.run_id: line for line in lines if not is_task_id(line.run_id)}
             self._listed_at = trio.current_time()
         else:
             await trio.lowlevel.checkpoint()
-        return sorted(run_id for run_id in self._known if not is_task_id(run_id))
 
     async def snapshot(self, run_id: str) -> RunSnapshot:
         """See `WatchedSource.snapshot`."""
-        await self._line(run_id)
+        line = await self._line(run_id)
         owner = await self.store.read_owner(run_id)
-        view = await self._view(run_id)
+        view = await self._view(line)
         live = await self._read_live(run_id, view.owner)
         seen: Seen = "published" if live is not None and owner is not None else "stored"
         status = run_status_from(self.store, view, owner)
         return RunSnapshot(status, live, seen, time.time(), self.stuck_after_s)
 
     async def _line(self, run_id: str) -> RunSummary:
-        await self.list_ids()
-        if run_id not in self._known or is_task_id(run_id):
+        await self._list()
+        if run_id not in self._known:
             raise UnknownRunError(f"{self.store.url} has no run {run_id!r}", run_id=run_id)
         return self._known[run_id]
 
@@ -236,16 +241,19 @@ class StoreSource(WatchedSource):
 
     async def list_owned(self) -> list[str]:
         """See `WatchedSource.list_owned`."""
-        return [run_id for run_id in await self.list_ids() if self._known[run_id].is_owned]
+        await self._list()
+        return [run_id for run_id, line in self._known.items() if line.is_owned]
 
     async def look_at(self, run_ids: Iterable[str]) -> None:
         """See `WatchedSource.look_at`: it waits once, for those that were not read for a while."""
-        owned, now = set(await self.list_owned()), trio.current_time()
+        await self._list()
+        known, now = self._known, trio.current_time()
         self._looked_at = {
             run_id: at for run_id, at in self._looked_at.items() if now - at < FORGOTTEN_AFTER_S
         }
-        new = [run_id for run_id in run_ids if run_id in owned and run_id not in self._looked_at]
-        views = [await self._read_live(run_id, self._known[run_id].owner) for run_id in new]
+        lines = [known[run_id] for run_id in run_ids if run_id in known]
+        new = [line for line in lines if line.is_owned and line.run_id not in self._looked_at]
+        views = [await self._read_live(line.run_id, line.owner) for line in new]
         if self.store.has_live and None in views:
             await trio.sleep(first_look_s(self.store))
 
@@ -253,10 +261,9 @@ class StoreSource(WatchedSource):
         self._looked_at[run_id] = trio.current_time()
         return await read_live(self.store, run_id, owner)
 
-    async def _view(self, run_id: str) -> RunView:
+    async def _view(self, line: RunSummary) -> RunView:
         """The run's progress; read again only if a record or an owner has come."""
-        line = self._known[run_id]
-        version = (line.generation, line.owner, line.records, line.updated_at)
+        run_id, version = line.run_id, (line.generation, line.owner, line.records, line.updated_at)
         found = self._views.get(run_id)
         if found is not None and found[0] == version:
             self._views.move_to_end(run_id)

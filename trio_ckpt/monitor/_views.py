@@ -176,28 +176,30 @@ def run_line(glance: RunGlance) -> RunLine:
 
 
 def _runtime_s(glance: RunGlance) -> float:
-    if glance.now is not None:
-        return float(glance.run.session_metadata.get("runtime_s", 0.0)) + glance.now.session_s
-    return glance.run.runtime_s
+    if glance.now is None:
+        return glance.run.runtime_s
+    session = glance.run.session
+    return glance.now.session_s + (0.0 if session is None else session.runtime_s)
 
 
 def _session(glance: RunGlance) -> SessionLine | None:
     """The newest session, as the run's own stream says it."""
-    metadata, now = glance.run.session_metadata, glance.now
-    if not metadata:
+    session, now = glance.run.session, glance.now
+    if session is None:
         return None
-    counts, ended = metadata.get("counts", {}), metadata.get("at")
+    counts, how = session.counts, KILLED if session.ended is None else session.ended
+    confirmed = None if counts is None else counts.batches
     return SessionLine(
-        number=metadata["session"],
-        host=metadata["host"],
-        pid=metadata["pid"],
-        began=moment(metadata["began"]),
-        ended=None if ended is None else moment(ended),
-        how=RUNNING if glance.run.owner is not None else metadata.get("ended", KILLED),
-        seconds=now.session_s if now is not None else _seconds(metadata["began"], ended),
-        confirmed=now.session_confirmed if now is not None else counts.get("batches"),
-        skipped=counts.get("skipped"),
-        retries=counts.get("retries"),
+        number=session.number,
+        host=session.host,
+        pid=session.pid,
+        began=moment(session.began),
+        ended=None if session.at is None else moment(session.at),
+        how=RUNNING if glance.run.owner is not None else how,
+        seconds=now.session_s if now is not None else _seconds(session.began, session.at),
+        confirmed=now.session_confirmed if now is not None else confirmed,
+        skipped=None if counts is None else counts.skipped,
+        retries=None if counts is None else counts.retries,
     )
 
 

@@ -158,6 +158,7 @@ async def times_of_runs(case: Case) -> None:
     async with case.own(store) as run:
         again = (await _line(case, store)).updated_at
         expect(again == first, f"no record came, and it moved from {first} to {again}")
+        last = first
         for number in range(1, MAX_SAVES):
             await case.save_all(store, run, chain(B, number, number))
             last = (await _line(case, store)).updated_at

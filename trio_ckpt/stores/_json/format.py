@@ -108,8 +108,9 @@ class _SealedDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JournalLine(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One line of a journal: the saved checkpoints and their owner; empty: a run was locked.
 
-    `drops` are sequences of streams whose attached blobs are not named any more, `at` is when it
-    was saved (Unix time, s), and an empty `summary` leaves the one before.
+    `drops` are sequences of streams whose attached blobs are not named any more.  `at` is when the
+    records were saved (Unix time, s), left out where the lines before tell that well enough.  An
+    empty `summary` leaves the one before.
     """
 
     owner: Number
@@ -310,7 +311,7 @@ def _apply(path: Path, number: int, state: RunState, raw: bytes) -> None:
     if line.generation != state.generation:
         state.updated_at, state.summary = None, b""
     state.owner, state.generation = line.owner, line.generation
-    if line.records:
+    if line.at is not None:
         state.updated_at = line.at
     state.summary = line.summary or state.summary
     for key, entry in line.records:

@@ -13,6 +13,7 @@ and the newest sequences.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -56,6 +57,7 @@ from .records import decode_entry, encode_entry, encode_fold
 logger = get_logger(__name__)
 
 MIN_REWRITE_BYTES = 256 * 2**10  # a few hundred saves; rewriting a smaller run saves little
+TOLD_EVERY_S = 0.1  # a line of the journal has the time of its save if that has moved so far
 REWRITE_SHARE = 1.0  # the part of checkpoint.json's size beyond which the journal is too long
 
 _BAD_VALUE = (TypeError, ValueError, OverflowError)
@@ -74,6 +76,7 @@ class _OwnedRun:
     journal: OwnedJournal
     checkpoint_bytes: int
     records: int = 0  # in all generations, when it was locked or pruned
+    told_at: float = -math.inf  # the newest time in a line of this owner
     rewrite_at: int = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -210,16 +213,19 @@ class JsonWriter:
         moved: dict[str, int] = {}
         records: list[tuple[str, msgspec.Raw]] = []
         outcomes = save_each(group, partial(self._add, heads, moved, records), _REFUSED)
+        now = time.time()
+        is_told = run.generation == held.generation and abs(now - held.told_at) < TOLD_EVERY_S
         line = JournalLine(
             run.owner,
             run.generation,
             records,
             _encode_folds({**heads, **moved}, folds),
-            at=time.time() if records else None,
+            at=now if records and not is_told else None,
             summary=summary or b"",
         )
         if line.records or line.folds or line.summary or run.generation != held.generation:
             self._append(held, line)
+            held.told_at = held.told_at if line.at is None else line.at
             held.generation, held.heads = run.generation, heads
             held.heads.update(moved)
         else:

@@ -186,8 +186,9 @@ class SqliteReader:
         return StoredRecord(sequence, payload, tuple([digest for (digest,) in rows]))
 
 
-def _summary(row: tuple[str, int, int, int, int, float | None, object]) -> RunSummary:
-    run_id, generation, owner, streams, records, updated_at, payload = row
+def _summary(row: tuple[str, int, int, int, int, object, object]) -> RunSummary:
+    run_id, generation, owner, streams, records, at, payload = row
+    updated_at = at if isinstance(at, float) else None
     summary = payload if isinstance(payload, bytes) else b""
     return RunSummary(run_id, generation, owner, streams, records, False, updated_at, summary)
 
