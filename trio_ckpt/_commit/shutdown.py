@@ -70,7 +70,7 @@ class Stop:
         self._requested = trio.Event()
         self._idle = trio.Event()
         self.body = trio.CancelScope()
-        self.changed: Callable[[], None] = _ignore
+        self.changed: Callable[[], None] = lambda: None
 
     @property
     def busy(self) -> int:
@@ -230,10 +230,6 @@ class Stop:
         for scope in self.scopes:
             scope.cancel()
         self.changed()
-
-
-def _ignore() -> None:
-    """Do nothing: no callback is set."""
 
 
 _signals_taken: trio.lowlevel.RunVar[int] = trio.lowlevel.RunVar("trio_ckpt signals", 0)

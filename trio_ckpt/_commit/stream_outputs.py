@@ -114,7 +114,7 @@ class StreamFiles:
         Raises:
             OutputClaimedError: another batch owns it.
         """
-        self._check_owner(name, index, self.path_owners.hold(name, self._owner(index)))
+        self._claim(name, index, self.path_owners.hold)
         self.claimed.setdefault(index, set()).add(name)
 
     def claim_confirmed(self, index: int, outputs: Iterable[Output]) -> None:
@@ -123,9 +123,8 @@ class StreamFiles:
         Raises:
             OutputClaimedError: another batch owns one.
         """
-        owner = self._owner(index)
         for output in outputs:
-            self._check_owner(output.path, index, self.path_owners.confirm(output.path, owner))
+            self._claim(output.path, index, self.path_owners.confirm)
 
     def claim_sink(self, name: str) -> None:
         """Reserve the name of an append file for this stream.
@@ -133,14 +132,18 @@ class StreamFiles:
         Raises:
             OutputClaimedError: a batch or another stream owns it.
         """
-        self._check_owner(name, SINK, self.path_owners.hold(name, self._owner(SINK)))
+        self._claim(name, SINK, self.path_owners.hold)
+
+    def _claim(self, name: str, index: int, give: Callable[[str, PathOwner], PathOwner]) -> None:
+        """Give a name to a batch, as one of `PathOwners` does it, or refuse."""
+        owner = self._owner(index)
+        if (has := give(name, owner)) != owner:
+            whose = "the append files" if has[1] == SINK else f"batch {has[1]}"
+            problem = f"it belongs to {whose} of stream {has[0]}; give each batch its own file name"
+            raise OutputClaimedError(name, problem)
 
     def _owner(self, index: int) -> PathOwner:
         return self.stream_log.text, index
-
-    def _check_owner(self, name: str, index: int, has: PathOwner) -> None:
-        if has != self._owner(index):
-            raise _claimed_error(name, *has)
 
     def release(self, index: int, kept: Iterable[Output] = ()) -> None:
         """Release the names that attempts at a batch have reserved, except those in `kept`."""
@@ -338,17 +341,6 @@ class StreamFiles:
         )
 
 
-def _claimed_error(name: str, stream: str, index: int) -> OutputClaimedError:
-    whose = "the append files" if index == SINK else f"batch {index}"
-    return OutputClaimedError(
-        name, f"it belongs to {whose} of stream {stream}; give each batch its own file name"
-    )
-
-
-def _first_bucket() -> list[bytearray]:
-    return [bytearray()]
-
-
 @attrs.define(eq=False)
 class PathOwners:
     """The owner of each output name of a run, in little memory; shared by all its streams.
@@ -363,7 +355,7 @@ class PathOwners:
     """
 
     _held: dict[str, PathOwner] = attrs.field(factory=dict[str, PathOwner], init=False)
-    _buckets: list[bytearray] = attrs.field(factory=_first_bucket, init=False)
+    _buckets: list[bytearray] = attrs.field(factory=lambda: [bytearray()], init=False)
     _unsplit: int = attrs.field(default=1, init=False)  # buckets when the splitting began
     _count: int = attrs.field(default=0, init=False)  # of confirmed names
     _streams: list[str] = attrs.field(factory=list[str], init=False)

@@ -72,11 +72,11 @@ def open_unshared(func: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> 
     return fd
 
 
-def close_unshared(fd: int, close: Callable[[int], None] = os.close) -> None:
+def close_unshared(fd: int) -> None:
     """Close a descriptor that `open_unshared` has opened."""
     with _guard:
         _descriptors.discard(fd)
-        close(fd)
+        os.close(fd)
 
 
 class HasDescriptor(Protocol):

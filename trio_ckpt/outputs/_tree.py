@@ -108,10 +108,6 @@ class Sync(enum.Enum):
     ALL = enum.auto()  # sync all names: the user made the folders, at an unknown time
 
 
-def _no_names() -> set[str]:
-    return set()
-
-
 @attrs.define(eq=False)
 class Tree:
     """The opened root, and the durability of the names below it in this session.
@@ -126,8 +122,8 @@ class Tree:
     system: System
     _fd: int
     kept_out: tuple[int, int] | None = attrs.field(default=None, init=False)
-    _sure: set[str] = attrs.field(factory=_no_names, init=False)  # folders with durable names
-    _lost: set[str] = attrs.field(factory=_no_names, init=False)  # names that failed to sync
+    _sure: set[str] = attrs.field(factory=set[str], init=False)  # folders with durable names
+    _lost: set[str] = attrs.field(factory=set[str], init=False)  # names that failed to sync
 
     @classmethod
     def open(cls, system: System, root: str) -> Tree:

@@ -45,14 +45,6 @@ class _Open:
     writes: bool
 
 
-def _nothing() -> None:
-    """Do nothing: the default for `check_alive`."""
-
-
-def _nothing_with_words(_verb: str, _name: str) -> None:
-    """Do nothing: the default for `reach`."""
-
-
 def _call(
     method: Callable[Concatenate[MemoryFiles, P], T],
 ) -> Callable[Concatenate[MemoryFiles, P], T]:
@@ -79,8 +71,8 @@ class MemoryFiles(System):
     """
 
     root: Folder = attrs.field(factory=lambda: Folder(1))
-    check_alive: Callable[[], None] = _nothing
-    reach: Callable[[str, str], None] = _nothing_with_words
+    check_alive: Callable[[], None] = lambda: None
+    reach: Callable[[str, str], None] = lambda _verb, _name: None
     lock_all: threading.RLock = attrs.field(factory=threading.RLock)
     _opened: dict[int, _Open] = attrs.field(factory=dict[int, _Open], init=False)
     _locks: dict[int, int] = attrs.field(factory=dict[int, int], init=False)  # inode -> fd
