@@ -142,6 +142,17 @@ async def test_cleanup_frees_the_checkpoints_of_ended_items_alone(
         assert task.checkpoint_count >= 1  # what was, is still told
 
 
+async def test_a_job_that_its_foreman_does_not_have_is_not_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    async with training(1) as (site, jobs):
+        await saved(jobs, "job-t.000000")
+        assert site.foreman is not None
+        del site.foreman.jobs["job-t"]
+        with pytest.raises(NotPossibleError, match="the job is over"):
+            await jobs.cancel("job-t")
+
+
 async def test_a_job_is_cancelled_by_its_foreman_and_once(autojump_clock: MockClock) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         async with training(1) as (site, jobs):
