@@ -171,7 +171,7 @@ def signals(name: str, values: Iterable[str]) -> tuple[signal.Signals, ...]:
     wanted = "names of signals that a process of this system can handle"
     known = signal.Signals.__members__
     for each in names:
-        if not isinstance(each, str):
+        if not isinstance(cast("object", each), str):
             raise TypeError(f"{name} must have {wanted}, not {shown(each)}")
         if each not in known or each in UNSTOPPABLE:
             raise ValueError(f"{name} must have {wanted}, not {shown(each)}")
