@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import json
 import threading
 from collections.abc import Generator
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import sniffio
 import trio
 
 from tests.hangs import HANG_S
@@ -34,6 +36,9 @@ from trio_ckpt.blocking import BlockingBatch, BlockingRun, BlockingStream, run_b
 from trio_ckpt.stores import MemoryStore
 
 SKIP = RetryTable((RetryRule((OSError,), attempts=1, then=Then.SKIP),))
+
+
+CALLER: contextvars.ContextVar[str] = contextvars.ContextVar("caller", default="none")
 
 
 class CannotReadError(Exception):
@@ -446,16 +451,17 @@ def test_a_stop_ends_the_call_of_a_helping_thread() -> None:
         program()
 
 
-def test_a_run_that_is_left_before_its_threads_says_so() -> None:
+@pytest.mark.parametrize("makes_a_call", [True, False])
+def test_a_run_that_is_left_before_its_threads_says_so(*, makes_a_call: bool) -> None:
     opened, left, ends = threading.Event(), threading.Event(), list[BaseException]()
     threads = list[threading.Thread]()
 
     def work(run: BlockingRun) -> None:
         try:
             with run.open_stream("ocr") as stream:
-                for _ in stream.batches(range(3)):
-                    opened.set()
-                    left.wait(HANG_S)
+                opened.set()
+                left.wait(HANG_S)
+                if makes_a_call:
                     stream.finish()
         except BaseException as error:
             ends.append(error)
@@ -615,6 +621,27 @@ def test_an_async_handler_is_refused() -> None:
 
     with pytest.raises(TypeError, match="plain function"):
         program()
+
+
+def test_tasks_and_handlers_have_the_context_of_the_program() -> None:
+    seen = list[str]()
+
+    async def watch(_run: Run) -> None:
+        seen.append(CALLER.get())
+
+    def handle(batch: BlockingBatch[int]) -> None:
+        seen.append(CALLER.get())
+        with pytest.raises(sniffio.AsyncLibraryNotFoundError):
+            sniffio.current_async_library()  # so it may run a loop of its own
+        batch.complete()
+
+    def program() -> None:
+        CALLER.set("program")
+        with begin_blocking() as run, run.beside(watch), run.open_stream("ocr") as stream:
+            run_batches(stream, range(2), handle)
+
+    contextvars.copy_context().run(program)
+    assert seen == ["program"] * 3
 
 
 def test_a_batch_that_a_handler_fails_is_an_error() -> None:
