@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import trio
 
 from tests.hangs import HANG_S, PROGRAM_S
 from tests.interrupts import Tracer, interrupt, no_memory
 from tests.opening import begin_blocking
 from trio_ckpt import RunStoppedError
+from trio_ckpt.blocking._program import Block
 from trio_ckpt.stores import MemoryStore
 
 PAGES = 3
@@ -78,7 +82,8 @@ logging.basicConfig(level=logging.INFO)
 with blocking.open_run("r", store="r.ckpt") as run, run.open_stream("pages") as stream:
     for batch in stream.batches(range(4)):
         print("ready", flush=True)
-        time.sleep(3_600)
+        while True:
+            time.sleep(0.1)  # a signal right before a sleep does not interrupt it
 """
 
 
@@ -138,6 +143,50 @@ def test_ctrl_c_interrupts_a_call_that_waits(tmp_path: Path) -> None:
     with begin_blocking(tmp_path / "r.ckpt") as run, run.open_stream("pages") as stream:
         assert list(stream.progress.done) == [0, 1, 2]
         assert stream.progress.failures == {}
+
+
+def interrupt_main_thread() -> None:
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+
+def test_an_interrupt_cancels_the_call_and_waits_for_its_end() -> None:
+    seen = list[str]()
+
+    async def wait() -> None:
+        interrupt_main_thread()
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.01)
+            seen.append("ended")
+
+    with begin_blocking() as run:
+        with pytest.raises(KeyboardInterrupt):
+            run._program.call(wait)
+        assert seen == ["ended"]
+        assert run.add_streams([("pages",)]).new == (("pages",),)
+
+
+def test_a_block_that_is_entered_despite_an_interrupt_is_left() -> None:
+    seen = list[str]()
+
+    @asynccontextmanager
+    async def enter_late() -> AsyncGenerator[str]:
+        interrupt_main_thread()
+        while trio.current_effective_deadline() > -math.inf:  # it is cancelled soon
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.001)
+        try:
+            yield "entered"
+        finally:
+            seen.append("left")
+
+    with begin_blocking() as run:
+        with pytest.raises(KeyboardInterrupt), Block(run._program, enter_late, str):
+            raise AssertionError("the body began")
+        assert seen == ["left"]
+        assert run.add_streams([("pages",)]).new == (("pages",),)
 
 
 def test_only_the_main_thread_may_handle_signals() -> None:

@@ -13,7 +13,6 @@ from typing import Generic, ParamSpec, TypeVar, cast
 
 import attrs
 import outcome
-import sniffio
 import trio
 
 from .._util.arguments import shown
@@ -134,7 +133,6 @@ class Program:
 
         await trio.lowlevel.checkpoint_if_cancelled()
         context = contextvars.copy_context()
-        context.run(sniffio.current_async_library_cvar.set, None)  # none runs in the thread
         try:
             trio.lowlevel.start_thread_soon(partial(context.run, work), tell)
         except RuntimeError as error:

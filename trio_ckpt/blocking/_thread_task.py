@@ -38,6 +38,9 @@ Work: TypeAlias = Callable[[], Awaitable[object]]
 AnyBlock: TypeAlias = AbstractAsyncContextManager[object]
 
 
+LOOK_AGAIN_S = 1.0  # a signal that arrives right before the main thread waits does not wake it
+
+
 def _held_lock() -> threading.Lock:
     lock = threading.Lock()
     lock.acquire()
@@ -64,7 +67,7 @@ class _Request:
     def wait(self) -> outcome.Outcome[object]:
         """Wait for the answer, in the thread; an interrupted wait may be repeated."""
         while self.result is None:
-            self._unanswered.acquire()
+            self._unanswered.acquire(timeout=LOOK_AGAIN_S)
         return self.result
 
     def begin(self, scope: trio.CancelScope) -> None:
