@@ -228,10 +228,7 @@ async def test_edge_case_2_over_the_wire_large_checkpoints(
         assert found == [float(functions.large_array().sum())]
         assert not (tmp_path / "s" / view.checkpoint_storage_path).exists()
     await store.aclose()
-    store = await open_store(tmp_path / "s")
-    async with store.lock_run("any"):  # where crashes are cleaned up after
-        assert not any(path.is_file() for path in folder.rglob("*"))
-    await store.aclose()
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(("max_age_s", "goes_on"), [(3_600.0, True), (60.0, False)])
@@ -284,7 +281,7 @@ def damage_newest_blob(store: MemoryStore) -> None:
     run = store._memory.runs[TASK]
     log = run.generations[run.generation]['["task"]'].log
     newest = next(record.blobs[0] for record in reversed(log) if record.blobs)
-    store._memory.blobs[newest] = bytes(len(store._memory.blobs[newest]))
+    run.blobs[newest] = bytes(len(run.blobs[newest]))
 
 
 async def test_edge_case_4_over_the_wire_nothing_is_whole(
@@ -298,8 +295,9 @@ async def test_edge_case_4_over_the_wire_nothing_is_whole(
         async with mapping(site, "train", [1]) as found:
             await trio.sleep(11)
             site.kill_worker("a")
-            for name, blob in store._memory.blobs.items():
-                store._memory.blobs[name] = bytes(len(blob))
+            blobs = store._memory.runs[TASK].blobs
+            for name, blob in blobs.items():
+                blobs[name] = bytes(len(blob))
             await site.start_worker("b")
         assert found == [trained(1)]
         said = await notes(store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from trio_ckpt._maintenance.doctor import examine, file_system_of, judge_fsync
 from trio_ckpt.abc import Severity
 from trio_ckpt.cli._doctor import _store_findings
 from trio_ckpt.stores import open_store
+from trio_ckpt.stores._local.files import hashed_name
 from trio_ckpt.stores._local.locks import lock_run
 
 
@@ -78,8 +80,12 @@ def test_a_silent_owner_is_doubted(run: Terminal, tmp_path: Path) -> None:
 def test_blobs_that_no_record_names_are_counted(run: Terminal, tmp_path: Path, scheme: str) -> None:
     async def leave() -> None:
         store = await open_store(f"{scheme}:{tmp_path / 's'}")
-        await store.put_blob(b"lost")
+        async with store.lock_run("r"):
+            pass
         await store.aclose()
+        orphan = tmp_path / "s/blobs" / hashed_name("r") / hashlib.sha256(b"lost").hexdigest()
+        orphan.parent.mkdir()
+        orphan.write_bytes(b"lost")  # a kill left it
 
     trio.run(leave)
     said = run("doctor", tmp_path / "s", "--json")

@@ -152,8 +152,10 @@ async def test_what_cannot_be_archived_is_kept(
 class Altered(MemoryStore):
     """Gives other bytes back than it was given."""
 
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        return bytes(reversed(await super().read_blob(digest, offset, size)))
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        return bytes(reversed(await super().read_blob(run_id, digest, offset, size)))
 
 
 async def test_what_was_altered_is_not_archived_as_if_it_were_whole(

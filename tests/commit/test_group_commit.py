@@ -45,9 +45,9 @@ class CountingStore(MemoryStore):
         self.put: Counter[str] = Counter()
         self.put_s = put_s
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         await trio.sleep(self.put_s)
-        digest = await super().put_blob(payload)
+        digest = await super().put_blob(run, payload)
         self.put[digest] += 1
         return digest
 

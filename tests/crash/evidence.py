@@ -20,7 +20,7 @@ from trio_ckpt.stores import open_store
 
 JOURNAL = re.compile(rf"runs/{RUN}/journal\.\d+\.jsonl")
 KNOWN = re.compile(
-    rf"lock/.*|live/.*|state\.db.*|store\.json|runs/{RUN}/checkpoint\.json|blobs/\w\w/\w{{64}}"
+    rf"lock/.*|live/.*|state\.db.*|store\.json|runs/{RUN}/checkpoint\.json|blobs/\w{{32}}/\w{{64}}"
 )
 LEFT_BESIDE = {"manifest.json", LINES}  # of a whole run, beside the pages
 

@@ -45,8 +45,7 @@ KILLS = (Action.KILL_BEFORE, Action.KILL_AFTER, Action.KILL_HALF)
 EXIT_POISONED = 75
 AFTER_CUT = 50  # number of the session that finds what a power cut left
 
-_DIGEST = re.compile(r"\b[0-9a-f]{2}/[0-9a-f]{64}$")
-_FAN_OUT = re.compile(r"/blobs/[0-9a-f]{2}$")
+_DIGEST = re.compile(r"\b[0-9a-f]{64}$")
 _JOURNAL = re.compile(r"/journal\.\d+\.jsonl$")
 
 
@@ -352,8 +351,8 @@ def shape_of(root: Path) -> list[str]:
     names = []
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if _FAN_OUT.search(name) or name == LIVE:
-            continue  # these stay when they are empty: they are needed again
+        if name == LIVE:
+            continue  # it stays when it is empty: it is needed again
         if name.startswith(KEPT) and (path.is_dir() or path.stat().st_size):
             continue
         name = _DIGEST.sub("BLOB", name)

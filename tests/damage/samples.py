@@ -246,7 +246,7 @@ async def _stream_of(store: Store, run_id: str, generation: int, stream: str) ->
         for stored in page.records:
             records.append((stored.sequence, seal.open(stored.sequence, stored.payload)))
             for digest in stored.blobs:
-                blobs[digest] = hashlib.sha256(await store.read_blob(digest)).hexdigest()
+                blobs[digest] = hashlib.sha256(await store.read_blob(run_id, digest)).hexdigest()
         cursor = page.cursor
         if cursor is None:
             break

@@ -329,9 +329,9 @@ async def test_large_records_are_blobs_again(tmp_path: Path) -> None:
     put: list[int] = []
 
     class Watched(MemoryStore):
-        async def put_blob(self, payload: Any) -> str:
+        async def put_blob(self, run: RunKey, payload: Any) -> str:
             put.append(len(payload))
-            return await super().put_blob(payload)
+            return await super().put_blob(run, payload)
 
     for limit, count in ((2_000, 5), (2**20, 0)):
         put.clear()
@@ -563,20 +563,22 @@ async def test_a_blob_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
     class Watched(MemoryStore):
-        async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+        async def read_blob(
+            self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+        ) -> bytes:
             assert size is not None
             asked.append(size)
-            return await super().read_blob(digest, offset, size)
+            return await super().read_blob(run_id, digest, offset, size)
 
-        async def put_blob(self, payload: Any) -> str:
+        async def put_blob(self, run: RunKey, payload: Any) -> str:
             pieces = list(payload)
             put.append(list(map(len, pieces)))
-            return await super().put_blob(pieces)
+            return await super().put_blob(run, pieces)
 
     store, other = Watched(), Watched()
     record = encode_record(Record(kind=RecordKind.SAVE, at=1.0, state=encode_frame(frame)))
     async with store.lock_run("r") as owner:
-        await store.put_blob([blob])
+        await store.put_blob(RunKey("r", 0, owner), [blob])
         sealed = store.seal("r", 0, ("s",)).close(1, record)
         saved = Checkpoint('["s"]', 1, sealed, blobs=(digest,))
         assert await store.save(RunKey("r", 0, owner), [saved]) == [None]
@@ -589,4 +591,4 @@ async def test_a_blob_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.Mo
     await import_run(other, tmp_path / "r.zip")
     (lengths,) = put
     assert max(lengths) <= PIECE_BYTES
-    assert await other.read_blob(digest, 0, size) == blob
+    assert await other.read_blob("r", digest, 0, size) == blob

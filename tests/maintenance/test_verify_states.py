@@ -37,8 +37,10 @@ class Altering(MemoryStore):
 
     at: int | None = None
 
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        data = bytearray(await super().read_blob(digest, offset, size))
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        data = bytearray(await super().read_blob(run_id, digest, offset, size))
         if self.at is not None and offset <= self.at < offset + len(data):
             data[self.at - offset] ^= 1
         return bytes(data)
@@ -70,8 +72,11 @@ async def test_a_blob_that_is_gone_is_found_with_its_batch() -> None:
     class Losing(MemoryStore):
         is_gone = False
 
-        async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-            return await super().read_blob("0" * 64 if self.is_gone else digest, offset, size)
+        async def read_blob(
+            self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+        ) -> bytes:
+            name = "0" * 64 if self.is_gone else digest
+            return await super().read_blob(run_id, name, offset, size)
 
     store = Losing()
     await train(store, 90_000)

@@ -44,13 +44,6 @@ from trio_ckpt.remote._worker.remote_store import RemoteStore
 from trio_ckpt.testing._faulty import WrappedStore
 
 
-class OpenStoreProxy(StoreProxy):
-    """One whose worker may read all blobs: the clauses of the contract hand digests around."""
-
-    def may_read(self, digest: str) -> bool:
-        return True
-
-
 @attrs.define(eq=False)
 class Far:
     """A worker and a foreman that are connected.
@@ -142,7 +135,7 @@ class FarStore(WrappedStore):
         if self._is_closed:
             raise StoreError("the store is closed")
         if run_id not in self._runs:
-            rpc = await self._far.give(OpenStoreProxy(self.handle, run_id, 0))
+            rpc = await self._far.give(StoreProxy(self.handle, run_id, 0))
             self._runs[run_id] = RemoteStore(rpc)
         return self._runs[run_id]
 
@@ -151,7 +144,7 @@ class FarStore(WrappedStore):
         if self._is_closed:
             raise StoreError("the store is closed")
         async with self.handle.lock_run(run_id) as owner:
-            rpc = await self._far.give(OpenStoreProxy(self.handle, run_id, owner))
+            rpc = await self._far.give(StoreProxy(self.handle, run_id, owner))
             store = self._runs[run_id] = RemoteStore(rpc)
             async with store.lock_run(rpc.task_id) as given:
                 assert given == owner
@@ -191,11 +184,16 @@ class FarStore(WrappedStore):
             store._rpc.task_id, stream, generation=generation, cursor=cursor, limit=limit
         )
 
-    async def put_blob(self, payload: BlobPayload) -> str:
-        return await (await self._run("any")).put_blob(payload)
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
+        store = await self._run(run.run_id)
+        key = msgspec.structs.replace(run, run_id=store._rpc.task_id)
+        return await store.put_blob(key, payload)
 
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        return await (await self._run("any")).read_blob(digest, offset, size)
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        store = await self._run(run_id)
+        return await store.read_blob(store._rpc.task_id, digest, offset, size)
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         store = await self._run(run.run_id)

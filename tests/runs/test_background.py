@@ -168,9 +168,9 @@ class SlowStore(MemoryStore):
         await self._take()
         return await super().save(run, group, folds, summary=summary)
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         await self._take()
-        return await super().put_blob(payload)
+        return await super().put_blob(run, payload)
 
 
 async def work(store: SlowStore, takes_s: float, metadata: str = "") -> None:

@@ -20,6 +20,7 @@ import trio
 from tests.opening import begin
 from trio_ckpt import Run
 from trio_ckpt._runs.run import open_run_of
+from trio_ckpt.abc import RunKey
 from trio_ckpt.state import zeros
 from trio_ckpt.state._arrays import engine
 from trio_ckpt.state._arrays.arena import SLAB_BYTES, Arena, ArenaClosedError
@@ -127,10 +128,10 @@ async def test_the_memory_of_a_closed_stream_is_no_longer_watched(
 class SlowStore(MemoryStore):
     """Takes its time for blobs, so that many are on their way at once."""
 
-    async def put_blob(self, payload: Any) -> str:
+    async def put_blob(self, run: RunKey, payload: Any) -> str:
         for _ in range(20):
             await trio.lowlevel.checkpoint()
-        return await super().put_blob(payload)
+        return await super().put_blob(run, payload)
 
 
 async def test_more_streams_than_threads_save_through_an_arena_for_two(

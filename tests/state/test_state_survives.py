@@ -173,9 +173,9 @@ class Dying(MemoryStore):
         self.look()
         return outcomes
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         self.look()
-        return await super().put_blob(payload)
+        return await super().put_blob(run, payload)
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         dropped = await super().drop_blobs(run, stream, sequences)
@@ -275,4 +275,4 @@ async def test_no_state_of_a_program_that_goes_on_is_torn() -> None:
 async def newest(store: MemoryStore) -> Any:
     """The array of the newest snapshot."""
     chain, _ = await read_chain(read_pages(store, "r", 0, ("s",)))
-    return (await read_named(store, [frame for _, frame in chain], None))["state.a"]
+    return (await read_named(store, "r", [frame for _, frame in chain], None))["state.a"]

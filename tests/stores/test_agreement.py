@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings, strategies as st
 from msgspec.structs import replace
 
+from tests.stores.tools import owned
 from trio_ckpt._util.errors import StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, Fold, RunKey, Store
 from trio_ckpt.stores import MemoryStore, open_store
@@ -102,7 +103,7 @@ class _Driver:
     async def look_for_blobs(self) -> None:
         for digest in DIGESTS:
             try:
-                self.said.append(await self.store.read_blob(digest, 1, 2))
+                self.said.append(await self.store.read_blob("run", digest, 1, 2))
             except StoreDamagedError as error:
                 self.said.append(type(error))
 
@@ -133,9 +134,9 @@ async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
     said: dict[str, list[Any]] = {}
     for scheme in ("memory", "sqlite", "json"):
         driver = _Driver(await _open(scheme, folder / scheme))
-        async with driver.store.lock_run("run"):
+        async with owned(driver.store) as run:
             for payload in BLOBS:
-                await driver.store.put_blob(payload)
+                await driver.store.put_blob(run, payload)
         for step in [*steps, ("reopen",)]:
             async with driver.store.lock_run("run") as owner:
                 await driver.look_for_blobs()
@@ -149,7 +150,7 @@ async def _run(steps: list[tuple[Any, ...]], folder: Path) -> None:
                     _, stream, sequences, off, generation = step
                     await driver.drop(owner + off, stream, sequences, generation)
                 elif step[0] == "put":
-                    await driver.store.put_blob(step[1])
+                    await driver.store.put_blob(RunKey("run", 0, owner), step[1])
                 await driver.look_for_blobs()
             await driver.look()
             if step[0] == "reopen":

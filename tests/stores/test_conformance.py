@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from trio_ckpt.stores._json import writer
 from trio_ckpt.stores._local import blobs
 from trio_ckpt.stores.memory import _Run
 from trio_ckpt.testing import FaultyStore, Hang, check_store
-from trio_ckpt.testing._store_blobs import BLOB_BYTES
 
 
 def _memory(kind: type[MemoryStore]) -> Callable[[], Awaitable[Store]]:
@@ -343,10 +343,10 @@ class GuessesCursors(_OtherHistory):
 
 
 class EmptyForLostBlobs(MemoryStore):
-    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
+    def _resolve(self, run: _Run, checkpoint: Checkpoint) -> StoredRecord:
         if checkpoint.blob is not None:
             return StoredRecord(checkpoint.sequence, checkpoint.payload)
-        return super()._resolve(checkpoint)
+        return super()._resolve(run, checkpoint)
 
 
 class ListsInAnyOrder(MemoryStore):
@@ -455,7 +455,8 @@ class HidesWhatIsPruned(MemoryStore):
     ) -> HistoryPage:
         if generation in getattr(self, "kept", {}):
             found = self.kept[generation][stream].log
-            return HistoryPage(tuple(map(self._resolve, reversed(found))), None)
+            resolve = partial(self._resolve, self._memory.runs[run_id])
+            return HistoryPage(tuple(map(resolve, reversed(found))), None)
         return await super().history(
             run_id, stream, generation=generation, cursor=cursor, limit=limit
         )
@@ -490,17 +491,29 @@ class PrunesAnyGeneration(MemoryStore):
 
 
 class KeepsBlobs(MemoryStore):
-    def _remove_orphans(self) -> None:
-        pass
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        before = self.after_crash()._memory
+        pruned = await super().prune(run, keep=keep)
+        self._memory.runs[run.run_id].blobs.update(before.runs[run.run_id].blobs)
+        return pruned
 
 
 class PrunesBlobsInUse(MemoryStore):
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        before = self._memory.blobs_named()
         pruned = await super().prune(run, keep=keep)
         if pruned.generations:
-            for digest in before:
-                self._memory.blobs.pop(digest, None)
+            self._memory.runs[run.run_id].blobs.clear()
+        return pruned
+
+
+class PrunesBlobsOfOthers(MemoryStore):
+    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        before = self.after_crash()._memory
+        pruned = await super().prune(run, keep=keep)
+        gone = before.runs[run.run_id].blobs.keys() - self._memory.runs[run.run_id].blobs.keys()
+        for digest in gone:
+            for other in self._memory.runs.values():
+                other.blobs.pop(digest, None)
         return pruned
 
 
@@ -525,13 +538,13 @@ class DeafToCancellation(MemoryStore):
 
 
 class ForgetsAttached(MemoryStore):
-    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
-        return replace(super()._resolve(checkpoint), blobs=())
+    def _resolve(self, run: _Run, checkpoint: Checkpoint) -> StoredRecord:
+        return replace(super()._resolve(run, checkpoint), blobs=())
 
 
 class RepeatsAttached(MemoryStore):
-    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
-        return replace(super()._resolve(checkpoint), blobs=checkpoint.blobs)
+    def _resolve(self, run: _Run, checkpoint: Checkpoint) -> StoredRecord:
+        return replace(super()._resolve(run, checkpoint), blobs=checkpoint.blobs)
 
 
 class RemovesAttached(MemoryStore):
@@ -541,64 +554,120 @@ class RemovesAttached(MemoryStore):
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
         async with super().lock_run(run_id) as owner:
             yield owner
-        for streams in self._memory.runs[run_id].generations.values():
+        run = self._memory.runs[run_id]
+        for streams in run.generations.values():
             for digest in {d for s in streams.values() for c in s.log for d in c.blobs}:
-                self._memory.blobs.pop(digest, None)
+                run.blobs.pop(digest, None)
 
 
 class NamesWhatIsNotThere(MemoryStore):
-    def _append(self, streams: dict[str, Any], checkpoint: Checkpoint) -> None:
-        there = tuple(name for name in checkpoint.blobs if name in self._memory.blobs)
+    def _append(self, run: _Run, streams: dict[str, Any], checkpoint: Checkpoint) -> None:
+        there = tuple(name for name in checkpoint.blobs if name in run.blobs)
         checkpoint = replace(checkpoint, blobs=there)
-        super()._append(streams, checkpoint)
+        super()._append(run, streams, checkpoint)
+
+
+class NamesWhatIsOfOthers(MemoryStore):
+    def _append(self, run: _Run, streams: dict[str, Any], checkpoint: Checkpoint) -> None:
+        for other in self._memory.runs.values():
+            for digest in set(checkpoint.blobs).intersection(other.blobs):
+                run.blobs[digest] = other.blobs[digest]
+        super()._append(run, streams, checkpoint)
+
+
+class ReadsWhatIsOfOthers(MemoryStore):
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        for other, run in self._memory.runs.items():
+            if digest in run.blobs:
+                run_id = other
+        return await super().read_blob(run_id, digest, offset, size)
+
+
+class PutsForAnyOwner(MemoryStore):
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
+        owner = self._memory.runs[run.run_id].owner
+        return await super().put_blob(replace(run, owner=owner), payload)
+
+
+class PutsBeforeItComparesTheOwner(MemoryStore):
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
+        content = b"".join(blobs.views_of(payload))
+        there = self._memory.runs.get(run.run_id)
+        if there is not None:
+            there.blobs[hashlib.sha256(content).hexdigest()] = content
+        return await super().put_blob(run, content)
+
+
+class KeepsWhatWasNeverNamed(MemoryStore):
+    """While any other run is owned."""
+
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        run = self._memory.runs.get(run_id)
+        kept = dict(run.blobs) if run is not None else {}
+        async with super().lock_run(run_id) as owner:
+            if len(self._memory.locked_since) > 1:
+                self._memory.runs[run_id].blobs.update(kept)
+            try:
+                yield owner
+            finally:
+                kept = dict(self._memory.runs[run_id].blobs)
+        if self._memory.locked_since:
+            self._memory.runs[run_id].blobs.update(kept)
 
 
 class TakesOneBuffer(MemoryStore):
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         if not isinstance(payload, bytes):
             payload = bytes(next(iter(payload), b""))
-        return await super().put_blob(payload)
+        return await super().put_blob(run, payload)
 
 
 class NamesByTheFirstBuffer(MemoryStore):
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         views = list(blobs.views_of(payload))
-        name = await super().put_blob(views)
+        name = await super().put_blob(run, views)
         return hashlib.sha256(views[0]).hexdigest() if views else name
 
 
 class KeepsHalves(MemoryStore):
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         views: list[memoryview] = []
         try:
             for view in blobs.views_of(payload):
                 views.append(view)
         finally:
-            name = await super().put_blob(views)
+            name = await super().put_blob(run, views)
         return name
 
 
 class ReadsShort(MemoryStore):
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        whole = await super().read_blob(digest)
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        whole = await super().read_blob(run_id, digest)
         return whole[offset:] if size is None else whole[offset : offset + size]
 
 
 class ReadsFromTheStart(MemoryStore):
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        part = await super().read_blob(digest, offset, size)
-        return (await super().read_blob(digest))[: len(part)]
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        part = await super().read_blob(run_id, digest, offset, size)
+        return (await super().read_blob(run_id, digest))[: len(part)]
 
 
 class ReadsPartsAtTheEnd(MemoryStore):
-    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
-        await super().read_blob_parts(list(parts))
+    async def read_blob_parts(self, run_id: str, parts: Iterable[BlobPart]) -> None:
+        await super().read_blob_parts(run_id, list(parts))
 
 
 class LeavesPartsShort(MemoryStore):
-    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
+    async def read_blob_parts(self, run_id: str, parts: Iterable[BlobPart]) -> None:
         for part in parts:
-            data = (await super().read_blob(part.digest, part.offset))[: part.nbytes]
+            data = (await super().read_blob(run_id, part.digest, part.offset))[: part.nbytes]
             for target in part.targets:
                 target[: len(data)] = data[: len(target)]
                 data = data[len(target) :]
@@ -626,31 +695,27 @@ class DropsWhatOthersName(MemoryStore):
         digests = {d for n in numbers if log is not None for d in log.log[n - 1].blobs}
         size = await super().drop_blobs(run, stream, sequences)
         for digest in digests:
-            self._memory.blobs.pop(digest, None)
+            self._memory.runs[run.run_id].blobs.pop(digest, None)
         return size
 
 
 class CountsWhatOthersName(MemoryStore):
-    def _size(self, digests: set[str]) -> int:
-        return sum(len(self._memory.blobs.get(digest, b"")) for digest in digests)
-
-    async def prune(self, run: RunKey, *, keep: int) -> Pruned:
-        self._size = super()._size  # type: ignore[method-assign]  # there it is right
-        try:
-            return await super().prune(run, keep=keep)
-        finally:
-            del self._size  # type: ignore[method-assign]
+    async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
+        there = self._memory.runs[run.run_id]
+        log = there.generations[run.generation].get(stream)
+        numbers = {n for n in sequences if log is not None and 1 <= n <= len(log.log)}
+        digests = {d for n in numbers if log is not None for d in log.log[n - 1].blobs}
+        size = sum(len(there.blobs.get(digest, b"")) for digest in digests)
+        await super().drop_blobs(run, stream, sequences)
+        return size
 
 
 class KeepsDropped(MemoryStore):
-    def _remove_orphans(self) -> None:
-        if getattr(self, "kept", None) is None:
-            super()._remove_orphans()
-
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
-        self.kept = dict(self._memory.blobs)
+        blobs = self._memory.runs[run.run_id].blobs
+        kept = dict(blobs)
         size = await super().drop_blobs(run, stream, sequences)
-        self._memory.blobs.update(self.kept)
+        blobs.update(kept)
         return size
 
 
@@ -668,7 +733,8 @@ class DropsInAnyGeneration(MemoryStore):
 
 class RemovesWhatIsAboutToBeNamed(MemoryStore):
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
-        self._memory.pins.clear()
+        for there in self._memory.runs.values():
+            there.pins.clear()
         return await super().drop_blobs(run, stream, sequences)
 
 
@@ -676,8 +742,13 @@ class PrunesWithoutAttached(MemoryStore):
     """It counts no more than a record's own blob."""
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
+        before = self.after_crash()._memory
         pruned = await super().prune(run, keep=keep)
-        return replace(pruned, bytes=min(pruned.bytes, BLOB_BYTES + 3))
+        was, now = before.runs[run.run_id], self._memory.runs[run.run_id]
+        logs = [s.log for streams in was.generations.values() for s in streams.values()]
+        attached = {digest for log in logs for one in log for digest in one.blobs}
+        gone = attached.difference(now.blobs)
+        return replace(pruned, bytes=pruned.bytes - sum(len(was.blobs[d]) for d in gone))
 
 
 BROKEN = {
@@ -716,12 +787,18 @@ BROKEN = {
     ForgetsTheOwner: "Of a run pruned to nothing the numbers stay",
     PrunesForAnyOwner: "prune removes nothing for another owner",
     PrunesAnyGeneration: "prune removes nothing for another owner",
-    KeepsBlobs: "prune removes the blobs that no record names.*still there",
-    PrunesBlobsInUse: "prune removes the blobs that no record names.*missing or was altered",
+    KeepsBlobs: "prune removes the blobs that no record of the run names.*still there",
+    PrunesBlobsInUse: "prune removes the blobs that no record of the run names.*was altered",
+    PrunesBlobsOfOthers: "prune removes the blobs that no record of the run names.*was altered",
     ForgetsAttached: "A checkpoint may name blobs beyond its payload",
     RepeatsAttached: "A checkpoint may name blobs beyond its payload",
     RemovesAttached: "A checkpoint may name blobs beyond its payload.*is not there",
     NamesWhatIsNotThere: "A checkpoint that names a blob that is not there fails",
+    NamesWhatIsOfOthers: "A blob is read by the id of its own run.*another run was named",
+    ReadsWhatIsOfOthers: "A blob is read by the id of its own run.*another run was read",
+    PutsForAnyOwner: "put_blob stores nothing for another owner.*was put by owner",
+    PutsBeforeItComparesTheOwner: "put_blob stores nothing for another owner.*still there",
+    KeepsWhatWasNeverNamed: "A blob that was put and is not named yet stays.*still there",
     TakesOneBuffer: "A blob is one buffer or several",
     NamesByTheFirstBuffer: "A blob is one buffer or several.*a blob is named",
     KeepsHalves: "A blob is one buffer or several.*half of a blob is there",

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores.tools import A, B
+from tests.stores.tools import A, B, path_of_blob
 from trio_ckpt._util.errors import RunLockedError, StoreDamagedError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._local import blobs, locks
+from trio_ckpt.stores._local.files import hashed_name
 
 SCHEMES = ["sqlite", "json"]
 BIG = b"blob" * 10
@@ -31,8 +32,8 @@ async def make(scheme: str, folder: Path) -> None:
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        digest = await store.put_blob(BIG)
-        other = await store.put_blob(b"attached")
+        digest = await store.put_blob(run, BIG)
+        other = await store.put_blob(run, b"attached")
         await store.save(run, [Checkpoint(A, 1, b"one"), Checkpoint(B, 1, b"", digest)])
         await store.save(run, [Checkpoint(A, 2, b"two", blobs=(other,))])
         await store.publish("run", b"live")
@@ -58,7 +59,7 @@ async def use(url: str) -> list[StoreError]:
     await attempt(lambda: store.read_run("run"))
     await attempt(lambda: store.history("run", A))
     await attempt(lambda: store.history("run", B))
-    await attempt(lambda: store.read_blob(digest))
+    await attempt(lambda: store.read_blob("run", digest))
     await attempt(lambda: store.read_live("run"))
     await attempt(lambda: store.read_owner("run"))
     await attempt(lambda: _work(store, digest))
@@ -71,8 +72,8 @@ async def _work(store: Store, digest: str) -> None:
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         await store.publish("run", b"more")
-        await store.put_blob(b"attached")
-        new = await store.put_blob(b"new")
+        await store.put_blob(run, b"attached")
+        new = await store.put_blob(run, b"new")
         for outcome in await store.save(run, [Checkpoint(A, 3, b"three", blobs=(new, digest))]):
             if outcome is not None:
                 raise outcome
@@ -227,10 +228,16 @@ async def test_blobs_of_others_are_not_removed_through_a_link(scheme: str, tmp_p
     outside.mkdir()
     (outside / ("0" * 64)).write_bytes(b"a file that has the name of a blob")
     (outside / "tmp12345678.tmp").write_bytes(b"x")
-    (folder / "blobs" / "00").symlink_to(outside)
+    for name in ("00", hashed_name("another")):
+        (folder / "blobs" / name).symlink_to(outside)
     (folder / "blobs" / "mine.tmp").write_bytes(b"of a stranger")
     before = everything_in(outside)
     assert await use(f"{scheme}:{folder}") == []
+    store = await open_store(folder)
+    async with store.lock_run("another") as owner:
+        with pytest.raises(StoreError, match="is a symbolic link: refused"):
+            await store.put_blob(RunKey("another", 0, owner), b"new")
+    await store.aclose()
     assert everything_in(outside) == before
     assert (folder / "blobs" / "mine.tmp").exists()
 
@@ -242,14 +249,13 @@ async def test_a_blob_that_is_a_link_is_none(scheme: str, tmp_path: Path) -> Non
     await make(scheme, folder)
     (tmp_path / "elsewhere").write_bytes(b"linked")
     digest = _digest(b"linked")
-    (folder / "blobs" / digest[:2]).mkdir(exist_ok=True)
-    (folder / "blobs" / digest[:2] / digest).symlink_to(tmp_path / "elsewhere")
+    path_of_blob(folder, digest).symlink_to(tmp_path / "elsewhere")
     store = await open_store(folder)
     async with store.lock_run("run") as owner:
         saved = await store.save(RunKey("run", 0, owner), [Checkpoint(A, 3, b"", digest)])
     assert isinstance(saved[0], StoreError)
     with pytest.raises(StoreError):
-        await store.read_blob(digest)
+        await store.read_blob("run", digest)
     await store.aclose()
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections.abc import Iterator
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from trio_ckpt._util.errors import RunLockedError, StoreError
+from tests.hangs import HANG_S
+from trio_ckpt._util.errors import (
+    RunLockedError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Delay, Fail, FaultyStore, Hang, Reject
@@ -77,26 +85,48 @@ async def test_after_crash_a_pruned_run_goes_on_from_its_numbers() -> None:
         assert (stored.owner, stored.generation) == (next_owner, 1) == (owner + 1, 1)
 
 
-async def test_blob_that_another_owner_is_about_to_name_stays() -> None:
+async def test_a_blob_that_was_put_again_outlives_a_prune() -> None:
     store = MemoryStore()
-    digest = hashlib.sha256(b"blob").hexdigest()
-    async with store.lock_run("other") as other:
-        async with store.lock_run("run") as owner:
-            run = RunKey("run", 0, owner)
-            await store.put_blob(b"blob")
-            await store.save(run, [Checkpoint(A, 1, b"", digest)])
-            await store.put_blob(b"blob")  # for the other run
-            assert await store.prune(run, keep=0) == Pruned(1, 1, 4)
-        group = [Checkpoint(A, 1, b"", digest)]
-        assert await store.save(RunKey("other", 0, other), group) == [None]
-    async with store.lock_run("other") as other:
-        await store.prune(RunKey("other", 0, other), keep=0)
-        run = RunKey("other", 1, other)
-        assert await store.save(run, [Checkpoint(A, 1, b"", digest)]) == [None]  # not yet gone
-        await store.prune(run, keep=0)
     async with store.lock_run("run") as owner:
-        (outcome,) = await store.save(RunKey("run", 1, owner), [Checkpoint(A, 1, b"", digest)])
+        run = RunKey("run", 0, owner)
+        digest = await store.put_blob(run, b"blob")
+        await store.save(run, [Checkpoint(A, 1, b"", digest)])
+        await store.put_blob(run, b"blob")
+        assert await store.prune(run, keep=0) == Pruned(1, 1, 4)
+        run = RunKey("run", 1, owner)
+        assert await store.save(run, [Checkpoint(A, 1, b"", digest)]) == [None]
+        await store.prune(run, keep=0)
+        (outcome,) = await store.save(RunKey("run", 2, owner), [Checkpoint(A, 1, b"", digest)])
         assert isinstance(outcome, StoreError)
+
+
+async def test_a_put_whose_run_goes_to_another_owner_stores_nothing() -> None:
+    store = MemoryStore()
+    token = trio.lowlevel.current_trio_token()
+    taken, goes_on = trio.Event(), threading.Event()
+    raised: list[Exception] = []
+
+    def payload() -> Iterator[bytes]:
+        token.run_sync_soon(taken.set)
+        assert goes_on.wait(HANG_S)
+        yield b"blob"
+
+    async def put(run: RunKey) -> None:
+        try:
+            await store.put_blob(run, payload())
+        except StoreConflictError as error:
+            raised.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with store.lock_run("run") as owner:
+            nursery.start_soon(put, RunKey("run", 0, owner))
+            await taken.wait()
+        async with store.lock_run("run"):
+            goes_on.set()
+            while not raised:
+                await trio.lowlevel.checkpoint()
+            with pytest.raises(StoreDamagedError):
+                await store.read_blob("run", hashlib.sha256(b"blob").hexdigest())
 
 
 async def test_faults(autojump_clock: MockClock) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.stores.tools import A
+from tests.stores.tools import A, path_of_blob
 from trio_ckpt._journal.record import utc_now
 from trio_ckpt._util.errors import RunLockedError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
@@ -244,7 +244,7 @@ _KEEPER = """
                 names = []
                 for k in (n, n + 1):
                     names.append(hashlib.sha256(blob(k)).hexdigest())
-                    await store.put_blob([blob(k)[:1000], blob(k)[1000:]])
+                    await store.put_blob(run, [blob(k)[:1000], blob(k)[1000:]])
                 one = Checkpoint("s", n, b"%d" % n, blobs=tuple(names))
                 assert await store.save(run, [one]) == [None]
                 os.write(1, b"%d 0\\n" % n)
@@ -280,9 +280,9 @@ async def test_kill_9_while_putting_saving_and_dropping(url: str, folder: Path) 
         assert newest in named or page.records[0].sequence > newest
         assert not (is_dropped and newest - 1 in named)
         for digest in {digest for blobs in named.values() for digest in blobs}:
-            assert hashlib.sha256(await store.read_blob(digest)).hexdigest() == digest
+            assert hashlib.sha256(await store.read_blob("run", digest)).hexdigest() == digest
         async with store.lock_run("run"):
-            there = {path.name for path in folder.glob("blobs/??/*")}
+            there = {path.name for path in folder.glob("blobs/*/*")}
             assert there == {digest for blobs in named.values() for digest in blobs}
         await store.aclose()
         newest, is_dropped = page.records[0].sequence, 0
@@ -290,14 +290,14 @@ async def test_kill_9_while_putting_saving_and_dropping(url: str, folder: Path) 
 
 
 _HOLDER = """
-    import hashlib, os, sys, trio
-    from trio_ckpt.abc import Checkpoint, RunKey
+    import os, sys, trio
+    from trio_ckpt.abc import RunKey
     from trio_ckpt.stores import open_store
 
     async def main():
         store = await open_store(sys.argv[1])
-        async with store.lock_run("other") as owner:
-            await store.put_blob(b"blob")
+        async with store.lock_run("run") as owner:
+            await store.put_blob(RunKey("run", 0, owner), b"blob")
             os.write(1, b"put\\n")
             os.read(0, 1)
 
@@ -305,24 +305,22 @@ _HOLDER = """
 """
 
 
-async def test_blob_that_another_process_is_about_to_name(url: str, folder: Path) -> None:
-    """It is not removed while that process lives; after kill -9 nothing keeps it."""
-    digest = hashlib.sha256(b"blob").hexdigest()
-    path = folder / "blobs" / digest[:2] / digest
+async def test_blob_of_a_process_that_was_killed_before_it_named_it(url: str, folder: Path) -> None:
+    """The next owner of the run removes it, and no other one."""
+    path = path_of_blob(folder, hashlib.sha256(b"blob").hexdigest())
+    process = _start(_HOLDER, url)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "put\n"
     store = await open_store(url)
-    async with store.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        process = _start(_HOLDER, url)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "put\n"
-        for n in (1, 2):
-            await store.put_blob(b"blob")
-            assert await store.save(run, [Checkpoint(A, n, b"", blobs=(digest,))]) == [None]
-            assert await store.drop_blobs(run, A, [n]) == 4
-            assert path.exists() == (n == 1)
+    for is_killed in (False, True):
+        async with store.lock_run("other"):
+            assert path.exists()
+        if not is_killed:
             process.kill()
             process.wait()
-        _close(process)
+    async with store.lock_run("run"):
+        assert not path.exists()
+    _close(process)
     await store.aclose()
 
 

@@ -20,7 +20,7 @@ from trio_ckpt._maintenance.offline import open_maintenance
 from trio_ckpt._util.errors import (
     StoreError,
 )
-from trio_ckpt.abc import BlobPayload, Store
+from trio_ckpt.abc import BlobPayload, RunKey, Store
 from trio_ckpt.cli import main
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -157,9 +157,9 @@ def count_blobs(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     put: list[object] = []
     put_blob = store.put_blob
 
-    async def counted(payload: BlobPayload) -> str:
+    async def counted(run: RunKey, payload: BlobPayload) -> str:
         put.append(payload)
-        return await put_blob(payload)
+        return await put_blob(run, payload)
 
     monkeypatch.setattr(store, "put_blob", counted)
     return put

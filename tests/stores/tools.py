@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import SqliteStore, open_store
+from trio_ckpt.stores._local.files import hashed_name
 
 A, B = '["a"]', '["b"]'
 
@@ -20,10 +21,23 @@ async def make(
     """A store with a run that has these checkpoints."""
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
         for payload in blobs:
-            await store.put_blob(payload)
-        assert await store.save(RunKey("run", 0, owner), group) == [None] * len(group)
+            await store.put_blob(run, payload)
+        assert await store.save(run, group) == [None] * len(group)
     await store.aclose()
+
+
+@contextlib.asynccontextmanager
+async def owned(store: Store, run_id: str = "run") -> AsyncGenerator[RunKey]:
+    """Lock a run."""
+    async with store.lock_run(run_id) as owner:
+        yield RunKey(run_id, 0, owner)
+
+
+def path_of_blob(folder: Path, digest: str, run_id: str = "run") -> Path:
+    """The file of a blob in the folder of a local store."""
+    return folder / "blobs" / hashed_name(run_id) / digest
 
 
 async def heads(store: Store) -> dict[str, int]:

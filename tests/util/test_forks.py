@@ -246,7 +246,8 @@ USE_ELSEWHERE = """
 
     async def use(store):
         for func, *arguments in (
-            (lock, store), (store.put_blob, b"blob"), (store.read_run, "r"), (store.list_runs,),
+            (lock, store), (store.read_run, "r"), (store.list_runs,),
+            (store.put_blob, RunKey("r", 0, 1), b"blob"),
             (store.save, RunKey("r", 0, 1), [Checkpoint("s", 2, b"2")]),
         ):
             try:

@@ -97,7 +97,9 @@ async def archive_chains(
                     async for lineage, chain in chains:
                         try:
                             for sequence, record in chain:
-                                await _copy(store, committer, archive_log, sequence, record)
+                                await _copy(
+                                    store, run_key.run_id, committer, archive_log, sequence, record
+                                )
                         except StoreDamagedError as error:
                             where = describe_batch(run_key.run_id, stream_log.key, None)
                             log.warning(
@@ -137,21 +139,28 @@ async def _chains(
 
 
 def _parts(
-    store: Store, digest: str, size: int, trio_token: trio.lowlevel.TrioToken
+    store: Store, run_id: str, digest: str, size: int, trio_token: trio.lowlevel.TrioToken
 ) -> Iterator[bytes]:
     """Read a blob part by part; called in the thread of the store that it is copied into."""
     for offset in range(0, size, READ_BYTES):
         wanted = min(READ_BYTES, size - offset)
-        yield trio.from_thread.run(store.read_blob, digest, offset, wanted, trio_token=trio_token)
+        yield trio.from_thread.run(
+            store.read_blob, run_id, digest, offset, wanted, trio_token=trio_token
+        )
 
 
 async def _copy(
-    store: Store, committer: GroupCommitter, archive_log: StreamLog, sequence: int, record: Record
+    store: Store,
+    run_id: str,
+    committer: GroupCommitter,
+    archive_log: StreamLog,
+    sequence: int,
+    record: Record,
 ) -> None:
     blobs, token = blobs_of(record.state), trio.lowlevel.current_trio_token()
     for digest in blobs:
         size = decode_frame(record.state).data_bytes
-        if await committer.put_blob(_parts(store, digest, size, token)) != digest:
+        if await committer.put_blob(_parts(store, run_id, digest, size, token)) != digest:
             raise StoreDamagedError(f"blob {digest} of an old state is not what was saved")
     note = Record(
         kind=RecordKind.NOTE,

@@ -199,7 +199,7 @@ class GroupCommitter:
         """
         sizes: list[int] = []
         with give_up_after(self._save_timeout_s):
-            name = await self._store.put_blob(counted(payload, sizes))
+            name = await self._store.put_blob(self.run_key, counted(payload, sizes))
             if self.observers.all:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name

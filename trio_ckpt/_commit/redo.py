@@ -229,7 +229,7 @@ class Redo:
             chain, _ = await read_chain(older(), with_snapshots=False)
             for _, frame in chain:
                 if frame.blob:
-                    await self.store.read_blob(frame.blob, 0, 1)
+                    await self.store.read_blob(self.committer.run_key.run_id, frame.blob, 0, 1)
         except StoreDamagedError as error:
             raise self._cannot_redo(
                 first,

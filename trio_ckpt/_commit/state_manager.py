@@ -406,7 +406,8 @@ class StateManager(Generic[S]):
 
         frames = [frame for _, frame in kept.chain]
         assembly = Assembly(frames)
-        await fill(self.store, assembly, frames, engine.compressor)
+        run_id = self.committer.run_key.run_id
+        await fill(self.store, run_id, assembly, frames, engine.compressor)
         arrays, tables = await run_blocking(assembly.arrays, engine.tracker)
         return self.plan.build(kept.tree, arrays), tables
 

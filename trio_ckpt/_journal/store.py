@@ -16,7 +16,7 @@ from typing import Literal
 import attrs
 import trio
 
-from .._util.errors import StoreDamagedError, StoreError
+from .._util.errors import StoreError
 from .._util.plain import StreamKey, decode_key
 from .._util.text import redacted_url
 from .._util.threads import run_blocking
@@ -41,6 +41,7 @@ from .stored import (
     StoredRun as StoredRun,
     StoredStream as StoredStream,
     StreamView as StreamView,
+    scatter as scatter,
 )
 
 Durability = Literal["full", "process", "none"]
@@ -50,20 +51,6 @@ WATCHED_FOR_S = 60.0  # after it was read a live view is published for so long
 INLINE_LIMIT_BYTES = 2**20  # from this size on a payload is a blob, for example a write-once file
 
 BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are joined in order
-
-
-def scatter(data: bytes, targets: Sequence[memoryview]) -> None:
-    """Copy bytes into several targets, one after the other.
-
-    Raises:
-        StoreDamagedError: there are fewer or more bytes than the targets take.
-    """
-    if len(data) != sum(map(len, targets)):
-        raise StoreDamagedError("a part of a blob has another length than was asked for")
-    view, at = memoryview(data), 0
-    for target in targets:
-        target[:] = view[at : at + len(target)]
-        at += len(target)
 
 
 # ---------------------------------------------------------------------------------------
@@ -270,26 +257,32 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def put_blob(self, payload: BlobPayload) -> str:
-        """Make a payload durable, write-once, and name it by its SHA-256 (hexadecimal).
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
+        """Make a payload of a run durable, write-once, named by its SHA-256 (hexadecimal).
+
+        A blob belongs to its run: only records of that run name it, and it is read by that run's
+        id.  Equal payloads of one run are stored once.
 
         Several buffers are one payload, written one after another without being joined in
         memory.  The caller may produce them lazily: they are taken in a thread, one by one, while
-        the ones before are hashed and written.  None may change until this returns.  Equal
-        payloads are stored once.
+        the ones before are hashed and written.  None may change until this returns.
 
         Write it, and save the record that names it, under one lock of the run: the blob is not
-        removed before the lock is released.  A blob that no record names may be removed as soon
-        as no process owns a run of the store.  A read of a blob that was altered or is missing
-        raises `StoreDamagedError`.
+        removed before the lock is released.  A blob that no record of the run names is removed
+        when the run is released or locked again, also while other runs of the store are owned.  A
+        read of a blob that was altered or is missing raises `StoreDamagedError`.
 
         Args:
+            run: The run and its owner, compared before the blob gets its name.  The generation
+                does not matter.
             payload: One contiguous buffer, or several.
 
         Returns:
             The digest of all buffers together.
 
         Raises:
+            StoreConflictError: `run.owner` is not the newest owner or has not locked the run
+                now; nothing was stored.
             StoreError: it cannot be written; nothing was stored.
             TypeError: a buffer is not contiguous.
             Exception: the exception of the iterator of buffers; nothing was stored.
@@ -299,8 +292,10 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Read a part of a blob; it needs no lock, and works while the run is running.
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
+        """Read a part of a blob of a run; it needs no lock, and works while the run is running.
 
         The store does not hash the part, whose digest it does not know: the caller has to verify
         it.  It never returns fewer bytes than were asked for.  If the blob is removed during the
@@ -308,26 +303,28 @@ class Store(ABC):
         loop responsive: freeing the memory of 256 MiB holds the GIL for some 20 ms.
 
         Args:
+            run_id: The run that the blob was put for.
             digest: The name that `put_blob` returned.
             offset: The offset of the first byte.
             size: How many bytes; None: all that follow, which a store may refuse above 1 GiB.
 
         Raises:
-            StoreDamagedError: it is missing, or too short.
+            StoreDamagedError: the run has no such blob, or it is too short.
             StoreError: it cannot be read, or `digest` is not the name of a blob.
             ValueError: `offset` or `size` is negative.
 
         Cancellation: a cancellation point; a read that has begun may be waited for.
         """
 
-    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
-        """Read parts of blobs into memory of the caller, each as `read_blob` does.
+    async def read_blob_parts(self, run_id: str, parts: Iterable[BlobPart]) -> None:
+        """Read parts of blobs of a run into memory of the caller, each as `read_blob` does.
 
         The caller may produce them lazily: they are taken in a thread, one by one, each when the
         one before it has been read.  This one copies what `read_blob` returns; a store that can
         read right into the memory overrides it.
 
         Args:
+            run_id: The run that the blobs were put for.
             parts: The parts, and where they go.
 
         Raises:
@@ -339,7 +336,8 @@ class Store(ABC):
         """
         left = iter(parts)
         while (part := await run_blocking(next, left, None)) is not None:
-            scatter(await self.read_blob(part.digest, part.offset, part.nbytes), part.targets)
+            content = await self.read_blob(run_id, part.digest, part.offset, part.nbytes)
+            scatter(content, part.targets)
 
     @abstractmethod
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
@@ -349,10 +347,9 @@ class Store(ABC):
         number that does not exist, or whose record names no blob, is passed over; so a second
         call has no effect.
 
-        The caller owns the run's lock.  A blob that no record names any more is removed: at once,
-        unless a process has written it and not named it yet; then when a run is locked or
-        released while no other process owns one.  A reader of it gets the right bytes or
-        `StoreDamagedError`.
+        The caller owns the run's lock.  A blob that no record of the run names any more is
+        removed: at once, unless it was put again under this lock and is not named yet; then when
+        the run is released.  A reader of it gets the right bytes or `StoreDamagedError`.
 
         Args:
             run: The run and its owner, compared in the same transaction.
@@ -360,7 +357,7 @@ class Store(ABC):
             sequences: The sequence numbers of the checkpoints, in any order.
 
         Returns:
-            The size in bytes of the blobs that no record names any more.
+            The size in bytes of the blobs that no record of the run names any more.
 
         Raises:
             StoreConflictError: `run.owner` is not the newest owner, or `run.generation` not
@@ -434,9 +431,8 @@ class Store(ABC):
         has the next one, which ensures that a copy of an old sealed record cannot pass for a new
         one.
 
-        The caller owns the run's lock.  Blobs that no record names any more are removed with the
-        generations, except those that other owners of the store may be about to name: these are
-        removed when a run is locked or released while no other process owns one.
+        The caller owns the run's lock.  Blobs that no record of the run names any more are removed
+        as by `drop_blobs`.
 
         Args:
             run: The run and its owner, compared in the same transaction.

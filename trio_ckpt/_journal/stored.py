@@ -10,6 +10,7 @@ from datetime import datetime
 import attrs
 import msgspec
 
+from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey, decode_key
 from .progress import Progress
 
@@ -36,9 +37,9 @@ class Checkpoint(msgspec.Struct, frozen=True):  # one is made for each batch
         sequence: Its sequence number: the predecessor's plus one; 1 for the first of a stream.
         payload: The sealed record; empty if it is a blob.
         blob: The name that `Store.put_blob` gave to the payload; None: it is in `payload`.
-        blobs: The digests of other blobs that it needs, its *attached* blobs: each was written
-            under the same lock, or is named by a record already.  Any number of checkpoints
-            and runs may name the same blob; it is kept as long as one of them does.
+        blobs: The digests of other blobs that it needs, its *attached* blobs: each was put
+            for this run under the same lock, or is named by a record of it already.  Any number
+            of checkpoints of the run may name the same blob; it is kept as long as one does.
     """
 
     stream: str
@@ -65,6 +66,20 @@ class BlobPart(msgspec.Struct, frozen=True, eq=False):
     def nbytes(self) -> int:
         """The length of the part."""
         return sum(map(len, self.targets))
+
+
+def scatter(data: bytes, targets: Sequence[memoryview]) -> None:
+    """Copy bytes into several targets, one after the other.
+
+    Raises:
+        StoreDamagedError: there are fewer or more bytes than the targets take.
+    """
+    if len(data) != sum(map(len, targets)):
+        raise StoreDamagedError("a part of a blob has another length than was asked for")
+    view, at = memoryview(data), 0
+    for target in targets:
+        target[:] = view[at : at + len(target)]
+        at += len(target)
 
 
 class Fold(msgspec.Struct, frozen=True):
@@ -211,7 +226,7 @@ class Pruned(msgspec.Struct, frozen=True):
         generations: How many generations.
         records: How many records of those generations, in all streams together.
         bytes: The size of the payloads of those records and of their folds, and of the blobs,
-            attached ones included, that no record of the store names any more.
+            attached ones included, that no record of the run names any more.
     """
 
     generations: int

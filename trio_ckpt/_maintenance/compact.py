@@ -132,7 +132,8 @@ class Compaction:
             from ..state._arrays.engine import Assembly  # NumPy is an extra
 
             assembly = Assembly(frames)
-            await fill(self.store, assembly, frames, engine.compressor)
+            run_id = self.committer.run_key.run_id
+            await fill(self.store, run_id, assembly, frames, engine.compressor)
             held = await run_blocking(engine.hold_assembled, assembly)
         capture = StateCapture(state_manager, None, tree_of(frames), held)
         saved = await capture.encode(is_forced=True)

@@ -226,14 +226,15 @@ class _Exporter:
     async def _add_blob(self, digest: str, size: int | None) -> None:
         """Write a blob piece by piece, or in one piece if no record names its size."""
         first = None if size is None else min(size, PIECE_BYTES)
-        piece = await self.store.read_blob(digest, 0, first)
+        piece = await self.store.read_blob(self.run_id, digest, 0, first)
         left = (len(piece) if size is None else size) - len(piece)
         begin, name = self.writer.begin, f"{BLOBS}{digest}"
         fitting = await run_blocking(fitting_of, piece)
         async with held(await run_blocking(begin, name, left + len(piece), fitting)) as entry:
             await run_blocking(entry.write, piece)
             while left:
-                piece = await self.store.read_blob(digest, entry.size, min(left, PIECE_BYTES))
+                wanted = min(left, PIECE_BYTES)
+                piece = await self.store.read_blob(self.run_id, digest, entry.size, wanted)
                 await run_blocking(entry.write, piece)
                 left -= len(piece)
             member = await run_blocking(self.writer.end, entry)

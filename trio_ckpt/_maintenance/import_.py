@@ -378,7 +378,7 @@ class _Importer:
     async def _put_blob(self, payload: BlobPayload) -> str:
         digest = ""
         with give_up_after(DEFAULT_SAVE_TIMEOUT_S) as scope:
-            digest = await self.store.put_blob(payload)
+            digest = await self.store.put_blob(self.run_key, payload)
         self._need_end(scope)
         return digest
 

@@ -89,7 +89,7 @@ async def _lost_state(store: Store, view: RunView, key: StreamKey) -> list[Findi
         chain, record = await read_chain(read_pages(store, view.run_id, view.generation, key))
         index = None if record is None else record.index
         for _, frame in chain:
-            await see_end(store, frame)
+            await see_end(store, view.run_id, frame)
     except StoreDamagedError as error:
         return [state_finding(view, key, str(error), batch_index=index)]
     return []

@@ -281,13 +281,13 @@ async def recover_state(maintenance: Maintenance, key: StreamKey) -> IndexSet | 
     redo, store = maintenance._redo(key), maintenance.store
     place = (store, maintenance.view.run_id, maintenance._run_key.generation, key)
     pages = partial(read_pages, *place)
-    if await is_whole(store, pages()):
+    if await is_whole(store, maintenance.view.run_id, pages()):
         return None
     async with aclosing(iter_records(*place)) as newest_first:
         async for sequence, record in newest_first:
             if not record.state or record.kind is RecordKind.SNAPSHOT:
                 continue
-            if await is_whole(store, up_to(pages, sequence)):
+            if await is_whole(store, maintenance.view.run_id, up_to(pages, sequence)):
                 reason = f"the states after sequence {sequence} are damaged"
                 return await redo.rewind_before(sequence + 1, reason)
     raise StoreDamagedError(

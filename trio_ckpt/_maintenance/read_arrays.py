@@ -62,7 +62,7 @@ async def read_arrays(
         raise ValueError(f"the state has no array {strangers[0]}; it has: {has}")
     if not layout.views:
         return {}
-    return await read_named(store, frames, names)
+    return await read_named(store, run_id, frames, names)
 
 
 async def _up_to(

@@ -22,7 +22,7 @@ from .._journal.folds import decode_progress
 from .._journal.store import Checkpoint, Fold
 from .._util.errors import StoreDamagedError, StoreError
 from .._util.text import plural
-from ..stores._json.content import named_in
+from ..stores._json.content import blobs_of
 from ..stores._json.files import (
     MAX_FILE_BYTES,
     folder_name,
@@ -142,7 +142,12 @@ def recover_runs(recovery: Recovery) -> None:
         recovery.report(f"runs/{path.name}", "it was rewritten")
         recovery.set_watermark(_seen_of(state))
     with suppress(StoreError):  # a run that cannot be read may name any blob
-        recovery.put_unnamed_blobs_aside(set(named_in(run_folders(recovery.folder))))
+        states = [one.state for one in map(load, run_folders(recovery.folder)) if one is not None]
+        recovery.put_unnamed_blobs_aside(
+            (state.run_id, digest)
+            for state in states
+            for digest in blobs_of(state.streams.values())
+        )
 
 
 def _seen_of(state: RunState) -> Watermark:
@@ -158,9 +163,10 @@ def _whole_run(path: Path, recovery: Recovery) -> RunState | None:
     Raises:
         StoreError: a record does not open or does not follow, or the records and a fold differ.
     """
-    loaded, blobs = load(path), Blobs(recovery.folder / "blobs")
+    loaded = load(path)
     if loaded is None or folder_name(loaded.state.run_id) != path.name:
         return None
+    blobs = Blobs(recovery.folder, loaded.state.run_id)
     for (generation, key), stream in loaded.state.streams.items():
         place = StreamPlace(loaded.state.run_id, generation, key)
         seal = place.seal(recovery.mac_key)
@@ -226,7 +232,7 @@ def _recover_run(path: Path, recovery: Recovery) -> RunState | None:
 def _write_rows(rows: sqlite3.Connection, found: _Found, run_id: str, recovery: Recovery) -> None:
     """Put what was found into the tables of a store."""
     make_tables(rows)
-    blobs = Blobs(recovery.folder / "blobs")
+    blobs = Blobs(recovery.folder, run_id)
     _house(found, run_id, recovery.mac_key, blobs)
     numbers = (found.generation, found.first, found.owner)
     rows.execute("INSERT INTO runs VALUES (1, ?, ?, ?, ?)", (run_id, *numbers))

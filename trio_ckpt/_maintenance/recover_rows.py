@@ -186,17 +186,15 @@ _DROP_LOST = (
 def recover_rows(rows: sqlite3.Connection, recovery: Recovery) -> list[Watermark]:
     """Recover all streams in the tables of a store; return how far each run is."""
     rows.execute("CREATE INDEX by_place ON log (stream, sequence)")
-    blobs = Blobs(recovery.folder / "blobs")
     for number, run, generation, key in rows.execute(
         "SELECT id, run, generation, stream FROM streams ORDER BY id"
     ).fetchall():
-        stream = _StreamRows(rows, blobs, number)
         found = rows.execute(_FIND_RUN, (run,)).fetchone()
-        run_id = found[0] if found else _find_run(stream, run, generation, key, recovery)
+        run_id = found[0] if found else _find_run(rows, number, (run, generation, key), recovery)
         if run_id is None:
             recovery.leave(f"stream {key} of run {run!r}", "the row of its run cannot be read")
         else:
-            _recover_stream(stream, StreamPlace(run_id, generation, key), recovery)
+            _recover_stream(rows, number, StreamPlace(run_id, generation, key), recovery)
     for statement in _DROP_LOST:
         rows.execute(statement)
     rows.execute("DROP INDEX by_place")
@@ -206,17 +204,19 @@ def recover_rows(rows: sqlite3.Connection, recovery: Recovery) -> list[Watermark
 
 
 def _find_run(
-    stream: _StreamRows, run: int, generation: int, key: str, recovery: Recovery
+    rows: sqlite3.Connection, number: int, place: tuple[int, int, str], recovery: Recovery
 ) -> str | None:
     """Find the run of a stream whose row is lost, by trying the seals of its records."""
+    run, generation, key = place
     for _, seen in all_watermarks(recovery.folder):
         if seen is None:
             continue
         with suppress(StoreDamagedError, sqlite3.Error):
             seal = StreamPlace(seen.run_id, generation, key).seal(recovery.mac_key)
+            stream = _StreamRows(rows, Blobs(recovery.folder, seen.run_id), number)
             if measure(seal, stream.records).through:
                 row = (run, seen.run_id, seen.generation, seen.owner)
-                stream.rows.execute("INSERT INTO runs VALUES (?, ?, ?, 0, ?)", row)
+                rows.execute("INSERT INTO runs VALUES (?, ?, ?, 0, ?)", row)
                 what = "its row was lost: it was found by its seals"
                 recovery.report(f"run {seen.run_id!r}", what)
                 return seen.run_id
@@ -241,8 +241,11 @@ def _mend_run(
     return Watermark(run_id, now[2], now[0], records)
 
 
-def _recover_stream(stream: _StreamRows, place: StreamPlace, recovery: Recovery) -> None:
+def _recover_stream(
+    rows: sqlite3.Connection, number: int, place: StreamPlace, recovery: Recovery
+) -> None:
     """Keep the valid records of a stream, and fill the gaps between them or cut it off."""
+    stream = _StreamRows(rows, Blobs(recovery.folder, place.run_id), number)
     try:
         seal = place.seal(recovery.mac_key)
     except StoreDamagedError as error:

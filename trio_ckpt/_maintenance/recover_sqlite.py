@@ -81,7 +81,7 @@ def recover_database(recovery: Recovery) -> None:
         recovery.set_watermark(seen)
     recovery.forget_gone(lambda run_id: any(seen.run_id == run_id for seen in runs))
     with explain_sqlite(database, "looking for names"), closing(connect(database)) as connection:
-        recovery.put_unnamed_blobs_aside({name for (name,) in connection.execute(NAMED)})
+        recovery.put_unnamed_blobs_aside(connection.execute(NAMED))
 
 
 def _make(path: Path) -> sqlite3.Connection:

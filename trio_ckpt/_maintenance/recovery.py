@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from .._util.errors import StoreError
 from .._util.index_set import IndexSet
 from .._util.plain import decode_key
 from .._util.text import number, plural
-from ..stores._local.blobs import is_digest
+from ..stores._local.blobs import Blobs, is_digest
 from ..stores._local.check import DAMAGED, blob_problem
 from ..stores._local.files import make_folder, open_file, sync_file, sync_folder, write_durably
 from ..stores._local.watermark import (
@@ -177,15 +177,24 @@ class Recovery:
                 self.put_aside(path)
                 self.report(where, f"{problem}: it was moved away", is_loss=True)
 
-    def put_unnamed_blobs_aside(self, named: Collection[str]) -> None:
-        """Move away blobs that no record names: after a repair their origin is unknown."""
+    def put_unnamed_blobs_aside(self, names: Iterable[tuple[str, str]]) -> None:
+        """Move away blobs that no record names: after a repair their origin is unknown.
+
+        Args:
+            names: Runs, and the digests that they name.
+        """
+        named = {
+            Blobs(self.folder, run_id).find(digest)
+            for run_id, digest in names
+            if is_digest(str(digest))
+        }
         for where, path in self._blobs():
-            if path.name not in named:
+            if path not in named:
                 self.put_aside(path)
                 self.report(where, "no record names it: it was moved away")
 
     def _blobs(self) -> Iterator[tuple[str, Path]]:
-        for path in sorted((self.folder / "blobs").glob("??/*")):
+        for path in sorted((self.folder / "blobs").glob("*/*")):
             if is_digest(path.name):
                 yield str(path.relative_to(self.folder)), path
 

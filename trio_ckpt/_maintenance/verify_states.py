@@ -66,23 +66,26 @@ def state_finding(
     )
 
 
-async def is_whole(store: Store, pages: AsyncGenerator[list[tuple[int, Record]]]) -> bool:
+async def is_whole(
+    store: Store, run_id: str, pages: AsyncGenerator[list[tuple[int, Record]]]
+) -> bool:
     """Check whether the newest state in records is whole: its chain, and all bytes of its arrays.
 
     Args:
         store: The store of the records.
+        run_id: Their run.
         pages: The records of its stream, newest first, from the end of the chain on.
     """
     try:
         chain, _ = await read_chain(pages, with_snapshots=False)
         for _, frame in chain:
-            await compare_data(store, frame)
+            await compare_data(store, run_id, frame)
     except StoreDamagedError:
         return False
     return bool(chain)
 
 
-async def compare_data(store: Store, frame: StateFrame) -> None:
+async def compare_data(store: Store, run_id: str, frame: StateFrame) -> None:
     """Compare the arrays' bytes of a frame with their digests.
 
     Raises:
@@ -90,13 +93,13 @@ async def compare_data(store: Store, frame: StateFrame) -> None:
     """
     for offset, size, pieces in _reads(frame):
         if frame.blob:
-            data = await store.read_blob(frame.blob, offset, size)
+            data = await store.read_blob(run_id, frame.blob, offset, size)
         else:
             data = frame.data[offset : offset + size]
         await run_blocking(_compare, data, offset, pieces)
 
 
-async def see_end(store: Store, frame: StateFrame) -> None:
+async def see_end(store: Store, run_id: str, frame: StateFrame) -> None:
     """Check that all array bytes of a frame exist; their content is not compared.
 
     Raises:
@@ -104,7 +107,7 @@ async def see_end(store: Store, frame: StateFrame) -> None:
     """
     if frame.blob:
         end = max((offset + size for offset, size, _ in _pieces(frame)), default=0)
-        await store.read_blob(frame.blob, max(0, end - 1), min(1, end))
+        await store.read_blob(run_id, frame.blob, max(0, end - 1), min(1, end))
 
 
 async def check_states(
@@ -195,7 +198,7 @@ class _Check:
         if frame.blob and frame.blob not in named:
             return
         self.bytes += frame.data_bytes
-        await compare_data(self.store, frame)
+        await compare_data(self.store, self.view.run_id, frame)
 
 
 def _is_dropped(stored: StoredRecord, record: Record, needed: Collection[str]) -> bool:

@@ -130,7 +130,11 @@ def layout_of(frames: Sequence[StateFrame]) -> Layout:
 
 
 async def fill(
-    store: Store, assembly: Assembly, frames: Sequence[StateFrame], compressor: Compressor
+    store: Store,
+    run_id: str,
+    assembly: Assembly,
+    frames: Sequence[StateFrame],
+    compressor: Compressor,
 ) -> None:
     """Read what an assembly needs and unpack it, several parts at a time.
 
@@ -140,7 +144,7 @@ async def fill(
     if store.mac_key is not None:
         used = {read.frame for reads in assembly.rounds for read in reads}
         for frame in [frames[number] for number in used]:
-            await _check_blob(store, frame)
+            await _check_blob(store, run_id, frame)
     for reads in assembly.rounds:
         left = _groups(reads)
         failures: list[Exception] = []
@@ -150,7 +154,7 @@ async def fill(
         ) -> None:
             try:
                 for group in left:
-                    await store.read_blob_parts(_parts(group, frames, assembly, compressor))
+                    await store.read_blob_parts(run_id, _parts(group, frames, assembly, compressor))
             except Exception as error:  # the first of them is raised, not a group
                 failures.append(error)
                 nursery.cancel_scope.cancel()
@@ -162,7 +166,7 @@ async def fill(
             raise failures[0]
 
 
-async def _check_blob(store: Store, frame: StateFrame) -> None:
+async def _check_blob(store: Store, run_id: str, frame: StateFrame) -> None:
     """Check that the blob of a frame is the one that the sealed record names.
 
     The digests of its pieces detect damage, but an attacker can compute matching ones.
@@ -174,7 +178,7 @@ async def _check_blob(store: Store, frame: StateFrame) -> None:
     hasher = hashlib.sha256()
     for offset in range(0, frame.data_bytes if frame.blob else 0, CHECK_BYTES):
         size = min(CHECK_BYTES, frame.data_bytes - offset)
-        part = await store.read_blob(frame.blob, offset, size)
+        part = await store.read_blob(run_id, frame.blob, offset, size)
         await run_blocking(hasher.update, part)
     if frame.blob and hasher.hexdigest() != frame.blob:
         raise StoreDamagedError(f"blob {frame.blob} of a saved state was altered: restore a copy")
@@ -211,12 +215,12 @@ def _parts(
 
 
 async def read_named(
-    store: Store, frames: Sequence[StateFrame], names: Collection[str] | None
+    store: Store, run_id: str, frames: Sequence[StateFrame], names: Collection[str] | None
 ) -> dict[str, object]:
     """Return the first arrays of some buffers, by the buffers' names."""
     with needs_extra("arrays", "a state with arrays"):
         from ._arrays.engine import Assembly, open_compressor  # NumPy is an extra
 
     assembly = Assembly(frames, names)
-    await fill(store, assembly, frames, await run_blocking(open_compressor))
+    await fill(store, run_id, assembly, frames, await run_blocking(open_compressor))
     return await run_blocking(assembly.named)

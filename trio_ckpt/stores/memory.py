@@ -14,7 +14,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
@@ -53,8 +53,7 @@ from .._util.errors import (
 )
 from .._util.forks import need_process, this_process
 from .._util.threads import run_blocking
-from ._local.blob_pins import names_of
-from ._local.blobs import check_part, need_digest, need_positive, views_of
+from ._local.blobs import check_part, names_of, need_digest, need_positive, views_of
 from ._local.fence import (
     compare_generation,
     compare_owner,
@@ -82,6 +81,8 @@ class _Run:
     next_generation: int = 1
     updated_at: float | None = None  # of the newest generation, as the summary
     summary: bytes = b""
+    blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
+    pins: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not named yet
 
     @property
     def generation(self) -> int:
@@ -94,31 +95,42 @@ class _Run:
         self.next_generation = generation + 1
         return self.generations.setdefault(generation, {})
 
-
-@attrs.define
-class _Memory:
-    runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
-    blobs: dict[str, bytes] = attrs.field(factory=dict[str, bytes])
-    pins: Counter[str] = attrs.field(factory=Counter[str])  # blobs put, and not yet referenced
-    locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
-    streams: int = 0
-
-    def blobs_named(self) -> set[str]:
-        """Return the digests that the records of all runs reference."""
+    def named(self) -> set[str]:
+        """Return the digests that the records of all generations name."""
         return {
             digest
-            for run in self.runs.values()
-            for streams in run.generations.values()
+            for streams in self.generations.values()
             for stream in streams.values()
             for checkpoint in stream.log
             for digest in names_of(checkpoint)
         }
 
+    def remove(self, digests: Iterable[str]) -> int:
+        """Remove those of some blobs that no record names, and that are not about to be named.
+
+        Returns:
+            The size of all that no record names.
+        """
+        free = set(digests)
+        if free:
+            free -= self.named()
+        size = sum(len(self.blobs.get(digest, b"")) for digest in free)
+        for digest in free:
+            if not self.pins[digest]:
+                self.blobs.pop(digest, None)
+        return size
+
     def remove_orphans(self) -> None:
-        """Remove blobs without a reference, unless the owner of a run may be about to add one."""
-        if self.blobs and not self.locked_since:
-            for digest in self.blobs.keys() - self.blobs_named():
-                del self.blobs[digest]
+        """Remove the blobs that no record names: no owner is about to name one."""
+        self.pins.clear()
+        self.remove(self.blobs)
+
+
+@attrs.define
+class _Memory:
+    runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
+    locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
+    streams: int = 0
 
 
 class MemoryStore(Store):
@@ -135,9 +147,6 @@ class MemoryStore(Store):
             "inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES
         )
         self._memory = _Memory()
-        self._owned = 0  # runs that this handle owns
-        self._pins: Counter[str] = Counter()  # this handle's
-        self._leaving = False  # whether it pruned or dropped blobs since it last owned no run
         self._in_doubt: set[str] = set()
         self._is_closed = False
         self._process = this_process()
@@ -164,10 +173,11 @@ class MemoryStore(Store):
                 run.next_generation,
                 run.updated_at,
                 run.summary,
+                dict(run.blobs),
             )
             for run_id, run in self._memory.runs.items()
         }
-        other._memory = _Memory(runs, dict(self._memory.blobs), streams=self._memory.streams)
+        other._memory = _Memory(runs, streams=self._memory.streams)
         return other
 
     @asynccontextmanager
@@ -178,11 +188,10 @@ class MemoryStore(Store):
         since = memory.locked_since.get(run_id)
         if since is not None:
             raise RunLockedError(run_id, host=socket.gethostname(), pid=os.getpid(), since=since)
-        self._remove_orphans()
-        self._owned += 1
         memory.locked_since[run_id] = utc_now().isoformat(timespec="seconds")
         run = memory.runs.setdefault(run_id, _Run(0, {0: {}}))
         run.owner += 1
+        run.remove_orphans()
         if not run.generations:  # it was pruned; a run exists from its first lock on
             run.begin(run.next_generation)
         try:
@@ -190,16 +199,8 @@ class MemoryStore(Store):
         finally:
             if run_id not in self._in_doubt:
                 del memory.locked_since[run_id]
-                self._owned -= 1
-                if not self._owned:
-                    memory.pins.subtract(self._pins)
-                    self._pins.clear()
-                if self._leaving and not memory.locked_since:
-                    self._leaving = False
-                    self._remove_orphans()
-
-    def _remove_orphans(self) -> None:
-        self._memory.remove_orphans()
+                if +run.pins:
+                    run.remove_orphans()
 
     async def save(
         self,
@@ -216,7 +217,7 @@ class MemoryStore(Store):
             self._in_doubt.add(run.run_id)  # known here, but a store on disk would not know it
             raise
         streams = self._fence(run)
-        outcomes = save_each(group, partial(self._append, streams))
+        outcomes = save_each(group, partial(self._append, self._memory.runs[run.run_id], streams))
         for fold in folds:
             stream = streams.get(fold.stream)
             if stream is not None and 1 <= fold.through <= len(stream.log):
@@ -244,18 +245,17 @@ class MemoryStore(Store):
         compare_owner(run.owner, key)
         return run
 
-    def _append(self, streams: dict[str, _MemoryStream], checkpoint: Checkpoint) -> None:
+    def _append(self, run: _Run, streams: dict[str, _MemoryStream], checkpoint: Checkpoint) -> None:
         stream = streams.get(checkpoint.stream)
         newest = len(stream.log) if stream is not None else 0
         if checkpoint.sequence != newest + 1:
             raise StoreConflictError(f"the next one is {newest + 1}")
         for digest in names_of(checkpoint):
-            if digest not in self._memory.blobs:
+            if digest not in run.blobs:
                 raise StoreError(f"blob {digest} was not put")
         for digest in names_of(checkpoint):
-            if self._pins[digest]:
-                self._pins[digest] -= 1
-                self._memory.pins[digest] -= 1
+            if run.pins[digest]:
+                run.pins[digest] -= 1
         if stream is None:
             self._memory.streams += 1
             stream = streams[checkpoint.stream] = _MemoryStream(self._memory.streams)
@@ -270,12 +270,13 @@ class MemoryStore(Store):
         number = run.generation if generation is None else generation
         if number not in run.generations:
             return None
+        resolve = partial(self._resolve, run)
         streams = tuple(
             StoredStream(
                 key,
                 len(stream.log),
                 stream.fold,
-                tuple(map(self._resolve, stream.log[stream.fold.through if stream.fold else 0 :])),
+                tuple(map(resolve, stream.log[stream.fold.through if stream.fold else 0 :])),
             )
             for key, stream in run.generations[number].items()
         )
@@ -293,15 +294,12 @@ class MemoryStore(Store):
         """See `Store.history`."""
         await self._begin()
         need_positive(limit)
-        run = self._memory.runs.get(run_id)
-        streams: dict[str, _MemoryStream] = {}
-        if run is not None:
-            number = run.generation if generation is None else generation
-            streams = run.generations.get(number, {})
-        found = streams.get(stream, _MemoryStream(0))
+        run = self._memory.runs.get(run_id, _Run(0, {}))
+        number = run.generation if generation is None else generation
+        found = run.generations.get(number, {}).get(stream, _MemoryStream(0))
         stop = len(found.log) if cursor is None else _place(cursor, found)
         start = max(0, stop - limit)
-        records = tuple(map(self._resolve, reversed(found.log[start:stop])))
+        records = tuple(map(partial(self._resolve, run), reversed(found.log[start:stop])))
         return HistoryPage(records, f"{found.number}.{start}" if start else None)
 
     async def list_runs(
@@ -346,14 +344,12 @@ class MemoryStore(Store):
         log = [checkpoint for stream in streams for checkpoint in stream.log]
         size = sum(len(checkpoint.payload) for checkpoint in log)
         size += sum(len(stream.fold.payload) for stream in streams if stream.fold is not None)
-        self._leaving = True
-        size += self._size({name for one in log for name in names_of(one)})
+        size += stored.remove(name for one in log for name in names_of(one))
         return Pruned(len(doomed), len(log), size)
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""
         await self._begin()
-        memory = self._memory
         stored = self._find_owned(run)
         compare_generation(stored.generation, run, "dropped")
         log = stored.generations.get(run.generation, {}).get(stream, _MemoryStream(0)).log
@@ -363,54 +359,46 @@ class MemoryStore(Store):
                 checkpoint = log[sequence - 1]
                 dropped.update(checkpoint.blobs)
                 log[sequence - 1] = msgspec.structs.replace(checkpoint, blobs=())
-        size = self._size(dropped)
-        for digest in self._orphans(dropped):
-            if not memory.pins[digest]:
-                memory.blobs.pop(digest, None)
-        self._leaving = True
-        return size
+        return stored.remove(dropped)
 
-    def _orphans(self, digests: set[str]) -> set[str]:
-        """Return those of the given blobs that have no reference; the records of all runs tell."""
-        return digests - self._memory.blobs_named() if digests else digests
-
-    def _size(self, digests: set[str]) -> int:
-        """Return the total size of the given blobs that have no reference."""
-        return sum(len(self._memory.blobs.get(digest, b"")) for digest in self._orphans(digests))
-
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""
         await self._begin()
+        self._find_owned(run)
         content = await run_blocking(_join, payload)
+        stored = self._find_owned(run)  # again: another owner may have it
         digest = hashlib.sha256(content).hexdigest()
-        self._memory.blobs[digest] = content
-        if self._owned:
-            self._pins[digest] += 1
-            self._memory.pins[digest] += 1
+        stored.blobs[digest] = content
+        stored.pins[digest] += 1
         return digest
 
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
         """See `Store.read_blob`."""
         await self._begin()
         check_part(offset, size)
         need_digest(digest)
-        content = self._memory.blobs.get(digest)
+        run = self._memory.runs.get(run_id)
+        content = None if run is None else run.blobs.get(digest)
         end = offset if size is None else offset + size
         if content is None or end > len(content):
-            raise StoreDamagedError(f"blob {digest} is missing or too short")
+            raise StoreDamagedError(f"blob {digest} of run {run_id!r} is missing or too short")
         return content[offset:] if size is None else content[offset:end]
 
     async def check(self) -> AsyncGenerator[Finding]:
         """See `Store.check`.  Only blobs can be wrong here."""
         await self._begin()
-        named = self._memory.blobs_named()
-        for digest, content in sorted(self._memory.blobs.items()):
-            if digest not in named:
-                yield Finding("memory", "no record names it", severity=Severity.NOTE, blob=digest)
-            elif hashlib.sha256(content).hexdigest() != digest:
-                yield Finding("memory", "its content does not match its name", blob=digest)
-        for digest in sorted(named.difference(self._memory.blobs)):
-            yield Finding("memory", "it is missing, and a record names it", blob=digest)
+        for run_id, run in sorted(self._memory.runs.items()):
+            found = partial(Finding, "memory", run_id=run_id)
+            named = run.named()
+            for digest, content in sorted(run.blobs.items()):
+                if digest not in named:
+                    yield found("no record names it", severity=Severity.NOTE, blob=digest)
+                elif hashlib.sha256(content).hexdigest() != digest:
+                    yield found("its content does not match its name", blob=digest)
+            for digest in sorted(named.difference(run.blobs)):
+                yield found("it is missing, and a record names it", blob=digest)
 
     async def aclose(self) -> None:
         """See `Store.aclose`.  The data stays for `reopen`."""
@@ -423,10 +411,10 @@ class MemoryStore(Store):
         if self._is_closed:
             raise StoreError("the store memory: is closed")
 
-    def _resolve(self, checkpoint: Checkpoint) -> StoredRecord:
+    def _resolve(self, run: _Run, checkpoint: Checkpoint) -> StoredRecord:
         payload = checkpoint.payload
         if checkpoint.blob is not None:
-            payload = self._memory.blobs.get(checkpoint.blob, b"")
+            payload = run.blobs.get(checkpoint.blob, b"")
             if hashlib.sha256(payload).hexdigest() != checkpoint.blob:
                 raise StoreDamagedError(f"blob {checkpoint.blob} is missing or was altered")
         return StoredRecord(checkpoint.sequence, payload, tuple(dict.fromkeys(checkpoint.blobs)))

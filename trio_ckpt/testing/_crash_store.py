@@ -91,11 +91,11 @@ class CrashStore(WrappedStore):
                 payload = checkpoint.payload if blob is None else self._blobs[blob]
                 self._saved(run, checkpoint.stream, checkpoint.sequence, payload)
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""
         self._before("put_blob")
         content = b"".join(views_of(payload))
-        digest = await self.handle.put_blob(content)
+        digest = await self.handle.put_blob(run, content)
         self._blobs[digest] = content
         await self._after("put_blob")
         return digest

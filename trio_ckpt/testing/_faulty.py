@@ -107,17 +107,19 @@ class WrappedStore(Store):
         self._before("list_runs")
         return await self.handle.list_runs(prefix, after, limit)
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         """See `Store.put_blob`."""
         self._before("put_blob")
-        digest = await self.handle.put_blob(payload)
+        digest = await self.handle.put_blob(run, payload)
         await self._after("put_blob")
         return digest
 
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
         """See `Store.read_blob`."""
         self._before("read_blob")
-        return await self.handle.read_blob(digest, offset, size)
+        return await self.handle.read_blob(run_id, digest, offset, size)
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import aclosing
+from functools import partial
 
 from .._journal.store import BlobPart, BlobPayload, Checkpoint, Fold, Pruned, RunKey, Store
 from .._util.errors import StoreConflictError, StoreDamagedError, StoreError
@@ -18,9 +19,9 @@ class _HalfError(Exception):
     """What an iterator of buffers raises."""
 
 
-async def _put_some(store: Store, count: int) -> dict[str, bytes]:
+async def _put_some(store: Store, run: RunKey, count: int) -> dict[str, bytes]:
     payloads = [os.urandom(BLOB_BYTES + n) for n in range(count)]
-    return {await store.put_blob(payload): payload for payload in payloads}
+    return {await store.put_blob(run, payload): payload for payload in payloads}
 
 
 def _naming(stream: str, sequence: int, *digests: str) -> Checkpoint:
@@ -37,25 +38,25 @@ async def _names(case: Case, store: Store, stream: str) -> dict[int, tuple[str, 
     return {record.sequence: record.blobs for record in entry.tail}
 
 
-async def _expect_there(store: Store, blobs: dict[str, bytes]) -> None:
+async def _expect_there(store: Store, run_id: str, blobs: dict[str, bytes]) -> None:
     for digest, payload in blobs.items():
         try:
-            found = await store.read_blob(digest)
+            found = await store.read_blob(run_id, digest)
         except StoreDamagedError as error:
             raise AssertionError(f"a blob that is named is not there: {error}") from error
         expect(found == payload, "a blob is not what was put")
 
 
-async def _expect_gone(store: Store, digest: str) -> None:
-    what = "a blob that no record names is still there"
-    await expect_raised(StoreDamagedError, what, store.read_blob, digest)
+async def _expect_gone(store: Store, run_id: str, digest: str) -> None:
+    what = "a blob that no record of its run names is still there"
+    await expect_raised(StoreDamagedError, what, store.read_blob, run_id, digest)
 
 
 async def attached_blobs(case: Case) -> None:
     """A checkpoint may name blobs beyond its payload: its record tells them, and they are kept."""
     store = await case.open()
     async with case.own(store) as run:
-        blobs = await _put_some(store, 3)
+        blobs = await _put_some(store, run, 3)
         names = tuple(blobs)
         group = [
             _naming(A, 1, *names),
@@ -63,7 +64,7 @@ async def attached_blobs(case: Case) -> None:
             *chain(A, 3, 3),
         ]
         await case.save_all(store, run, group)
-        own = await store.put_blob(payload_of(1))
+        own = await store.put_blob(run, payload_of(1))
         group = [Checkpoint(B, 1, b"", own, (names[1],))]
         await case.save_all(store, run, group)
     wanted = {1: names, 2: (names[2], names[0]), 3: ()}
@@ -74,7 +75,7 @@ async def attached_blobs(case: Case) -> None:
         expect(found == {1: (names[1],)}, f"one whose payload is a blob names {found}")
         async with store.lock_run(case.run_id):  # where unnamed blobs may be removed
             pass
-        await _expect_there(store, blobs)
+        await _expect_there(store, case.run_id, blobs)
         store = await case.reopen(store)
 
 
@@ -83,7 +84,7 @@ async def attached_blobs_are_needed(case: Case) -> None:
     store = await case.open()
     absent = hashlib.sha256(b"never put").hexdigest()
     async with case.own(store) as run:
-        (there,) = await _put_some(store, 1)
+        (there,) = await _put_some(store, run, 1)
         bad = [_naming(A, 2, there, absent), _naming(A, 2, "no digest"), _naming(A, 2, "../x")]
         await case.save_all(store, run, chain(A, 1, 1))
         for number, one in enumerate(bad, 1):
@@ -113,20 +114,19 @@ async def put_blob(case: Case) -> None:
         for payload, whole in payloads:
             digest = hashlib.sha256(whole).hexdigest()
             for _ in range(2):
-                name = await store.put_blob(payload)
+                name = await store.put_blob(run, payload)
                 expect(name == digest, f"a blob is named {name}, not {digest}")
-                await _expect_there(store, {digest: whole})
+                await _expect_there(store, case.run_id, {digest: whole})
         made = [os.urandom(BLOB_BYTES) for _ in range(3)]
-        name = await store.put_blob(one for one in made)
-        await _expect_there(store, {name: b"".join(made)})
+        name = await store.put_blob(run, (one for one in made))
+        await _expect_there(store, case.run_id, {name: b"".join(made)})
 
         def fail() -> Iterator[bytes]:
             yield b"half of it" + made[0]
             raise _HalfError
 
-        await expect_raised(
-            _HalfError, "an iterator that fails gave a blob", store.put_blob, fail()
-        )
+        what = "an iterator that fails gave a blob"
+        await expect_raised(_HalfError, what, store.put_blob, run, fail())
         half = hashlib.sha256(b"half of it" + made[0]).hexdigest()
         (outcome,) = await store.save(run, [_naming(A, 1, half)])
         expect(outcome is not None, "half of a blob is there")
@@ -136,13 +136,13 @@ async def read_blob(case: Case) -> None:
     """read_blob gives exactly the part that is asked for, without the lock, or raises."""
     store, other = await case.open(), await case.open()
     async with case.own(store) as run:
-        ((digest, payload),) = (await _put_some(store, 1)).items()
+        ((digest, payload),) = (await _put_some(store, run, 1)).items()
         await case.save_all(store, run, [_naming(A, 1, digest)])
         end = len(payload)
         parts = [(0, None), (0, end), (0, 1), (1, 10), (end - 1, 1), (7, None), (end, 0), (3, 0)]
         for handle in (store, other):
             for offset, size in parts:
-                found = await handle.read_blob(digest, offset, size)
+                found = await handle.read_blob(case.run_id, digest, offset, size)
                 wanted = payload[offset : None if size is None else offset + size]
                 expect(found == wanted, f"{size} bytes from {offset} on are other ones")
     absent = hashlib.sha256(b"never put").hexdigest()
@@ -158,7 +158,7 @@ async def read_blob(case: Case) -> None:
     ]
     for error, name, offset, size in bad:
         what = f"{size} bytes from {offset} on of {end} were read"
-        await expect_raised(error, what, store.read_blob, name, offset, size)
+        await expect_raised(error, what, store.read_blob, case.run_id, name, offset, size)
 
 
 async def read_blob_parts(case: Case) -> None:
@@ -178,11 +178,12 @@ async def read_blob_parts(case: Case) -> None:
             raise _HalfError
 
     async with case.own(store) as run:
-        payloads |= await _put_some(store, 2)
+        payloads |= await _put_some(store, run, 2)
         await case.save_all(store, run, [_naming(A, 1, *payloads)])
-        await store.read_blob_parts(ask())
+        await store.read_blob_parts(case.run_id, ask())
         what = "parts were read of an iterator that fails"
-        await expect_raised(_HalfError, what, store.read_blob_parts, ask(fails=True))
+        read = partial(store.read_blob_parts, case.run_id)
+        await expect_raised(_HalfError, what, read, ask(fails=True))
     absent, one = hashlib.sha256(b"never put").hexdigest(), next(iter(payloads))
     end, target = len(payloads[one]), memoryview(bytearray(10))
     bad: list[tuple[type[Exception], str, int]] = [
@@ -194,22 +195,17 @@ async def read_blob_parts(case: Case) -> None:
     for error, name, offset in bad:
         what = f"10 bytes from {offset} on of {end} were read"
         parts = [BlobPart(name, offset, (target,))]
-        await expect_raised(error, what, store.read_blob_parts, parts)
+        await expect_raised(error, what, store.read_blob_parts, case.run_id, parts)
 
 
 async def drop_blobs(case: Case) -> None:
     """drop_blobs ends the naming, not the records; blobs that no other record names are removed."""
-    store = await case.open()
-    async with store.lock_run(f"{case.run_id} 2") as owner:
-        theirs = await _put_some(store, 1)
-        run = RunKey(f"{case.run_id} 2", 0, owner)
-        await case.save_all(store, run, [_naming(A, 1, *theirs)])
-    async with case.own(store) as run:
-        blobs = await _put_some(store, 4)
+    store, other = await case.open(), await case.open()
+    async with other.lock_run(f"{case.run_id} 2"), case.own(store) as run:
+        blobs = await _put_some(store, run, 4)
         one, two, shared, payload = blobs
-        await store.put_blob(next(iter(theirs.values())))
         group = [
-            _naming(A, 1, one, shared, payload, *theirs),
+            _naming(A, 1, one, shared, payload),
             _naming(A, 2, two, shared),
             _naming(A, 3, shared),
             Checkpoint(B, 1, b"", payload),
@@ -221,6 +217,8 @@ async def drop_blobs(case: Case) -> None:
         size = await store.drop_blobs(run, A, [2, 1, 1, 9])
         wanted = len(blobs[one]) + len(blobs[two])
         expect(size == wanted, f"it frees {size} bytes, not {wanted}")
+        for digest in (one, two):  # at once, though another run is owned
+            await _expect_gone(store, case.run_id, digest)
         size = await store.drop_blobs(run, A, [1, 2])
         expect(size == 0, f"the second time it frees {size} bytes")
         names = {1: (), 2: (), 3: (shared,)}
@@ -230,23 +228,26 @@ async def drop_blobs(case: Case) -> None:
     store = await case.reopen(store)
     found = await _names(case, store, A)
     expect(found == names | {4: ()}, f"the records name {found} once it is opened again")
+    kept = {name: blobs[name] for name in (shared, payload)}
     async with case.own(store) as run:
         for digest in (one, two):
-            await _expect_gone(store, digest)
-        await _expect_there(store, {name: blobs[name] for name in (shared, payload)} | theirs)
+            await _expect_gone(store, case.run_id, digest)
+        await _expect_there(store, case.run_id, kept)
         size = await store.drop_blobs(run, A, [3])
         expect(size == len(blobs[shared]), f"dropping the last name frees {size} bytes")
+        await _expect_gone(store, case.run_id, shared)
     async with store.lock_run(case.run_id):
-        await _expect_gone(store, shared)
-        await _expect_there(store, {payload: blobs[payload]} | theirs)
+        await _expect_gone(store, case.run_id, shared)
+        await _expect_there(store, case.run_id, {payload: blobs[payload]})
 
 
 async def drop_is_fenced(case: Case) -> None:
     """drop_blobs drops nothing for another owner than the newest, or another generation."""
     store, other = await case.open(), await case.open()
     async with store.lock_run(case.run_id) as old:
-        blobs = await _put_some(store, 1)
-        await case.save_all(store, RunKey(case.run_id, 0, old), [_naming(A, 1, *blobs)])
+        run = RunKey(case.run_id, 0, old)
+        blobs = await _put_some(store, run, 1)
+        await case.save_all(store, run, [_naming(A, 1, *blobs)])
         await case.save_all(store, RunKey(case.run_id, 1, old), [_naming(A, 1, *blobs)])
     async with other.lock_run(case.run_id) as owner:
         for handle, key in (
@@ -265,40 +266,83 @@ async def drop_is_fenced(case: Case) -> None:
     for key in (RunKey(case.run_id, 1, owner), RunKey(f"{case.run_id} 2", 0, 1)):
         what = f"dropping as {key}, unlocked, was done"
         await expect_raised(StoreConflictError, what, other.drop_blobs, key, A, [1])
-    await _expect_there(other, blobs)
+    await _expect_there(other, case.run_id, blobs)
 
 
 async def blob_about_to_be_named(case: Case) -> None:
-    """A blob that was put and is not named yet stays, even if another owner drops or saves it."""
+    """A blob that was put and is not named yet stays until the run is released, and not longer."""
     store, other = await case.open(), await case.open()
-    async with store.lock_run(case.run_id) as owner, other.lock_run(f"{case.run_id} 2") as second:
-        run, run_2 = RunKey(case.run_id, 0, owner), RunKey(f"{case.run_id} 2", 0, second)
-        blobs = await _put_some(store, 1)
+    async with other.lock_run(f"{case.run_id} 2"):
+        async with case.own(store) as run:
+            blobs = await _put_some(store, run, 1)
+            ((digest, payload),) = blobs.items()
+            await case.save_all(store, run, [_naming(A, 1, digest)])
+            await store.put_blob(run, payload)
+            await store.drop_blobs(run, A, [1])
+            await _expect_there(store, case.run_id, blobs)
+            outcomes = await store.save(run, [_naming(B, 1, digest)])
+            expect(outcomes == [None], f"a blob that was put cannot be named: {outcomes}")
+            await store.drop_blobs(run, B, [1])
+            await _expect_gone(store, case.run_id, digest)
+            await store.put_blob(run, payload)
+        async with case.own(store) as run:
+            await _expect_gone(store, case.run_id, digest)
+            (outcome,) = await store.save(run, [_naming(B, 2, digest)])
+            expect(outcome is not None, "a blob that is gone was named")
+
+
+async def blobs_belong_to_their_run(case: Case) -> None:
+    """A blob is read by the id of its own run, and named by records of its own run alone."""
+    store = await case.open()
+    async with case.own(store) as run, store.lock_run(f"{case.run_id} 2") as second:
+        other = RunKey(f"{case.run_id} 2", 0, second)
+        blobs = await _put_some(store, run, 1)
         ((digest, payload),) = blobs.items()
         await case.save_all(store, run, [_naming(A, 1, digest)])
-        for handle, key in ((store, run), (other, run_2)):
-            await handle.put_blob(payload)
-            sequence = (await case.read_stream(store, A)).sequence
-            await store.drop_blobs(run, A, [sequence])
-            await _expect_there(handle, blobs)
-            outcomes = await handle.save(key, [_naming(B, 1, digest)])
-            expect(outcomes == [None], f"a blob that was put cannot be named: {outcomes}")
-            await case.save_all(store, run, [_naming(A, sequence + 1, digest)])
-        await store.drop_blobs(run, B, [1])
-        await store.drop_blobs(run, A, [3])
-        await _expect_there(other, blobs)
-        await other.drop_blobs(run_2, B, [1])
-    async with store.lock_run(case.run_id):
-        await _expect_gone(store, digest)
+        for run_id in (other.run_id, f"{case.run_id} 3"):
+            what = f"a blob of another run was read as one of {run_id!r}"
+            await expect_raised(StoreDamagedError, what, store.read_blob, run_id, digest)
+            parts = [BlobPart(digest, 0, (memoryview(bytearray(1)),))]
+            await expect_raised(StoreDamagedError, what, store.read_blob_parts, run_id, parts)
+        (outcome,) = await store.save(other, [_naming(A, 1, digest)])
+        expect(outcome is not None, "a blob of another run was named")
+        await store.put_blob(other, payload)
+        await case.save_all(store, other, [_naming(A, 1, digest)])
+        size = await store.drop_blobs(run, A, [1])
+        expect(size == len(payload), f"dropping what another run names frees {size} bytes")
+        await _expect_gone(store, case.run_id, digest)
+        await _expect_there(store, other.run_id, blobs)
+
+
+async def put_is_fenced(case: Case) -> None:
+    """put_blob stores nothing for another owner than the newest, or without the lock."""
+    store, other = await case.open(), await case.open()
+    payload = os.urandom(BLOB_BYTES)
+    digest = hashlib.sha256(payload).hexdigest()
+    async with store.lock_run(case.run_id) as old:
+        await case.save_all(store, RunKey(case.run_id, 0, old), chain(A, 1, 1))
+    async with case.own(other) as run:
+        for handle, owner in ((store, old), (other, old), (other, run.owner + 1)):
+            what = f"a blob was put by owner {owner}"
+            key = RunKey(case.run_id, 0, owner)
+            await expect_raised(StoreConflictError, what, handle.put_blob, key, payload)
+        await _expect_gone(other, case.run_id, digest)
+        (outcome,) = await other.save(run, [_naming(A, 2, digest)])
+        expect(outcome is not None, "what was refused is there, and was named")
+    for key in (run, RunKey(f"{case.run_id} 2", 0, 1)):
+        what = f"a blob was put by {key}, unlocked"
+        await expect_raised(StoreConflictError, what, other.put_blob, key, payload)
+    async with case.own(other):
+        await _expect_gone(other, case.run_id, digest)
 
 
 async def prune_knows_attached_blobs(case: Case) -> None:
     """prune removes attached blobs that no other record names, and no others."""
     store = await case.open()
     async with store.lock_run(case.run_id) as owner:
-        blobs = await _put_some(store, 3)
-        lost, kept, dropped = blobs
         old, run = RunKey(case.run_id, 0, owner), RunKey(case.run_id, 1, owner)
+        blobs = await _put_some(store, old, 3)
+        lost, kept, dropped = blobs
         await case.save_all(store, old, [_naming(A, 1, lost, kept), _naming(A, 2, dropped)])
         await store.drop_blobs(old, A, [2])
         await case.save_all(store, run, [_naming(A, 1, kept)])
@@ -307,8 +351,8 @@ async def prune_knows_attached_blobs(case: Case) -> None:
         expect(pruned == wanted, f"it removed {pruned}, not {wanted}")
     store = await case.reopen(store)
     async with store.lock_run(case.run_id):
-        await _expect_gone(store, lost)
-        await _expect_there(store, {kept: blobs[kept]})
+        await _expect_gone(store, case.run_id, lost)
+        await _expect_there(store, case.run_id, {kept: blobs[kept]})
     found = await _names(case, store, A)
     expect(found == {1: (kept,)}, f"the generation that was kept names {found}")
 
@@ -317,11 +361,11 @@ async def a_sound_store_has_no_damage(case: Case) -> None:
     """check finds no damage in a store that is as it was saved, running or not; or it refuses."""
     store = await case.open()
     async with case.own(store) as run:
-        digest = await store.put_blob(b"attached")
+        digest = await store.put_blob(run, b"attached")
         await case.save_all(store, run, chain(A, 1, 3))
         await case.save_all(store, run, [Checkpoint(A, 4, b"four", blobs=(digest,))])
         await store.save(run, [], [Fold(A, 3, b"fold")])
-        await store.put_blob(b"not named yet")
+        await store.put_blob(run, b"not named yet")
         await _expect_sound(store)
         await case.save_all(store, RunKey(case.run_id, 1, run.owner), chain(A, 1, 1))
     await _expect_sound(store)

@@ -154,24 +154,28 @@ async def prune_is_fenced(case: Case) -> None:
 
 
 async def prune_removes_blobs(case: Case) -> None:
-    """prune removes the blobs that no record names any more, and no others."""
+    """prune removes the blobs that no record of the run names any more, and no others."""
     store = await case.open()
     lost, shared, borrowed = (os.urandom(1000) for _ in range(3))
     names = [hashlib.sha256(payload).hexdigest() for payload in (lost, shared, borrowed)]
     async with store.lock_run(f"{case.run_id} 2") as owner:
-        await store.put_blob(borrowed)
-        group = [Checkpoint(A, 1, b"", names[2])]
-        await case.save_all(store, RunKey(f"{case.run_id} 2", 0, owner), group)
-    async with store.lock_run(case.run_id) as owner:
-        for payload in (lost, shared, borrowed):
-            await store.put_blob(payload)
-        group = [Checkpoint(A, n, b"", name) for n, name in enumerate(names, 1)]
-        await case.save_all(store, RunKey(case.run_id, 0, owner), group)
-        run = RunKey(case.run_id, 1, owner)
-        await case.save_all(store, run, [Checkpoint(A, 1, b"", names[1])])
-        pruned = await store.prune(run, keep=1)
-        wanted = Pruned(1, 3, len(lost))
-        expect(pruned == wanted, f"it removed {pruned}, not {wanted}")
+        run = RunKey(f"{case.run_id} 2", 0, owner)
+        await store.put_blob(run, borrowed)
+        await case.save_all(store, run, [Checkpoint(A, 1, b"", names[2])])
+        async with store.lock_run(case.run_id) as owner:
+            run = RunKey(case.run_id, 0, owner)
+            for payload in (lost, shared, borrowed):
+                await store.put_blob(run, payload)
+            group = [Checkpoint(A, n, b"", name) for n, name in enumerate(names, 1)]
+            await case.save_all(store, run, group)
+            run = RunKey(case.run_id, 1, owner)
+            await case.save_all(store, run, [Checkpoint(A, 1, b"", names[1])])
+            pruned = await store.prune(run, keep=1)
+            wanted = Pruned(1, 3, len(lost) + len(borrowed))
+            expect(pruned == wanted, f"it removed {pruned}, not {wanted}")
+            what = "a blob that no record of its run names is still there"
+            # At once, though another run is owned.
+            await expect_raised(StoreDamagedError, what, store.read_blob, case.run_id, names[0])
     store = await case.reopen(store)
     entry = await case.read_stream(store, A)
     expect(entry.tail[0].payload == shared, "a blob that the newest generation names is gone")
@@ -180,7 +184,6 @@ async def prune_removes_blobs(case: Case) -> None:
     async with case.own(store, 1) as run:
         (outcome,) = await store.save(run, [Checkpoint(B, 1, b"", names[0])])
     if outcome is None:
-        what = "a blob that no record names is still there"
         await expect_raised(StoreDamagedError, what, store.history, case.run_id, B)
 
 

@@ -109,7 +109,7 @@ async def blobs(case: Case) -> None:
     digest = hashlib.sha256(payload).hexdigest()
     async with case.own(store) as run:
         for _ in range(2):
-            await store.put_blob(payload)
+            await store.put_blob(run, payload)
         await case.save_all(store, run, [Checkpoint(A, 1, b"", digest), *chain(A, 2, 2)])
         absent = hashlib.sha256(b"absent").hexdigest()
         outcomes = await store.save(run, [Checkpoint(B, 1, b"", absent), *chain(A, 3, 3)])
@@ -225,13 +225,13 @@ async def reads_are_cancellable(case: Case) -> None:
     store = await case.open()
     digest = hashlib.sha256(b"").hexdigest()
     async with case.own(store) as run:
-        await store.put_blob(b"")
+        await store.put_blob(run, b"")
         await case.save_all(store, run, chain(A, 1, 3))
         for read in (
             lambda: store.read_run(case.run_id),
             lambda: store.history(case.run_id, A),
             lambda: store.read_owner(case.run_id),
-            lambda: store.read_blob(digest),
+            lambda: store.read_blob(case.run_id, digest),
             lambda: store.read_live(case.run_id),
             store.list_runs,
         ):
@@ -258,9 +258,9 @@ async def closing(case: Case) -> None:
         "list_runs": store.list_runs,
         "read_owner": lambda: store.read_owner(case.run_id),
         "prune": lambda: store.prune(run, keep=1),
-        "read_blob": lambda: store.read_blob(digest),
+        "read_blob": lambda: store.read_blob(case.run_id, digest),
         "drop_blobs": lambda: store.drop_blobs(run, A, [1]),
-        "put_blob": lambda: store.put_blob(b""),
+        "put_blob": lambda: store.put_blob(run, b""),
         "lock_run": store.lock_run(case.run_id).__aenter__,
     }
     for name, use in uses.items():

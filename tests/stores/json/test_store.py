@@ -181,8 +181,9 @@ async def test_only_the_user_may_read_it(folder: Path) -> None:
     digest = hashlib.sha256(b"blob").hexdigest()
     store = await JsonStore.open(folder / "deep" / "deeper")
     async with store.lock_run("run") as owner:
-        await store.put_blob(b"blob")
-        await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
+        run = RunKey("run", 0, owner)
+        await store.put_blob(run, b"blob")
+        await store.save(run, [Checkpoint(A, 1, b"", digest)])
         for path in (folder, *folder.rglob("*")):
             wanted = 0o700 if path.is_dir() else 0o600
             assert stat.S_IMODE(path.stat().st_mode) == wanted, path
@@ -582,30 +583,6 @@ async def test_run_whose_making_was_cut_short(folder: Path) -> None:
         assert await store.save(RunKey("run", 0, owner), chain(A, 1, 1)) == [None]
     assert await heads(store) == {A: 1}
     await store.aclose()
-
-
-async def test_orphans_are_removed(folder: Path) -> None:
-    kept, orphan = b"kept", b"orphan"
-    names = [hashlib.sha256(payload).hexdigest() for payload in (kept, orphan)]
-    await make(folder, Checkpoint(A, 1, b"", names[0]), blobs=(kept, orphan), scheme="json")
-    store = await JsonStore.open(folder)
-    async with store.lock_run("another"):
-        assert [path.name for path in folder.glob("blobs/??/*")] == [names[0]]
-    await store.aclose()
-
-
-async def test_orphans_stay_while_a_run_cannot_be_read(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """An unreadable run may name any blob."""
-    blob = hashlib.sha256(b"kept").hexdigest()
-    await make(folder, Checkpoint(A, 1, b"", blob), blobs=(b"kept",), scheme="json")
-    (folder / "runs" / "run" / "checkpoint.json").write_text("{")
-    store = await JsonStore.open(folder)
-    async with store.lock_run("another"):
-        assert [path.name for path in folder.glob("blobs/??/*")] == [blob]
-    await store.aclose()
-    assert "orphans are left" in caplog.text
 
 
 async def test_pages_are_bounded_in_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import sqlite3
@@ -19,13 +20,17 @@ import pytest
 import trio
 
 from tests.hangs import HANG_S
-from tests.stores.tools import A, B, chain, failing_commit, make
-from trio_ckpt._util import threads
-from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
+from tests.stores.tools import A, B, chain, failing_commit, make, owned, path_of_blob
+from trio_ckpt._util.errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
 from trio_ckpt.abc import BlobPart, Checkpoint, RunKey, Store
 from trio_ckpt.stores import JsonStore, SqliteStore, open_store
 from trio_ckpt.stores._json import format
-from trio_ckpt.stores._local import blob_pins, blobs as _blobs, files as _files
+from trio_ckpt.stores._local import blobs as _blobs, files as _files, store as _store
 
 LOCAL = pytest.mark.parametrize("scheme", ["sqlite", "json"])
 BIG = bytes(range(256)) * (5 * 2**12)  # 5 MiB: hashed in a thread of its own
@@ -73,8 +78,9 @@ async def test_write_that_takes_a_part_goes_on(
     buffers = [bytes([n]) * (n * 37 % 2500) for n in range(20)]
     whole = b"".join(buffers)
     store = await SqliteStore.open(folder)
-    await store.put_blob(buffers)
-    assert await store.read_blob(digest_of(whole)) == whole
+    async with owned(store) as run:
+        await store.put_blob(run, buffers)
+        assert await store.read_blob("run", digest_of(whole)) == whole
     await store.aclose()
 
 
@@ -94,7 +100,8 @@ async def test_buffers_are_written_where_they_lie(
     store = await SqliteStore.open(folder)
     half = len(payload) // 2
     view = memoryview(payload)
-    await store.put_blob([view[:half], view[half:]])
+    async with owned(store) as run:
+        await store.put_blob(run, [view[:half], view[half:]])
     assert given
     assert all(one is payload for one in given)
     await store.aclose()
@@ -133,8 +140,9 @@ async def test_big_blob_is_hashed_and_synced_beside_writing_it(
     monkeypatch.setattr(_blobs, "_hash", hash_all)
     monkeypatch.setattr(_blobs, "sync_data", sync)
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG)
-    assert await store.read_blob(BIG_DIGEST) == BIG
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        assert await store.read_blob("run", BIG_DIGEST) == BIG
     await store.aclose()
 
 
@@ -150,15 +158,16 @@ async def test_write_that_fails_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     store = await SqliteStore.open(folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(_blobs if step == "sync_data" else os, step, fail)
-        with pytest.raises(StoreError, match="writing a blob failed: No space left"):
-            await store.put_blob(payload)
-    assert failed == [step]  # above all a sync: what it did not write is not asked for again
-    assert files(folder) == set()
-    assert not [one for one in threading.enumerate() if "a blob" in one.name]
-    await store.put_blob(payload)
-    assert files(folder) == {digest_of(payload)}
+    async with owned(store) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(_blobs if step == "sync_data" else os, step, fail)
+            with pytest.raises(StoreError, match="writing a blob failed: No space left"):
+                await store.put_blob(run, payload)
+        assert failed == [step]  # above all a sync: what it did not write is not asked for again
+        assert files(folder) == set()
+        assert not [one for one in threading.enumerate() if "a blob" in one.name]
+        await store.put_blob(run, payload)
+        assert files(folder) == {digest_of(payload)}
     await store.aclose()
 
 
@@ -174,34 +183,37 @@ async def test_iterator_that_fails_leaves_nothing(
         raise KeyError("no more")
 
     store = await open_store(f"{scheme}:{folder}")
-    with pytest.raises(KeyError, match="no more"):
-        await store.put_blob(buffers())
-    assert files(folder) == set()
-    assert not [one for one in threading.enumerate() if "a blob" in one.name]
-    assert await store.put_blob(payload) == digest_of(payload)
+    async with owned(store) as run:
+        with pytest.raises(KeyError, match="no more"):
+            await store.put_blob(run, buffers())
+        assert files(folder) == set()
+        assert not [one for one in threading.enumerate() if "a blob" in one.name]
+        assert await store.put_blob(run, payload) == digest_of(payload)
     await store.aclose()
 
 
 async def test_buffer_that_is_not_contiguous(folder: Path) -> None:
     store = await SqliteStore.open(folder)
-    with pytest.raises(TypeError, match="C-contiguous"):
-        await store.put_blob([memoryview(b"abcdef")[::2]])
+    async with owned(store) as run:
+        with pytest.raises(TypeError, match="C-contiguous"):
+            await store.put_blob(run, [memoryview(b"abcdef")[::2]])
     await store.aclose()
 
 
 async def test_blob_that_is_there_is_not_touched(folder: Path) -> None:
     """The file under its name is left as it is; one that was cut is replaced."""
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG)
-    (path,) = folder.glob("blobs/??/*")
-    before = path.stat()
-    assert await store.put_blob([BIG[:7], BIG[7:]]) == BIG_DIGEST
-    after = path.stat()
-    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert len([*folder.glob("blobs/**/*")]) == 2  # its folder and itself
-    os.truncate(path, 1000)
-    await store.put_blob(BIG)
-    assert await store.read_blob(BIG_DIGEST) == BIG
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        (path,) = folder.glob("blobs/*/*")
+        before = path.stat()
+        assert await store.put_blob(run, [BIG[:7], BIG[7:]]) == BIG_DIGEST
+        after = path.stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        assert len([*folder.glob("blobs/**/*")]) == 2  # its folder and itself
+        os.truncate(path, 1000)
+        await store.put_blob(run, BIG)
+        assert await store.read_blob("run", BIG_DIGEST) == BIG
     await store.aclose()
 
 
@@ -213,25 +225,27 @@ async def test_blob_that_is_there_is_not_touched(folder: Path) -> None:
 @LOCAL
 async def test_cut_blob_is_damage(scheme: str, folder: Path) -> None:
     await make(folder, naming(A, 1, BIG), blobs=(BIG,), scheme=scheme)
-    (path,) = folder.glob("blobs/??/*")
+    (path,) = folder.glob("blobs/*/*")
     os.truncate(path, 1000)
     store = await open_store(f"{scheme}:{folder}")
-    assert await store.read_blob(BIG_DIGEST, 0, 1000) == BIG[:1000]
+    assert await store.read_blob("run", BIG_DIGEST, 0, 1000) == BIG[:1000]
     with pytest.raises(StoreDamagedError, match="too short"):
-        await store.read_blob(BIG_DIGEST, 0, 1001)
+        await store.read_blob("run", BIG_DIGEST, 0, 1001)
     assert await names(store) == {1: (BIG_DIGEST,)}  # the record itself is whole
     path.unlink()
     with pytest.raises(StoreDamagedError, match="missing"):
-        await store.read_blob(BIG_DIGEST, 0, 1)
+        await store.read_blob("run", BIG_DIGEST, 0, 1)
     await store.aclose()
 
 
 async def test_part_that_comes_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_blobs, "MAX_READ_BYTES", 1000)
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG)
-    for offset, size in ((0, 1000), (5, 1001), (17, 123_456), (0, 0)):
-        assert await store.read_blob(BIG_DIGEST, offset, size) == BIG[offset : offset + size]
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        for offset, size in ((0, 1000), (5, 1001), (17, 123_456), (0, 0)):
+            part = await store.read_blob("run", BIG_DIGEST, offset, size)
+            assert part == BIG[offset : offset + size]
     await store.aclose()
 
 
@@ -246,14 +260,19 @@ async def test_parts_are_filled_whatever_a_call_reads(
 
     monkeypatch.setattr(os, "preadv", preadv)
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG)
-    for sizes in ((1000, 0, 1001, 3, 4, 5, 6), (0,), (123_456,)):
-        memory = [bytearray(size) for size in sizes]
-        await store.read_blob_parts([BlobPart(BIG_DIGEST, 17, [memoryview(m) for m in memory])])
-        assert b"".join(memory) == BIG[17 : 17 + sum(sizes)]
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: 0)
-    with pytest.raises(StoreDamagedError, match="was truncated"):
-        await store.read_blob_parts([BlobPart(BIG_DIGEST, 0, [memoryview(bytearray(1))])])
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        for sizes in ((1000, 0, 1001, 3, 4, 5, 6), (0,), (123_456,)):
+            memory = [bytearray(size) for size in sizes]
+            await store.read_blob_parts(
+                "run", [BlobPart(BIG_DIGEST, 17, [memoryview(m) for m in memory])]
+            )
+            assert b"".join(memory) == BIG[17 : 17 + sum(sizes)]
+        monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: 0)
+        with pytest.raises(StoreDamagedError, match="was truncated"):
+            await store.read_blob_parts(
+                "run", [BlobPart(BIG_DIGEST, 0, [memoryview(bytearray(1))])]
+            )
     await store.aclose()
 
 
@@ -261,10 +280,12 @@ async def test_blob_that_is_cut_while_it_is_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await SqliteStore.open(folder)
-    await store.put_blob(BIG)
-    monkeypatch.setattr(os, "pread", lambda fd, size, offset: b"")
-    with pytest.raises(StoreDamagedError, match="was truncated"):
-        await store.read_blob(BIG_DIGEST, 0, 10)
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pread", lambda fd, size, offset: b"")
+            with pytest.raises(StoreDamagedError, match="was truncated"):
+                await store.read_blob("run", BIG_DIGEST, 0, 10)
     await store.aclose()
 
 
@@ -276,7 +297,7 @@ async def test_reader_of_a_blob_that_goes_gets_the_right_bytes_or_damage(
     store, reader = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG)
+        await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
         real = os.pread
         token = trio.lowlevel.current_trio_token()
@@ -288,9 +309,9 @@ async def test_reader_of_a_blob_that_goes_gets_the_right_bytes_or_damage(
             return real(fd, size, offset)
 
         monkeypatch.setattr(os, "pread", pread)
-        assert await reader.read_blob(BIG_DIGEST) == BIG
+        assert await reader.read_blob("run", BIG_DIGEST) == BIG
         with pytest.raises(StoreDamagedError, match="missing"):
-            await reader.read_blob(BIG_DIGEST)
+            await reader.read_blob("run", BIG_DIGEST)
     await store.aclose()
     await reader.aclose()
 
@@ -314,7 +335,7 @@ async def test_record_without_attached_blobs_costs_nothing_more(folder: Path) ->
             *("BEGIN", "SELECT", "SELECT", "INSERT", "UPDATE", "COMMIT")
         ]
         assert "attached" not in " ".join(said)
-        assert not (folder / "lock" / "blobs").exists()
+        assert list((folder / "blobs").iterdir()) == []
     await store.aclose()
 
 
@@ -339,9 +360,10 @@ async def test_rows_of_attached_blobs_go_with_what_they_are_of(folder: Path) -> 
         return store._writer._connection.execute("SELECT count(*) FROM attached").fetchall()
 
     async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
         for payload in (b"one", b"two"):
-            await store.put_blob(payload)
-        await store.save(RunKey("run", 0, owner), [naming(A, 1, b"one", b"two", b"one")])
+            await store.put_blob(run, payload)
+        await store.save(run, [naming(A, 1, b"one", b"two", b"one")])
         await store.save(RunKey("run", 1, owner), [naming(A, 1, b"one")])
         assert await store._writing.run(rows) == [(3,)]
         await store.prune(RunKey("run", 1, owner), keep=1)
@@ -354,12 +376,12 @@ async def test_rows_of_attached_blobs_go_with_what_they_are_of(folder: Path) -> 
 async def test_names_are_in_the_line_of_the_record(folder: Path) -> None:
     """A person sees them in checkpoint.json, also that they were dropped."""
     store = await JsonStore.open(folder)
-    async with store.lock_run("run") as owner:
+    async with owned(store) as run:
         for payload in (b"one", b"two"):
-            await store.put_blob(payload)
+            await store.put_blob(run, payload)
         group = [naming(A, 1, b"one", b"two"), naming(A, 2, b"one"), *chain(A, 3, 3)]
-        await store.save(RunKey("run", 0, owner), group)
-        await store.drop_blobs(RunKey("run", 0, owner), A, [2])
+        await store.save(run, group)
+        await store.drop_blobs(run, A, [2])
     await store.aclose()
     lines = (folder / "runs" / "run" / "checkpoint.json").read_text().splitlines()
     named = [line for line in lines if '"blobs":' in line]
@@ -390,7 +412,7 @@ async def test_dropped_blob_is_removed_while_runs_are_owned(scheme: str, folder:
     async with other.lock_run("other"), store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         for n in range(1, 6):
-            await store.put_blob(b"%d" % n)
+            await store.put_blob(run, b"%d" % n)
             await store.save(run, [naming(A, n, b"%d" % n)])
             assert await store.drop_blobs(run, A, [n - 1]) == (n > 1)
             assert files(folder) == {digest_of(b"%d" % n)}
@@ -407,123 +429,211 @@ async def test_put_that_was_never_named_is_kept_until_the_run_is_given_back(
         async with store.lock_run("run") as owner:
             run = RunKey("run", 0, owner)
             for _ in range(2):
-                await store.put_blob(BIG)
+                await store.put_blob(run, BIG)
             await store.save(run, [naming(A, 1, BIG)])
             assert await store.drop_blobs(run, A, [1]) == len(BIG)
             assert files(folder) == {BIG_DIGEST}
-        assert files(folder) == {BIG_DIGEST}
-    async with store.lock_run("run"):
         assert files(folder) == set()
     await store.aclose()
 
 
 @LOCAL
-async def test_claims_end_with_the_last_run_of_a_handle(scheme: str, folder: Path) -> None:
+async def test_another_run_with_the_same_blob_has_its_own(scheme: str, folder: Path) -> None:
     store, other = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
-    async with other.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        for is_owned in (True, False):
-            holder = store.lock_run("another")
-            await holder.__aenter__()
-            await store.put_blob(BIG)
-            if not is_owned:
-                await holder.__aexit__(None, None, None)
-            await other.put_blob(BIG)
-            sequence = 1 if is_owned else 2
-            assert await other.save(run, [naming(A, sequence, BIG)]) == [None]
-            assert await other.drop_blobs(run, A, [sequence]) == len(BIG)
-            assert files(folder) == ({BIG_DIGEST} if is_owned else set())
-            if is_owned:
-                await holder.__aexit__(None, None, None)
+    async with owned(store) as run, owned(other, "other") as run_2:
+        for handle, key in ((store, run), (other, run_2)):
+            await handle.put_blob(key, BIG)
+            assert await handle.save(key, [naming(A, 1, BIG)]) == [None]
+        assert await store.drop_blobs(run, A, [1]) == len(BIG)
+        assert not path_of_blob(folder, BIG_DIGEST).exists()
+        assert await store.read_blob("other", BIG_DIGEST) == BIG
     await store.aclose()
     await other.aclose()
 
 
 @LOCAL
-async def test_put_during_a_removal_waits_and_writes_again(
-    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["drop_blobs", "prune"])
+async def test_put_during_a_removal_writes_again(
+    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    """A task that puts a blob while it is being removed has it afterwards."""
-    store, other = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
-    token = trio.lowlevel.current_trio_token()
-    real = _blobs.Blobs.remove
-    waiting = [trio.Event(), trio.Event()]
-
-    def remove(blobs: _blobs.Blobs, digests: Sequence[str]) -> None:
-        for event in waiting:
-            token.run_sync_soon(event.set)
-        trio.from_thread.run(_blocked_twice, holds, trio_token=token)
-        real(blobs, digests)
-
-    holds: list[str] = []
-    real_hold = blob_pins.BlobPins.hold
-
-    def hold(pins: blob_pins.BlobPins, digest: str) -> None:
-        holds.append(digest)
-        real_hold(pins, digest)
-
-    async with store.lock_run("run") as owner, other.lock_run("other") as second:
-        run = RunKey("run", 0, owner)
-        await store.put_blob(BIG)
-        await store.save(run, [naming(A, 1, BIG)])
-        monkeypatch.setattr(_blobs.Blobs, "remove", remove)
-        monkeypatch.setattr(blob_pins.BlobPins, "hold", hold)
-
-        async def put(handle: Store, event: trio.Event) -> None:
-            await event.wait()
-            await handle.put_blob(BIG)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(put, store, waiting[0])
-            nursery.start_soon(put, other, waiting[1])
-            assert await store.drop_blobs(run, A, [1]) == len(BIG)
-        assert await store.save(run, [naming(A, 2, BIG)]) == [None]
-        key = RunKey("other", 0, second)
-        assert await other.save(key, [naming(A, 1, BIG)]) == [None]
-        assert await other.read_blob(BIG_DIGEST) == BIG
-    await store.aclose()
-    await other.aclose()
-
-
-@LOCAL
-async def test_removing_needs_none_of_the_threads_that_wait_for_it(
-    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Puts of a blob that is being removed may take all threads for blocking calls."""
-    monkeypatch.setattr(threads, "MAX_THREADS", 1)
+    """One that gets its name while the removal is being unlinked is another file."""
     store = await open_store(f"{scheme}:{folder}")
     token = trio.lowlevel.current_trio_token()
-    real_doom, real_wait = blob_pins.BlobPins.doom, threading.Condition.wait_for
-    is_doomed, waits = threading.Event(), threading.Event()
+    real = _store._unlink
+    doomed: list[Path] = []
 
-    def doom(pins: blob_pins.BlobPins, digests: set[str]) -> list[str]:
-        doomed = real_doom(pins, digests)
-        is_doomed.set()  # before: the put may wait as soon as it is started
-        token.run_sync_soon(nursery.start_soon, store.put_blob, BIG)
-        assert waits.wait(30)
-        return doomed
+    def unlink(paths: list[Path]) -> None:
+        doomed.extend(paths)
+        trio.from_thread.run(store.put_blob, run, BIG, trio_token=token)
+        real(paths)
 
-    def wait_for(condition: threading.Condition, predicate: Callable[[], bool]) -> bool:
-        if is_doomed.is_set():
-            waits.set()
-        return real_wait(condition, predicate, 10)  # or it would hang where it fails
-
-    async with store.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        await store.put_blob(BIG)
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
-        monkeypatch.setattr(blob_pins.BlobPins, "doom", doom)
-        monkeypatch.setattr(threading.Condition, "wait_for", wait_for)
-        with trio.fail_after(HANG_S):
-            async with trio.open_nursery() as nursery:
-                assert await store.drop_blobs(run, A, [1]) == len(BIG)
-        assert await store.read_blob(BIG_DIGEST) == BIG
+        monkeypatch.setattr(_store, "_unlink", unlink)
+        if verb == "prune":
+            await store.prune(run, keep=0)
+            run = RunKey("run", 1, run.owner)
+        else:
+            assert await store.drop_blobs(run, A, [1]) == len(BIG)
+        assert [path.name for path in doomed] == [f"{BIG_DIGEST}.tmp"]
+        assert files(folder) == {BIG_DIGEST}
+        sequence = 1 if verb == "prune" else 2
+        assert await store.save(run, [naming(A, sequence, BIG)]) == [None]
+        assert await store.read_blob("run", BIG_DIGEST) == BIG
     await store.aclose()
 
 
-async def _blocked_twice(holds: list[str]) -> None:
-    while len(holds) < 2:
-        await trio.lowlevel.checkpoint()
+@LOCAL
+async def test_put_before_a_removal_keeps_the_blob(
+    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A put that has its name when the removal begins is seen by it."""
+    store = await open_store(f"{scheme}:{folder}")
+    token = trio.lowlevel.current_trio_token()
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        await store.save(run, [naming(A, 1, BIG)])
+        real = store._writer.unnamed  # type: ignore[attr-defined]
+
+        def unnamed(*args: Any) -> Any:
+            found = real(*args)
+            trio.from_thread.run(store.put_blob, run, BIG, trio_token=token)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store._writer, "unnamed", unnamed)  # type: ignore[attr-defined]
+            assert await store.drop_blobs(run, A, [1]) == len(BIG)
+        assert files(folder) == {BIG_DIGEST}
+        assert await store.save(run, [naming(A, 2, BIG)]) == [None]
+        assert await store.read_blob("run", BIG_DIGEST) == BIG
+    await store.aclose()
+
+
+@LOCAL
+async def test_save_waits_for_no_unlinking(
+    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long where a blob is large."""
+    store = await open_store(f"{scheme}:{folder}")
+    token = trio.lowlevel.current_trio_token()
+    begun, is_saved = trio.Event(), threading.Event()
+    real = _store._unlink
+
+    def unlink(paths: list[Path]) -> None:
+        token.run_sync_soon(begun.set)
+        assert is_saved.wait(HANG_S)
+        real(paths)
+
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        await store.save(run, [naming(A, 1, BIG)])
+        monkeypatch.setattr(_store, "_unlink", unlink)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.drop_blobs, run, A, [1])
+            await begun.wait()
+            assert await store.save(run, chain(A, 2, 2)) == [None]
+            is_saved.set()
+        assert files(folder) == set()
+    await store.aclose()
+
+
+@LOCAL
+@pytest.mark.parametrize("is_taken_over", [True, False])
+async def test_put_whose_run_was_released_stores_nothing(
+    scheme: str, folder: Path, is_taken_over: bool
+) -> None:
+    """Whether another owner has the run, and has put the same blob, or none."""
+    store, other = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
+    token = trio.lowlevel.current_trio_token()
+    begun, is_released = trio.Event(), threading.Event()
+    raised: list[Exception] = []
+
+    def buffers() -> Iterator[bytes]:
+        token.run_sync_soon(begun.set)
+        yield BIG[:1000]
+        assert is_released.wait(HANG_S)
+        yield BIG[1000:]
+
+    async def put(run: RunKey) -> None:
+        try:
+            await store.put_blob(run, buffers())
+        except StoreConflictError as error:
+            raised.append(error)
+
+    async with trio.open_nursery() as nursery:
+        async with owned(store) as run:
+            nursery.start_soon(put, run)
+            await begun.wait()
+        if is_taken_over:
+            async with owned(other) as run:
+                await other.put_blob(run, BIG)
+                assert await other.save(run, [naming(A, 1, BIG)]) == [None]
+                is_released.set()
+                while not raised:
+                    await trio.lowlevel.checkpoint()
+        is_released.set()
+    assert raised
+    assert files(folder) == ({BIG_DIGEST} if is_taken_over else set())
+    await store.aclose()
+    await other.aclose()
+
+
+@LOCAL
+async def test_orphans_are_removed_by_the_next_owner_of_their_run(
+    scheme: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a kill left: blobs that no record names, and temporary files; no file of a stranger."""
+    caplog.set_level(logging.INFO, "trio_ckpt")
+    await make(folder, naming(A, 1, b"kept"), blobs=(b"kept",), scheme=scheme)
+    home = path_of_blob(folder, digest_of(b"kept")).parent
+    orphans = {digest_of(b"orphan"), "tmpabcdef12.tmp", f"{digest_of(b'gone')}.tmp"}
+    for name in (*orphans, "README"):
+        (home / name).touch()
+    store = await open_store(f"{scheme}:{folder}")
+    async with store.lock_run("another"):
+        assert files(folder) == {digest_of(b"kept"), "README", *orphans}
+        async with store.lock_run("run"):
+            assert files(folder) == {digest_of(b"kept"), "README"}
+    await store.aclose()
+    assert f"{digest_of(b'orphan')}, which no record names" in caplog.text
+
+
+@LOCAL
+async def test_orphans_that_cannot_be_removed_are_not_an_error(
+    scheme: str, folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await make(folder, naming(A, 1, b"kept"), blobs=(b"kept",), scheme=scheme)
+    (path_of_blob(folder, digest_of(b"kept")).parent / "tmpabcdef12.tmp").touch()
+    store = await open_store(f"{scheme}:{folder}")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", _refuse_temporary)
+        async with owned(store) as run:
+            assert await store.save(run, chain(A, 2, 2)) == [None]
+    await store.aclose()
+    assert "orphans are left" in caplog.text
+
+
+_real_unlink = Path.unlink
+
+
+def _refuse_temporary(path: Path, **options: bool) -> None:
+    if path.name == "tmpabcdef12.tmp":
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+    _real_unlink(path, **options)
+
+
+@LOCAL
+async def test_folder_of_a_run_without_blobs_goes(scheme: str, folder: Path) -> None:
+    store = await open_store(f"{scheme}:{folder}")
+    async with owned(store) as run:
+        await store.put_blob(run, b"blob")
+        await store.save(run, [naming(A, 1, b"blob")])
+    assert path_of_blob(folder, digest_of(b"blob")).exists()
+    async with owned(store) as run:
+        await store.prune(run, keep=0)
+    assert list((folder / "blobs").iterdir()) == []
+    await store.aclose()
 
 
 @LOCAL
@@ -531,9 +641,9 @@ async def test_save_that_was_refused_keeps_the_pin(scheme: str, folder: Path) ->
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG)
+        await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
-        await store.put_blob(BIG)
+        await store.put_blob(run, BIG)
         for bad in (naming(B, 7, BIG), naming(B, 1, BIG, b"never put")):
             (outcome,) = await store.save(run, [bad])
             assert outcome is not None
@@ -545,21 +655,6 @@ async def test_save_that_was_refused_keeps_the_pin(scheme: str, folder: Path) ->
     await store.aclose()
 
 
-async def test_platform_without_such_locks_leaves_it_to_the_next_owner(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(blob_pins.BlobPins, "_lock", lambda self, digest, kind: kind != "exclusive")
-    store = await SqliteStore.open(folder)
-    async with store.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        await store.put_blob(BIG)
-        await store.save(run, [naming(A, 1, BIG)])
-        assert await store.drop_blobs(run, A, [1]) == len(BIG)
-        assert files(folder) == {BIG_DIGEST}
-    assert files(folder) == set()
-    await store.aclose()
-
-
 @LOCAL
 async def test_blob_that_cannot_be_removed_is_not_an_error(
     scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -567,14 +662,15 @@ async def test_blob_that_cannot_be_removed_is_not_an_error(
     store = await open_store(f"{scheme}:{folder}")
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
-        await store.put_blob(BIG)
+        await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
         with monkeypatch.context() as patch:
             patch.setattr(Path, "unlink", _refuse)
             assert await store.drop_blobs(run, A, [1]) == len(BIG)
         assert "dropped blobs were not removed" in caplog.text
-        await store.put_blob(BIG)  # no handle pins it any more
+        await store.put_blob(run, BIG)
         assert await store.save(run, [naming(A, 2, BIG)]) == [None]
+        assert await store.read_blob("run", BIG_DIGEST) == BIG
     await store.aclose()
 
 
@@ -582,22 +678,38 @@ def _refuse(*args: Any, **kwargs: Any) -> None:
     raise OSError(errno.EACCES, "Permission denied")
 
 
-async def test_drop_of_a_run_beside_a_damaged_one_leaves_the_blobs(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Who cannot read all names removes nothing."""
+async def test_drop_of_a_run_beside_a_damaged_one(folder: Path) -> None:
+    """It does not read the others."""
     await make(folder, scheme="json")
     store = await JsonStore.open(folder)
-    async with store.lock_run("another") as owner:
-        run = RunKey("another", 0, owner)
-        await store.put_blob(BIG)
+    async with owned(store, "another") as run:
+        await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
         (folder / "runs" / "run" / "checkpoint.json").write_text("{}")
-        assert await store.drop_blobs(run, A, [1]) == 0
+        assert await store.drop_blobs(run, A, [1]) == len(BIG)
+        assert files(folder) == set()
+    await store.aclose()
+
+
+@LOCAL
+async def test_who_cannot_read_the_names_removes_nothing(
+    scheme: str, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: Any) -> None:
+        raise StoreError("the names cannot be read")
+
+    store = await open_store(f"{scheme}:{folder}")
+    async with owned(store) as run:
+        await store.put_blob(run, BIG)
+        await store.save(run, [naming(A, 1, BIG)])
+        with monkeypatch.context() as patch:
+            patch.setattr(store._writer, "unnamed", fail)  # type: ignore[attr-defined]
+            assert await store.drop_blobs(run, A, [1]) == 0
         assert "dropped blobs were not removed" in caplog.text
         assert files(folder) == {BIG_DIGEST}
-        page = await store.history("another", A)
-        assert page.records[0].blobs == ()
+        assert await names(store) == {1: ()}
+    async with owned(store):
+        assert files(folder) == set()
     await store.aclose()
 
 
@@ -607,7 +719,7 @@ async def test_drop_whose_commit_failed(folder: Path) -> None:
     async with store.lock_run("run") as owner:
         run = RunKey("run", 0, owner)
         for payload in (b"one", b"two"):
-            await store.put_blob(payload)
+            await store.put_blob(run, payload)
         await store.save(run, [naming(A, 1, b"one"), naming(A, 2, b"two")])
         with (
             failing_commit(store, sqlite3.SQLITE_FULL, is_done=False),
@@ -664,11 +776,12 @@ async def test_crash_at_any_step_leaves_whole_what_is_named(
         watch(_blobs, "sync_data")
         for name in ("writev", "replace", "write", "fdatasync"):
             watch(os, name)
-        watch(Path, "unlink")
+        for name in ("unlink", "rmdir"):
+            watch(Path, name)
         payloads = [b"%d" % n * 3000 for n in range(4)]
         for n in range(1, 4):
             for payload in payloads[n - 1 : n + 1]:
-                await store.put_blob([payload[:10], payload[10:]])
+                await store.put_blob(run, [payload[:10], payload[10:]])
             begun = n
             copy()
             assert await store.save(run, [naming(A, n, *payloads[n - 1 : n + 1])]) == [None]
@@ -689,10 +802,11 @@ async def test_crash_at_any_step_leaves_whole_what_is_named(
         for sequence, named in found.items():
             assert len(named) in counts.get(sequence, {2}), number
             for digest in named:
-                assert digest_of(await again.read_blob(digest)) == digest, number
+                assert digest_of(await again.read_blob("run", digest)) == digest, number
         async with again.lock_run("run") as owner:
             assert files(then) == {digest for named in found.values() for digest in named}
-            await again.put_blob(b"more")
+            run = RunKey("run", 0, owner)
+            await again.put_blob(run, b"more")
             following = naming(A, len(found) + 1, b"more")
-            assert await again.save(RunKey("run", 0, owner), [following]) == [None]
+            assert await again.save(run, [following]) == [None]
         await again.aclose()

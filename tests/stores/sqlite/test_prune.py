@@ -20,7 +20,7 @@ async def _fill(store: SqliteStore, run_id: str) -> RunKey:
     async with store.lock_run(run_id) as owner:
         for generation in range(2):
             run = RunKey(run_id, generation, owner)
-            digest = await store.put_blob(f"{run_id} {generation}".encode())
+            digest = await store.put_blob(run, f"{run_id} {generation}".encode())
             group = [*chain(A, 1, 9), Checkpoint(B, 1, b"", digest), *chain(B, 2, 3)]
             assert await store.save(run, group) == [None] * len(group)
     return run

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import os
 import sqlite3
 import stat
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.stores.tools import A, B, chain, make
+from tests.stores.tools import A, B, chain, make, owned, path_of_blob
 from trio_ckpt._util.errors import (
     StoreDamagedError,
     StoreError,
@@ -26,6 +25,7 @@ from trio_ckpt._util.errors import (
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import SqliteStore, open_store
 from trio_ckpt.stores._local import blobs, files, locks
+from trio_ckpt.stores._local.files import hashed_name
 from trio_ckpt.stores._sqlite import reader, schema
 
 # ---------------------------------------------------------------------------------------
@@ -38,8 +38,9 @@ async def test_only_the_user_may_read_it(folder: Path) -> None:
     digest = hashlib.sha256(payload).hexdigest()
     store = await SqliteStore.open(folder / "deep" / "deeper")
     async with store.lock_run("run") as owner:
-        await store.put_blob(payload)
-        await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
+        run = RunKey("run", 0, owner)
+        await store.put_blob(run, payload)
+        await store.save(run, [Checkpoint(A, 1, b"", digest)])
         for path in (folder, *folder.rglob("*")):
             wanted = 0o700 if path.is_dir() else 0o600
             assert stat.S_IMODE(path.stat().st_mode) == wanted, path
@@ -288,7 +289,7 @@ async def test_damaged_blob(folder: Path, damage: str) -> None:
     payload = b"blob" * 1000
     digest = hashlib.sha256(payload).hexdigest()
     await make(folder, Checkpoint(A, 1, b"", digest), blobs=(payload,))
-    path = folder / "blobs" / digest[:2] / digest
+    path = path_of_blob(folder, digest)
     match damage:
         case "missing":
             path.unlink()
@@ -312,9 +313,10 @@ async def test_damaged_blob_is_mended_by_putting_it_again(folder: Path) -> None:
     payload = b"blob"
     digest = hashlib.sha256(payload).hexdigest()
     await make(folder, Checkpoint(A, 1, b"", digest), blobs=(payload,))
-    (folder / "blobs" / digest[:2] / digest).write_bytes(b"")
+    path_of_blob(folder, digest).write_bytes(b"")
     store = await SqliteStore.open(folder)
-    await store.put_blob(payload)
+    async with owned(store) as run:
+        await store.put_blob(run, payload)
     assert (await store.history("run", A)).records[0].payload == payload
     await store.aclose()
 
@@ -323,7 +325,7 @@ async def test_damaged_blob_is_mended_by_putting_it_again(folder: Path) -> None:
 async def test_blob_names_are_digests(folder: Path, digest: str) -> None:
     store = await SqliteStore.open(folder)
     with pytest.raises(StoreError, match="is not the name of a blob"):
-        await store.read_blob(digest)
+        await store.read_blob("run", digest)
     async with store.lock_run("run") as owner:
         (outcome,) = await store.save(RunKey("run", 0, owner), [Checkpoint(A, 1, b"", digest)])
         assert isinstance(outcome, StoreError)
@@ -349,67 +351,15 @@ async def test_blob_is_durable_before_it_has_its_name(
     for module in (blobs, files):
         monkeypatch.setattr(module, "sync_folder", spy("folder", files.sync_folder))
     monkeypatch.setattr(os, "replace", spy("rename", os.replace))
-    await store.put_blob(b"blob")
-    inner = digest[:2]
-    ends = [f"folder {inner}", "folder blobs"]
-    assert done == ["file", "folder blobs", f"rename {digest}", *ends]
-    done.clear()
-    await store.put_blob(b"blob")
-    assert done == ["file", *ends]
+    async with owned(store) as run:
+        done.clear()
+        await store.put_blob(run, b"blob")
+        ends = [f"folder {hashed_name('run')}", "folder blobs"]
+        assert done == ["folder blobs", "file", f"rename {digest}", *ends]
+        done.clear()
+        await store.put_blob(run, b"blob")
+        assert done == ["file", *ends]
     await store.aclose()
-
-
-async def test_orphans_are_removed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Blobs that no record names go when a run is locked, if no other run is owned."""
-    caplog.set_level(logging.INFO, "trio_ckpt")
-    kept, orphan = b"kept", b"orphan"
-    names = [hashlib.sha256(payload).hexdigest() for payload in (kept, orphan)]
-    await make(folder, Checkpoint(A, 1, b"", names[0]), blobs=(kept, orphan))
-    temporary = folder / "blobs" / "tmpabcdef12.tmp"
-    temporary.touch()
-    stranger = folder / "blobs" / "00" / "README"
-    stranger.parent.mkdir(exist_ok=True)
-    stranger.touch()
-
-    def there() -> set[str]:
-        return {path.name for path in folder.glob("blobs/??/*")}
-
-    store, other = await SqliteStore.open(folder), await SqliteStore.open(folder)
-    async with store.lock_run("run"):
-        assert there() == {names[0], "README"}
-        assert not temporary.exists()
-        await other.put_blob(orphan)
-        async with other.lock_run("another"):
-            assert there() == {*names, "README"}
-        holder = other.lock_run("another")
-        await holder.__aenter__()
-    async with store.lock_run("run"):  # the other handle still owns a run
-        assert there() == {*names, "README"}
-    await holder.__aexit__(None, None, None)
-    async with store.lock_run("run"):
-        assert there() == {names[0], "README"}
-        assert not temporary.exists()
-    await store.aclose()
-    await other.aclose()
-    assert f"{names[1]}, which no record names" in caplog.text
-
-
-async def test_orphans_that_cannot_be_removed_are_not_an_error(
-    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "blobs").mkdir(parents=True)
-    (folder / "blobs" / "tmpabcdef12.tmp").write_bytes(b"")
-
-    unlink = Path.unlink
-
-    def refuse(path: Path, **options: bool) -> None:
-        if path.parent.name == "blobs":
-            raise PermissionError(1, "Operation not permitted", str(path))
-        unlink(path, **options)
-
-    monkeypatch.setattr(Path, "unlink", refuse)
-    await make(folder, *chain(A, 1, 1))
-    assert "orphans are left" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------

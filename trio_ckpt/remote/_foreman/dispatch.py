@@ -268,22 +268,8 @@ async def prune_task(store: Store, task_id: str) -> int:
 
 
 async def _remove(store: Store, task_id: str, number: int) -> int:
-    """Remove an owned run of an item, even a damaged one; return its size in bytes.
-
-    Its blobs are dropped first: a store removes those at once, but the rest of a pruned run only
-    when no process owns a run, which may be never while a foreman has jobs.
-    """
-    try:
-        stored = await store.read_run(task_id)
-    except StoreDamagedError:
-        stored = None
-    if stored is None:
-        found = await find_run(store, task_id)
-        if found is None:
-            return 0
-        return (await store.prune(RunKey(task_id, found.generation, number), keep=0)).bytes
-    run = RunKey(task_id, stored.generation, number)
-    size = 0
-    for entry in stored.streams:
-        size += await store.drop_blobs(run, entry.stream, range(1, entry.sequence + 1))
-    return size + (await store.prune(run, keep=0)).bytes
+    """Remove an owned run of an item, even a damaged one; return its size in bytes."""
+    found = await find_run(store, task_id)
+    if found is None:
+        return 0
+    return (await store.prune(RunKey(task_id, found.generation, number), keep=0)).bytes

@@ -10,6 +10,7 @@ import attrs
 import msgspec
 
 from ..._journal.record import ErrorInfo, Status
+from ...stores._local.files import blob_path
 from .task_checkpoints import SavedStates
 
 DONE_PERCENT = 100.0
@@ -89,7 +90,7 @@ class TaskView(SavedStates, frozen=True, kw_only=True):
     def checkpoint_storage_path(self) -> str | None:
         """Where the arrays of the base are, relative to the store's folder; None: in its records,
         or removed."""
-        return f"blobs/{self.base_blob[:2]}/{self.base_blob}" if self.base_blob else None
+        return blob_path(self.task_id, self.base_blob) if self.base_blob else None
 
     @property
     def chain_length(self) -> int:

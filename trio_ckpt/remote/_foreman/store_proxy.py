@@ -1,8 +1,7 @@
 """The foreman's end of a worker's store: calls of the worker go to the foreman's store.
 
 Theory of operation.  A proxy is for one lease: it serves one run, under one owner number, and shows
-its worker nothing else: of the blobs only those that the worker has written, or that are named by a
-record of the run which the worker was given.
+its worker nothing else.  A store gives the blobs of a run by the run's id alone.
 
 A worker that does not know whether a save was acknowledged sends it again.  A record that is stored
 with the same bytes is then acknowledged; the store's order of sequences refuses all others.
@@ -79,7 +78,6 @@ class StoreProxy:
     owner: int
     _incoming: _IncomingBlob | None = attrs.field(default=None, init=False)
     _finished: str = attrs.field(default="", init=False)  # the blob that was completed last
-    _seen: set[str] = attrs.field(factory=set[str], init=False)
 
     async def save(self, message: TaskCheckpoint) -> CheckpointAck:
         """Make checkpoints durable; return the outcome of each, and never raise an error.
@@ -134,16 +132,10 @@ class StoreProxy:
             case PutBlob() as verb:
                 return await self._put(verb)
             case ReadBlob(digest, offset, size):
-                if not self.may_read(digest):
-                    raise StoreError(f"blob {digest} does not belong to run {self.run_id!r}")
-                return await store.read_blob(digest, offset, size)
+                return await store.read_blob(self.run_id, digest, offset, size)
             case DropBlobs(generation, stream, sequences):
                 run = RunKey(self.run_id, generation, self.owner)
                 return msgspec.msgpack.encode(await store.drop_blobs(run, stream, sequences))
-
-    def may_read(self, digest: str) -> bool:
-        """Whether the worker may know a blob."""
-        return digest in self._seen
 
     # -- saves --------------------------------------------------------------------------------
 
@@ -152,7 +144,7 @@ class StoreProxy:
     ) -> list[Exception | None]:
         if self.store.mac_key is None:
             return await self._save_sealed(run, group, folds)
-        kept, refused = await self._seal_group(run.generation, group)
+        kept, refused = await self._seal_group(run, group)
         folds = [self._fold_in(run.generation, fold) for fold in folds]
         saved = iter(await self._save_sealed(run, kept, folds))
         return [refused[n] if n in refused else next(saved) for n in range(len(group))]
@@ -231,17 +223,14 @@ class StoreProxy:
     def _records_out(
         self, generation: int, stream: str, records: Iterable[StoredRecord]
     ) -> tuple[StoredRecord, ...]:
-        found = tuple(records)
-        for record in found:
-            self._seen.update(record.blobs)
         if self.store.mac_key is None:
-            return found
+            return tuple(records)
         inner, outer = self._seals(generation, stream)
         return tuple(
             msgspec.structs.replace(
                 one, payload=outer.close(one.sequence, inner.open(one.sequence, one.payload))
             )
-            for one in found
+            for one in records
         )
 
     # -- seals --------------------------------------------------------------------------------
@@ -254,7 +243,7 @@ class StoreProxy:
         )
 
     async def _seal_group(
-        self, generation: int, group: Sequence[Checkpoint]
+        self, run: RunKey, group: Sequence[Checkpoint]
     ) -> tuple[list[Checkpoint], dict[int, Exception]]:
         """Seal checkpoints with the store's key; return those, and the faults of the others.
 
@@ -266,23 +255,23 @@ class StoreProxy:
         for place, one in enumerate(group):
             try:
                 if one.stream not in failed:
-                    kept.append(await self._sealed_in(generation, one))
+                    kept.append(await self._sealed_in(run, one))
                     continue
             except StoreError as error:
                 failed[one.stream] = error
             refused[place] = failed[one.stream]
         return kept, refused
 
-    async def _sealed_in(self, generation: int, one: Checkpoint) -> Checkpoint:
+    async def _sealed_in(self, run: RunKey, one: Checkpoint) -> Checkpoint:
         """Seal a checkpoint with the store's key; a large one becomes another blob."""
-        inner, outer = self._seals(generation, one.stream)
+        inner, outer = self._seals(run.generation, one.stream)
         payload = one.payload
         if one.blob is not None:
-            payload = await self.store.read_blob(one.blob)
+            payload = await self.store.read_blob(run.run_id, one.blob)
         sealed = inner.close(one.sequence, outer.open(one.sequence, payload))
         if one.blob is None and len(sealed) < self.store.inline_limit_bytes:
             return msgspec.structs.replace(one, payload=sealed)
-        digest = await self.store.put_blob(sealed)
+        digest = await self.store.put_blob(run, sealed)
         return msgspec.structs.replace(one, payload=b"", blob=digest)
 
     def _fold_in(self, generation: int, fold: Fold) -> Fold:
@@ -339,11 +328,11 @@ class StoreProxy:
             self.close()
 
     async def _put_whole(self, digest: str, payload: bytes | memoryview) -> None:
-        found = await self.store.put_blob(payload)
+        run = RunKey(self.run_id, 0, self.owner)  # of whichever generation
+        found = await self.store.put_blob(run, payload)
         if found != digest:
             raise StoreError(f"the SHA-256 of the received blob is {found}, not {digest}")
         self._finished = digest
-        self._seen.add(digest)
 
     def close(self) -> None:
         """Drop a blob that is incomplete."""

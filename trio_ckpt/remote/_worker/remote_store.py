@@ -116,9 +116,9 @@ class RemoteStore(FarStore):
         answer = await self._rpc.call(ReadHistory(stream, generation, cursor, limit))
         return _decode(_PAGE, answer)
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         """See `Store.put_blob`.  Sent in parts of `PART_BYTES`; held until acknowledged."""
-        await self._begin()
+        await self._begin_owned(run, "stored")
         digest, attempt = "", 0
         with trio.CancelScope(shield=True):
             digest, views = await run_blocking(_named, payload)
@@ -140,11 +140,13 @@ class RemoteStore(FarStore):
                 raise _BeginAgainError("the foreman lost the earlier parts of the blob")
             offset += len(part)
 
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
         """See `Store.read_blob`."""
         if offset < 0 or (size is not None and size < 0):
             raise ValueError(f"{size} bytes from {offset} on are not a part of a blob")
-        await self._begin()
+        await self._begin(run_id)
         return await self._rpc.call(ReadBlob(digest, offset, size))
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 from ..._journal.store import Finding, Severity
@@ -28,7 +30,7 @@ from .._local.check import (
     stranger,
     strangers,
 )
-from .content import named_in
+from .content import blobs_of
 from .files import (
     FILES,
     FOLDERS,
@@ -51,8 +53,8 @@ def steps(folder: Path) -> Iterator[Step]:
     for path in _folders(folder):
         yield partial(explained, f"runs/{path.name}", partial(_check_run, path))
     yield partial(explained, "blobs", lambda: capped(_missing(folder)))
-    named = cache(lambda: frozenset(named_in(_readable(folder))))  # once: it reads all runs
-    yield from blob_steps(folder, lambda digests: set(named().intersection(digests)))
+    names = cache(partial(_names, folder))  # once: it reads all runs
+    yield from blob_steps(folder, names, partial(_named, names))
     yield partial(strangers, folder, (*FILES, *FOLDERS))
     yield partial(lost_runs, folder, partial(_found, folder))
 
@@ -110,23 +112,31 @@ def _odd_in_run(path: Path, where: str, loaded: Loaded) -> Iterator[Finding]:
             yield stranger(f"{where}/{name}")
 
 
-def _readable(folder: Path) -> Iterator[Path]:
-    """Yield the folders of runs that can be read: the others have a finding of their own."""
+def _names(folder: Path) -> dict[str, frozenset[str]]:
+    """Return the blobs that are named, by run; a run that cannot be read has another finding."""
+    names: dict[str, frozenset[str]] = {}
     for path in _folders(folder):
-        try:
-            load(path)
-        except StoreError:
-            continue
-        yield path
+        with suppress(StoreError):
+            if (loaded := load(path)) is not None:
+                state = loaded.state
+                names[state.run_id] = frozenset(blobs_of(state.streams.values()))
+    return names
+
+
+def _named(
+    read_names: Callable[[], Mapping[str, frozenset[str]]],
+    run_id: str | None,
+    digests: Iterable[str],
+) -> set[str]:
+    """Return those of some digests that a run names, or any run."""
+    names = read_names()
+    named = chain.from_iterable(names.values()) if run_id is None else names.get(run_id, ())
+    return set(digests).intersection(named)
 
 
 def _missing(folder: Path) -> Iterator[Finding]:
-    digests = sorted(set(named_in(_readable(folder))))
-    return missing_blobs(folder, digests, partial(_named, folder))
-
-
-def _named(folder: Path, digests: Iterable[str]) -> set[str]:
-    return set(digests).intersection(named_in(_readable(folder)))
+    names = ((run_id, one) for run_id, named in _names(folder).items() for one in sorted(named))
+    return missing_blobs(folder, names, partial(_named, partial(_names, folder)))
 
 
 def _found(folder: Path, run_id: str) -> tuple[int, int, int] | None:

@@ -20,12 +20,11 @@ def blobs_of(streams: Iterable[StreamState]) -> Generator[str, None, None]:
             yield from entry.blobs
 
 
-def named_in(folders: Iterable[Path]) -> Generator[str, None, None]:
-    """Yield the blobs that the records of runs name; raises what `load` does."""
-    for folder in folders:
-        loaded = load(folder)
-        if loaded is not None:
-            yield from blobs_of(loaded.state.streams.values())
+def named_in(folder: Path) -> Generator[str, None, None]:
+    """Yield the blobs that the records of a run name; raises what `load` does."""
+    loaded = load(folder)
+    if loaded is not None:
+        yield from blobs_of(loaded.state.streams.values())
 
 
 def payload_bytes(stream: StreamState) -> int:

@@ -27,7 +27,6 @@ class JsonReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._blobs = Blobs(folder / "blobs")
         self._newest: tuple[_Signature, RunState] | None = None
 
     def close(self) -> None:
@@ -41,8 +40,9 @@ class JsonReader:
         wanted = state.generation if generation is None else generation
         if not state.first <= wanted <= state.generation:
             return None
+        blobs = Blobs(self._folder, run_id)
         streams = tuple(
-            [self._read_stream(key, stream) for key, stream in state.of(wanted).items()]
+            [self._read_stream(blobs, key, stream) for key, stream in state.of(wanted).items()]
         )
         return StoredRun(run_id, wanted, state.owner, streams)
 
@@ -63,7 +63,7 @@ class JsonReader:
                 self._newest = signature, state
         return None if state.is_gone else state
 
-    def _read_stream(self, key: str, stream: StreamState) -> StoredStream:
+    def _read_stream(self, blobs: Blobs, key: str, stream: StreamState) -> StoredStream:
         fold = None
         if stream.fold is not None:
             entry = decode_fold(stream.fold)
@@ -72,7 +72,7 @@ class JsonReader:
                 raise StoreDamagedError(f"the fold of {key} is ahead of its records")
         first = fold.through + 1 if fold is not None else 1
         numbers = range(first, len(stream.entries) + 1)
-        tail = tuple([self._resolve(stream, number) for number in numbers])
+        tail = tuple([_resolve(blobs, stream, number) for number in numbers])
         return StoredStream(key, len(stream.entries), fold, tail)
 
     def history(
@@ -87,6 +87,7 @@ class JsonReader:
             found = state.streams.get((wanted, stream), found)
         tag = hashlib.sha256(f"{wanted}\n{stream}".encode()).hexdigest()[:16]
         newest = len(found.entries)
+        blobs = Blobs(self._folder, run_id)
         if place is not None:
             newest = _check_place(tag, newest, place)
         records: list[StoredRecord] = []
@@ -94,7 +95,7 @@ class JsonReader:
         for number in range(newest, 0, -1):
             if len(records) >= limit or size >= MAX_PAGE_BYTES:
                 return HistoryPage(tuple(records), f"{tag}.{number}")
-            records.append(self._resolve(found, number))
+            records.append(_resolve(blobs, found, number))
             size += len(records[-1].payload)
         return HistoryPage(tuple(records), None)
 
@@ -120,12 +121,13 @@ class JsonReader:
         pages = heapq.merge(found, sorted(hashed, key=_id_of), key=_id_of)
         return tuple(islice(pages, limit))
 
-    def _resolve(self, stream: StreamState, number: int) -> StoredRecord:
-        entry = decode_entry(stream.entries[number - 1])
-        if entry.sequence != number:
-            raise StoreDamagedError(f"checkpoint {number} is missing: {entry.sequence} is there")
-        payload = payload_of(entry) if entry.blob is None else self._blobs.get(entry.blob)
-        return StoredRecord(number, payload, entry.blobs)
+
+def _resolve(blobs: Blobs, stream: StreamState, number: int) -> StoredRecord:
+    entry = decode_entry(stream.entries[number - 1])
+    if entry.sequence != number:
+        raise StoreDamagedError(f"checkpoint {number} is missing: {entry.sequence} is there")
+    payload = payload_of(entry) if entry.blob is None else blobs.get(entry.blob)
+    return StoredRecord(number, payload, entry.blobs)
 
 
 def _id_of(summary: RunSummary) -> str:

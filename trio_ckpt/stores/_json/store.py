@@ -1,8 +1,9 @@
 """The readable store: a folder with a ``checkpoint.json`` per run that a person can open.
 
 Theory of operation.  The folder holds ``runs/`` (a folder per run, under its id if that is
-a safe name), ``blobs/`` (big payloads, write-once files named by their SHA-256), ``lock/``
-(ownership of runs, see `trio_ckpt.stores._local.locks`) and ``store.json`` (the store's marker).
+a safe name), ``blobs/`` (a folder per run, of big payloads: write-once files named by their
+SHA-256), ``lock/`` (ownership of runs, see `trio_ckpt.stores._local.locks`) and ``store.json`` (the
+store's marker).
 
 A run is two files: ``checkpoint.json``, whole at every moment, and a journal of what was saved
 since (`format.py` describes their checks, `files.py` how they are replaced, `writer.py` when).

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ import msgspec
 from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
 from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError, StoreError
 from ..._util.log import at, get_logger
-from .._local.blob_pins import BlobPins
 from .._local.blobs import Blobs
 from .._local.fence import (
     compare_generation,
@@ -69,6 +68,7 @@ class _OwnedRun:
     """The cached state of a run while it is owned."""
 
     folder: Path
+    blobs: Blobs
     owner: int
     generation: int
     first: int
@@ -96,8 +96,6 @@ class JsonWriter:
         """
         self._folder = folder
         self._is_synced = durability == "full"
-        self._blobs = Blobs(folder / "blobs")
-        self.pins = BlobPins(folder)
         self._held: dict[str, _OwnedRun] = {}
         self._broken: dict[str, str] = {}  # runs that are not written any more, and why
         need_flock(folder)
@@ -139,6 +137,7 @@ class JsonWriter:
         heads = {key: len(stream.entries) for key, stream in state.of(generation).items()}
         held = _OwnedRun(
             folder,
+            Blobs(self._folder, run_id),
             state.owner,
             generation,
             state.first,
@@ -167,7 +166,8 @@ class JsonWriter:
             self._broken[run_id] = str(error)  # its name may not be durable
             raise
         journal = _open_journal(run_id, folder, written)
-        self._held[run_id] = _OwnedRun(folder, 1, 0, 0, {}, journal, written.checkpoint_bytes)
+        blobs, size = Blobs(self._folder, run_id), written.checkpoint_bytes
+        self._held[run_id] = _OwnedRun(folder, blobs, 1, 0, 0, {}, journal, size)
         return 1
 
     def count(self, run_id: str) -> tuple[int, int]:
@@ -212,7 +212,7 @@ class JsonWriter:
         heads = held.heads if run.generation == held.generation else {}
         moved: dict[str, int] = {}
         records: list[tuple[str, msgspec.Raw]] = []
-        outcomes = save_each(group, partial(self._add, heads, moved, records), _REFUSED)
+        outcomes = save_each(group, partial(_add, held.blobs, heads, moved, records), _REFUSED)
         now = time.time()
         is_told = run.generation == held.generation and abs(now - held.told_at) < TOLD_EVERY_S
         line = JournalLine(
@@ -249,24 +249,6 @@ class JsonWriter:
                 f"{run_folder(self._folder, run_id)} failed with {broken}; nothing more is written "
                 "to it: check the disk and start again"
             )
-
-    def _add(
-        self,
-        heads: dict[str, int],
-        moved: dict[str, int],
-        records: list[tuple[str, msgspec.Raw]],
-        checkpoint: Checkpoint,
-    ) -> None:
-        """Add a checkpoint to the records of a line."""
-        stream = checkpoint.stream
-        newest = moved.get(stream, heads.get(stream, 0))
-        if checkpoint.sequence != newest + 1:
-            raise StoreConflictError(f"the next one is {newest + 1}")
-        if checkpoint.blob is not None or checkpoint.blobs:
-            self.pins.hold_named(checkpoint)
-        stream.encode()  # refuses a lone surrogate, which has no form in a file
-        records.append((stream, msgspec.Raw(encode_entry(checkpoint))))
-        moved[stream] = checkpoint.sequence
 
     def _append(self, held: _OwnedRun, line: JournalLine) -> None:
         """Append a line, durably."""
@@ -313,23 +295,15 @@ class JsonWriter:
         with suppress(OSError):  # the next owner of the run tries again
             remove_leftovers(held.folder, written.journal)
 
-    def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are counted, not removed."""
+    def prune(self, run: RunKey, keep: int) -> tuple[Pruned, set[str]]:
+        """See `Store.prune`; returns the digests that were named, too."""
         held = self._fence(run)
         held.journal.need_untouched()
         compare_generation(held.generation, run, "removed")
         first = max(held.first, held.generation + 1 - keep)
         state = _load_owned(run.run_id, held)
         doomed = [state.streams.pop(place) for place in list(state.streams) if place[0] < first]
-        digests = set(blobs_of(doomed))
-        if digests:
-            others = [folder for folder in run_folders(self._folder) if folder != held.folder]
-            digests.difference_update(blobs_of(state.streams.values()))
-            try:
-                digests.difference_update(named_in(others))
-            except StoreError:  # another run is damaged, and may name them
-                digests.clear()
-        size = sum(map(self._blobs.size, digests)) + sum(map(payload_bytes, doomed))
+        size = sum(map(payload_bytes, doomed))
         pruned = Pruned(first - held.first, sum(len(s.entries) for s in doomed), size)
         state.first = first
         with explain(held.folder, "pruning"):
@@ -339,7 +313,7 @@ class JsonWriter:
         held.records = sum(len(stream.entries) for stream in state.streams.values())
         if state.is_gone:
             held.generation, held.heads = first - 1, {}
-        return pruned
+        return pruned, set(blobs_of(doomed))
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
         """See `Store.drop_blobs`; returns the digests that were named.  It reads the whole run."""
@@ -354,12 +328,36 @@ class JsonWriter:
             self._append(held, line)
         return {digest for blobs in named.values() for digest in blobs}
 
-    def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Return the digests that no record of the store names.  It reads all runs."""
+    def unnamed(self, run_id: str, digests: Collection[str]) -> list[str]:
+        """Return the digests that no record of a run names.  It reads the whole run."""
         wanted = set(digests)
         if wanted:
-            wanted.difference_update(named_in(run_folders(self._folder)))
+            wanted.difference_update(named_in(run_folder(self._folder, run_id)))
         return sorted(wanted)
+
+    def run_ids(self) -> list[str]:
+        """Return the ids of all runs, also of those that were removed.  It reads all runs."""
+        loaded = filter(None, map(load, run_folders(self._folder)))
+        return [one.state.run_id for one in loaded]
+
+
+def _add(
+    blobs: Blobs,
+    heads: dict[str, int],
+    moved: dict[str, int],
+    records: list[tuple[str, msgspec.Raw]],
+    checkpoint: Checkpoint,
+) -> None:
+    """Add a checkpoint to the records of a line."""
+    stream = checkpoint.stream
+    newest = moved.get(stream, heads.get(stream, 0))
+    if checkpoint.sequence != newest + 1:
+        raise StoreConflictError(f"the next one is {newest + 1}")
+    if checkpoint.blob is not None or checkpoint.blobs:
+        blobs.need(checkpoint)
+    stream.encode()  # refuses a lone surrogate, which has no form in a file
+    records.append((stream, msgspec.Raw(encode_entry(checkpoint))))
+    moved[stream] = checkpoint.sequence
 
 
 def _load_owned(run_id: str, held: _OwnedRun) -> RunState:

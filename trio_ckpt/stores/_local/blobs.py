@@ -1,8 +1,10 @@
-"""The blobs of a local store: write-once files named by their SHA-256.  Blocking functions.
+"""The blobs of a run in a local store: write-once files named by their SHA-256.  Blocking.
 
-Theory of operation.  A blob is written under a temporary name, made durable, and renamed; so
-under its own name it is whole, and it is never changed there.  Its name is the SHA-256 of its
-content, known when the last byte is written: no caller has to hash a payload first.
+Theory of operation.  A run has a folder for its blobs, which only its owner changes.  A blob is
+written under a temporary name, made durable, and renamed; so under its own name it is whole, and it
+is never changed there.  Its name is the SHA-256 of its content, known when the last byte is
+written: no caller has to hash a payload first.  It loses its name before it is unlinked, which
+takes long where it is large.
 
 While a big blob is written, one thread hashes what is written and another starts syncing it:
 an fsync(2) that finds everything still in the page cache at the end takes as long again as the
@@ -20,7 +22,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from itertools import groupby, islice
 from operator import attrgetter
@@ -28,11 +30,19 @@ from pathlib import Path
 
 import attrs
 
-from ..._journal.store import BlobPart, BlobPayload
+from ..._journal.store import BlobPart, BlobPayload, Checkpoint
 from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.log import get_logger
 from .beside import Beside
-from .files import explain, make_member, need_folder, open_file, sync_data, sync_folder
+from .files import (
+    explain,
+    hashed_name,
+    make_member,
+    need_folder,
+    open_file,
+    sync_data,
+    sync_folder,
+)
 
 logger = get_logger(__name__)
 
@@ -46,8 +56,7 @@ MAX_WHOLE_BYTES = 2**30  # for a sealed record, and for a read without a size
 Update = Callable[[memoryview], object]  # the method of a hash object
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
-_TEMPORARY = re.compile(r"tmp[a-z0-9_]{8}\.tmp", re.ASCII)  # as tempfile names them
+_TEMPORARY = re.compile(r"(tmp[a-z0-9_]{8}|[0-9a-f]{64})\.tmp", re.ASCII)  # written, or to go
 
 
 def is_digest(text: str) -> bool:
@@ -63,6 +72,12 @@ def need_digest(digest: str) -> None:
     """
     if not _DIGEST.fullmatch(digest):
         raise StoreError(f"{digest!r} is not the name of a blob")
+
+
+def names_of(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the blobs that a checkpoint names, its payload's included; each once."""
+    blobs = checkpoint.blobs if checkpoint.blob is None else (checkpoint.blob, *checkpoint.blobs)
+    return tuple(dict.fromkeys(blobs))
 
 
 def views_of(payload: BlobPayload) -> Generator[memoryview]:
@@ -99,51 +114,80 @@ def need_positive(limit: int) -> None:
 
 
 class Blobs:
-    """Payloads as write-once files, ``ab/abcd…``, named by their SHA-256."""
+    """The blobs of one run, ``blobs/RUN/DIGEST``.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    A store of format 2 has ``blobs/ab/abcd…`` for all its runs.  These are read, and stay.
+
+    Args:
+        folder: The folder of the store.
+        run_id: The run.
+    """
+
+    def __init__(self, folder: Path, run_id: str) -> None:
+        self._folder = folder / "blobs" / hashed_name(run_id)
 
     def _path(self, digest: str) -> Path:
         need_digest(digest)
-        return self._folder / digest[:2] / digest
+        return self._folder / digest
+
+    def find(self, digest: str) -> Path:
+        """Return the path of a blob; the run's own if there is no such blob.
+
+        Raises:
+            StoreError: `digest` is not the name of a blob, or its folder is not a folder.
+        """
+        path = self._path(digest)
+        if not os.path.lexists(path):
+            shared = self._folder.parent / digest[:2] / digest
+            path = shared if os.path.lexists(shared) else path
+        need_folder(path.parent)
+        return path
 
     def has(self, digest: str) -> bool:
         """Return whether there is a blob of this name."""
-        path = self._path(digest)
-        need_folder(path.parent)
+        path = self.find(digest)
         try:
             return stat.S_ISREG(path.lstat().st_mode)
         except OSError:
             return False
 
+    def need(self, checkpoint: Checkpoint) -> None:
+        """Check that the blobs that a checkpoint names are there.
+
+        Raises:
+            StoreError: one is not.
+        """
+        for digest in names_of(checkpoint):
+            if not self.has(digest):
+                raise StoreError(f"blob {digest} was not put")
+
     def size(self, digest: str) -> int:
-        """Return the size of a blob in bytes; 0 if it is missing."""
+        """Return the size of a blob in the run's own folder, in bytes; 0 if it is not there."""
         try:
             return self._path(digest).lstat().st_size
         except OSError:
             return 0
 
     def names(self) -> Generator[str]:
-        """Yield the digests of all blobs; skips foreign files, and folders behind a link."""
-        for shard in _entries(self._folder):
-            if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
-                for entry in _entries(Path(shard.path)):
-                    if _DIGEST.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                        yield entry.name
+        """Yield the digests of the blobs in the run's own folder."""
+        return self._files(_DIGEST)
 
-    def _temporaries(self) -> Generator[Path]:
-        """Yield temporary files, which have no final name yet."""
-        for entry in _entries(self._folder):
-            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                yield Path(entry.path)
+    def _files(self, pattern: re.Pattern[str]) -> Generator[str]:
+        need_folder(self._folder)
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    if pattern.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        yield entry.name
+        except FileNotFoundError:
+            return
 
     def put(self, payload: BlobPayload, pin: Callable[[str], AbstractContextManager[None]]) -> str:
         """Write a blob (a temporary file, fsync, rename, fsync of the folders); return its name.
 
         Args:
             payload: Its buffers; this thread takes them one by one.
-            pin: Pins the blob while it gets its name.
+            pin: Entered while the blob gets its name; refuses it where the run is not owned.
 
         Raises:
             StoreError: the blob cannot be written.
@@ -156,23 +200,19 @@ class Blobs:
                     digest, size = _write_whole(fd, payload)
                 finally:
                     os.close(fd)
+                path = self._path(digest)
                 with pin(digest):
-                    self._name(Path(temporary), digest, size)
+                    if _has_size(path, size):
+                        Path(temporary).unlink()
+                    else:
+                        os.replace(temporary, path)
+                # For what exists, too: a crash may have come before this.
+                sync_folder(self._folder)
+                sync_folder(self._folder.parent)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         return digest
-
-    def _name(self, temporary: Path, digest: str, size: int) -> None:
-        """Rename a durable file to the name of a blob, durably."""
-        path = self._path(digest)
-        make_member(path.parent)
-        if _has_size(path, size):
-            temporary.unlink()
-        else:
-            os.replace(temporary, path)
-        sync_folder(path.parent)  # for an existing blob, too: a crash may have come before this
-        sync_folder(self._folder)
 
     def get(self, digest: str) -> bytes:
         """Read a blob.
@@ -180,11 +220,13 @@ class Blobs:
         Raises:
             StoreDamagedError: the blob is missing, or differs from what was put.
         """
-        if self.size(digest) > MAX_WHOLE_BYTES:
-            raise StoreDamagedError(f"blob {self._path(digest)} is larger than any record: refused")
-        payload = self.read(digest, 0, None)
+        with self._opened(digest) as blob:
+            if blob.nbytes > MAX_WHOLE_BYTES:
+                raise StoreDamagedError(f"blob {blob.path} is larger than any record: refused")
+            with explain(blob.path, "reading the blob"):
+                payload = _read_part(blob.fd, 0, blob.nbytes)
         if hashlib.sha256(payload).hexdigest() != digest:
-            raise StoreDamagedError(f"blob {self._path(digest)} is not what was saved")
+            raise StoreDamagedError(f"blob {blob.path} is not what was saved")
         return payload
 
     def read(self, digest: str, offset: int, size: int | None) -> bytes:
@@ -223,8 +265,7 @@ class Blobs:
             StoreDamagedError: it is missing.
             StoreError: it cannot be read.
         """
-        path = self._path(digest)
-        need_folder(path.parent)
+        path = self.find(digest)
         try:
             with explain(path, "reading the blob"):
                 fd = open_file(path, os.O_RDONLY)
@@ -237,26 +278,35 @@ class Blobs:
         finally:
             os.close(fd)
 
-    def remove(self, digests: Iterable[str]) -> None:
-        """Remove blobs that no record references and no handle pins.
+    def set_aside(self, digests: Iterable[str]) -> list[Path]:
+        """Take their names from blobs of the run's own folder; return the files to unlink.
 
         Raises:
-            StoreError: a blob cannot be removed.
+            StoreError: a blob cannot be renamed.
         """
+        doomed: list[Path] = []
+        need_folder(self._folder)
         for digest in digests:
             path = self._path(digest)
-            need_folder(path.parent)
-            with explain(path, "removing the blob"):
-                path.unlink(missing_ok=True)
+            with explain(path, "removing the blob"), suppress(FileNotFoundError):
+                os.replace(path, path.with_suffix(".tmp"))
+                doomed.append(path.with_suffix(".tmp"))
+        return doomed
 
     def remove_orphans(self, unnamed: Iterable[str]) -> None:
-        """Remove what crashes left: temporary files, and blobs that no record references.
+        """Remove what crashes left: temporary files, and blobs that no record names.
 
-        Only valid while no process owns a run of the store: a blob is put before its record.
+        Only valid for the owner of the run, before it puts a blob or after its last save.
         """
-        for path in sorted([*map(self._path, unnamed), *self._temporaries()]):
+        for name in sorted([*unnamed, *self._files(_TEMPORARY)]):
+            path = self._folder / name
             logger.info("removing %s, which no record names", path)
             path.unlink(missing_ok=True)
+
+    def remove_folder(self) -> None:
+        """Remove the folder of the run if there is nothing in it."""
+        with suppress(OSError):
+            self._folder.rmdir()
 
 
 @attrs.frozen
@@ -271,14 +321,6 @@ class _OpenBlob:
         if wanted > there:
             raise StoreDamagedError(f"blob {self.path} is too short: it was truncated")
         return there
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return list(entries)
-    except FileNotFoundError:
-        return []
 
 
 def _has_size(path: Path, size: int) -> bool:

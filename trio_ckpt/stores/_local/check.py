@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,11 +18,13 @@ from pathlib import Path
 from ..._journal.store import Finding, FindingKind, Severity
 from ..._util.errors import StoreError
 from ..._util.text import plural
-from .files import open_file
+from .blobs import Blobs, is_digest
+from .files import hashed_name, open_file
 from .watermark import all_watermarks
 
 Step = Callable[[], list[Finding]]
-Named = Callable[[Iterable[str]], set[str]]  # the given digests that a record references
+# The given digests that a record of a run names; without a run, that a record of any names.
+Named = Callable[[str | None, Iterable[str]], set[str]]
 
 MAX_FINDINGS = 1_000  # per step: more findings of one kind add no information
 READ_BYTES = 2**20
@@ -31,10 +34,11 @@ KNOWN = (DAMAGED,)
 RESTORE = "restore the store from a copy"
 GONE = "restore the store from a copy, or go on with what is there: --repair --accept-loss"
 REMOVED = "the next start removes it"
+MOVED = "--repair moves what no record names out of the store"
 
-_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_SHARD = re.compile(r"[0-9a-f]{2}", re.ASCII)
-_LOCK = re.compile(r"[0-9a-f]{32}(\.seen)?|store|open|blobs", re.ASCII)
+_SHARED = re.compile(r"[0-9a-f]{2}", re.ASCII)  # of a store of format 2: for all its runs
+_BLOBS = re.compile(rf"[0-9a-f]{{32}}|{_SHARED.pattern}", re.ASCII)
+_LOCK = re.compile(r"[0-9a-f]{32}(\.seen)?|store|open|blobs", re.ASCII)  # blobs: of format 2
 
 
 def capped(findings: Iterable[Finding]) -> list[Finding]:
@@ -61,17 +65,30 @@ def explained(where: str, step: Step) -> list[Finding]:
 # ---------------------------------------------------------------------------------------
 
 
-def blob_steps(folder: Path, named: Named) -> Iterator[Step]:
-    """Yield the steps that check the blobs, one per folder of blobs."""
+def blob_steps(folder: Path, run_ids: Callable[[], Iterable[str]], named: Named) -> Iterator[Step]:
+    """Yield the steps that check the blobs, one per folder of blobs.
+
+    Args:
+        folder: The folder of the store.
+        run_ids: Returns the ids of the runs that can be read.
+        named: Tells which blobs are named.
+    """
     blobs = folder / "blobs"
-    yield partial(_odd_in, blobs, _SHARD, "blobs")
-    try:
-        shards = sorted(os.listdir(blobs))
-    except OSError:
-        return  # the first step reports it
-    for shard in shards:
-        if _SHARD.fullmatch(shard):
-            yield partial(explained, f"blobs/{shard}", partial(_check_shard, blobs, shard, named))
+    yield partial(_odd_in, blobs, _BLOBS, "blobs")
+    names: list[str] = []
+    with suppress(OSError):  # the first step reports it
+        names = sorted(filter(_BLOBS.fullmatch, os.listdir(blobs)))
+    runs: dict[str, str] = {}  # by the names of their folders
+    if names:
+        yield partial(explained, "blobs", partial(_read_runs, runs, run_ids))
+    for name in names:
+        check = partial(_check_blobs, blobs / name, runs, named)
+        yield partial(explained, f"blobs/{name}", check)
+
+
+def _read_runs(runs: dict[str, str], run_ids: Callable[[], Iterable[str]]) -> list[Finding]:
+    runs.update({hashed_name(run_id): run_id for run_id in run_ids()})
+    return []
 
 
 def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
@@ -80,11 +97,15 @@ def _odd_in(folder: Path, ours: re.Pattern[str], where: str) -> list[Finding]:
     def findings() -> Iterator[Finding]:
         for name in sorted(os.listdir(folder)):
             if name.endswith(".tmp"):
-                yield Finding(f"{where}/{name}", "a crash left it", REMOVED, severity=Severity.NOTE)
+                yield _left(f"{where}/{name}")
             elif not ours.fullmatch(name):
                 yield stranger(f"{where}/{name}")
 
     return explained(where, lambda: capped(findings()))
+
+
+def _left(where: str) -> Finding:
+    return Finding(where, "a crash left it", REMOVED, severity=Severity.NOTE)
 
 
 def stranger(where: str) -> Finding:
@@ -94,23 +115,33 @@ def stranger(where: str) -> Finding:
     )
 
 
-def _check_shard(blobs: Path, shard: str, named: Named) -> list[Finding]:
+def _check_blobs(folder: Path, runs: dict[str, str], named: Named) -> list[Finding]:
+    run_id = runs.get(folder.name)
+    is_shared = _SHARED.fullmatch(folder.name) is not None
+    prefix, removed = (folder.name, MOVED) if is_shared else ("", REMOVED)
+    if run_id is None and not is_shared:
+        what = "they are of no run that can be read"
+        return [Finding(f"blobs/{folder.name}", what, MOVED, severity=Severity.NOTE)]
+
     def findings() -> Iterator[Finding]:
-        names = sorted(os.listdir(blobs / shard))
-        ours = [name for name in names if _DIGEST.fullmatch(name) and name[:2] == shard]
-        needed = named(ours)
+        names = sorted(os.listdir(folder))
+        ours = [name for name in names if is_digest(name) and name.startswith(prefix)]
+        needed = named(run_id, ours)
         for name in names:
-            where = f"blobs/{shard}/{name}"
+            where = f"blobs/{folder.name}/{name}"
+            if name.endswith(".tmp"):
+                yield _left(where)
+                continue
             if name not in ours:
                 yield stranger(where)
                 continue
-            problem = blob_problem(blobs / shard / name)
+            problem = blob_problem(folder / name)
             if name not in needed:
                 if problem != "it is missing":  # a missing one was removed since the listing
                     text = "no record names it"
-                    yield Finding(where, text, REMOVED, severity=Severity.NOTE, blob=name)
+                    yield Finding(where, text, removed, severity=Severity.NOTE, blob=name)
             elif problem is not None:
-                yield Finding(where, problem, RESTORE, blob=name)
+                yield Finding(where, problem, RESTORE, blob=name, run_id=run_id)
 
     return capped(findings())
 
@@ -132,17 +163,25 @@ def blob_problem(path: Path) -> str | None:
     return None if hasher.hexdigest() == path.name else "its content does not match its name"
 
 
-def missing_blobs(folder: Path, digests: Iterable[str], named: Named) -> Iterator[Finding]:
-    """Yield findings for blobs that records reference and that do not exist."""
-    for digest in digests:
-        if not _DIGEST.fullmatch(digest):
+def missing_blobs(
+    folder: Path, names: Iterable[tuple[str, str]], named: Named
+) -> Iterator[Finding]:
+    """Yield findings for blobs that records name and that do not exist.
+
+    Args:
+        folder: The folder of the store.
+        names: Runs, and the digests that they name.
+        named: Tells which blobs are named now.
+    """
+    for run_id, digest in names:
+        if not is_digest(digest):
             what = f"a record names it, and {digest!r} is not the name of a blob"
-            yield Finding("blobs", what, RESTORE, blob=digest)
+            yield Finding("blobs", what, RESTORE, blob=digest, run_id=run_id)
             continue
-        is_there = os.path.lexists(folder / "blobs" / digest[:2] / digest)
-        if not is_there and named([digest]):  # read again: the record may be pruned since
-            where = f"blobs/{digest[:2]}/{digest}"
-            yield Finding(where, "it is missing, and a record names it", RESTORE, blob=digest)
+        path = Blobs(folder, run_id).find(digest)
+        if not os.path.lexists(path) and named(run_id, [digest]):  # the record may be pruned since
+            where, what = str(path.relative_to(folder)), "it is missing, and a record names it"
+            yield Finding(where, what, RESTORE, blob=digest, run_id=run_id)
 
 
 # ---------------------------------------------------------------------------------------

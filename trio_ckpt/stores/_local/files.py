@@ -14,6 +14,7 @@ Blocking functions.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 import sys
@@ -76,6 +77,16 @@ def _check_file(path: Path, status: os.stat_result, *, is_written: bool) -> None
             f"{path} has {status.st_nlink} names (hard links), so a write would change the other "
             "files, too: refused; copy the store, and use the copy"
         )
+
+
+def hashed_name(run_id: str) -> str:
+    """Return the name of a run's files: of its lock, for example, or of the folder of its blobs."""
+    return hashlib.sha256(run_id.encode()).hexdigest()[:32]
+
+
+def blob_path(run_id: str, digest: str) -> str:
+    """Return the path of a blob, relative to the folder of the store."""
+    return f"blobs/{hashed_name(run_id)}/{digest}"
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 import attrs
 
 from ..._journal.store import Checkpoint, Fold, HistoryPage, Pruned, RunKey, RunSummary, StoredRun
-from .blob_pins import BlobPins
 from .check import Step
 
 
 class LocalWriter(Protocol):
-    """Changes a store.  Every method blocks, and is called in one thread.
-
-    Attributes:
-        pins: The pins of the handle; a save pins the blobs that it references.
-    """
-
-    pins: BlobPins
+    """Changes a store.  Every method blocks, and is called in one thread."""
 
     def raise_owner(self, run_id: str) -> int:
         """Raise a run's owner number, durably, and return it; the run exists from now on."""
@@ -51,16 +44,24 @@ class LocalWriter(Protocol):
         """See `Store.save`."""
         ...
 
-    def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are counted, not removed."""
+    def prune(self, run: RunKey, keep: int) -> tuple[Pruned, set[str]]:
+        """See `Store.prune`; blobs are neither counted nor removed.
+
+        Returns:
+            What was removed, and the digests that it named.
+        """
         ...
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
-        """See `Store.drop_blobs`; returns the digests that were referenced."""
+        """See `Store.drop_blobs`; returns the digests that were named."""
         ...
 
-    def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Return the digests that no record of the store references."""
+    def unnamed(self, run_id: str, digests: Collection[str]) -> list[str]:
+        """Return the digests that no record of a run names."""
+        ...
+
+    def run_ids(self) -> list[str]:
+        """Return the ids of all runs, also of those that were removed, as far as is known."""
         ...
 
     def close(self) -> None:

@@ -10,14 +10,13 @@ makes no files, and one that may not write to the store reads what there is.  Bl
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from ..._journal.store import WATCHED_FOR_S
-from .files import explain, make_member, need_folder, open_file
+from .files import explain, hashed_name, make_member, need_folder, open_file
 
 MAX_LIVE_BYTES = 2**20  # a thousand pending tokens are 100 KiB
 
@@ -83,4 +82,4 @@ def is_watched(folder: Path, run_id: str) -> bool:
 
 
 def _path(folder: Path, run_id: str) -> Path:
-    return folder / "live" / hashlib.sha256(run_id.encode()).hexdigest()[:32]
+    return folder / "live" / hashed_name(run_id)

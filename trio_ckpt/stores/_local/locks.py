@@ -1,7 +1,7 @@
 """Ownership of runs on this host: locks of the kernel that die with their process.
 
 Theory of operation.  ``lock/`` holds one file per run, named by a hash of the run's id, and
-three for the store as a whole.  A process owns a run while it holds flock(2) on the run's file; the
+two for the store as a whole.  A process owns a run while it holds flock(2) on the run's file; the
 file's content (host, pid, since) serves only the message to a process that is refused.
 The lock belongs to the open file, so a second `open_run` in one process is
 refused like one in another process.  Lock files are never deleted: a process that waits on
@@ -15,9 +15,8 @@ open file and dies with it; ``F_OFD_GETLK`` queries it and takes nothing.  The m
 after flock and the note, so a process that sees the mark finds the note written.  The mark
 decides nothing: flock alone says which process owns the run.
 
-``lock/store`` is held shared by every owner of a run, and exclusively by a process that removes
-orphans; ``lock/open`` is held exclusively while the database is made.  ``lock/blobs`` is for
-`trio_ckpt.stores._local.blob_pins`.
+``lock/store`` is held shared by every owner of a run, and exclusively by a repair;
+``lock/open`` is held exclusively while the database is made.
 
 A child made by fork without exec would share the open file, and so keep the lock when its parent
 is killed.  `trio_ckpt._util.forks` closes the file in the child, so that room opens and closes it.
@@ -26,7 +25,6 @@ is killed.  `trio_ckpt._util.forks` closes the file in the child, so that room o
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import socket
@@ -45,7 +43,7 @@ from ..._journal.store import Owner
 from ..._util.errors import RunLockedError, StoreError
 from ..._util.forks import close_unshared, open_unshared
 from ..._util.text import message_of
-from .files import explain, open_file
+from .files import explain, hashed_name, open_file
 
 if sys.platform != "win32":
     import fcntl
@@ -97,12 +95,12 @@ class FileLock:
         """
         if sys.platform == "linux":
             with explain(self.path, "marking the lock"):
-                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_WRLCK))
+                fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock_record(fcntl.F_WRLCK))
 
     def unmark(self) -> None:
         """Take back what `mark` shows."""
         if sys.platform == "linux":
-            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, flock_record(fcntl.F_UNLCK))
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _flock_record(fcntl.F_UNLCK))
 
     def is_marked(self) -> bool:
         """Return whether another process marked it; takes no lock.
@@ -112,7 +110,7 @@ class FileLock:
         """
         if sys.platform == "linux":
             with explain(self.path, "querying the lock"):
-                found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, flock_record(fcntl.F_RDLCK))
+                found = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _flock_record(fcntl.F_RDLCK))
             return bool(struct.unpack(_FLOCK, found)[0] != fcntl.F_UNLCK)
         raise StoreError(f"{self.path}: this platform does not report the holder of a lock")
 
@@ -131,29 +129,10 @@ class FileLock:
 
 @attrs.frozen
 class RunLock:
-    """Ownership of a run, until it is released.
-
-    Attributes:
-        is_alone: No other process owned a run of the store when it was taken; the store's
-            lock is exclusive until `share`.
-    """
+    """Ownership of a run, until it is released."""
 
     run: FileLock
     store: FileLock
-    is_alone: bool
-
-    def share(self) -> None:
-        """Allow others to own runs of the store."""
-        self.store.take(shared=True)
-
-    def be_alone(self) -> bool:
-        """Return whether no other process owns a run; if so, none can until `release`.
-
-        Otherwise the store is no longer held at all (flock(2) drops a lock before it takes one of
-        another kind), so this is for an owner that is about to release.  False if the file was
-        removed: others may have locked the one that was made since.
-        """
-        return self.store.take(wait=False) and os.fstat(self.store.fd).st_nlink > 0
 
     def release(self) -> None:
         """Release the run."""
@@ -214,14 +193,12 @@ def lock_run(folder: Path, run_id: str) -> RunLock:
             run.close()
             raise
     try:
-        is_alone = store.take(wait=False)
-        if not is_alone:
-            store.take(shared=True)
+        store.take(shared=True)
     except BaseException:
         run.close()
         store.close()
         raise
-    return RunLock(run, store, is_alone)
+    return RunLock(run, store)
 
 
 def read_owner(folder: Path, run_id: str) -> Owner | None:
@@ -265,7 +242,7 @@ def owned_among(folder: Path, run_ids: Iterable[str]) -> set[str]:
         try:
             for run_id in run_ids:
                 try:
-                    status = os.lstat(_lock_name(run_id), dir_fd=parent)
+                    status = os.lstat(hashed_name(run_id), dir_fd=parent)
                 except FileNotFoundError:
                     continue
                 if status.st_size and _may_be_owned(_lock_path(folder, run_id)):
@@ -287,16 +264,12 @@ def _may_be_owned(path: Path) -> bool:
 
 
 def _lock_path(folder: Path, run_id: str) -> Path:
-    return folder / "lock" / _lock_name(run_id)
+    return folder / "lock" / hashed_name(run_id)
 
 
-def _lock_name(run_id: str) -> str:
-    return hashlib.sha256(run_id.encode()).hexdigest()[:32]
-
-
-def flock_record(kind: int, start: int = 0, length: int = 0) -> bytes:
-    """Encode the struct flock of a lock on a part of a file; length 0: to the end."""
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
+def _flock_record(kind: int) -> bytes:
+    """Encode the struct flock of a lock on a whole file."""
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, 0, 0, 0)
 
 
 def _write_note(fd: int, run_id: str) -> None:

@@ -1,24 +1,23 @@
 """What the stores in a local folder have in common: saving, ownership of runs, cleaning up.
 
 Theory of operation.  Every change of records and owners is made by the `LocalWriter` of the store,
-in the order of the calls, in one long-lived thread.  Blobs go through `run_blocking`, except for
-their removal: a task that puts a doomed blob waits for the removal, and may hold the last of its
-threads.
+in the order of the calls, in one long-lived thread.  There, too, blobs that no record names any
+more lose their names; the files are unlinked in a thread of their own, because that takes long
+where they are large, and saves would wait.  Blobs are put and read through `run_blocking`.
 
 A save that was given up on may still land.  So its run stays locked until the process ends, and
 closing the store does not wait for the writing thread.
 
-A blob is put before a record references it, so all blobs without a reference may be removed only
-while no other handle owns a run of the store: when the only owner has locked its run (a crash may
-have left some), and when a run that was pruned is released.  Dropped blobs are known by name, and
-each is removed at once unless a handle pins it (`trio_ckpt.stores._local.blob_pins`).
+Blobs belong to their run, so all removal is decided by its owner: when it has locked the run (a
+crash may have left some that no record names), when it drops blobs or prunes, except for those that
+it has put again (`trio_ckpt.stores._local.blob_pins`), and of those when it releases the run.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar, TypeVarTuple
@@ -48,6 +47,7 @@ from ..._util.forks import need_process, this_process
 from ..._util.log import get_logger
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
+from .blob_pins import BlobPins
 from .blobs import Blobs, check_part, need_positive
 from .fence import need_lock
 from .kind import LocalKind, LocalWriter
@@ -83,10 +83,9 @@ class LocalStore(Store):
         self.durability = durability
         self.inline_limit_bytes = inline_limit_bytes
         self._folder = folder
-        self._blobs = Blobs(folder / "blobs")
+        self._blobs_of = partial(Blobs, folder)
         self._writer = writer
         self._reader = self._kind.make_reader(folder)
-        self._pins = writer.pins
         self._watermarks = WatermarkWriter(folder)
         self._writing = thread
         in_thread = self._kind.reads_in_thread
@@ -94,7 +93,7 @@ class LocalStore(Store):
         self._removing = WorkerThread(f"trio_ckpt removes in {folder.name}")
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
         self._owners: dict[str, int] = {}  # runs that this handle owns, by their numbers
-        self._leaving: set[str] = set()  # runs that may have blobs without a reference
+        self._pins = BlobPins(self._owners)
         self._is_closed = False
         self._process = this_process()
 
@@ -154,8 +153,6 @@ class LocalStore(Store):
             # Shielded: raised late, the number would lock out the next owner of the run.
             owner = await shielded(self._writing.run, self._raise_owner, run_id)
             self._owners[run_id] = owner
-            if lock.is_alone:  # cleaned after the raise: no save of an older owner can land now
-                await shielded(self._clean, lock)
             yield owner
             has_failed = False
         finally:
@@ -183,32 +180,21 @@ class LocalStore(Store):
         owner = self._writer.raise_owner(run_id)
         generation, records = self._writer.count(run_id)
         self._watermarks.begin(Watermark(run_id, owner, generation, records))
+        self._remove_orphans(run_id)  # after the raise: no save of an older owner can land now
         return owner
 
-    async def _clean(self, lock: RunLock) -> None:
-        """Remove what crashes left, then allow others to own runs."""
-        await self._writing.run(self._remove_orphans)
-        await run_blocking(lock.share)
-
-    def _remove_orphans(self) -> None:
-        """Remove blobs that no record references; errors are logged."""
+    def _remove_orphans(self, run_id: str) -> None:
+        """Remove blobs of a run that no record names; errors are logged."""
+        blobs = self._blobs_of(run_id)
         try:
-            self._blobs.remove_orphans(self._writer.unnamed(self._blobs.names()))
+            blobs.remove_orphans(self._writer.unnamed(run_id, list(blobs.names())))
         except (OSError, StoreError) as error:
             logger.warning("%s: orphans are left: %s", self._folder, error)
 
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
         del self._owners[run_id]
         try:
-            try:
-                await self._writing.run(self._end_owning, run_id)
-            finally:
-                if not self._owners:
-                    await run_blocking(self._pins.release_kept)
-            if run_id in self._leaving:
-                self._leaving.discard(run_id)
-                if await run_blocking(lock.be_alone):
-                    await self._writing.run(self._remove_orphans)
+            await self._writing.run(self._end_owning, run_id)
         finally:
             try:
                 await run_blocking(lock.release)
@@ -216,11 +202,15 @@ class LocalStore(Store):
                 lock.release()  # without a thread: else the run stays locked until the process ends
 
     def _end_owning(self, run_id: str) -> None:
+        has_unnamed = self._pins.release(run_id)
         try:
             self._watermarks.need_own(run_id)
         finally:
             self._watermarks.end(run_id)
             self._writer.give_back(run_id)
+        if has_unnamed:
+            self._remove_orphans(run_id)
+        self._blobs_of(run_id).remove_folder()
 
     async def save(
         self,
@@ -250,13 +240,9 @@ class LocalStore(Store):
         folds: Sequence[Fold],
         summary: bytes | None,
     ) -> list[Exception | None]:
-        try:
-            outcomes = self._writer.save(run, group, folds, summary)
-        except BaseException as error:
-            if not isinstance(error, SaveOutcomeUnknownError):  # then its blobs are still needed
-                self._pins.end_save(group)
-            raise
-        self._pins.end_save(group, outcomes)
+        outcomes = self._writer.save(run, group, folds, summary)
+        saved = (one for one, outcome in zip(group, outcomes, strict=True) if outcome is None)
+        self._pins.release_named(run.run_id, saved)
         self._watermarks.need_own(run.run_id)
         self._watermarks.saved(run.run_id, run.generation, outcomes.count(None))
         return outcomes
@@ -299,56 +285,69 @@ class LocalStore(Store):
         self._check_open()
         await trio.lowlevel.checkpoint()
         need_lock(self._owners, run)
-        try:
-            pruned = await shielded(self._writing.run, self._prune, run, keep)
-        except SaveOutcomeUnknownError:
-            self._in_doubt.add(run.run_id)
-            raise
-        self._leaving.add(run.run_id)
-        return pruned
+        pruned, size = await self._remove(run, self._prune, run, keep)
+        return replace(pruned, bytes=pruned.bytes + size)
 
-    def _prune(self, run: RunKey, keep: int) -> Pruned:
+    def _prune(self, run: RunKey, keep: int) -> tuple[Pruned, set[str]]:
         self._watermarks.reset(run.run_id, 0)  # first: it must never exceed what the store has
-        pruned = self._writer.prune(run, keep)
+        pruned, digests = self._writer.prune(run, keep)
         self._watermarks.reset(run.run_id, self._writer.count(run.run_id)[1])
-        return pruned
+        return pruned, digests
 
     async def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> int:
         """See `Store.drop_blobs`."""
         self._check_open()
         await trio.lowlevel.checkpoint()
         need_lock(self._owners, run)
+        _, size = await self._remove(run, self._drop, run, stream, sequences)
+        return size
+
+    def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[None, set[str]]:
+        return None, self._writer.drop_blobs(run, stream, sequences)
+
+    async def _remove(
+        self, run: RunKey, func: Callable[[*Ts], tuple[T, set[str]]], *args: *Ts
+    ) -> tuple[T, int]:
+        """Remove records or names of blobs durably, and then the blobs.
+
+        Args:
+            run: The run.
+            func: Removes them, in the writing thread; returns a result, and what was named.
+            *args: Its arguments.
+
+        Returns:
+            The result, and the size of the blobs that no record names any more.
+        """
+
+        def remove() -> tuple[T, int, list[Path]]:
+            result, digests = func(*args)
+            return result, *self._take_names(run.run_id, digests)
+
         try:
-            size, doomed = await shielded(self._writing.run, self._drop, run, stream, sequences)
+            result, size, doomed = await shielded(self._writing.run, remove)
         except SaveOutcomeUnknownError:
             self._in_doubt.add(run.run_id)
             raise
-        self._leaving.add(run.run_id)
         if doomed:
-            await shielded(self._removing.run, self._remove, doomed)
-        return size
+            await shielded(self._removing.run, _unlink, doomed)
+        return result, size
 
-    def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[int, list[str]]:
-        """Drop durably; return the size of the freed blobs, and those of them to remove."""
-        dropped = self._writer.drop_blobs(run, stream, sequences)
-        doomed = self._pins.doom(dropped)
-        free: list[str] = []
-        try:
-            free = self._writer.unnamed(dropped)  # after the doom: no new pins can come
-            return sum(map(self._blobs.size, free)), [name for name in doomed if name in free]
-        except StoreError as error:  # the drop itself is done
-            logger.warning("dropped blobs were not removed: %s", error)
-            return 0, []
-        finally:
-            self._pins.spare(name for name in doomed if name not in free)
+    def _take_names(self, run_id: str, digests: set[str]) -> tuple[int, list[Path]]:
+        """Take their names from blobs that no record names any more; errors are logged.
 
-    def _remove(self, doomed: list[str]) -> None:
+        Returns:
+            The size of these blobs, and the files to unlink: not those that were put again.
+        """
+        blobs = self._blobs_of(run_id)
+        size = 0
         try:
-            self._blobs.remove(doomed)
-        except StoreError as error:
+            free = self._writer.unnamed(run_id, digests)
+            size = sum(map(blobs.size, free))
+            with self._pins.removing(run_id, free) as doomed:
+                return size, blobs.set_aside(doomed)
+        except (OSError, StoreError) as error:  # what named them is gone durably
             logger.warning("dropped blobs were not removed: %s", error)
-        finally:
-            self._pins.spare(doomed)
+            return size, []
 
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`.
@@ -376,7 +375,7 @@ class LocalStore(Store):
     async def find_orphans(self) -> tuple[int, int]:
         """Return the number of blobs that no record references, and their size in bytes.
 
-        The next owner removes them, unless another handle is about to reference them.
+        The owners of their runs remove them, unless they are about to be named.
 
         Raises:
             StoreError: the store cannot be read.
@@ -384,8 +383,16 @@ class LocalStore(Store):
         Cancellation: not once it has begun.
         """
         self._check_open()
-        free = await shielded(self._writing.run, self._writer.unnamed, self._blobs.names())
-        return len(free), sum(map(self._blobs.size, free))
+        sizes = await shielded(self._writing.run, self._find_orphans)
+        return len(sizes), sum(sizes)
+
+    def _find_orphans(self) -> list[int]:
+        """Return the sizes of the blobs that no record of their run names."""
+        sizes: list[int] = []
+        for run_id in self._writer.run_ids():
+            blobs = self._blobs_of(run_id)
+            sizes += map(blobs.size, self._writer.unnamed(run_id, list(blobs.names())))
+        return sizes
 
     async def check(self) -> AsyncGenerator[Finding]:
         """See `Store.check`."""
@@ -394,36 +401,29 @@ class LocalStore(Store):
             for finding in await run_blocking(step):
                 yield finding
 
-    async def put_blob(self, payload: BlobPayload) -> str:
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         """See `Store.put_blob`.
 
         Durability: the file and its name are durable on return.
         Cancellation: not while the blob is written.
         """
         self._check_open()
-        return await run_blocking(self._blobs.put, payload, self._pin)
+        need_lock(self._owners, run)
+        pinning = partial(self._pins.pinning, run)
+        return await run_blocking(self._blobs_of(run.run_id).put, payload, pinning)
 
-    @contextmanager
-    def _pin(self, digest: str) -> Generator[None]:
-        """Pin a blob while it is put, and on until a record references it."""
-        self._pins.hold(digest)
-        try:
-            yield
-            if self._owners:
-                self._pins.keep(digest)
-        finally:
-            self._pins.release(digest)
-
-    async def read_blob(self, digest: str, offset: int = 0, size: int | None = None) -> bytes:
+    async def read_blob(
+        self, run_id: str, digest: str, offset: int = 0, size: int | None = None
+    ) -> bytes:
         """See `Store.read_blob`."""
         self._check_open()
         check_part(offset, size)
-        return await run_blocking(self._blobs.read, digest, offset, size)
+        return await run_blocking(self._blobs_of(run_id).read, digest, offset, size)
 
-    async def read_blob_parts(self, parts: Iterable[BlobPart]) -> None:
+    async def read_blob_parts(self, run_id: str, parts: Iterable[BlobPart]) -> None:
         """See `Store.read_blob_parts`."""
         self._check_open()
-        await run_blocking(self._blobs.read_parts, parts)
+        await run_blocking(self._blobs_of(run_id).read_parts, parts)
 
     async def aclose(self) -> None:
         """See `Store.aclose`.
@@ -442,7 +442,6 @@ class LocalStore(Store):
                 if not self._in_doubt:
                     await shielded(self._writing.run, self._writer.close)
                     self._watermarks.close()
-                    self._pins.close()
             finally:
                 self._writing.stop(self._close_late if self._in_doubt else int)
                 self._removing.stop()
@@ -487,6 +486,14 @@ class LocalStore(Store):
         need_process(self._process)
         if self._is_closed:
             raise StoreError(f"the store {self.url} is closed")
+
+
+def _unlink(doomed: Iterable[Path]) -> None:
+    for path in doomed:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("dropped blobs were not removed: %s", error)
 
 
 def absolute_folder(path: str | os.PathLike[str]) -> Path:

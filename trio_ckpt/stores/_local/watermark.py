@@ -30,7 +30,7 @@ from ..._util.errors import StoreConflictError, StoreError
 from ..._util.forks import close_unshared, open_unshared
 from ..._util.log import get_logger
 from ..._util.text import plural
-from .files import open_file
+from .files import hashed_name, open_file
 
 logger = get_logger(__name__)
 
@@ -65,7 +65,7 @@ class Watermark:
 
 def watermark_path(folder: Path, run_id: str) -> Path:
     """Return the path of a run's watermark."""
-    return folder / "lock" / (hashlib.sha256(run_id.encode()).hexdigest()[:32] + SUFFIX)
+    return folder / "lock" / (hashed_name(run_id) + SUFFIX)
 
 
 def encode_watermark(seen: Watermark) -> bytes:

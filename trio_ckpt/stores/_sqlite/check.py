@@ -29,7 +29,16 @@ from .._local.check import (
     odd_generations,
     strangers,
 )
-from .schema import FILES, FOLDERS, IS_NAMED, NAMED, check_tables, connect, explain_sqlite
+from .schema import (
+    FILES,
+    FOLDERS,
+    IS_NAMED,
+    NAMED,
+    RUN_IDS,
+    check_tables,
+    connect,
+    explain_sqlite,
+)
 from .wal import check_wal
 
 DATABASE = "state.db"
@@ -88,6 +97,10 @@ _ODD_SUMMARIES = (
     "WHERE run_id IS NULL OR summaries.generation NOT BETWEEN first AND runs.generation "
     "OR typeof(payload) != 'blob'"
 )
+_IS_NAMED_BY_ANY = (
+    "SELECT 1 FROM log WHERE blob = :digest "
+    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
+)
 _RUNS = "SELECT id, run_id, generation, first, owner FROM runs"
 _GENERATIONS = "SELECT DISTINCT generation FROM streams WHERE run = ? ORDER BY generation"
 _COUNT = (
@@ -102,7 +115,7 @@ def steps(folder: Path) -> Iterator[Step]:
     yield partial(explained, "state.db-wal", partial(check_wal, folder))
     for check in (_structure, _odd_rows, _odd_counts, _odd_runs, partial(_missing, folder)):
         yield partial(_in_database, folder, check)
-    yield from blob_steps(folder, partial(_named, folder))
+    yield from blob_steps(folder, partial(_run_ids, folder), partial(_named, folder))
     yield partial(strangers, folder, (*FILES, *FOLDERS))
     yield partial(_in_database, folder, partial(_lost, folder))
 
@@ -173,19 +186,25 @@ def _odd_runs(connection: sqlite3.Connection) -> Iterator[Finding]:
         yield Finding(DATABASE, what, REPAIR, run_id=run_id)
 
 
-def _named(folder: Path, digests: Iterable[str]) -> set[str]:
+def _run_ids(folder: Path) -> list[str]:
+    with explain_sqlite(folder / DATABASE, "listing the runs"), _reading(folder) as connection:
+        return [str(run_id) for (run_id,) in connection.execute(RUN_IDS)]
+
+
+def _named(folder: Path, run_id: str | None, digests: Iterable[str]) -> set[str]:
     what = "reading the names of blobs"
     with explain_sqlite(folder / DATABASE, what), _reading(folder) as connection:
+        find = partial(connection.execute, _IS_NAMED_BY_ANY if run_id is None else IS_NAMED)
         return {
             digest
             for digest in digests
-            if connection.execute(IS_NAMED, {"digest": digest}).fetchone() is not None
+            if find({"run_id": run_id, "digest": digest}).fetchone() is not None
         }
 
 
 def _missing(folder: Path, connection: sqlite3.Connection) -> Iterator[Finding]:
-    digests = (str(digest) for (digest,) in connection.execute(NAMED))
-    yield from missing_blobs(folder, digests, partial(_named, folder))
+    names = ((str(run_id), str(digest)) for run_id, digest in connection.execute(NAMED))
+    yield from missing_blobs(folder, names, partial(_named, folder))
 
 
 def _lost(folder: Path, connection: sqlite3.Connection) -> Iterator[Finding]:

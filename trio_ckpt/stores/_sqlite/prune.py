@@ -11,9 +11,8 @@ import sqlite3
 from typing import NamedTuple
 
 from ..._journal.store import Pruned, RunKey
-from .._local.blobs import Blobs
 from .._local.fence import compare_generation
-from .schema import IS_NAMED, find_owned
+from .schema import find_owned
 
 MAX_CHAINED = 2_000  # records: following a chain costs several times what reading in order does
 
@@ -59,8 +58,11 @@ _BY_READING = _LogStatements.where(f"stream IN {_DOOMED}")
 _BY_CHAINS = _LogStatements.where(_IN_CHAINS)
 
 
-def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> Pruned:
+def prune_rows(cursor: sqlite3.Cursor, key: RunKey, keep: int) -> tuple[Pruned, set[str]]:
     """Remove the rows of generations, in the open transaction; see `Store.prune`.
+
+    Returns:
+        What was removed, and the digests of the blobs that it named, which are not counted.
 
     Raises:
         StoreConflictError: another owner or another generation is the newest.
@@ -75,10 +77,7 @@ def prune_rows(cursor: sqlite3.Cursor, blobs: Blobs, key: RunKey, keep: int) -> 
     named.update(cursor.execute(_READ_ATTACHED, doomed).fetchall())
     for statement in (log.prune, *_PRUNE):
         cursor.execute(statement, doomed)
-    for (digest,) in named:
-        if cursor.execute(IS_NAMED, {"digest": digest}).fetchone() is None:
-            size += blobs.size(digest)
-    return Pruned(doomed["first"] - first, records, size)
+    return Pruned(doomed["first"] - first, records, size), {digest for (digest,) in named}
 
 
 def _choose(cursor: sqlite3.Cursor, doomed: dict[str, int]) -> _LogStatements:

@@ -54,7 +54,7 @@ class SqliteReader:
 
     def __init__(self, folder: Path) -> None:
         self._database = folder / "state.db"
-        self._blobs = Blobs(folder / "blobs")
+        self._folder = folder
         self._connection: sqlite3.Connection | None = None
         self._file: Identity | None = None
         self._has_attached = False  # whether any record has some; else no record is looked up
@@ -95,12 +95,14 @@ class SqliteReader:
             if not first <= wanted <= newest:
                 return None
             rows = cursor.execute(_READ_STREAMS, (run, wanted)).fetchall()
-            streams = tuple([self._read_stream(cursor, *row) for row in rows])
+            blobs = Blobs(self._folder, run_id)
+            streams = tuple([self._read_stream(cursor, blobs, *row) for row in rows])
         return StoredRun(run_id, wanted, owner, streams)
 
     def _read_stream(
         self,
         cursor: sqlite3.Cursor,
+        blobs: Blobs,
         stream: str,
         number: int,
         sequence: int,
@@ -114,7 +116,8 @@ class SqliteReader:
                 raise StoreDamagedError(f"{self._database}: the fold of {stream} is damaged")
             fold = Fold(stream, through, payload)
         records = self._records_from(cursor, number, last, sequence)
-        tail = [self._resolve(cursor, next(records)) for _ in range(sequence - (through or 0))]
+        count = sequence - (through or 0)
+        tail = [self._resolve(cursor, blobs, next(records)) for _ in range(count)]
         return StoredStream(stream, sequence, fold, tuple(reversed(tail)))
 
     def history(
@@ -128,10 +131,11 @@ class SqliteReader:
             if head is None or head[1] == 0:
                 return HistoryPage((), None)
             number, sequence, row = head
+            blobs = Blobs(self._folder, run_id)
             records: list[StoredRecord] = []
             size, following = 0, None
             for found in self._records_from(cursor, number, row, sequence):
-                records.append(self._resolve(cursor, found))
+                records.append(self._resolve(cursor, blobs, found))
                 size += len(records[-1].payload)
                 following = _place_after(found)
                 if len(records) >= limit or size >= MAX_PAGE_BYTES:
@@ -174,10 +178,10 @@ class SqliteReader:
             row = found[2]
             yield found
 
-    def _resolve(self, cursor: sqlite3.Cursor, row: _Row) -> StoredRecord:
+    def _resolve(self, cursor: sqlite3.Cursor, blobs: Blobs, row: _Row) -> StoredRecord:
         stream, sequence, _, payload, blob = row
         if isinstance(blob, str):
-            payload = self._blobs.get(blob)
+            payload = blobs.get(blob)
         if not isinstance(payload, bytes):
             raise StoreDamagedError(f"{self._database}: checkpoint {sequence} is not bytes")
         if not self._has_attached:

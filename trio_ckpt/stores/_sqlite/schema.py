@@ -84,12 +84,21 @@ SUM_HEADS = (
     "WHERE run = ?"
 )
 READ_ATTACHED = "SELECT digest FROM attached WHERE stream = ? AND sequence = ? ORDER BY place"
-NAMED = "SELECT blob FROM log WHERE blob IS NOT NULL UNION SELECT digest FROM attached"
-# By name: Python 3.12.1 warns of numbered parameters.
+_OF_RUN = "streams.run = (SELECT id FROM runs WHERE run_id = :run_id)"
+# By name: Python 3.12.1 warns of numbered parameters.  CROSS JOIN: by digest first, which is rare.
 IS_NAMED = (
-    "SELECT 1 FROM log WHERE blob = :digest "
-    "UNION ALL SELECT 1 FROM attached WHERE digest = :digest LIMIT 1"
+    "SELECT 1 FROM log CROSS JOIN streams ON streams.id = log.stream "  # noqa: S608  # no text from outside
+    f"WHERE log.blob = :digest AND {_OF_RUN} UNION ALL "
+    "SELECT 1 FROM attached CROSS JOIN streams ON streams.id = attached.stream "
+    f"WHERE attached.digest = :digest AND {_OF_RUN} LIMIT 1"
 )
+NAMED = (  # by which run
+    "SELECT run_id, blob FROM log JOIN streams ON streams.id = log.stream "
+    "JOIN runs ON runs.id = streams.run WHERE blob IS NOT NULL UNION "
+    "SELECT run_id, digest FROM attached JOIN streams ON streams.id = attached.stream "
+    "JOIN runs ON runs.id = streams.run"
+)
+RUN_IDS = "SELECT run_id FROM runs"
 
 
 def find_owned(cursor: sqlite3.Cursor, key: RunKey) -> tuple[int, int, int]:

@@ -1,8 +1,8 @@
 """The default store: a folder with an SQLite database.
 
 Theory of operation.  The folder holds ``state.db`` (runs, streams and records), ``blobs/``
-(payloads that are too big for a database, write-once files named by their SHA-256) and
-``lock/`` (who owns which run, see `trio_ckpt.stores._local.locks`).
+(a folder per run, of payloads that are too big for a database: write-once files named by their
+SHA-256) and ``lock/`` (who owns which run, see `trio_ckpt.stores._local.locks`).
 
 Durable means: SQLite's write-ahead log with ``synchronous = FULL``, one fsync per group of
 checkpoints.  With the rollback journal, and with ``synchronous = NORMAL``, acknowledged

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, TypeVar
@@ -50,7 +50,6 @@ from ..._util.errors import (
 )
 from ..._util.forks import leave_open
 from ..._util.log import get_logger
-from .._local.blob_pins import BlobPins
 from .._local.blobs import Blobs
 from .._local.fence import (
     compare_generation,
@@ -68,6 +67,7 @@ from .schema import (
     IS_NAMED,
     MAX_ROWS,
     READ_ATTACHED,
+    RUN_IDS,
     SUM_HEADS,
     append_rows,
     check_format,
@@ -136,6 +136,7 @@ class _Known:
     run: int
     generation: int
     owner: int
+    blobs: Blobs
     heads: dict[str, _SqliteHead] = attrs.field(factory=dict[str, _SqliteHead])
 
 
@@ -155,8 +156,7 @@ class SqliteWriter:
         self._broken: str | None = None
         self._is_synced = durability == "full"
         self._is_log_named = False
-        self._blobs = Blobs(folder / "blobs")
-        self.pins = BlobPins(folder)
+        self._folder = folder
         need_flock(folder)
         make_folders(folder, create=create)
         lock = lock_opening(folder)
@@ -224,14 +224,20 @@ class SqliteWriter:
         if self._broken is None and not self._is_in_place():
             self._refuse_place()
 
-    def unnamed(self, digests: Iterable[str]) -> list[str]:
-        """Return the digests that no record of the store names."""
+    def unnamed(self, run_id: str, digests: Collection[str]) -> list[str]:
+        """Return the digests that no record of a run names."""
         with explain_sqlite(self._database, "reading the names of blobs"):
+            find = partial(self._cursor.execute, IS_NAMED)
             return [
                 digest
                 for digest in digests
-                if self._cursor.execute(IS_NAMED, {"digest": digest}).fetchone() is None
+                if find({"run_id": run_id, "digest": digest}).fetchone() is None
             ]
+
+    def run_ids(self) -> list[str]:
+        """Return the ids of all runs, also of those that were removed."""
+        with explain_sqlite(self._database, "listing the runs"):
+            return [run_id for (run_id,) in self._cursor.execute(RUN_IDS)]
 
     def save(
         self,
@@ -286,12 +292,12 @@ class SqliteWriter:
     def _attached_at(self, place: tuple[int, int]) -> list[str]:
         return [digest for (digest,) in self._cursor.execute(READ_ATTACHED, place)]
 
-    def prune(self, run: RunKey, keep: int) -> Pruned:
-        """See `Store.prune`; blobs are counted, not removed."""
+    def prune(self, run: RunKey, keep: int) -> tuple[Pruned, set[str]]:
+        """See `Store.prune`; returns the digests that were named, too."""
         with explain_sqlite(self._database, f"pruning run {run.run_id!r}"):
             self._begin()
             try:
-                pruned = prune_rows(self._cursor, self._blobs, run, keep)
+                pruned = prune_rows(self._cursor, run, keep)
                 self._commit(lambda: False)
             except BaseException:
                 self._roll_back()
@@ -325,7 +331,8 @@ class SqliteWriter:
             raise refuse_generation(generation, key)
         known = self._known.get(key.run_id)
         if known is None or (known.owner, known.generation) != (key.owner, key.generation):
-            known = _Known(run, key.generation, key.owner)
+            blobs = Blobs(self._folder, key.run_id)
+            known = _Known(run, key.generation, key.owner, blobs)
         return known
 
     def _append(
@@ -400,7 +407,7 @@ class SqliteWriter:
         if sequence != head.sequence + 1:
             raise StoreConflictError(f"the next one is {head.sequence + 1}")
         if blob is not None or checkpoint.blobs:
-            self.pins.hold_named(checkpoint)
+            known.blobs.need(checkpoint)
         self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
         last = _row_id(self._cursor)
         if checkpoint.blobs:
