@@ -163,7 +163,7 @@ class FarStore(WrappedStore):
             msgspec.structs.replace(run, run_id=store._rpc.task_id), group, folds
         )
         if summary is not None:  # a work item has none
-            await self._near.save(run, [], summary=summary)
+            await self.handle.save(run, [], summary=summary)
         return outcomes
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
