@@ -61,7 +61,11 @@ ENGINE = [
     ("workers", "2", "workers must be an int from 1 to 1000, not '2'"),
     ("slots", 0, "slots must be an int from 1 to 128, not 0"),
     ("slots", 129, "slots must be an int from 1 to 128, not 129"),
-    ("engine", "dask", "engine must be one of 'local', not 'dask'"),
+    ("engine", "slurm", "engine must be 'local', 'dask', 'ray', a Dask client, an Executor or a"),
+    ("losses", 0, "losses must be an int from 1 to 1000, not 0"),
+    ("address", "", "address must not be empty"),
+    ("resources", 5, "resources must be a Resources, not 5"),
+    ("engine_options", 5, "engine_options must be a mapping, not 5"),
 ]
 WORKER = [
     ("url", 5, "url must be a str, not 5"),
@@ -210,7 +214,7 @@ WORKER_ROWS = rows(
 ENGINE_ROWS = rows(
     "map_tasks",
     map_tasks,
-    engine=("dask", None),
+    engine=("slurm", None),
     workers=(*NO_START, 0, 10**6),
     slots=(*NO_COUNT, 0, 10**6),
     errors=("skip", None),

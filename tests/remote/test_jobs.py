@@ -525,7 +525,7 @@ async def test_a_worker_that_saved_its_result_and_died_costs_no_work(
     say, died = Worker._send_final, list[str]()
     async with open_site(MemoryStore()) as site:
 
-        def die_of_a_result(worker: Worker, item: Item, message: TaskMessage | None) -> None:
+        def die_of_a_result(worker: Worker, item: Item[Any], message: TaskMessage | None) -> None:
             if isinstance(message, TaskResult) and not died:
                 died.append(worker.name)
                 site.kill_worker(worker.name)

@@ -120,7 +120,7 @@ class Following:
             raise JobRefusedError(self.refusal.reason, run_id=self.job_id)
         if self.done is None:
             return False
-        _check_done(self.done)
+        check_done(self.done)
         return True
 
 
@@ -164,7 +164,12 @@ class Results:
         return self._waiting.popleft()
 
 
-def _check_done(done: JobDone) -> None:
+def check_done(done: JobDone) -> None:
+    """Check that a job has ended with all its results.
+
+    Raises:
+        TaskFailedError, JobFailedError, JobCancelledError: it ended without.
+    """
     if done.status == "completed":
         return
     if done.status == "cancelled":

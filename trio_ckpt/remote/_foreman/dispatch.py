@@ -8,17 +8,13 @@ from contextlib import ExitStack
 import attrs
 import trio
 
-from ..._commit.batch import Batch
-from ..._commit.open_stream import OpenStream
 from ..._journal.history import find_run
-from ..._journal.record import trouble
 from ..._journal.store import RunKey, Store
 from ..._maintenance.offline import open_maintenance
 from ..._util.errors import StoreDamagedError
 from ..._util.log import get_logger
-from ..._util.plain import Plain
-from ..._util.text import duration, plural, printable
-from .._wire.errors import ProtocolError, TaskLostError
+from ..._util.text import duration, printable
+from .._wire.errors import ProtocolError
 from .._wire.message import TaskMessage
 from .._wire.task_messages import (
     AssignTask,
@@ -28,7 +24,7 @@ from .._wire.task_messages import (
     TaskFailed,
     TaskResult,
 )
-from .job_reader import sums_of
+from .attempt import ItemAttempt
 from .lease import Ending, Lease, Lost
 from .pool import Pool
 from .store_proxy import StoreProxy
@@ -44,25 +40,28 @@ AGAIN_AFTER_S = 1.0  # when a worker could not continue: the next one may not ei
 
 @attrs.define(eq=False)
 class WorkItem:
-    """One attempt at a work item, by one worker after the other until it has ended.
+    """An attempt at a work item that the workers of a foreman carry out.
 
     Attributes:
-        pending: The item, as the pool has it while it waits.
-        batch: The item, as the job has it.
-        stream: The stream of the job's items.
-        store: The foreman's store.
+        attempt: The attempt.
         pool: The workers.
         lost_at: When the last worker was lost with it, or the foreman saved last before it was
             started; Unix time, s; None: neither has happened.
     """
 
-    pending: PendingItem
-    batch: Batch[Plain]
-    stream: OpenStream
-    store: Store
+    attempt: ItemAttempt
     pool: Pool
     lost_at: float | None
-    _losses: int = attrs.field(default=0, init=False)
+
+    @property
+    def pending(self) -> PendingItem:
+        """The item, as the pool has it while it waits."""
+        return self.attempt.pending
+
+    @property
+    def store(self) -> Store:
+        """The foreman's store."""
+        return self.attempt.store
 
     async def run(self) -> None:
         """Run the item to its end; its result is durable then.
@@ -83,14 +82,14 @@ class WorkItem:
         # Also after a worker was lost: it may have saved its result before it died.
         saved = await self._read_or_discard() if pending.is_saving else TaskCheckpoints()
         if saved.is_done:
-            await self._settle(saved.result, saved, "")
+            await self.attempt.settle(saved.result, saved, "")
             if not pending.options.keep_checkpoints:
                 await prune_task(self.store, pending.task_id)
             return True
         lease = await self.pool.take(
             pending,
             self.pool.started + RECLAIM_S if saved.sequence else 0.0,
-            is_alone=self._losses >= SUSPECT_AFTER,
+            is_alone=self.attempt.losses >= SUSPECT_AFTER,
             offer=None if pending.is_saving else self._offer,
         )
         ending = await self._run_lease(saved, lease)
@@ -115,31 +114,8 @@ class WorkItem:
 
     async def _count_loss(self, lease: Lease, reason: str) -> None:
         """Count a worker that was lost with the item; the item fails if it was one too many."""
-        pending = self.pending
         self.lost_at = lease.lost_at or time.time()
-        self._losses += 1
-        log.warning(
-            "%s was lost (%d): %s", pending.task_id, self._losses, reason, extra=pending.place
-        )
-        await self._note(f"lost by {lease.holder.name}: {reason}")
-        if self._losses >= pending.options.losses:
-            raise TaskLostError(
-                f"work item {pending.index} of {pending.job_id} was lost by "
-                f"{plural(self._losses, 'worker')}, the last time because {reason}",
-                run_id=pending.job_id,
-                batch_index=pending.index,
-            )
-
-    async def _settle(self, value: Plain, saved: TaskCheckpoints, worker: str) -> None:
-        """Make the item's result durable; the worker of this name may then forget it."""
-        metadata = {"result": value, "task": saved.to_plain(), "worker": worker}
-        self.batch.complete(metadata=metadata, totals=sums_of(saved))
-        await self.batch.confirm()
-
-    async def _note(self, text: str) -> None:
-        """Write a note about the item into the job's history."""
-        index = self.pending.index
-        await self.stream.save_plain(trouble(f"item {index}: {text}", index=index))
+        await self.attempt.count_loss(lease.holder.name, reason)
 
     # -- one lease ----------------------------------------------------------------------------
 
@@ -151,7 +127,7 @@ class WorkItem:
             if not self.pending.is_saving:
                 ending = await lease.run(self._note_of_worker)
                 if isinstance(ending, TaskResult):
-                    await self._settle(ending.value, saved, lease.holder.name)
+                    await self.attempt.settle(ending.value, saved, lease.holder.name)
                 return ending
             if saved.sequence:  # else no former lease has saved anything
                 saved = await self._reset_if_stale(is_held=lease.was is not None)
@@ -164,10 +140,10 @@ class WorkItem:
                 ending = await lease.run(self._note_of_worker)
                 if isinstance(ending, TaskResult):
                     saved = await read_task_checkpoints(store, task_id)
-                    await self._settle(ending.value, saved, lease.holder.name)
+                    await self.attempt.settle(ending.value, saved, lease.holder.name)
                     held.close()  # its worker gets another item while the states are removed
                     if not self.pending.options.keep_checkpoints:
-                        await _remove(store, task_id, lease.number)
+                        await remove_run(store, task_id, lease.number)
             return ending
 
     def _offer(self, lease: Lease) -> None:
@@ -205,7 +181,7 @@ class WorkItem:
         """Record a worker's note in the job's history."""
         pending = self.pending
         log.warning("%s: %s", pending.task_id, printable(text), extra=pending.place)
-        await self._note(text)
+        await self.attempt.note(text)
 
     # -- what is saved ------------------------------------------------------------------------
 
@@ -224,7 +200,7 @@ class WorkItem:
         log.warning("%s: %s", pending.task_id, text, extra=pending.place)
         async with open_maintenance(self.store, pending.task_id) as maintenance:
             await maintenance.reset(text)
-        await self._note(text)
+        await self.attempt.note(text)
         return TaskCheckpoints()
 
     async def _read_or_discard(self) -> TaskCheckpoints:
@@ -239,8 +215,31 @@ class WorkItem:
             text = f"its records are damaged, so it starts from the beginning: {error}"
             log.error("%s: %s", pending.task_id, text, extra=pending.place)
             await prune_task(self.store, pending.task_id)
-            await self._note(text)
+            await self.attempt.note(text)
             return TaskCheckpoints()
+
+
+@attrs.frozen
+class WorkerRunner:
+    """The workers of a foreman, as what runs the items of its jobs.
+
+    Attributes:
+        pool: The workers.
+    """
+
+    pool: Pool
+
+    def begin_job(self, job_id: str) -> None:
+        """Let workers take items of a job that is ready."""
+        self.pool.touch()
+
+    def forget_job(self, job_id: str) -> None:
+        """Drop what is kept of a job that has ended."""
+        self.pool.forget_job(job_id)
+
+    async def run_item(self, attempt: ItemAttempt, lost_at: float | None) -> None:
+        """Run an item to its end; see `WorkItem.run`."""
+        await WorkItem(attempt, self.pool, lost_at).run()
 
 
 async def _is_new(store: Store, task_id: str) -> bool:
@@ -264,10 +263,10 @@ async def prune_task(store: Store, task_id: str) -> int:
     if await find_run(store, task_id) is None:
         return 0
     async with store.lock_run(task_id) as number:
-        return await _remove(store, task_id, number)
+        return await remove_run(store, task_id, number)
 
 
-async def _remove(store: Store, task_id: str, number: int) -> int:
+async def remove_run(store: Store, task_id: str, number: int) -> int:
     """Remove an owned run of an item, even a damaged one; return its size in bytes."""
     found = await find_run(store, task_id)
     if found is None:

@@ -13,7 +13,6 @@ import attrs
 import trio
 import trio.lowlevel
 
-from ..._journal.record import Status
 from ..._journal.store import Store
 from ..._journal.summary import is_over
 from ..._util.errors import RunLockedError, StoreDamagedError, StoreError
@@ -25,10 +24,10 @@ from .._wire.job_messages import ControlAction
 from .._wire.link import Link
 from .._wire.message import Hello
 from .._wire.names import check_job_id, split_task_id
-from .._wire.submission import JobSubmission, read_submission
-from .dispatch import prune_task
-from .job import Job, name_is_taken
-from .job_reader import has_submission, is_cancelled, items_progress, list_jobs, read_task
+from .._wire.submission import JobSubmission
+from .dispatch import WorkerRunner, prune_task
+from .job import Job, check_work_left, name_is_taken
+from .job_reader import has_submission, items_progress, list_jobs, read_task
 from .job_views import OVER, LiveTask
 from .lease import Lost, WorkerHandle
 from .live import ACCEPTED, CONFLICT, NOT_FOUND, Action
@@ -99,10 +98,12 @@ class ForemanCore:
     is_rebalancing: bool = False
     pool: Pool = attrs.field(init=False)
     jobs: dict[str, Job] = attrs.field(factory=dict[str, Job], init=False)
+    _runner: WorkerRunner = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.pool = Pool(self.is_open, self.is_rebalancing)
+        self._runner = WorkerRunner(self.pool)
 
     async def begin(self, nursery: trio.Nursery) -> None:
         """Start the jobs that are not over.
@@ -128,7 +129,7 @@ class ForemanCore:
                     await prune_task(self.store, job_id)
                 continue
             log.info("resuming %s", job_id, extra=at(job_id))
-            self._start(Job(job_id, self.store, self.pool), None)
+            self._start(Job(job_id, self.store, self._runner), None)
 
     def _start(self, job: Job, submission: JobSubmission | None) -> None:
         if self._nursery is None:
@@ -171,12 +172,12 @@ class ForemanCore:
                     return
                 await job.over.wait()
                 await trio.lowlevel.checkpoint()  # its task removes it from `jobs`
-            is_left, is_again = await self._check_work_left(job_id, submission)
+            is_left, is_again = await check_work_left(self.store, job_id, submission)
             if not is_left:
                 return
             if job_id not in self.jobs:  # otherwise another client was faster
                 break
-        job = Job(job_id, self.store, self.pool, is_again)
+        job = Job(job_id, self.store, self._runner, is_again)
         self._start(job, submission)
         await job.accepted.wait()
         if job.refusal is not None:
@@ -193,19 +194,6 @@ class ForemanCore:
         if not job.submission.is_same_work(submission):
             raise name_is_taken(job.job_id)
         return await job.change(submission.options)
-
-    async def _check_work_left(self, job_id: str, submission: JobSubmission) -> tuple[bool, bool]:
-        """Whether a job has work left, and whether it was over before."""
-        view = await self.store.load_run(job_id)
-        if view is None or not has_submission(view) or not is_over(items_progress(view)):
-            return True, False
-        stored = await read_submission(self.store, job_id)
-        if stored is None or not stored.is_same_work(submission):
-            raise name_is_taken(job_id)
-        items = items_progress(view)
-        has_failed = items.status is Status.FAILED or bool(items.skipped)
-        is_other = stored.options != submission.options
-        return has_failed and is_other and not is_cancelled(items), True
 
     def cancel(self, job_id: str) -> None:
         """End a job, and its functions; does nothing if the job is over.

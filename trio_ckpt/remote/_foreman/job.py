@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from typing import Protocol
 
 import attrs
 import trio
@@ -14,8 +15,9 @@ from ..._commit.retry import RetryRule, RetryTable, Then
 from ..._commit.stream_log import StreamLog
 from ..._journal.history import ended_at, list_all_runs
 from ..._journal.progress import Progress
-from ..._journal.record import ErrorInfo, Record, RecordKind, describe_error
+from ..._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from ..._journal.store import Store
+from ..._journal.summary import is_over
 from ..._runs.lifecycle import open_run
 from ..._runs.parallel import run_batches
 from ..._runs.run import Run, open_run_of
@@ -34,9 +36,9 @@ from .._wire.errors import (
 from .._wire.job_messages import JobOptions
 from .._wire.names import ITEMS_STREAM, task_id_of
 from .._wire.submission import JobSubmission, head_record, job_records, read_submission
-from .dispatch import WorkItem, prune_task
-from .job_reader import has_submission
-from .pool import Pool
+from .attempt import ItemAttempt
+from .dispatch import prune_task
+from .job_reader import has_submission, is_cancelled, items_progress
 from .waiting import PendingItem
 
 log = get_logger(__name__)
@@ -64,6 +66,32 @@ def retries(options: JobOptions) -> RetryTable:
     )
 
 
+class ItemRunner(Protocol):
+    """What runs the items of jobs: the workers of a foreman, or an engine."""
+
+    def begin_job(self, job_id: str) -> None:
+        """Let items of a job begin; called when its submission is durable."""
+        ...
+
+    def forget_job(self, job_id: str) -> None:
+        """Drop what is kept of a job that has ended."""
+        ...
+
+    async def run_item(self, attempt: ItemAttempt, lost_at: float | None) -> None:
+        """Run an item to its end; its result is durable then.
+
+        Args:
+            attempt: The item.
+            lost_at: When the job was saved last before it was started; Unix time, s; None: it
+                is new.
+
+        Raises:
+            TaskFailedError: the item's function raised.
+            TaskLostError: too many workers were lost with the item.
+        """
+        ...
+
+
 @attrs.define(eq=False)
 class Job:
     """A job that is running.
@@ -71,7 +99,7 @@ class Job:
     Attributes:
         job_id: The job's name.
         store: The foreman's store.
-        pool: The workers.
+        runner: What runs its items.
         accepted: Set when the job is durable, or cannot be.
         ready: Set when its items are being handed out, or it is over.
         over: Set when it has ended.
@@ -79,12 +107,13 @@ class Job:
         submission: The function, items and options.
         refusal: Why the job was refused.
         problem: Why the job ended early.
+        raised: The exception of that.
         waits: Why its items wait for a worker that is not there; empty: they do not.
     """
 
     job_id: str
     store: Store
-    pool: Pool
+    runner: ItemRunner
     is_again: bool = False
     accepted: trio.Event = attrs.field(factory=trio.Event, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -92,6 +121,7 @@ class Job:
     submission: JobSubmission | None = attrs.field(default=None, init=False)
     refusal: JobRefusedError | None = attrs.field(default=None, init=False)
     problem: ErrorInfo | None = attrs.field(default=None, init=False)
+    raised: BaseException | None = attrs.field(default=None, init=False)
     waits: str = attrs.field(default="", init=False)
     _waits_since: float | None = attrs.field(default=None, init=False)
     _open_stream: OpenStream | None = attrs.field(default=None, init=False)
@@ -210,12 +240,12 @@ class Job:
         except (Exception, BaseExceptionGroup) as error:
             if not failures_in(error):  # it was cancelled
                 raise
-            self.problem = describe_error(error)
+            self.raised, self.problem = error, describe_error(error)
             log.error("%s: %s", self.job_id, one_line(text_of(error)), extra=at(self.job_id))
         finally:
             for event in (self.accepted, self.ready, self.over):
                 event.set()
-            self.pool.forget_job(self.job_id)
+            self.runner.forget_job(self.job_id)
             if self._registry is not None:
                 touch(self._registry)
 
@@ -246,7 +276,7 @@ class Job:
         self._open_stream = loop_cursor_of(stream).open_stream
         self._registry = run.coordinator.registry
         self.ready.set()
-        self.pool.touch()
+        self.runner.begin_job(self.job_id)
         with self._scope:
             await run_batches(
                 stream,
@@ -271,7 +301,8 @@ class Job:
             batch.attempt,
             submission.options,
         )
-        await WorkItem(pending, batch, stream, self.store, self.pool, self._down_at).run()
+        attempt = ItemAttempt(pending, batch, stream, self.store)
+        await self.runner.run_item(attempt, self._down_at)
 
     async def _sweep(self) -> None:
         """Remove the saved states of ended items that a crash left behind."""
@@ -301,6 +332,26 @@ async def _save(open_stream: OpenStream, stream_log: StreamLog, submission: JobS
             *((stream_log, record) for record in job_records(submission, now)),
         ]
     )
+
+
+async def check_work_left(
+    store: Store, job_id: str, submission: JobSubmission
+) -> tuple[bool, bool]:
+    """Whether a job that no process runs has work left, and whether it was over before.
+
+    Raises:
+        JobRefusedError: another job has this name.
+    """
+    view = await store.load_run(job_id)
+    if view is None or not has_submission(view) or not is_over(items_progress(view)):
+        return True, False
+    stored = await read_submission(store, job_id)
+    if stored is None or not stored.is_same_work(submission):
+        raise name_is_taken(job_id)
+    items = items_progress(view)
+    has_failed = items.status is Status.FAILED or bool(items.skipped)
+    is_other = stored.options != submission.options
+    return has_failed and is_other and not is_cancelled(items), True
 
 
 def name_is_taken(job_id: str) -> JobRefusedError:

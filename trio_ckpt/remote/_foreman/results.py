@@ -46,7 +46,7 @@ async def feed_results(foreman: ForemanCore, link: Link, attach: AttachJob) -> N
     try:
         await _feed(foreman, link, attach)
     except StoreError as error:
-        reason = _error(describe_error(error))
+        reason = task_error(describe_error(error))
         link.send(JobDone(attach.job_id, attach.call, "interrupted", reason))
 
 
@@ -71,7 +71,7 @@ async def _feed(foreman: ForemanCore, link: Link, attach: AttachJob) -> None:
         await _send_new(foreman, link, attach, generation, progress, sent)
         if is_over:
             problem = None if job is None else job.problem
-            link.send(await _done(foreman.store, attach, generation, progress, problem))
+            link.send(await job_done(foreman.store, attach, generation, progress, problem))
             return
         if registry is not None and job is not None:
             if job.waits != reported:
@@ -137,11 +137,13 @@ async def _send_new(
 def _result(attach: AttachJob, index: int, record: Record) -> JobResult:
     if record.kind is RecordKind.BATCH:
         return JobResult(attach.job_id, attach.call, index, record.metadata.get("result"))
-    error = _error(record.error, record.metadata)
+    error = task_error(record.error, record.metadata)
     return JobResult(attach.job_id, attach.call, index, None, error)
 
 
-def _error(info: ErrorInfo | None, details: Mapping[str, Plain] = NO_DETAILS) -> TaskError | None:
+def task_error(
+    info: ErrorInfo | None, details: Mapping[str, Plain] = NO_DETAILS
+) -> TaskError | None:
     """Return an error in its wire form.
 
     Args:
@@ -170,21 +172,30 @@ async def _details_of(
     return NO_DETAILS
 
 
-async def _done(
+async def job_done(
     store: Store,
     attach: AttachJob,
     generation: int,
     progress: Progress,
     problem: ErrorInfo | None,
 ) -> JobDone:
+    """Return how a job that is not running any more has ended.
+
+    Args:
+        store: The store of the job.
+        attach: The request that it answers.
+        generation: The generation of the job's run.
+        progress: The progress of its items.
+        problem: Why it ended early, if it did.
+    """
     head = attach.job_id, attach.call
     if progress.status is Status.COMPLETE:
         return JobDone(*head, "completed")
     if is_cancelled(progress):
-        return JobDone(*head, "cancelled", _error(progress.error))
+        return JobDone(*head, "cancelled", task_error(progress.error))
     if progress.status is Status.FAILED:
         info = progress.error
         index = None if info is None else info.batch_index
         details = await _details_of(store, attach.job_id, generation, index)
-        return JobDone(*head, "failed", _error(info, details), index)
-    return JobDone(*head, "interrupted", _error(problem))
+        return JobDone(*head, "failed", task_error(info, details), index)
+    return JobDone(*head, "interrupted", task_error(problem))

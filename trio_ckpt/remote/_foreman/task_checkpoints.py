@@ -139,7 +139,7 @@ async def read_task_checkpoints(store: Store, task_id: str) -> TaskCheckpoints:
     """
     stored = await store.read_run(task_id)
     saved = TaskCheckpoints()
-    if stored is not None:
+    if stored is not None and stored.streams:
         records = iter_records(store, task_id, stored.generation, TASK_STREAM)
         async with aclosing(records):
             async for sequence, record in records:

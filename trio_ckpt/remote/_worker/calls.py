@@ -111,6 +111,13 @@ class RpcClient:
         if self.link is not None:
             self.link.send(pending.make_call(call, self.lease))
 
+    def send(self, message: TaskMessage) -> bool:
+        """Send a message about the item; False: there is no connection now."""
+        if self.link is None:
+            return False
+        self.link.send(message)
+        return True
+
     # -- the other direction ----------------------------------------------------------------
 
     def answer(self, message: TaskMessage) -> None:

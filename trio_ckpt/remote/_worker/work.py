@@ -97,6 +97,18 @@ def check_module(name: str) -> None:
 
 
 async def find_function(name: str, allow: Collection[str]) -> Callable[..., object]:
+    """Import a function as `load_function` does, in a thread if its module is not imported yet.
+
+    Args, Raises: as for `load_function`.
+
+    Cancellation: not during the import.
+    """
+    if check_function(name).partition(":")[0] in _imported:
+        return load_function(name, allow)
+    return await run_blocking(load_function, name, allow)
+
+
+def load_function(name: str, allow: Collection[str]) -> Callable[..., object]:
     """Import a function by its name, if it is below one of the allowed modules.
 
     Args:
@@ -107,8 +119,6 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., obje
         NotAllowedError: the function is not allowed, does not exist, is private, or is one that
             the module itself imports from elsewhere.
         Exception: whatever the import raises.
-
-    Cancellation: not during the import.
     """
     module_name, _, attribute = check_function(name).partition(":")
     if not is_allowed(module_name, allow):
@@ -118,11 +128,8 @@ async def find_function(name: str, allow: Collection[str]) -> Callable[..., obje
     if attribute.startswith("_"):
         raise NotAllowedError(f"{name!r} is private")
     try:
-        if module_name in _imported:
-            module = importlib.import_module(module_name)
-        else:
-            module = await run_blocking(importlib.import_module, module_name)
-            _imported.add(module_name)
+        module = importlib.import_module(module_name)
+        _imported.add(module_name)
     except ModuleNotFoundError as error:
         raise NotAllowedError(f"{name!r} cannot be imported: {text_of(error)}") from error
     func = getattr(module, attribute, None)

@@ -6,10 +6,12 @@ import math
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 import trio
 
+from ..._journal.store import FarStore
 from ..._runs.lifecycle import open_run
 from ..._util.errors import (
     BatchFailedError,
@@ -31,13 +33,10 @@ from .._wire.submission import as_sent
 from .._wire.task_messages import (
     AssignTask,
     ReleaseTask,
-    ResumeTask,
     TaskFailed,
     TaskProgress,
     TaskResult,
 )
-from .calls import RpcClient
-from .remote_store import RemoteStore
 from .work import TaskControl, Work, call, find_function, settings_of
 
 log = get_logger(__name__)
@@ -45,13 +44,35 @@ log = get_logger(__name__)
 MAX_NOTED = 10  # different reasons, per item, why its state could not be saved
 
 
-@attrs.define(eq=False)
-class Item:
-    """A work item that this worker has.
+class ItemHost(Protocol):
+    """The side that gave a process its work item: a foreman, or the engine that runs it.
 
     Attributes:
-        assigned: The foreman's assignment.
-        rpc: The item's RPC client.
+        lease: The number under which this process has the item.
+        patience_s: How long a save of the item may take, in seconds.
+        lost: Why this process does not have the item any more; None: it has it.
+    """
+
+    lease: int
+    patience_s: float
+    lost: Exception | None
+
+    def send(self, message: TaskMessage) -> bool:
+        """Send a message about the item; False: it cannot be sent now."""
+        ...
+
+
+H = TypeVar("H", bound=ItemHost)
+
+
+@attrs.define(eq=False)
+class Item(Generic[H]):
+    """A work item that this process has.
+
+    Attributes:
+        assigned: The item, and how it is run.
+        host: The side that gave it.
+        make_store: Makes the store of the item.
         control: The worker's side of the object that the function receives.
         may_be_interrupted: Whether KeyboardInterrupt comes from Ctrl-C, and ends the worker.
         final_message: Ends the item, under the lease of that time; None: the item is running.
@@ -60,7 +81,8 @@ class Item:
     """
 
     assigned: AssignTask
-    rpc: RpcClient
+    host: H
+    make_store: Callable[[], FarStore]
     may_be_interrupted: bool = False
     control: TaskControl = attrs.field(factory=TaskControl, init=False)
     final_message: TaskMessage | None = attrs.field(default=None, init=False)
@@ -80,7 +102,7 @@ class Item:
 
         Cancellation: through `TaskControl.scope`; states that were saved stay saved.
         """
-        head, value = (self.task_id, self.rpc.lease), None
+        head, value = (self.task_id, self.host.lease), None
         try:
             with self.control.scope:
                 with self._foreign():
@@ -117,10 +139,10 @@ class Item:
     def _take_error(self, error: BaseException) -> None:
         task_id = self.task_id
         is_ours = isinstance(error, StoreError | RunStoppedError)
-        if self.rpc.lost is not None or is_ours:
+        if self.host.lost is not None or is_ours:
             reason = one_line(text_of(error))[:MAX_TEXT_CHARS]
             log.warning("work item %s is dropped here: %s", task_id, reason, extra=at(task_id))
-            self.final_message = ReleaseTask(task_id, self.rpc.lease, reason, is_trouble=True)
+            self.final_message = ReleaseTask(task_id, self.host.lease, reason, is_trouble=True)
             return
         if not isinstance(error, Exception):
             raise error
@@ -130,13 +152,13 @@ class Item:
             failure = describe_failure(error)
         text = message_of(failure.message)
         log.warning("work item %s failed: %s: %s", task_id, failure.type, text, extra=at(task_id))
-        self.final_message = TaskFailed(task_id, self.rpc.lease, failure)
+        self.final_message = TaskFailed(task_id, self.host.lease, failure)
 
     async def _run(self, func: Callable[..., object]) -> Plain:
         if self.assigned.interval_s is None:
             self.control.state = self._new_state(func)
             return await self._call(func)
-        store = RemoteStore(self.rpc, is_new=not isinstance(self.assigned, ResumeTask))
+        store = self.make_store()
         try:
             return await self._run_saving(func, store)
         except StoreDamagedError as error:
@@ -157,7 +179,7 @@ class Item:
             return settings_of(func).state(self.assigned.item)
 
     async def _run_saving(
-        self, func: Callable[..., object], store: RemoteStore, *, is_fresh: bool = False
+        self, func: Callable[..., object], store: FarStore, *, is_fresh: bool = False
     ) -> Plain:
         """Run the function inside a run of one batch, whose states are snapshots inside it."""
         assigned, control = self.assigned, self.control
@@ -168,7 +190,7 @@ class Item:
                 store=store,
                 fresh=is_fresh,
                 handle_signals=False,
-                save_timeout_s=self.rpc.patience_s,
+                save_timeout_s=self.host.patience_s,
             ) as run,
             run.open_stream(*TASK_STREAM, state=state, recover=True, retry_failed=True) as stream,
             stream.open_batch() as batch,
@@ -183,7 +205,7 @@ class Item:
             batch.complete(metadata={"result": value}, last=True)
         return value
 
-    async def _keep_result(self, store: RemoteStore, value: Plain) -> None:
+    async def _keep_result(self, store: FarStore, value: Plain) -> None:
         """Save a result without a state, replacing all earlier states of the item."""
         async with (
             open_run(self.task_id, store=store, fresh=True, handle_signals=False) as run,
@@ -211,9 +233,7 @@ class Item:
     def note(self, text: str) -> None:
         """Log a note and send it for the job's history."""
         log.warning("work item %s: %s", self.task_id, printable(text), extra=at(self.task_id))
-        if self.rpc.link is not None:
-            message = TaskProgress(self.task_id, self.rpc.lease, None, text[:MAX_TEXT_CHARS])
-            self.rpc.link.send(message)
+        self.host.send(TaskProgress(self.task_id, self.host.lease, None, text[:MAX_TEXT_CHARS]))
 
     def report(self) -> None:
         """Send the item's progress if it has changed; the first report says that the item runs.
@@ -223,9 +243,10 @@ class Item:
         percent = self.control.percent
         if self.is_reported and percent == self.reported:
             return
-        if self._has_begun and self.final_message is None and self.rpc.link is not None:
-            self.is_reported, self.reported = True, percent
-            self.rpc.link.send(TaskProgress(self.task_id, self.rpc.lease, percent))
+        if self._has_begun and self.final_message is None:
+            progress = TaskProgress(self.task_id, self.host.lease, percent)
+            if self.host.send(progress):
+                self.is_reported, self.reported = True, percent
 
 
 def _is_cancellation(error: BaseException) -> bool:

@@ -47,11 +47,13 @@ from .._wire.task_messages import (
     ForceCheckpoint,
     NewLease,
     ReleaseTask,
+    ResumeTask,
     StoreReply,
     TaskAck,
     TaskFailed,
 )
 from .calls import PATIENCE_S, RpcClient
+from .remote_store import RemoteStore
 from .work import check_module
 from .work_item import Item
 
@@ -97,7 +99,7 @@ class Worker:
     patience_s: float
     tracer: TaskTracer | None = None
     may_be_interrupted: bool = False
-    items: dict[str, Item] = attrs.field(factory=dict[str, Item], init=False)
+    items: dict[str, Item[RpcClient]] = attrs.field(factory=dict[str, Item[RpcClient]], init=False)
     _peer_id: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _calls: itertools.count[int] = attrs.field(factory=itertools.count, init=False)
     _session: ReconnectingSession | None = attrs.field(default=None, init=False)
@@ -122,7 +124,7 @@ class Worker:
                 await self._session.run(task_status=task_status)
             finally:
                 for item in self.items.values():
-                    item.rpc.lose("the worker ends")
+                    item.host.lose("the worker ends")
                     item.control.scope.cancel()
 
     async def stop(self, reason: str, grace_s: float) -> None:
@@ -144,7 +146,7 @@ class Worker:
         with give_up_after(FINAL_MESSAGES_S, is_shielded=False):
             await self._wait_empty()
         for item in self.items.values():
-            item.rpc.lose(reason)
+            item.host.lose(reason)
         if self._session is not None:
             await self._session.leave(reason)
 
@@ -157,7 +159,7 @@ class Worker:
 
     def _hello(self) -> Hello:
         held = [
-            HeldItem(item.task_id, item.rpc.lease, item.assigned.attempt)
+            HeldItem(item.task_id, item.host.lease, item.assigned.attempt)
             for item in self.items.values()
         ]
         return Hello(
@@ -176,7 +178,7 @@ class Worker:
 
     def _closed(self) -> None:
         for item in self.items.values():
-            item.rpc.disconnect()
+            item.host.disconnect()
 
     def _received(self, message: Message) -> None:
         if isinstance(message, AssignTask):
@@ -186,10 +188,10 @@ class Worker:
             if item is not None:
                 self._received_about(item, message)
 
-    def _received_about(self, item: Item, message: TaskMessage) -> None:
+    def _received_about(self, item: Item[RpcClient], message: TaskMessage) -> None:
         match message:
             case StoreReply() | CheckpointAck():
-                item.rpc.answer(message)
+                item.host.answer(message)
             case NewLease():
                 self._go_on(item, message)
             case ForceCheckpoint():
@@ -197,7 +199,7 @@ class Worker:
             case ReleaseTask():
                 item.control.release_reason = message.reason or "the foreman asks for it"
             case Cancel():
-                item.rpc.lose(message.reason)
+                item.host.lose(message.reason)
                 item.control.scope.cancel()
                 if item.final_message is not None:  # it was not sent, or is not needed any more
                     ended = ReleaseTask(item.task_id, message.lease, "it had ended")
@@ -207,15 +209,15 @@ class Worker:
             case _:
                 pass
 
-    def _go_on(self, item: Item, message: NewLease) -> None:
+    def _go_on(self, item: Item[RpcClient], message: NewLease) -> None:
         link = self._session.link if self._session is not None else None
         if link is None:
             return
         if item.final_message is not None:
-            item.rpc.lease = message.lease
+            item.host.lease = message.lease
             self._send_final(item, item.final_message)
         else:
-            item.rpc.connect(link, message.lease)
+            item.host.connect(link, message.lease)
 
     # -- items --------------------------------------------------------------------------------
 
@@ -230,32 +232,34 @@ class Worker:
             link=session.link,
             numbers=self._calls,
         )
-        item = self.items[assigned.task_id] = Item(assigned, rpc, self.may_be_interrupted)
+        make_store = partial(RemoteStore, rpc, is_new=not isinstance(assigned, ResumeTask))
+        item = Item(assigned, rpc, make_store, self.may_be_interrupted)
+        self.items[assigned.task_id] = item
         if self._stopping is not None:
             item.final_message = ReleaseTask(item.task_id, assigned.lease, self._stopping)
             self._send_final(item, item.final_message)
         else:
             nursery.start_soon(self._work_on, item)
 
-    async def _work_on(self, item: Item) -> None:
+    async def _work_on(self, item: Item[RpcClient]) -> None:
         if self.tracer is None:
             await item.run(self.allow)
         else:
             await _run_traced(item, self.allow, self.tracer)
         self._send_final(item, item.final_message)
-        if item.rpc.lost is not None and self._session is not None and self._session.link is None:
+        if item.host.lost is not None and self._session is not None and self._session.link is None:
             self._forget(item)  # no connection, and no foreman that waits for it
 
-    def _send_final(self, item: Item, message: TaskMessage | None) -> None:
+    def _send_final(self, item: Item[RpcClient], message: TaskMessage | None) -> None:
         """Send the end of an item, if there is one and it is due on this connection."""
         session = self._session
         if session is None or session.link is None or message is None:
             return
         phase = session.link.connection.tasks.get(item.task_id)
         if phase in (TaskPhase.RUNNING, TaskPhase.STOPPING):
-            session.link.send(msgspec.structs.replace(message, lease=item.rpc.lease))
+            session.link.send(msgspec.structs.replace(message, lease=item.host.lease))
 
-    def _forget(self, item: Item) -> None:
+    def _forget(self, item: Item[RpcClient]) -> None:
         self.items.pop(item.task_id, None)
         self._empty.set()
 
@@ -266,7 +270,7 @@ class Worker:
                 item.report()
 
 
-async def _run_traced(item: Item, allow: tuple[str, ...], tracer: TaskTracer) -> None:
+async def _run_traced(item: Item[RpcClient], allow: tuple[str, ...], tracer: TaskTracer) -> None:
     assigned = item.assigned
     attributes: dict[str, str | int] = {
         "trio_ckpt.job": assigned.job_id,
