@@ -26,7 +26,7 @@ FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking"
 
 
 def run_tests(session: nox.Session) -> None:
-    session.install("-e", f".[tests,{FEATURES}]")
+    session.install("-e", f".[tests,{FEATURES},dask,ray]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 
@@ -95,7 +95,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: `-- --keep` shows the run in docs/explanation/performance.md."""
-    session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor,blocking]")
+    session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor,blocking,dask]")
     peers = str(session.cache_dir / "peers")  # DBOS and the like have an environment of their own
     session.run("python", "-m", "benchmarks", "--peers-cache", peers, *session.posargs)
 

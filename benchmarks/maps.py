@@ -1,8 +1,9 @@
 """`map_tasks`: items per second of a function that takes no time, by 2 workers, at two sizes.
 
 Each item is a call in another process, and its result is saved before the caller sees it.  The
-control is a process pool of the standard library, which keeps nothing; the peer is Dask.  All have
-started, and have run one item, before the time is taken.  Besides the time the section shows the
+control is a process pool of the standard library, which keeps nothing; the peer is Dask.  Dask is
+also an engine: there ``client.map`` and `map_tasks` take turns in one cluster.  All have started,
+and have run one item, before the time is taken.  Besides the time the section shows the
 CPU time of the process of the caller, which the load of the machine changes less.
 """
 
@@ -18,6 +19,7 @@ import trio
 
 from benchmarks import Found, Options, Section, median
 from benchmarks.peers import PEERS_FOLDER, ensure_environment
+from trio_ckpt.engines import map_tasks
 from trio_ckpt.engines._map import open_engine
 from trio_ckpt.remote import Work
 from trio_ckpt.stores import open_store
@@ -102,6 +104,34 @@ def dask(options: Options, sizes: tuple[int, ...]) -> tuple[str, list[Rate]]:
     return found["peer"], [Rate(found["items_per_s"][str(count)]) for count in sizes]
 
 
+def in_dask(count: int, rounds: int) -> tuple[list[Rate], list[Rate]]:
+    """The rates of ``client.map`` and of `map_tasks` in one cluster, in turns."""
+    from distributed import Client, LocalCluster  # an extra, which a quick run does without
+
+    bare: list[Rate] = []
+    through: list[Rate] = []
+    with (
+        LocalCluster(
+            n_workers=WORKERS, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.gather(client.map(double, range(-WORKERS, 0), pure=False))
+        call = partial(map_tasks, f"{MODULE}:double", engine=client)
+        trio.run(call, range(-WORKERS, 0))
+        for _ in range(rounds):
+            for rates, run in (
+                (bare, lambda: client.gather(client.map(double, range(count), pure=False))),
+                (through, lambda: trio.run(call, range(count))),
+            ):
+                began_s = time.perf_counter()
+                values = run()
+                rates.append(Rate(count / (time.perf_counter() - began_s)))
+                if values != [double(item) for item in range(count)]:
+                    raise AssertionError("an engine returned other results")
+    return bare, through
+
+
 def middle(rounds: list[list[Rate]]) -> list[Rate]:
     """The median round of each size."""
     return [
@@ -124,6 +154,7 @@ def measure(options: Options) -> Section:
         rounds.setdefault("map_tasks, saving", []).append(
             trio.run(partial(ours, sizes, is_saving=True))
         )
+    turns = in_dask(sizes[-1], ROUNDS) if options.peers_cache is not None else None
     rates = {name: middle(each) for name, each in rounds.items()}
     lines = [
         f"  {name:<20} {count:>6,} items  {rate.items_per_s:>9,.0f} items/s"
@@ -132,13 +163,20 @@ def measure(options: Options) -> Section:
         for count, rate in zip(sizes, each, strict=True)
     ]
     lines.append(f"  dask: {peer or 'left out, give --peers-cache'}")
+    found_in_dask: dict[str, Found] = {}
+    if turns is not None:
+        bare, through = (median([rate.items_per_s for rate in each]) for each in turns)
+        lines.append(f"  in a Dask cluster: {through:,.0f} items/s, client.map {bare:,.0f}")
+        found_in_dask["map_tasks: trivial items in a Dask cluster"] = Found(
+            through / bare, f"{bare:,.0f} items/s", f"{PEER} {bare:,.0f} items/s"
+        )
     figures: dict[str, object] = {
         name: [
             {"items": count, **attrs.asdict(rate)} for count, rate in zip(sizes, each, strict=True)
         ]
         for name, each in rates.items()
     }
-    return Section(figures, lines, judge(rates), (peer,) if peer else ())
+    return Section(figures, lines, judge(rates) | found_in_dask, (peer,) if peer else ())
 
 
 def judge(rates: dict[str, list[Rate]]) -> dict[str, Found]:

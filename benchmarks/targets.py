@@ -72,6 +72,8 @@ ROWS = (
     Row("start", "peak memory of a small run", "MB", 33, "a process that imports trio"),
     Row("maps", "map_tasks: trivial items against Dask", "x", 1, "a process pool", "Dask",
         at_least=True, needs_peers=True),
+    Row("maps", "map_tasks: trivial items in a Dask cluster", "x", 0.8, "client.map there",
+        "Dask", at_least=True, needs_peers=True),
     Row("maps", "map_tasks: time of an item, 4,000 items against 400", "x", MAX_GROWTH,
         "400 items"),
     Row("maps", "map_tasks: CPU of an item, 4,000 items against 400", "x", MAX_GROWTH,

@@ -131,10 +131,15 @@ def test_every_error_of_the_remote_side_says_what_to_do() -> None:
     assert rows - errors == set()
 
 
+def test_every_error_of_engines_says_what_to_do() -> None:
+    errors = {f"engines.{name}" for name in public(trio_ckpt.engines) if name.endswith("Error")}
+    assert errors == set(re.findall(r"`(engines\.\w+Error)`", read("errors.md")))
+
+
 def test_every_error_says_what_to_do() -> None:
     errors = {name for name in public(trio_ckpt) if name.endswith("Error")} - {"TrioCkptError"}
     rows = set(FIRST_CELL.findall(read("errors.md")))
-    assert {row for row in rows if not row.startswith("remote.")} == errors
+    assert {row for row in rows if "." not in row} == errors
 
 
 @pytest.mark.parametrize(

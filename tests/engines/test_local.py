@@ -113,7 +113,7 @@ async def test_what_no_process_could_import_is_refused(func: Any) -> None:
 
 async def test_a_bad_setting_is_refused() -> None:
     with pytest.raises(ValueError, match="engine"):
-        await map_tasks(jobs.where, [1], engine="dask")  # type: ignore[arg-type]
+        await map_tasks(jobs.where, [1], engine="slurm")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="workers"):
         await map_tasks(jobs.where, [1], workers=5_000)
 

@@ -12,15 +12,23 @@ import inspect
 import os
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+)
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, TypedDict, TypeVar, overload
 
+import attrs
 import msgspec
 import trio
 
 from .._journal.store import Store
-from .._util.arguments import any_path, one_of, whole_number
+from .._util.arguments import any_path
 from .._util.forks import unshare
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery
@@ -29,15 +37,17 @@ from ..remote import (
     Client,
     Foreman,
     NotAllowedError,
+    Results,
     TaskFailedError,
     new_secret,
     serve_foreman,
 )
 from ..remote._inside import connect_inside
-from ..remote._wire.message import MAX_SLOTS
-from ..remote._wire.names import check_job_id
+from ..remote._wire.names import check_job_id, new_job_id
 from ..remote._wire.submission import JobArguments, checked_submission, job_options
 from ..stores import open_store
+from ._engine import Resources
+from ._open_map import MAX_WORKERS, Engine, choose_engine, open_outcomes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # Python has it from 3.12 on
@@ -48,7 +58,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 Errors = Literal["raise", "collect"]
 
-MAX_WORKERS = 1_000
 DEFAULT_GRACE_S = 1.0  # workers are on this machine: a lost one does not reconnect late
 STOP_S = 1.0  # for a worker to end by itself; the whole stop takes less than 2 s
 WORKER_MODULE = "trio_ckpt.engines._worker"
@@ -57,12 +66,16 @@ WORKER_MODULE = "trio_ckpt.engines._worker"
 class _Options(TypedDict, total=False):
     """The arguments of `map_tasks` that its types do not depend on."""
 
-    engine: Literal["local"]
+    engine: Engine
     workers: int | None
     slots: int
+    address: str | None
+    resources: Resources | None
+    engine_options: Mapping[str, object] | None
     store: Store | str | os.PathLike[str]
     checkpoint_interval_s: float | None
     attempts: int
+    losses: int
     job_id: str | None
 
 
@@ -117,13 +130,7 @@ async def map_tasks(
     items: Iterable[Any],
     *,
     errors: Errors = "raise",
-    engine: Literal["local"] = "local",
-    workers: int | None = None,
-    slots: int = 1,
-    store: Store | str | os.PathLike[str] = "memory:",
-    checkpoint_interval_s: float | None = None,
-    attempts: int = 1,
-    job_id: str | None = None,
+    **options: Unpack[_Options],
 ) -> list[Any]:
     """Call a function with each item, in several processes; return the results in order.
 
@@ -132,15 +139,24 @@ async def map_tasks(
             it has one parameter; or its name, ``module:function``.
         items: JSON-like values.
         errors: "raise", or "collect": the error of an item takes the place of its result.
-        engine: "local": processes of this machine.
-        workers: The number of processes; default: one for each processor.
+        engine: What runs the items: "local", the default, are processes of this machine.  "dask"
+            and "ray" are a cluster, started on this machine where `address` names none; a Dask
+            client, or any `concurrent.futures.Executor`, stays open.  A function that returns an
+            executor is called again when that is broken.
+        workers: The number of processes that are started; default: one for each processor.
         slots: How many items each process takes at a time.
-        store: The store for jobs and checkpoints: a folder, a URL, or a store.
+        address: The address of the cluster.
+        resources: What each item needs, for a cluster.
+        engine_options: Further options of a cluster: arguments of ``Client.map`` of Dask, options
+            of a remote function of Ray.
+        store: The store for jobs and checkpoints: a folder, a URL, or a store.  Where items save,
+            all processes have to reach it under its address.
         checkpoint_interval_s: How often a running item saves its state, at most, in seconds;
             None: never.
-        attempts: How often an item is tried when its function raises.
+        attempts: How often an item is tried when its function raises; default: 1.
+        losses: How many workers may be lost with an item before the item fails; default: 5.
         job_id: A name, ``job-…``: the same call under the same name, with the same store,
-            continues the earlier one.
+            continues the earlier one, also with another engine.
 
     Returns:
         One result for each item.
@@ -149,35 +165,92 @@ async def map_tasks(
         TaskFailedError: an item failed.
         NotAllowedError: another process cannot import the function.
         NotEncodableError: an item is not JSON-like.
+        EngineLostError: the engine runs no more items; the same call continues the job.
+        OtherStoreError: a process of the engine has opened another store than this one.
+        RunLockedError: another process runs this job now.
+        MissingExtraError: Dask or Ray is not installed.
         TypeError, ValueError: an argument is wrong; the message has its name and value.
         StoreError: the store cannot be used.
 
     Durability: results and saved states survive whatever the store promises.
-    Cancellation: interrupts the job and ends the processes; the same call with the same `job_id`
-        continues it, where the store is still there.
+    Cancellation: interrupts the job and ends the processes that were started; items that run
+        elsewhere save their states and end at their next point.  The same call with the same
+        `job_id` continues the job, where the store is still there.
     """
-    one_of("engine", engine, ("local",))
-    count = min(os.cpu_count() or 1, MAX_WORKERS)
-    if workers is not None:
-        count = whole_number("workers", workers, least=1, most=MAX_WORKERS)
-    slots = whole_number("slots", slots, least=1, most=MAX_SLOTS)
+    found: dict[int, object] = {}
+    async with open_map(func, items, errors=errors, **options) as outcomes:
+        async for index, outcome in outcomes:
+            found[index] = outcome
+    return [found[index] for index in sorted(found)]
+
+
+@asynccontextmanager
+async def open_map(
+    func: Callable[..., Any] | str,
+    items: Iterable[Any],
+    *,
+    errors: Errors = "raise",
+    engine: Engine = "local",
+    workers: int | None = None,
+    slots: int = 1,
+    address: str | None = None,
+    resources: Resources | None = None,
+    engine_options: Mapping[str, object] | None = None,
+    store: Store | str | os.PathLike[str] = "memory:",
+    checkpoint_interval_s: float | None = None,
+    attempts: int = 1,
+    losses: int = 5,
+    job_id: str | None = None,
+) -> AsyncGenerator[AsyncIterator[tuple[int, Any]]]:
+    """Call a function with each item, as `map_tasks` does, and give out results as they come.
+
+    Args: as for `map_tasks`.
+
+    Yields:
+        The outcomes: ``async for index, outcome in outcomes``.  With ``errors="collect"`` the
+        outcome of an item that failed is a `TaskFailedError`.
+
+    Raises: as for `map_tasks`, from the block.
+
+    Durability: an outcome that is given out survives whatever the store promises.
+    Cancellation: as for `map_tasks`; leaving the block early interrupts the job, too.
+    """
+    choice = choose_engine(engine, workers, slots, address, resources, engine_options)
     name = func if isinstance(func, str) else name_of(func)
     options: JobArguments = {
         "checkpoint_interval_s": checkpoint_interval_s,
         "errors": errors,
         "attempts": attempts,
+        "losses": losses,
     }
     submission = checked_submission(name, items, job_options(**options))
-    if job_id is not None:
-        check_job_id(job_id)
+    job_id = new_job_id() if job_id is None else check_job_id(job_id)
     async with AsyncExitStack() as stack:
         if not isinstance(store, Store):
             store = await open_store(any_path("store", store))
             stack.push_async_callback(_close, store)
+        if not choice.is_local:
+            yield await stack.enter_async_context(open_outcomes(store, job_id, submission, choice))
+            return
+        count = choice.workers or min(os.cpu_count() or 1, MAX_WORKERS)
         allow = name.partition(":")[0]
-        client = await stack.enter_async_context(open_engine(store, count, allow, slots))
-        job_id = await client.submit(name, submission.items, job_id=job_id, **options)
-        return await client.attach(job_id)  # cancelled, it leaves the job as it is, at once
+        client = await stack.enter_async_context(open_engine(store, count, allow, choice.slots))
+        await client.submit(name, submission.items, job_id=job_id, **options)
+        yield _LocalOutcomes(client.results(job_id))
+
+
+@attrs.frozen
+class _LocalOutcomes:
+    """The results of a job at a foreman of this process, as `open_map` gives them out."""
+
+    _results: Results
+
+    def __aiter__(self) -> _LocalOutcomes:
+        return self
+
+    async def __anext__(self) -> tuple[int, Any]:
+        result = await anext(self._results)
+        return result.index, result.value if result.error is None else result.error
 
 
 @asynccontextmanager

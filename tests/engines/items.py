@@ -1,0 +1,93 @@
+"""Functions that engines run in other processes, and the witness of what they have done."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from trio_ckpt import remote
+from trio_ckpt.engines import _store_host
+
+
+def double(item: int) -> int:
+    return 2 * item
+
+
+async def double_later(item: int, work: remote.Work[Any]) -> int:
+    await work.point()
+    return 2 * item
+
+
+def where(item: int) -> list[int]:
+    return [item, os.getpid()]
+
+
+def environment(item: str) -> str | None:
+    return os.environ.get(item)
+
+
+def exit_on_odd(item: int) -> int:
+    if item % 2:
+        raise SystemExit(f"{item} is odd")
+    return item
+
+
+def stores_open(item: int, work: remote.Work[Any]) -> list[int]:
+    """The process, and how many stores are open in it."""
+    work.point_sync()
+    return [os.getpid(), sum(len(host._stores) for host in _store_host._hosts.values())]
+
+
+def fail_until(item: list[Any]) -> int:
+    """Fail until the file of the item has so many lines."""
+    path, count = item
+    with Path(path).open("a") as file:
+        file.write("tried\n")
+    if len(Path(path).read_text().splitlines()) < count:
+        raise ValueError("not yet")
+    return int(count)
+
+
+@remote.task(state=lambda item: {"done": 0, "sum": 0})
+def count_up(item: list[Any], work: remote.Work[dict[str, int]]) -> int:
+    """Add up 1 to n, with a pause before each step; each step leaves a line in the side file."""
+    n, pause_s, side = item
+    state = work.state
+    fd = os.open(side, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        while state["done"] < n:
+            time.sleep(pause_s)
+            state["done"] += 1
+            state["sum"] += state["done"]
+            line = f"{work.index} {state['done']} {os.getpid()} {time.time():.3f}\n"
+            os.write(fd, line.encode())
+            work.report(progress_percent=100 * state["done"] / n)
+            work.point_sync()
+    finally:
+        os.close(fd)
+    return state["sum"]
+
+
+@attrs.frozen
+class Step:
+    """One step that was executed."""
+
+    item: int
+    number: int
+    pid: int
+    at: float
+
+
+def steps_in(side: Path) -> list[Step]:
+    """The steps that were executed, in the order of their lines."""
+    if not side.exists():
+        return []
+    found: list[Step] = []
+    for line in side.read_text().splitlines():
+        item, number, pid, at = line.split()
+        found.append(Step(int(item), int(number), int(pid), float(at)))
+    return found

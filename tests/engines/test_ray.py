@@ -1,0 +1,183 @@
+"""Ray as an engine: workers, drivers and results may be lost, and each item runs once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.engines import items
+from tests.engines.items import steps_in
+from tests.engines.kills import Killer
+from tests.hangs import HANG_S, PROGRAM_S
+from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_map
+
+ray: Any = pytest.importorskip("ray", reason="the extra ray is not installed")
+
+ROOT = Path(__file__).parents[2]
+KILLS, KILLED_ITEMS, KILLED_STEPS = 20, 12, 60
+STEPS_LOST = 25  # by one kill of one item: what is made while one save is under way, beside load
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, at import and at its end
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=40,
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def work(side: Path, count: int, n: int) -> list[list[Any]]:
+    return [[n, 0.02, str(side)]] * count
+
+
+def sum_to(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+async def test_ray_without_an_address_is_a_cluster_here(tmp_path: Path) -> None:
+    found = await map_tasks(
+        items.count_up,
+        work(tmp_path / "side", 4, 5),
+        engine="ray",
+        workers=2,
+        store=tmp_path / "s",
+        checkpoint_interval_s=0.0,
+    )
+    assert found == [sum_to(5)] * 4
+    assert not ray.is_initialized()
+
+
+@pytest.mark.usefixtures("ray_here")
+async def test_results_come_in_order_from_ray_workers() -> None:
+    found = await map_tasks(items.where, range(100), engine="ray")
+    assert [item for item, _pid in found] == list(range(100))
+    assert os.getpid() not in {pid for _item, pid in found}
+    assert ray.is_initialized(), "a connection of the caller stays"
+
+
+@pytest.mark.usefixtures("ray_here")
+async def test_options_of_ray_go_to_its_function() -> None:
+    options = {"runtime_env": {"env_vars": {"PYTHONPATH": str(ROOT), "OF_A_TEST": "1"}}}
+    assert await map_tasks(
+        items.environment, ["OF_A_TEST"], engine="ray", engine_options=options
+    ) == ["1"]
+
+
+@pytest.mark.usefixtures("ray_here")
+async def test_resources_that_ray_does_not_have_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    async with (
+        open_map(items.double, [1], engine="ray", resources=Resources(gpus=1)),
+        trio.open_nursery() as nursery,
+    ):
+        with trio.fail_after(HANG_S):
+            while "1 of GPU, of which it has 0" not in caplog.text:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("ray_here")
+async def test_a_cancelled_call_ends_functions_of_ray_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_job, "WATCH_S", 0.2)
+    side = tmp_path / "side"
+    call = partial(
+        map_tasks,
+        items.count_up,
+        work(side, 4, 500),
+        engine="ray",
+        store=tmp_path / "s",
+        job_id="job-cancelled",
+        checkpoint_interval_s=0.0,
+    )
+    with trio.fail_after(PROGRAM_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            while len(steps_in(side)) < 20:  # noqa: ASYNC110  # another process tells nothing
+                await trio.sleep(0.02)
+            nursery.cancel_scope.cancel()
+        count = -1
+        while count != len(steps_in(side)):
+            count = len(steps_in(side))
+            await trio.sleep(1)
+    assert count < 4 * 500
+    assert await call() == [sum_to(500)] * 4
+    assert len(steps_in(side)) <= 4 * (500 + STEPS_LOST)
+
+
+@pytest.mark.usefixtures("ray_here")
+async def test_many_kills_of_ray_workers_lose_nothing(tmp_path: Path) -> None:
+    side, total = tmp_path / "side", KILLED_ITEMS * KILLED_STEPS
+    with Killer(side, total, KILLS) as killer, trio.fail_after(2 * PROGRAM_S):
+        results = await map_tasks(
+            items.count_up,
+            work(side, KILLED_ITEMS, KILLED_STEPS),
+            engine="ray",
+            store=tmp_path / "s",
+            checkpoint_interval_s=0.0,
+            losses=KILLS,
+        )
+    assert results == [sum_to(KILLED_STEPS)] * KILLED_ITEMS
+    assert len(killer.killed) == KILLS
+    steps = steps_in(side)
+    assert len(steps) <= total + KILLS * STEPS_LOST
+    print(f"{len(steps) - total} of {total} steps again, {len(killer.killed)} kills")
+
+
+async def test_a_ray_cluster_that_does_not_answer_is_said() -> None:
+    with pytest.raises(EngineLostError, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
+        await map_tasks(items.double, [1], engine="ray", address="127.0.0.1:9")
+
+
+PROGRAM = """
+import sys, trio
+from tests.engines import items
+from trio_ckpt.engines import map_tasks
+
+async def main():
+    side, store = sys.argv[1:]
+    work = [[n, 0.02, side] for n in (10, 100, 100, 100)]
+    print(await map_tasks(items.count_up, work, engine="ray", workers=4, store=store,
+                          job_id="job-driver", checkpoint_interval_s=0.0))
+
+if __name__ == "__main__":
+    trio.run(main)
+"""
+
+
+def test_a_killed_driver_of_ray_is_started_again(tmp_path: Path) -> None:
+    side, program = tmp_path / "side", tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, str(program), str(side), str(tmp_path / "s")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=env, cwd=ROOT) as driver:
+        deadline = time.monotonic() + PROGRAM_S
+        while time.monotonic() < deadline and len(steps_in(side)) < 100:
+            time.sleep(0.01)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    done = subprocess.run(
+        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str([sum_to(10), *[sum_to(100)] * 3])
+    assert len([step for step in steps_in(side) if step.item == 0]) == 10
+    assert len(steps_in(side)) <= 310 + 4 * STEPS_LOST

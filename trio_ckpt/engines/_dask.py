@@ -1,0 +1,269 @@
+"""Dask as an engine: items are tasks of a scheduler, whose keys are the items' ids.
+
+Theory of operation.  A group of items is one ``Client.map``.  Futures of Dask say that they are
+done, and their results are fetched from the workers: one by one that is a round trip each.  So a
+thread takes all futures that are done, and gathers their results in one call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol, cast
+
+import attrs
+from outcome import Error, Value
+
+from .._util.extras import needs_extra
+from .._util.log import get_logger
+from .._util.threads import start_thread
+from ._engine import EngineAdapter, EngineCall, OnEnd, Resources, lost
+from ._errors import EngineLostError
+from ._item import run_item
+
+log = get_logger(__name__)
+
+CONNECT_S = 10  # for the scheduler to answer
+CLOSE_S = 5  # for workers to end; then they are killed
+
+
+class DaskFuture(Protocol):
+    """What is used of ``distributed.Future``."""
+
+    key: str
+    status: str
+
+    def exception(self) -> BaseException | None:
+        """The exception of a future that has failed."""
+        ...
+
+
+class DaskClient(Protocol):
+    """What is used of ``distributed.Client``."""
+
+    asynchronous: bool
+    loop: object
+
+    def map(self, func: object, *iterables: object, **options: object) -> list[DaskFuture]:
+        """Submit a call of a function with each of some values."""
+        ...
+
+    def gather(self, futures: list[DaskFuture]) -> list[object]:
+        """Fetch the results of futures that are done."""
+        ...
+
+    def cancel(self, futures: list[DaskFuture]) -> None:
+        """Drop futures, and what has not begun of them."""
+        ...
+
+    def scheduler_info(self, n_workers: int = ...) -> Mapping[str, object]:
+        """The workers, among other things."""
+        ...
+
+    def close(self, timeout: float = ...) -> None:
+        """End the connection."""
+        ...
+
+
+class _Cluster(Protocol):
+    def close(self, timeout: float = ...) -> None: ...
+
+
+class _Completed(Protocol):
+    """What is used of ``distributed.as_completed``."""
+
+    def update(self, futures: Iterable[DaskFuture]) -> None: ...
+    def batches(self) -> Iterable[list[DaskFuture]]: ...
+
+
+class _Distributed(Protocol):
+    """What is used of the module ``distributed``."""
+
+    def Client(self, address: object, **options: object) -> DaskClient: ...  # noqa: N802
+    def LocalCluster(self, **options: object) -> _Cluster: ...  # noqa: N802
+    def as_completed(self, **options: object) -> _Completed: ...
+
+
+class _Config(Protocol):
+    """What is used of the module ``dask.config``."""
+
+    def set(self, settings: Mapping[str, object]) -> AbstractContextManager[object]: ...
+
+
+_SETTINGS = {"distributed.deploy.lost-worker-timeout": "365 days"}
+"""While a cluster runs that was started here: after 15 s, the default, Dask looks whether a worker
+that was lost is there again, and gives it up for good if it has just been lost once more."""
+
+
+def _distributed() -> _Distributed:
+    with needs_extra("dask", "engine='dask'"):
+        return cast("_Distributed", importlib.import_module("distributed"))
+
+
+def is_dask_client(engine: object) -> bool:
+    """Whether an object is a client of Dask; Dask is not imported for that."""
+    kinds = type(engine).__mro__
+    return any(kind.__module__.startswith("distributed.") for kind in kinds) and hasattr(
+        engine, "scheduler_info"
+    )
+
+
+@attrs.define(eq=False)
+class DaskAdapter(EngineAdapter):
+    """A client of Dask; with its own cluster, if it has made one."""
+
+    _client: DaskClient
+    _resources: Resources
+    _options: Mapping[str, object]
+    _is_own: bool = False
+    _cluster: _Cluster | None = None
+    _settings: AbstractContextManager[object] = attrs.field(factory=nullcontext[None])
+    _changed: threading.Condition = attrs.field(factory=threading.Condition, init=False)
+    _calls: dict[str, tuple[EngineCall, DaskFuture, OnEnd]] = attrs.field(
+        factory=dict[str, "tuple[EngineCall, DaskFuture, OnEnd]"], init=False
+    )
+    _completed: _Completed = attrs.field(init=False)
+    _is_closed: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._completed = _distributed().as_completed(loop=self._client.loop)
+        start_thread(self._gather_all, "trio_ckpt gathers from Dask")
+
+    def submit(self, calls: Sequence[EngineCall], on_end: OnEnd) -> None:
+        """See `EngineAdapter.submit`."""
+        if not calls:
+            return
+        try:
+            futures = self._client.map(
+                run_item,
+                [call.spec for call in calls],
+                key=[call.key for call in calls],
+                pure=False,
+                batch_size=None,
+                **_dask_resources(self._resources),
+                **self._options,
+            )
+        except Exception as error:  # the client is closed, say
+            raise lost("the Dask cluster", error) from error
+        with self._changed:
+            for call, future in zip(calls, futures, strict=True):
+                self._calls[future.key] = (call, future, on_end)
+            self._completed.update(futures)
+            self._changed.notify()
+
+    def _gather_all(self) -> None:
+        """Fetch results until closed; the body of a thread."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._calls or self._is_closed)
+            if self._is_closed:
+                return
+            for batch in self._completed.batches():
+                self._gather(batch)
+                del batch  # a reference to a future keeps its result in the cluster
+
+    def _gather(self, futures: list[DaskFuture]) -> None:
+        done = [future for future in futures if future.status == "finished"]
+        try:
+            for future, result in zip(done, self._client.gather(done), strict=True):
+                self._end(future, Value(result))
+        except Exception as error:  # of one of them, or of the connection
+            for future in done:
+                self._end(future, Error(error))
+        for future in futures:
+            if future.status == "error":
+                self._end(future, Error(future.exception() or EngineLostError("it has failed")))
+            elif future.status != "finished":
+                self._end(future, Error(EngineLostError(f"Dask says that it is {future.status}")))
+
+    def _end(self, future: DaskFuture, outcome: Value[object] | Error) -> None:
+        with self._changed:
+            found = self._calls.pop(future.key, None)
+        if found is not None:
+            call, _, on_end = found
+            on_end(call, outcome)
+
+    def cancel(self, calls: Sequence[EngineCall]) -> None:
+        """See `EngineAdapter.cancel`."""
+        wanted = set(calls)
+        with self._changed:
+            futures = [future for call, future, _ in self._calls.values() if call in wanted]
+        if futures:
+            self._client.cancel(futures)
+
+    def why_waiting(self) -> str:
+        """See `EngineAdapter.why_waiting`."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        found = cast("Mapping[str, Mapping[str, Mapping[str, float]]]", workers)
+        if not found:
+            return "the Dask cluster has no workers"
+        wanted = cast("dict[str, float]", _dask_resources(self._resources).get("resources", {}))
+        for worker in found.values():
+            has = worker.get("resources", {})
+            if all(has.get(name, 0) >= amount for name, amount in wanted.items()):
+                return ""
+        texts = " ".join(f"{name}={amount:g}" for name, amount in wanted.items())
+        return f"no worker of the Dask cluster was started with --resources '{texts}' or more"
+
+    def close(self) -> None:
+        """See `EngineAdapter.close`.  A client of the caller stays connected."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        try:
+            if self._is_own:
+                self._client.close(timeout=CLOSE_S)
+        finally:
+            with self._settings:
+                if self._cluster is not None:
+                    self._cluster.close(timeout=CLOSE_S)
+
+
+def _dask_resources(resources: Resources) -> dict[str, object]:
+    """The resources as an option of ``Client.map``: workers declare them under these names."""
+    amounts = {"CPU": resources.cpus, "GPU": resources.gpus, "MEMORY": resources.memory_bytes}
+    wanted = {name: amount for name, amount in amounts.items() if amount}
+    return {"resources": wanted} if wanted else {}
+
+
+def open_dask(
+    address: str | None,
+    workers: int | None,
+    slots: int,
+    resources: Resources,
+    options: Mapping[str, object],
+) -> DaskAdapter:
+    """Connect to a scheduler, or start a cluster on this machine.
+
+    Args:
+        address: The address of the scheduler; None: start a cluster.
+        workers: How many processes the cluster has; None: as Dask decides.
+        slots: How many items each of them runs at a time.
+        resources: What each item needs.
+        options: Further arguments of ``Client.map``.
+
+    Raises:
+        EngineLostError: the scheduler does not answer.
+        MissingExtraError: Dask is not installed.
+    """
+    distributed = _distributed()
+    if address is not None:
+        try:
+            client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise EngineLostError(f"no Dask scheduler answers at {address}: {error}") from error
+        return DaskAdapter(client, resources, options, True)
+    declared = cast("dict[str, float]", _dask_resources(resources).get("resources", {}))
+    settings = cast("_Config", importlib.import_module("dask.config")).set(_SETTINGS)
+    cluster = distributed.LocalCluster(
+        n_workers=workers,
+        threads_per_worker=slots,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        resources={name: amount * slots for name, amount in declared.items()},
+    )
+    client = distributed.Client(cluster, set_as_default=False)
+    return DaskAdapter(client, resources, options, True, cluster, settings)
