@@ -77,6 +77,12 @@ async def empty(store: MemoryStore) -> None:
         pass
 
 
+async def untouched(store: MemoryStore) -> None:
+    """A stream that was opened and left is not in the store."""
+    async with begin(store) as run, run.open_stream("s"):
+        pass
+
+
 async def skipped(store: MemoryStore) -> None:
     async with begin(store) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(5)):
@@ -141,6 +147,7 @@ async def opened_only(store: MemoryStore) -> None:
 PROGRAMS = {
     complete: (Status.COMPLETE, True),
     empty: (Status.PENDING, True),
+    untouched: (Status.PENDING, True),
     skipped: (Status.COMPLETE, True),
     failed: (Status.FAILED, False),
     broken: (Status.FAILED, False),
