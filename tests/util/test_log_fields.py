@@ -152,7 +152,7 @@ async def test_an_observer_that_fails_says_at_which_batch(
 
 KNOW_NO_RUN = {
     "_journal/live_view.py": ["decode_live"],
-    "_commit/shutdown.py": ["take_signals", "receive_signals"],
+    "_commit/shutdown.py": ["take_signals", "obey_signal"],
 }
 
 

@@ -292,13 +292,14 @@ def obey_signal(stop: Stop, number: int) -> None:
 
 
 @uninterrupted
-async def stop_at_time(stop: Stop, at: datetime) -> None:
+async def stop_at_time(stop: Stop, run_id: str, ends: datetime) -> None:
     """Request a stop at a time, or at once if it is over.
 
     The clock of the system is read once; the wait is one of trio's clock.
 
     Cancellation: a cancellation point; no stop is requested after that.
     """
-    await trio.sleep(max(0.0, (at - datetime.now(UTC)).total_seconds()))
-    log.info("it is %s: stopping in good order", at.isoformat(timespec="seconds"))
+    await trio.sleep(max(0.0, (ends - datetime.now(UTC)).total_seconds()))
+    moment = ends.isoformat(timespec="seconds")
+    log.info("run %r: it is %s: stopping in good order", run_id, moment, extra=at(run_id))
     stop.request()

@@ -386,7 +386,7 @@ async def _background_tasks(
                 if has_signals:
                     await nursery.start(receive_signals, stop, request.stop_signals)
                 if request.stop_at is not None:
-                    nursery.start_soon(stop_at_time, stop, request.stop_at)
+                    nursery.start_soon(stop_at_time, stop, request.run_id, request.stop_at)
                 yield nursery
             finally:
                 committer.close()
