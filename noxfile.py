@@ -21,7 +21,7 @@ ALL_SUPPORTED = [
     for classifier in PYPROJECT["project"]["classifiers"]
     if classifier.startswith(VERSION_CLASSIFIER)
 ]
-FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking"
+FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking,postgres"
 """The extras that bring what the package imports."""
 
 
@@ -95,7 +95,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: `-- --keep` shows the run in docs/explanation/performance.md."""
-    session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor,blocking,dask]")
+    session.install("-e", ".[crawler,validate,cli,arrays,remote,monitor,blocking,postgres,dask]")
     peers = str(session.cache_dir / "peers")  # DBOS and the like have an environment of their own
     session.run("python", "-m", "benchmarks", "--peers-cache", peers, *session.posargs)
 

@@ -32,6 +32,7 @@ from benchmarks import (
     maps,
     outputs,
     pages,
+    postgres,
     resume,
     start,
     state,
@@ -59,6 +60,7 @@ SECTIONS: dict[str, Callable[[Options], Section]] = {
     "maps": maps.measure,
     "items": item_end.measure,
     "lists": list_runs.measure,
+    "postgres": postgres.measure,
 }
 
 

@@ -32,7 +32,7 @@ from .._util.plain import StreamKey, decode_key
 from .._util.text import batches_are, plural, printable, stream_name
 from .._util.threads import run_blocking
 from ..outputs import AnyPath
-from ..stores import open_store
+from ..stores import folder_of, open_store
 from ..stores._json.files import check_marker, make_marker
 from ..stores._local.files import explain, make_member, need_folder
 from ..stores._local.locks import FileLock, lock_opening
@@ -106,8 +106,8 @@ async def repair_all(
     done: list[Repaired] = []
     not_done: list[Repaired] = []
     if needs_store_repair(findings):
-        folder = url.partition(":")[2] if url.startswith(("sqlite:", "json:")) else url
-        kind = await run_blocking(kind_of, folder)
+        folder = folder_of(url)
+        kind = await run_blocking(kind_of, folder) if folder else None
         if kind is not None:
             repaired = await run_blocking(
                 lambda: repair_folder(Path(folder), kind, mac_key=mac_key, accept_loss=accept_loss)

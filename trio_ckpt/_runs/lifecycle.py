@@ -48,7 +48,7 @@ from .._util.threads import check_trio, run_blocking
 from .._util.uninterrupted import uninterrupted
 from ..outputs import ARCHIVE, OutputDir, SystemPath, keep_out_of
 from ..state._shared_capture import ArrayTools
-from ..stores import open_store
+from ..stores import folder_of, open_store
 from .announce import announce_start, announce_stop
 from .config import OnConfigChange, RunRequest, Settings, canonical_config
 from .live_publisher import publish_live
@@ -103,7 +103,8 @@ async def open_run(
 
     Args:
         run_id: Its name, without path separators and control characters.
-        store: A folder, a URL (``sqlite:path``, ``memory:``), or a store.
+        store: A folder, a URL (``sqlite:path``, ``postgresql://host/database``, ``memory:``), or a
+            store.
         config: What the run depends on: an attrs instance or JSON-like mapping.  A resume
             with another one is refused; the error names the fields.
         exclude: Fields of `config` that are ignored, nested ones dotted.
@@ -227,7 +228,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     if request.output_dir is not None:
         outputs = await run_blocking(OutputDir.open, request.output_dir)
         stack.callback(outputs.close)
-        if not isinstance(request.output_dir, SystemPath) and (path := _path_of(store)):
+        if not isinstance(request.output_dir, SystemPath) and (path := folder_of(store.url)):
             await run_blocking(keep_out_of, outputs, path)
     tools = ArrayTools()
     stack.callback(tools.close)
@@ -402,11 +403,6 @@ async def _close_store(store: Store) -> None:
         await store.aclose()
 
 
-def _path_of(store: Store) -> str:
-    """The path in the URL of a store; empty: it has none."""
-    return store.url.partition(":")[2]
-
-
 def _strangers(outputs: OutputDir, store: str) -> list[str]:
     """The names in a folder that are neither the archive nor on the path of the store."""
     own = ""
@@ -417,7 +413,7 @@ def _strangers(outputs: OutputDir, store: str) -> list[str]:
 
 async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> None:
     """Warn that a new run finds files in its folder: its store may have been lost."""
-    strangers = await run_blocking(_strangers, outputs, _path_of(store))
+    strangers = await run_blocking(_strangers, outputs, folder_of(store.url))
     if strangers:
         log.warning(
             "the run is new, but its output folder has %s already, such as %s: a batch "

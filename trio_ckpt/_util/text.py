@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3_600, 86_400
 _TENTHS_BELOW_S = 9.95  # from here on it would be shown as 10.0
 _TINY = 1e-3  # below it four decimals would show hardly any digits
 _HUGE = 1e15  # above it a float has no decimals
-
+_SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000  # between them no code point is text
 
 _PASSWORD = re.compile(r"(\w[\w+.-]*://[^:@/?#]*):(?![0-9]+(?:[/?#,]|$)).*@", re.DOTALL)
 _SECRET_VALUE = re.compile(r"([?&][^=&#]*(?:pass|secret|token|key)[^=&#]*=)[^&#]*", re.IGNORECASE)
@@ -40,6 +41,18 @@ def redacted_url(address: str) -> str:
     if "://" not in address:
         return address
     return _SECRET_VALUE.sub(r"\1***", _PASSWORD.sub(r"\1:***@", address))
+
+
+def text_after(prefix: str) -> str | None:
+    """The first text after all that begin with a prefix, by code points; None: there is none.
+
+    That is the order of the bytes in UTF-8, by which databases compare texts.
+    """
+    kept = prefix.rstrip(chr(sys.maxunicode))
+    if not kept:
+        return None
+    following = ord(kept[-1]) + 1
+    return kept[:-1] + chr(_AFTER_SURROGATES if following == _SURROGATES else following)
 
 
 def printable(text: str) -> str:

@@ -33,7 +33,7 @@ from .._util.threads import run_blocking
 from ..remote import read_job
 from ..remote._wire.names import is_job_id
 from ..state._chain import read_chain
-from ..stores import open_store
+from ..stores import folder_of, is_server, open_store
 from ..stores._local.store import LocalStore
 from ._app import app
 from ._exits import EXIT_OK, EXIT_PROBLEMS
@@ -63,7 +63,7 @@ def doctor_command(store: str | None, as_json: bool) -> int:
 async def examine_all(url: str | None) -> CommandAnswer:
     """All findings about the machine, and about a store."""
     found = list[Finding]()
-    folder = Path.cwd() if url is None else Path(url.removeprefix("sqlite:").removeprefix("json:"))
+    folder = Path.cwd() if url is None else Path(folder_of(url) or Path.cwd())
     if url is not None and not url.startswith("memory:"):
         async with aclosing(_store_findings(url)) as findings:
             found += [finding async for finding in findings]
@@ -133,6 +133,9 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
                 yield finding
         if isinstance(store, LocalStore):
             yield await _orphans(store)
+        elif is_server(store.url):
+            for finding in await _server_findings(store):
+                yield finding
     finally:
         await store.aclose()
 
@@ -207,6 +210,15 @@ async def _chains(store: Store, run_id: str) -> AsyncGenerator[tuple[StreamKey, 
         if stream.progress.has_state:
             chain, _ = await read_chain(read_pages(store, run_id, view.generation, stream.key))
             yield stream.key, len(chain)
+
+
+async def _server_findings(store: Store) -> list[Finding]:
+    """What the database under a store is good for."""
+    from ..stores._postgres.store import PostgresStore
+
+    assert isinstance(store, PostgresStore)
+    found = await store.examine_server()
+    return [checked(one.where, one.severity, one.what, one.advice) for one in found]
 
 
 async def _orphans(store: LocalStore) -> Finding:

@@ -16,6 +16,7 @@ from typing import Literal
 from .._journal.store import INLINE_LIMIT_BYTES, Store
 from .._util.arguments import any_path, flag
 from .._util.errors import StoreError
+from .._util.extras import needs_extra
 from .._util.lazy import lazy_names as _lazy_names
 from .._util.text import redacted_url
 from .._util.threads import check_trio, run_blocking
@@ -32,8 +33,10 @@ else:  # a process uses one kind of store, most of them this one
 
 __all__ = ["JsonStore", "MemoryStore", "SqliteStore", "open_store"]
 
-_KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, memory:"
+_KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, postgresql://HOST/DATABASE, memory:"
 _OF_FOLDERS = frozenset({"sqlite", "json"})
+_OF_SERVERS = frozenset({"postgresql", "postgres"})
+_SCHEMES = _OF_FOLDERS | _OF_SERVERS | {"memory"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)  # one letter is a drive, C:\x
 
 
@@ -47,13 +50,16 @@ async def open_store(
 ) -> Store:
     r"""Open a store by its URL.
 
-    ==================  ==================================================================
-    ``gh.ckpt``         the store in that folder, of either kind; if it does not exist, an
-                        SQLite store is created
-    ``sqlite:gh.ckpt``  a folder with an SQLite database
-    ``json:gh.ckpt``    a folder with a readable ``checkpoint.json`` per run
-    ``memory:``         in memory, lost with the object; each one is a separate store
-    ==================  ==================================================================
+    =====================  ===============================================================
+    ``gh.ckpt``            the store in that folder, of either kind; if it does not exist, an
+                           SQLite store is created
+    ``sqlite:gh.ckpt``     a folder with an SQLite database
+    ``json:gh.ckpt``       a folder with a readable ``checkpoint.json`` per run
+    ``postgresql://h/db``  tables in a PostgreSQL database, for many machines; the URL is
+                           libpq's, and may have ``schema=``, ``lease_s=`` and
+                           ``pooler=transaction`` in its query (extra ``postgres``)
+    ``memory:``            in memory, lost with the object; each one is a separate store
+    =====================  ===============================================================
 
     Text before a colon is a scheme if it has two letters or more and no slash:
     ``C:\x``, ``./a:b`` and any `pathlib.Path` are folders; a folder whose own name looks like a
@@ -65,7 +71,8 @@ async def open_store(
             see `read_mac_key`.  Without it readers detect accidental damage, with it also
             deliberate alteration.
         durability: "full": a save survives power loss.  "process": it survives kill -9,
-            but power loss may take the newest saves.
+            but power loss may take the newest saves.  What a database is set up for may be less:
+            `Store.durability` tells.
         inline_limit_bytes: A record of this size or more is a file of its own, and so are the
             arrays of a state, these from 256 KiB on at the latest.
         create: Whether to create a store that does not exist.
@@ -74,6 +81,7 @@ async def open_store(
     Cancellation: not once it has begun; opening is short.
 
     Raises:
+        MissingExtraError: the library for such a store is not installed.
         StoreError: the store cannot be opened; the message says why.
         StoreVersionError: another version of the library wrote the store.
         StoreDamagedError: the store is damaged.
@@ -87,6 +95,17 @@ async def open_store(
         from .memory import MemoryStore
 
         return MemoryStore(mac_key=mac_key, inline_limit_bytes=inline_limit_bytes)
+    if scheme in _OF_SERVERS:
+        with needs_extra("postgres", "a store in PostgreSQL"):
+            from ._postgres.store import PostgresStore
+
+        return await PostgresStore.open(
+            str(url),
+            mac_key=mac_key,
+            durability=durability,
+            inline_limit_bytes=inline_limit_bytes,
+            create=create,
+        )
     found = await run_blocking(_kind_in, path)
     if scheme and found and found != scheme:
         raise StoreError(
@@ -104,6 +123,19 @@ async def open_store(
         inline_limit_bytes=inline_limit_bytes,
         create=create,
     )
+
+
+def folder_of(address: str) -> str:
+    """The folder of a store, from its address or URL; empty: the store is in none."""
+    match = _SCHEME.fullmatch(address)
+    if match is None:
+        return address
+    return match[2] if match[1] in _OF_FOLDERS else ""
+
+
+def is_server(address: str) -> bool:
+    """Whether a store is in the database of a server, from its address or URL."""
+    return address.partition(":")[0] in _OF_SERVERS
 
 
 def _kind_in(folder: str) -> str | None:
@@ -130,7 +162,9 @@ def _split(url: str) -> tuple[str, str]:
         raise StoreError(f"{shown!r}: a store in memory has no name, write 'memory:'")
     if scheme in _OF_FOLDERS and rest.startswith("//"):
         raise StoreError(f"{shown!r} names no folder; write '{scheme}:FOLDER', without '//'")
-    if scheme and scheme != "memory" and scheme not in _OF_FOLDERS:
+    if scheme in _OF_SERVERS and not rest.startswith("//"):
+        raise StoreError(f"{shown!r} names no server; write '{scheme}://HOST/DATABASE'")
+    if scheme and scheme not in _SCHEMES:
         raise StoreError(
             f"{shown!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "
             f"For a folder of that name write {'sqlite:' + shown!r}"

@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..._journal.store import Fold, HistoryPage, RunSummary, StoredRecord, StoredRun, StoredStream
 from ..._util.errors import StoreDamagedError, StoreError
+from ..._util.text import text_after
 from .._local.blobs import Blobs
 from .._local.fence import Identity, identity_of
 from .schema import FIND_HEAD, FIND_RUN, READ_ATTACHED, connect, explain_sqlite
 
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, even if more records were requested
 _CURSOR = re.compile(r"([1-9][0-9]{0,17})\.([1-9][0-9]{0,17})", re.ASCII)  # fits 64 bits
-
-_SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000  # between them no code point is text
 
 _READ_STREAMS = (
     "SELECT streams.stream, streams.id, sequence, last, through, payload FROM streams "
@@ -156,10 +154,11 @@ class SqliteReader:
 
     def list_runs(self, prefix: str, after: str | None, limit: int) -> tuple[RunSummary, ...]:
         """See `Store.list_runs`.  It reads the page only, by the index of the ids."""
+        end = text_after(prefix)
         bounds = {
             "start": max(prefix, after or ""),
             "after": after,
-            "end": _end_of(prefix),
+            "end": b"" if end is None else end,  # SQLite's blobs come after all texts
             "limit": limit,
         }
         with self._reading() as cursor:
@@ -210,19 +209,6 @@ def _check_place(
         if found is not None and found[:2] == (head[0], sequence):
             return head[0], sequence, row
     raise StoreError(f"{place!r} is not a cursor of this stream's history")
-
-
-def _end_of(prefix: str) -> str | bytes:
-    """Return the first value after all texts that begin with a prefix.
-
-    SQLite compares the bytes of UTF-8, which are in the order of the code points; after all
-    texts come its blobs.
-    """
-    kept = prefix.rstrip(chr(sys.maxunicode))
-    if not kept:
-        return b""
-    following = ord(kept[-1]) + 1
-    return kept[:-1] + chr(_AFTER_SURROGATES if following == _SURROGATES else following)
 
 
 def _place_after(found: _Row) -> str | None:

@@ -1,0 +1,172 @@
+"""A run whose owner was killed or stopped is taken over; the former owner changes nothing more."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.stores.postgres.owner import STREAM
+from tests.stores.postgres.servers import Server
+from trio_ckpt import RunLockedError, StoreConflictError
+from trio_ckpt.abc import Checkpoint, RunKey, Store
+from trio_ckpt.stores import open_store
+
+ROOT = Path(__file__).parents[3]
+LEASE_S = 1.5
+
+
+@pytest.fixture
+def url(server: Server, schema: str) -> str:
+    return server.url(f"?schema={schema}&lease_s={LEASE_S}")
+
+
+@contextmanager
+def owning_process(url: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that owns the run and saves, until the block ends."""
+    command = [sys.executable, "-m", "tests.stores.postgres.owner", url, "run"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("own ")
+            yield process
+        finally:
+            process.kill()
+
+
+@asynccontextmanager
+async def take_over(store: Store) -> AsyncGenerator[int]:
+    """Lock the run as soon as the lease of its owner has ended."""
+    while True:
+        left_s: float | None = None
+        try:
+            async with store.lock_run("run") as owner:
+                yield owner
+                return
+        except RunLockedError as error:
+            left_s = error.lease_left_s
+        assert left_s is not None
+        assert 0 < left_s <= LEASE_S
+        await trio.sleep(0.02)
+
+
+async def owners_of_records(store: Store) -> list[bytes]:
+    stored = await store.read_run("run")
+    assert stored is not None
+    (entry,) = stored.streams
+    assert [record.sequence for record in entry.tail] == list(range(1, entry.sequence + 1))
+    return [record.payload for record in entry.tail]
+
+
+async def test_a_run_is_taken_over_from_an_owner_that_was_killed(url: str) -> None:
+    with owning_process(url) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved 1\n"
+    store = await open_store(url)
+    async with take_over(store) as owner:
+        assert owner == 2
+        sequence = len(await owners_of_records(store)) + 1
+        group = [Checkpoint(STREAM, sequence, b"2")]
+        assert await store.save(RunKey("run", 0, owner), group) == [None]
+    assert (await owners_of_records(store))[-2:] == [b"1", b"2"]
+    await store.aclose()
+
+
+async def test_an_owner_that_was_stopped_saves_nothing_when_it_wakes(url: str) -> None:
+    store = await open_store(url)
+    with owning_process(url) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved 1\n"
+        process.send_signal(signal.SIGSTOP)
+        async with take_over(store) as owner:
+            sequence = len(await owners_of_records(store)) + 1
+            group = [Checkpoint(STREAM, sequence, b"2")]
+            assert await store.save(RunKey("run", 0, owner), group) == [None]
+            process.send_signal(signal.SIGCONT)
+            lines = process.stdout.read().splitlines()
+            assert lines[-1] == "fenced"
+            records = await owners_of_records(store)
+            assert records == sorted(records)
+            acknowledged = int(lines[-2].split()[1]) if len(lines) > 1 else 1
+            assert records.count(b"1") >= acknowledged
+    await store.aclose()
+
+
+async def test_who_was_killed_is_not_waited_for_until_its_lease_ends(
+    server: Server, schema: str
+) -> None:
+    url = server.url(f"?schema={schema}&lease_s=3600")
+    store = await open_store(url)
+    with owning_process(url) as process:
+        with pytest.raises(RunLockedError):  # it lives
+            await store.lock_run("run").__aenter__()
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(RunLockedError):  # it may wake
+            await store.lock_run("run").__aenter__()
+    owner = 0
+    while not owner:  # the server notices the end of a connection in its own time
+        with suppress(RunLockedError):
+            async with store.lock_run("run") as owner:
+                pass
+    assert owner == 2
+    await store.aclose()
+
+
+async def test_an_owner_that_lost_its_connection_keeps_its_run(
+    server: Server, schema: str, sql: Callable[..., object]
+) -> None:
+    url = server.url(f"?schema={schema}&lease_s=3600")
+    store, other = await open_store(url), await open_store(url)
+    async with store.lock_run("run") as owner:
+        key = RunKey("run", 0, owner)
+        sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'trio_ckpt'"
+        )
+        assert await store.save(key, []) == []
+        with pytest.raises(RunLockedError):
+            await other.lock_run("run").__aenter__()
+        assert await store.save(key, [Checkpoint(STREAM, 1, b"1")]) == [None]
+    async with other.lock_run("run") as owner:
+        assert owner == 2
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_a_save_of_nothing_keeps_the_lease(url: str) -> None:
+    store, other = await open_store(url), await open_store(url)
+    async with store.lock_run("run") as owner:
+        key = RunKey("run", 0, owner)
+        for _ in range(8):
+            await trio.sleep(LEASE_S / 4)
+            assert await store.save(key, []) == []
+            with pytest.raises(RunLockedError, match="its lease ends in"):
+                await other.lock_run("run").__aenter__()
+        assert await other.read_owner("run") is not None
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_an_owner_whose_lease_ended_may_go_on_until_it_is_fenced(url: str) -> None:
+    store, other = await open_store(url), await open_store(url)
+    async with store.lock_run("run") as owner:
+        key = RunKey("run", 0, owner)
+        await trio.sleep(LEASE_S * 1.2)
+        assert await other.read_owner("run") is None
+        assert await store.save(key, [Checkpoint(STREAM, 1, b"1")]) == [None]
+        assert await other.read_owner("run") is not None
+        await trio.sleep(LEASE_S * 1.2)
+        async with other.lock_run("run") as following:
+            assert following == owner + 1
+            with pytest.raises(StoreConflictError):
+                await store.save(key, [Checkpoint(STREAM, 2, b"1")])
+    assert await other.read_owner("run") is None
+    assert await owners_of_records(other) == [b"1"]
+    await store.aclose()
+    await other.aclose()

@@ -1,0 +1,58 @@
+"""Live views of runs: what an owner shows other processes while they look.
+
+Theory of operation.  A view is a row of an unlogged table, which has the owner number of the
+process that published it: that of a process that was killed is not shown.  Who reads sets the time
+in the row, and the owner publishes only while that time is recent.  Only the owner makes the row,
+so a reader that may not write reads what there is.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psycopg
+
+from ..._journal.store import WATCHED_FOR_S
+from .connection import PostgresConnection
+
+_NOTE_READ = "UPDATE {s}.live SET read_at = clock_timestamp() WHERE run_id = %(run_id)s"
+_READ = (
+    "SELECT payload FROM {s}.live JOIN {s}.runs USING (run_id, owner) "
+    "WHERE run_id = %(run_id)s AND expires_at > clock_timestamp()"
+)
+_WRITE = (
+    "INSERT INTO {s}.live (run_id, owner, payload) VALUES (%(run_id)s, %(owner)s, %(payload)s) "
+    "ON CONFLICT (run_id) DO UPDATE SET owner = excluded.owner, payload = excluded.payload"
+)
+_DROP = "DELETE FROM {s}.live WHERE run_id = %(run_id)s"
+_READ_SIGN = (
+    "SELECT coalesce(read_at > clock_timestamp() - %(watched_s)s * interval '1 second', false) "
+    "FROM {s}.live WHERE run_id = %(run_id)s AND owner = %(owner)s"
+)
+
+
+def write_live(connection: PostgresConnection, run_id: str, owner: int, payload: bytes) -> None:
+    """See `Store.publish`; empty bytes remove the view."""
+    values = {"run_id": run_id, "owner": owner, "payload": payload}
+    connection.query(_WRITE if payload else _DROP, values)
+
+
+def read_live(connection: PostgresConnection, run_id: str) -> bytes:
+    """See `Store.read_live`."""
+    values = {"run_id": run_id}
+    try:
+        rows = connection.query(_READ, values)
+    except psycopg.errors.FeatureNotSupported:
+        return b""  # a standby, which has no unlogged tables
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.ReadOnlySqlTransaction):
+        connection.query(_NOTE_READ, values)
+    return bytes(rows[0][0]) if rows else b""
+
+
+def is_watched(connection: PostgresConnection, run_id: str, owner: int) -> bool:
+    """See `Store.is_watched`; makes the row where readers leave their sign."""
+    values = {"run_id": run_id, "owner": owner, "payload": b"", "watched_s": WATCHED_FOR_S}
+    rows = connection.query(_READ_SIGN, values)
+    if not rows:
+        connection.query(_WRITE, values)
+    return bool(rows and rows[0][0])

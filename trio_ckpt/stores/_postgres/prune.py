@@ -1,0 +1,126 @@
+"""`Store.prune` and `Store.drop_blobs` of the PostgreSQL store.
+
+Theory of operation.  One statement makes generations invisible: it moves ``runs.first``.  Their
+rows are removed after it, in parts, each by a statement of its own: no transaction lasts long, each
+renews the lease, and none holds a lock while its owner is paused.  Generations follow each other
+in the log, so their rows are its beginning.  What a killed owner has not removed goes with the next
+prune.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from ..._journal.store import Pruned, RunKey
+from ..._util.errors import StoreConflictError
+from .._local.fence import compare_generation
+from .blobs import remove_unnamed
+from .connection import PostgresConnection
+from .owning import OWNED, OwnedRun, values_of
+
+CHUNK = 10_000  # rows of the log that one statement removes
+
+_HIDE = (
+    "UPDATE {s}.runs SET first = greatest(first, %(first)s) WHERE id = %(run)s "
+    "AND owner = %(owner)s AND generation = %(generation)s AND expires_at IS NOT NULL "
+    "RETURNING (SELECT coalesce(max(number), 0) FROM {s}.streams s "
+    "WHERE s.run = runs.id AND s.generation < greatest(first, %(first)s))"
+)
+_FIND_CHUNK = (
+    "SELECT max(position), count(*) FILTER (WHERE stream <= %(number)s) FROM "
+    "(SELECT position, stream FROM {s}.log WHERE run = %(run)s "
+    f"ORDER BY position LIMIT {CHUNK}) AS chunk"
+)
+_REMOVE_CHUNK = (
+    f"WITH fence AS ({OWNED}), gone AS (DELETE FROM {{s}}.log l USING fence "
+    "WHERE l.run = fence.id AND position <= %(through)s AND stream <= %(number)s "
+    "RETURNING length(payload)) SELECT (SELECT count(*) FROM fence), count(*), "
+    "coalesce(sum(length), 0)::bigint FROM gone"
+)
+_REMOVE_STREAMS = (
+    f"WITH fence AS ({OWNED}), named AS (DELETE FROM {{s}}.attached a USING fence "
+    "WHERE a.run = fence.id AND stream <= %(number)s), gone AS (DELETE FROM {s}.streams t "
+    "USING fence WHERE t.run = fence.id AND number <= %(number)s RETURNING length(fold)) "
+    "SELECT coalesce(sum(length), 0)::bigint FROM gone"
+)
+_DROP = (
+    f"WITH fence AS ({OWNED}), "
+    "gone AS (DELETE FROM {s}.attached a USING fence, {s}.streams t "
+    "WHERE t.run = fence.id AND t.generation = %(generation)s AND t.key = %(stream)s "
+    "AND a.run = fence.id AND a.stream = t.number AND a.sequence = ANY(%(sequences)s::bigint[]) "
+    "RETURNING a.digest) SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM gone)"
+)
+_MAX_SEQUENCE = 2**63 - 1
+
+
+def prune(connection: PostgresConnection, owned: OwnedRun, key: RunKey, keep: int) -> Pruned:
+    """See `Store.prune`; the caller has compared the owner with that of this handle.
+
+    Raises:
+        StoreConflictError: another owner, or another generation, is the newest.
+        psycopg.Error: the database refused.
+    """
+    compare_generation(owned.generation, key, "removed")
+    before, first = owned.first, max(owned.first, owned.generation + 1 - keep)
+    values = values_of(connection, owned) | {"generation": owned.generation, "first": first}
+    hidden = connection.repeat(lambda: connection.query(_HIDE, values))
+    if not hidden:
+        raise _fenced(owned, key, "removed")
+    owned.first = first
+    if first > owned.generation:
+        owned.heads = None
+    values["number"] = hidden[0][0]
+    records = size = 0
+    if hidden[0][0]:
+        records, size = _remove_records(connection, values)
+        ((folds,),) = connection.repeat(lambda: connection.query(_REMOVE_STREAMS, values))
+        size += folds + remove_unnamed(connection, owned)
+    return Pruned(first - before, records, size)
+
+
+def _remove_records(connection: PostgresConnection, values: dict[str, object]) -> tuple[int, int]:
+    """Remove the log of pruned streams, which is its beginning; returns rows and bytes."""
+    records = size = 0
+    while True:
+        ((through, count),) = connection.repeat(lambda: connection.query(_FIND_CHUNK, values))
+        if not count:  # the first that is left is one that is kept
+            return records, size
+        chunk = values | {"through": through}
+        remove = partial(connection.query, _REMOVE_CHUNK, chunk)
+        ((is_owner, gone, length),) = connection.repeat(remove)
+        records, size = records + gone, size + length
+        if not is_owner:  # what is left is invisible, and goes with the next prune
+            return records, size
+
+
+def drop_blobs(
+    connection: PostgresConnection,
+    owned: OwnedRun,
+    key: RunKey,
+    stream: str,
+    sequences: Sequence[int],
+) -> int:
+    """See `Store.drop_blobs`; the caller has compared the owner with that of this handle.
+
+    Raises:
+        StoreConflictError: another owner, or another generation, is the newest.
+        psycopg.Error: the database refused.
+    """
+    compare_generation(owned.generation, key, "dropped")
+    values = values_of(connection, owned) | {
+        "generation": owned.generation,
+        "stream": stream,
+        "sequences": [n for n in set(sequences) if 0 < n <= _MAX_SEQUENCE],
+    }
+    ((is_owner, dropped),) = connection.repeat(lambda: connection.query(_DROP, values))
+    if not is_owner:
+        raise _fenced(owned, key, "dropped")
+    return remove_unnamed(connection, owned) if dropped else 0
+
+
+def _fenced(owned: OwnedRun, key: RunKey, verb: str) -> StoreConflictError:
+    return StoreConflictError(
+        f"owner {owned.owner} does not have the run any more: nothing was {verb}",
+        run_id=key.run_id,
+    )
