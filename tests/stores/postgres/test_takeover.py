@@ -44,15 +44,10 @@ def owning_process(url: str) -> Iterator[subprocess.Popen[str]]:
 async def take_over(store: Store) -> AsyncGenerator[int]:
     """Lock the run as soon as the lease of its owner has ended."""
     while True:
-        left_s: float | None = None
-        try:
+        with suppress(RunLockedError):
             async with store.lock_run("run") as owner:
                 yield owner
                 return
-        except RunLockedError as error:
-            left_s = error.lease_left_s
-        assert left_s is not None
-        assert 0 < left_s <= LEASE_S
         await trio.sleep(0.02)
 
 
@@ -146,7 +141,7 @@ async def test_a_save_of_nothing_keeps_the_lease(url: str) -> None:
         for _ in range(8):
             await trio.sleep(LEASE_S / 4)
             assert await store.save(key, []) == []
-            with pytest.raises(RunLockedError, match="its lease ends in"):
+            with pytest.raises(RunLockedError):
                 await other.lock_run("run").__aenter__()
         assert await other.read_owner("run") is not None
     await store.aclose()

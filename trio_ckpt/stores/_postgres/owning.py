@@ -182,13 +182,12 @@ class OwnedRuns:
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
             if found:  # else it was given back in between
-                host, pid, since, left_s = found[0]
+                host, pid, since, _ = found[0]
                 raise RunLockedError(
                     run_id,
                     host=host,
                     pid=pid,
                     since=_utc(since).isoformat(timespec="seconds"),
-                    lease_left_s=left_s,
                 )
 
     def suspect(self, connection: PostgresConnection, run_id: str) -> Suspect | None:

@@ -28,8 +28,7 @@ import psycopg
 from ..._journal.store import Checkpoint, Fold, RunKey
 from ..._util.errors import SaveOutcomeUnknownError, StoreConflictError, StoreError
 from ..._util.log import get_logger
-from .._local.blob_pins import names_of
-from .._local.blobs import need_digest
+from .._local.blobs import names_of, need_digest
 from .._local.fence import refuse_generation, save_each
 from . import binary
 from .binary import BYTEAS, FLOAT8, INT4, INT4S, INT8, INT8S, TEXTS
