@@ -226,16 +226,21 @@ class LosingProxy:
     """Passes connections on to a server, and cuts some: half of a question, or a whole answer.
 
     Attributes:
-        share: The share of the packets that are lost, with their connection.
+        share: The share of the packets that are lost, with their connection; nothing at first.
         answers: How many answers were lost after the server had given them.
         questions: How many questions were cut in half.
     """
 
     target: int
-    share: float = 0.05
+    share: float = 0.0
     answers: int = 0
     questions: int = 0
     _random: random.Random = attrs.field(factory=lambda: random.Random(3))
+
+    def lose(self, known: int) -> int:
+        """Begin to lose packets; returns how many answers more than the known ones were lost."""
+        self.share = 0.05
+        return self.answers - known
 
     @contextlib.contextmanager
     def serve(self) -> Iterator[int]:

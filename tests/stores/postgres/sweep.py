@@ -49,7 +49,7 @@ def swallow(count: int) -> Counter[str]:
     with running_server() as server:
         proxy = LosingProxy(server.port)
         with proxy.serve() as port:
-            faults = Faults(count, lambda: proxy.answers - faults.made)
+            faults = Faults(count, lambda: proxy.lose(faults.made))
             url = server.url("?lease_s=60&sslmode=disable", port=port)
             found = trio.run(save_through, url, "run", faults)
         found["questions cut"] = proxy.questions

@@ -65,7 +65,7 @@ async def test_answers_that_are_swallowed_lose_and_double_nothing(
     proxy = LosingProxy(server.port)
     with proxy.serve() as port:
         url = server.url(f"?schema={schema}&sslmode=disable", port=port)
-        faults = Faults(30, lambda: proxy.answers - faults.made)
+        faults = Faults(30, lambda: proxy.lose(faults.made))
         found = await save_through(url, "run", faults)
     assert proxy.answers >= 30
     assert found["acknowledged"] > 100
