@@ -1,7 +1,7 @@
 """What a session would leave to chance or to the clock, so that a replay takes the same steps.
 
-A schedule names an operation by its number.  With random bytes, the digests of two blobs sometimes
-begin alike: the blobs share a folder, which is made once, and later operations have other numbers.
+A schedule names an operation by its number, so a session must not have one more or one less by
+chance: because of a name, of the length of a time, or of how long it took.
 """
 
 from __future__ import annotations
