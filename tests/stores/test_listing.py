@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -107,11 +107,22 @@ class OwnsWhatWasOwned(_OtherLines):
 
 
 class OwnsItsOwn(MemoryStore):
+    owned = 0
+
+    @contextlib.asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        async with super().lock_run(run_id) as owner:
+            self.owned += 1
+            try:
+                yield owner
+            finally:
+                self.owned -= 1
+
     async def list_runs(
         self, prefix: str = "", after: str | None = None, limit: int = 1000
     ) -> tuple[RunSummary, ...]:
         page = await super().list_runs(prefix, after, limit)
-        return tuple(replace(run, is_owned=run.is_owned and self._owned > 0) for run in page)
+        return tuple(replace(run, is_owned=run.is_owned and self.owned > 0) for run in page)
 
 
 class HasNoTimes(_OtherLines):
