@@ -63,15 +63,14 @@ class RayAdapter(EngineAdapter):
     _refs: dict[EngineCall, _RayRef] = attrs.field(factory=dict[EngineCall, _RayRef], init=False)
 
     def __attrs_post_init__(self) -> None:
-        options = {**_ray_resources(self._resources), **self._options}
-        function = self._ray.remote(run_item)
-        self._function = function.options(**options) if options else function
+        self._options = {**_ray_resources(self._resources), **self._options}
+        self._function = self._ray.remote(run_item)
 
     def submit(self, calls: Sequence[EngineCall], on_end: OnEnd) -> None:
         """See `EngineAdapter.submit`."""
         try:
             for call in calls:
-                ref = self._function.options(name=call.key).remote(call.spec)
+                ref = self._function.options(name=call.key, **self._options).remote(call.spec)
                 with self._guard:
                     self._refs[call] = ref
                 ref.future().add_done_callback(partial(self._end, call, on_end))
@@ -141,10 +140,15 @@ def open_ray(
 
     Raises:
         EngineLostError: the cluster does not answer.
+        ValueError: there is an address, and this process is connected to Ray already.
         MissingExtraError: Ray is not installed.
     """
     ray = _ray()
     is_own = not ray.is_initialized()
+    if address is not None and not is_own:
+        raise ValueError(
+            f"address must be left out, not {address!r}: this process is connected to Ray already"
+        )
     if is_own:
         told: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is not None:
