@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, cast
@@ -26,6 +27,7 @@ from ._item import run_item
 log = get_logger(__name__)
 
 CONNECT_S = 10  # for the scheduler to answer
+GATHER_EVERY_S = 0.02  # results that arrive together cost one round trip
 CLOSE_S = 5  # for workers to end; then they are killed
 
 
@@ -163,6 +165,7 @@ class DaskAdapter(EngineAdapter):
             for batch in self._completed.batches():
                 self._gather(batch)
                 del batch  # a reference to a future keeps its result in the cluster
+                time.sleep(GATHER_EVERY_S)
 
     def _gather(self, futures: list[DaskFuture]) -> None:
         done = [future for future in futures if future.status == "finished"]
