@@ -134,6 +134,22 @@ async def test_an_owner_that_lost_its_connection_keeps_its_run(
     await other.aclose()
 
 
+async def test_an_owner_keeps_its_run_when_the_one_before_it_goes(
+    server: Server, schema: str, sql: Callable[..., object]
+) -> None:
+    url = server.url(f"?schema={schema}&lease_s=3600")
+    former, store, other = [await open_store(url) for _ in range(3)]
+    async with former.lock_run("run"):
+        sql(f"UPDATE {schema}.runs SET expires_at = clock_timestamp()")
+        owning = store.lock_run("run")
+        assert await owning.__aenter__() == 2
+    with pytest.raises(RunLockedError):
+        await other.lock_run("run").__aenter__()
+    await owning.__aexit__(None, None, None)
+    for handle in (former, store, other):
+        await handle.aclose()
+
+
 async def test_a_save_of_nothing_keeps_the_lease(url: str) -> None:
     store, other = await open_store(url), await open_store(url)
     async with store.lock_run("run") as owner:

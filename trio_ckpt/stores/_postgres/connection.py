@@ -77,8 +77,11 @@ _SETTINGS = (
 )
 
 
-# A sign of life of the owner of a run: its session has the lock while it lasts.
-_KEY = "hashtextextended('trio_ckpt ' || %(schema)s::text || ' ' || %(run_id)s::text, 0)"
+# A sign of life of one owner of a run: its session has the lock while it lasts.
+_KEY = (
+    "hashtextextended('trio_ckpt ' || %(schema)s::text || ' ' || %(owner)s::text || ' ' || "
+    "%(run_id)s::text, 0)"
+)
 _MARK = f"SELECT pg_try_advisory_lock({_KEY})"
 _UNMARK = f"SELECT pg_advisory_unlock({_KEY})"
 _IS_UNMARKED = (
@@ -126,7 +129,7 @@ class PostgresConnection:
 
     address: PostgresAddress
     durability: Literal["full", "process"]
-    _marked: set[str] = attrs.field(factory=set[str], init=False)
+    _marked: dict[str, int] = attrs.field(factory=dict[str, int], init=False)
     _raw: psycopg.Connection[Row] | None = attrs.field(default=None, init=False)
     _prepared: set[str] = attrs.field(factory=set[str], init=False)
 
@@ -209,30 +212,30 @@ class PostgresConnection:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def mark(self, run_id: str) -> None:
+    def mark(self, run_id: str, owner: int) -> None:
         """Show that the owner of a run lives, as long as the session does, and the next ones.
 
         Behind a pooler it has no effect: a session there belongs to no client.
         """
         if not self.address.is_pooled:
-            self._marked.add(run_id)
-            self.query(_MARK, self._place_of(run_id))
+            self._marked[run_id] = owner
+            self.query(_MARK, self._place_of(run_id, owner))
 
-    def unmark(self, run_id: str) -> None:
-        """Take the mark of a run back."""
-        if run_id in self._marked:
-            self._marked.discard(run_id)
-            self.query(_UNMARK, self._place_of(run_id))
+    def unmark(self, run_id: str, owner: int) -> None:
+        """Take the mark of an owner back."""
+        if self._marked.get(run_id) == owner:
+            del self._marked[run_id]
+            self.query(_UNMARK, self._place_of(run_id, owner))
 
-    def is_unmarked(self, run_id: str) -> bool:
-        """Return whether no session of another connection shows that the owner of a run lives."""
-        if self.address.is_pooled or run_id in self._marked:
+    def is_unmarked(self, run_id: str, owner: int) -> bool:
+        """Return whether no session of another connection shows that an owner of a run lives."""
+        if self.address.is_pooled or self._marked.get(run_id) == owner:
             return False
-        ((is_free,),) = self.query(_IS_UNMARKED, self._place_of(run_id))
+        ((is_free,),) = self.query(_IS_UNMARKED, self._place_of(run_id, owner))
         return bool(is_free)
 
-    def _place_of(self, run_id: str) -> dict[str, str]:
-        return {"schema": self.address.schema, "run_id": run_id}
+    def _place_of(self, run_id: str, owner: int) -> dict[str, object]:
+        return {"schema": self.address.schema, "run_id": run_id, "owner": owner}
 
     @contextmanager
     def explain(self, doing: str) -> Generator[None]:
@@ -270,8 +273,8 @@ class PostgresConnection:
         )
         if not is_pooled:
             raw.execute(_SETTINGS, {"durability": self.durability})
-            for run_id in self._marked:
-                raw.execute(_MARK, self._place_of(run_id))
+            for run_id, owner in self._marked.items():
+                raw.execute(_MARK, self._place_of(to_text(run_id), owner))
         self._raw = raw
         return raw
 

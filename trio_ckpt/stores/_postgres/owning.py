@@ -19,6 +19,7 @@ import os
 import secrets
 import socket
 from datetime import UTC, datetime
+from functools import partial
 
 import attrs
 
@@ -178,7 +179,7 @@ class OwnedRuns:
             rows = connection.repeat(lambda: connection.query(_TAKE, values))
             if rows:
                 owned = self._owned[run_id] = OwnedRun(*rows[0])
-                connection.repeat(lambda: connection.mark(run_id))
+                connection.repeat(partial(connection.mark, run_id, owned.owner))
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
             if found:  # else it was given back in between
@@ -196,9 +197,11 @@ class OwnedRuns:
             return None
         place = {"run_id": run_id}
         rows = connection.repeat(lambda: connection.query(_READ_LEASE, place))
-        if not rows or not connection.repeat(lambda: connection.is_unmarked(run_id)):
+        if not rows or rows[0][1] is None:
             return None
-        return Suspect(*rows[0])
+        suspect = Suspect(*rows[0])
+        is_silent = connection.repeat(lambda: connection.is_unmarked(run_id, suspect.owner))
+        return suspect if is_silent else None
 
     def give_back(self, connection: PostgresConnection, run_id: str, owner: int) -> None:
         """Release a run, and write its heads down; without effect where another has taken it.
@@ -220,7 +223,7 @@ class OwnedRuns:
             "lasts": [head.last for head in heads],
         }
         connection.repeat(lambda: connection.query(_GIVE_BACK, values))
-        connection.repeat(lambda: connection.unmark(run_id))
+        connection.repeat(lambda: connection.unmark(run_id, owner))
 
 
 def read_owner(connection: PostgresConnection, run_id: str) -> Owner | None:
