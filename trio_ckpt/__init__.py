@@ -101,6 +101,7 @@ if typing.TYPE_CHECKING:
         ConfigChangedError as ConfigChangedError,
         DuplicateCheckpointError as DuplicateCheckpointError,
         ForkedProcessError as ForkedProcessError,
+        LeaseLostError as LeaseLostError,
         NotEncodableError as NotEncodableError,
         NoThreadError as NoThreadError,
         OutputClaimedError as OutputClaimedError,
@@ -164,7 +165,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_tokens.token": "CheckpointToken TokenRegistry TokenState",
             "_util.errors": "ArchiveError BatchCancelledError BatchFailedError BatchWithdrawnError "
             "CannotRedoError CheckpointFailedError ConfigChangedError "
-            "DuplicateCheckpointError ForkedProcessError NotEncodableError "
+            "DuplicateCheckpointError ForkedProcessError LeaseLostError NotEncodableError "
             "NoThreadError OutputClaimedError OutputError OutputExistsError "
             "OutputInvalidError OutputsMissingError RunLockedError RunStoppedError "
             "SaveOutcomeUnknownError SinkClosedError SourceChangedError "

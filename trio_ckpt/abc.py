@@ -1,10 +1,13 @@
 """Every contract that users can plug into."""
 
+from ._journal.observer import (
+    Attempt as Attempt,
+    AttemptEnd as AttemptEnd,
+    Observer as Observer,
+)
 from ._journal.store import (
     INLINE_LIMIT_BYTES as INLINE_LIMIT_BYTES,
     MAX_INLINE_LIMIT_BYTES as MAX_INLINE_LIMIT_BYTES,
-    Attempt as Attempt,
-    AttemptEnd as AttemptEnd,
     BlobPart as BlobPart,
     BlobPayload as BlobPayload,
     Checkpoint as Checkpoint,
@@ -13,7 +16,6 @@ from ._journal.store import (
     FindingKind as FindingKind,
     Fold as Fold,
     HistoryPage as HistoryPage,
-    Observer as Observer,
     Owner as Owner,
     Pruned as Pruned,
     Repaired as Repaired,

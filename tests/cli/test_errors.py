@@ -107,6 +107,7 @@ def test_an_unforeseen_error_keeps_its_traceback(
         (errors.CannotRedoError("a", "later ones build on it"), 7),
         (errors.UnknownRunError("none"), 4),
         (errors.RunLockedError("run", host="box", pid=1, since="then"), 5),
+        (errors.LeaseLostError("who knows who has it"), 6),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 7),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), 4),
         (ValueError("a bad name"), 2),

@@ -18,8 +18,8 @@ from trio_ckpt._commit.group_commit import (
     MAX_GROUP,
     MAX_GROUP_BYTES,
     GroupCommitter,
-    open_committer,
 )
+from trio_ckpt._commit.lease import open_committer
 from trio_ckpt._commit.stream_log import PendingCommit, StreamLog
 from trio_ckpt._journal.overview import overview_of, stored_overview
 from trio_ckpt._journal.record import Record, RecordKind, encode_record

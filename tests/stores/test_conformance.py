@@ -36,7 +36,7 @@ from trio_ckpt.abc import (
 from trio_ckpt.stores import MemoryStore, SqliteStore, open_store
 from trio_ckpt.stores._json import writer
 from trio_ckpt.stores._local import blobs
-from trio_ckpt.stores.memory import _Run
+from trio_ckpt.stores.memory import _MemoryLock, _Run
 from trio_ckpt.testing import FaultyStore, Hang, check_store
 
 
@@ -139,7 +139,7 @@ class AllOrNothing(MemoryStore):
         summary: bytes | None = None,
     ) -> list[Exception | None]:
         probe = self.after_crash()
-        probe._memory.locked_since.update(self._memory.locked_since)
+        probe._memory.locks.update(self._memory.locks)
         failed = [one for one in await MemoryStore.save(probe, run, group) if one is not None]
         if failed:
             return [failed[0]] * len(group)
@@ -202,7 +202,7 @@ class OwnerStays(MemoryStore):
 class MakesRunsBySaving(MemoryStore):
     def _find_owned(self, key: RunKey) -> Any:
         self._memory.runs.setdefault(key.run_id, _Run(key.owner, {0: {}}, 1))
-        self._memory.locked_since.setdefault(key.run_id, "")
+        self._memory.locks.setdefault(key.run_id, _MemoryLock(""))
         return super()._find_owned(key)
 
 
@@ -216,13 +216,9 @@ class RaisesTheDead(MemoryStore):
 class NoLock(MemoryStore):
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
-        locked_since = self._memory.locked_since
-        locked_since.pop(run_id, None)
+        self._memory.locks.pop(run_id, None)
         async with super().lock_run(run_id) as owner:
-            try:
-                yield owner
-            finally:
-                locked_since.setdefault(run_id, "")
+            yield owner
 
 
 class KeepsLockOnError(MemoryStore):
@@ -234,6 +230,20 @@ class KeepsLockOnError(MemoryStore):
             except BaseException:
                 self._in_doubt.add(run_id)
                 raise
+
+
+class KeepsLockOfTheGone(MemoryStore):
+    """Its answer takes a while, and is lost when its caller is gone."""
+
+    @asynccontextmanager
+    async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
+        async with super().lock_run(run_id) as owner:
+            try:
+                await trio.lowlevel.checkpoint()
+            except trio.Cancelled:
+                self._in_doubt.add(run_id)
+                raise
+            yield owner
 
 
 class FreshWipes(MemoryStore):
@@ -410,11 +420,11 @@ class LooksByLocking(MemoryStore):
     async def read_owner(self, run_id: str) -> Owner | None:
         owner = await super().read_owner(run_id)
         if owner is None and run_id in self._memory.runs:
-            self._memory.locked_since[run_id] = datetime.now(UTC).isoformat()
+            self._memory.locks[run_id] = _MemoryLock(datetime.now(UTC).isoformat())
             try:
                 await trio.lowlevel.checkpoint()
             finally:
-                del self._memory.locked_since[run_id]
+                del self._memory.locks[run_id]
         return owner
 
 
@@ -608,13 +618,13 @@ class KeepsWhatWasNeverNamed(MemoryStore):
         run = self._memory.runs.get(run_id)
         kept = dict(run.blobs) if run is not None else {}
         async with super().lock_run(run_id) as owner:
-            if len(self._memory.locked_since) > 1:
+            if len(self._memory.locks) > 1:
                 self._memory.runs[run_id].blobs.update(kept)
             try:
                 yield owner
             finally:
                 kept = dict(self._memory.runs[run_id].blobs)
-        if self._memory.locked_since:
+        if self._memory.locks:
             self._memory.runs[run_id].blobs.update(kept)
 
 
@@ -761,6 +771,7 @@ BROKEN = {
     OwnerStays: "Each lock of a run yields a greater owner number",
     NoLock: "A run has one owner at a time.*a second owner was let in",
     KeepsLockOnError: "A run has one owner at a time.*RunLockedError",
+    KeepsLockOfTheGone: "A lock whose caller is gone before the answer comes.*RunLockedError",
     MakesRunsBySaving: "Only a lock makes a run",
     RaisesTheDead: "A run that was removed is not brought back by a late save",
     FreshWipes: "The next generation begins empty.*generation 0 has {}",

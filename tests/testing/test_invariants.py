@@ -16,6 +16,7 @@ from trio_ckpt._commit.stream_log import PendingCommit
 from trio_ckpt._journal import store as store_contract
 from trio_ckpt.outputs._tree import Tree
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.stores.memory import _MemoryLock
 from trio_ckpt.testing import CrashFoundError, LawBrokenError, World
 from trio_ckpt.testing._files import MemoryFiles
 from trio_ckpt.testing._inodes import File
@@ -87,7 +88,7 @@ def keep_the_lock(patch: Patch) -> None:
     async def lock_run(self: MemoryStore, run_id: str) -> AsyncGenerator[int, None]:
         async with original(self, run_id) as owner:
             yield owner
-        self._memory.locked_since[run_id] = "2025-01-01T00:00:00+00:00"
+        self._memory.locks[run_id] = _MemoryLock("2025-01-01T00:00:00+00:00")
 
     original = MemoryStore.lock_run
     patch.setattr(MemoryStore, "lock_run", lock_run)

@@ -36,7 +36,8 @@ from .._util.plain import check_label
 from ..state import decode_frame
 from ..state._chain import blobs_of
 from ..stores import open_store
-from .group_commit import GroupCommitter, open_committer
+from .group_commit import GroupCommitter
+from .lease import open_committer
 from .open_stream import OpenStream
 from .stream_log import StreamLog
 

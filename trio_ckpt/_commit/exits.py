@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from .._journal.store import AttemptEnd
+from .._journal.observer import AttemptEnd
 from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
 

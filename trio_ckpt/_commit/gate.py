@@ -59,6 +59,7 @@ from typing import Any
 import attrs
 import trio
 
+from .._journal.observer import AttemptEnd
 from .._journal.record import (
     Record,
     RecordKind,
@@ -66,7 +67,6 @@ from .._journal.record import (
     describe_error,
     encode_record,
 )
-from .._journal.store import AttemptEnd
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,

@@ -28,8 +28,8 @@ this process saves nothing more, and only the next start can find out what is du
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 
@@ -39,31 +39,31 @@ from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind, encode_record
 from .._journal.store import BlobPayload, Checkpoint, FarStore, RunKey, Store
 from .._util.errors import (
+    LeaseLostError,
     SaveOutcomeUnknownError,
     StoreConflictError,
     StoreError,
     TrioCkptError,
     class_name,
-    describe_batch,
     text_of,
 )
 from .._util.log import at, get_logger
-from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
 from .._util.plain import StreamKey, encode_key
 from .._util.text import plural
-from .._util.threads import NOT_BEGUN, WorkerThread, refuse_to_abort
+from .._util.threads import NOT_BEGUN, refuse_to_abort
 from .._util.uninterrupted import uninterrupted
-from ..outputs import AppendFile
 from .fold_schedule import Derived, FoldSchedule
+from .line_appender import LineAppender
 from .observers import Observers, counted
-from .stream_log import Lines, PendingCommit, StreamLog, append_all
+from .stream_log import Lines, PendingCommit, StreamLog
 
 log = get_logger(__name__)
 
 MAX_GROUP = 4_096  # bounds the memory and the time of one transaction
 MAX_GROUP_BYTES = 16 * 2**20  # of payloads, likewise: what a database takes in one statement
 DEFAULT_SAVE_TIMEOUT_S = 60.0
+LOST_AFTER = 0.8  # of a lease: so long after the last proof of it the run is lost
 
 
 @uninterrupted
@@ -74,7 +74,9 @@ class GroupCommitter:
         run_key: The run and the owner in whose name it saves.
         poison: The error after which nothing is saved any more; None: the run is not poisoned.
         observers: They are called with what the run does.
-        is_appending: Whether a thread appends lines, also one whose time is over.
+        appender: Appends lines to files.
+        lease_s: The lease of the store; None: it has none.
+        owned_at: When the store was last asked who owns the run, and answered; trio's clock.
     """
 
     def __init__(
@@ -86,25 +88,31 @@ class GroupCommitter:
         on_poison: Callable[[], None],
         observers: Observers | None = None,
         known: Mapping[StreamKey, Progress] | None = None,
+        owned_at: float = -math.inf,
     ) -> None:
         self.run_key = run_key
-        self.poison: Exception | None = None
+        self.poison: TrioCkptError | None = None
         self.observers = observers or Observers()
-        self.is_appending = False
+        self.appender = LineAppender(save_timeout_s)
+        self.lease_s = lease_s = store.lease_s
+        self.owned_at = owned_at
         self._store = store
         self._is_far = isinstance(store, FarStore)
-        self._save_timeout_s = save_timeout_s
+        self._timeout_s = save_timeout_s
+        self._save_timeout_s = (
+            save_timeout_s if lease_s is None else min(save_timeout_s, lease_s * LOST_AFTER)
+        )
         self._on_poison = on_poison
         self._queue: list[PendingCommit] = []
         self._taken: list[PendingCommit] = []  # the group in flight
+        self._saving = trio.CancelScope()  # of the save in flight
+        self._putting = set[trio.CancelScope]()  # of the blobs that are being written
         self._stream_logs: list[StreamLog] = []
         self._folds = FoldSchedule(store, run_key, known)
         self._idle_task: trio.lowlevel.Task | None = None
         self._is_due = False  # whether a record in the queue does not wait for another one
         self._is_closing = False
         self._is_over = False
-        self._owned_at = -math.inf  # when the store was last asked who owns the run, and answered
-        self._appender = WorkerThread("trio_ckpt appender")
         self._make_seal = partial(store.seal, run_key.run_id, run_key.generation)
 
     # -- the way in -------------------------------------------------------------------
@@ -192,18 +200,26 @@ class GroupCommitter:
         """Write a blob; returns its name, see `Store.put_blob`.
 
         Raises:
+            StoreConflictError: another process has taken the run over; nothing more is saved.
             StoreError: the blob cannot be written.
 
         Durability: when this returns the blob is durable.
         Cancellation: none; a store that does not write it in time poisons the run.
         """
         sizes: list[int] = []
-        with give_up_after(self._save_timeout_s):
-            name = await self._store.put_blob(self.run_key, counted(payload, sizes))
+        with give_up_after(self._timeout_s) as scope:
+            self._putting.add(scope)
+            try:
+                name = await self._store.put_blob(self.run_key, counted(payload, sizes))
+            except StoreConflictError as error:
+                reason = self._set_poison(error)
+                raise reason from reason.__cause__
+            finally:
+                self._putting.discard(scope)
             if self.observers.all:
                 self.observers.saved(self.run_key.run_id, sum(sizes))
             return name
-        raise self._poison_for_time("writing a blob")
+        raise self._poison_for_time("writing a blob", self._timeout_s)
 
     async def check_owner(self, max_age_s: float = 0.0) -> None:
         """Check that no other process has taken the run over, before a shared file is changed.
@@ -217,20 +233,28 @@ class GroupCommitter:
 
         Cancellation: none; a store that does not answer in time poisons the run.
         """
-        if trio.current_time() - self._owned_at >= max_age_s:
-            await self._ask_owner()
+        if trio.current_time() - self.owned_at >= max_age_s:
+            with give_up_after(self._save_timeout_s):
+                await self.ask_owner()
+                return
+            raise self._poison_for_time("a save", self._save_timeout_s)
 
-    async def _ask_owner(self) -> None:
+    async def ask_owner(self) -> None:
+        """Ask the store who owns the run, which renews the lease.
+
+        Raises:
+            StoreConflictError: another process has taken it over; nothing more is saved.
+            StoreError: the store cannot answer.
+
+        Cancellation: cancelled, it may leave the lock of the run in doubt.
+        """
         asked_at = trio.current_time()  # before the call: the answer is at least this old
-        with give_up_after(self._save_timeout_s):
-            try:
-                await self._store.save(self.run_key, [])
-                self._owned_at = asked_at
-            except (StoreConflictError, SaveOutcomeUnknownError) as error:
-                self._set_poison(error)
-                raise
-            return
-        raise self._poison_for_time("a save")
+        try:
+            await self._store.save(self.run_key, [])
+        except (StoreConflictError, SaveOutcomeUnknownError) as error:
+            reason = self._set_poison(error)
+            raise reason from reason.__cause__
+        self.owned_at = asked_at
 
     async def save(
         self,
@@ -348,7 +372,7 @@ class GroupCommitter:
                 raise
             finally:
                 self._is_over = True
-                self._appender.stop()
+                self.appender.stop()
 
     async def _save_next_group(self) -> None:
         group = self._take_group()
@@ -390,7 +414,7 @@ class GroupCommitter:
 
     async def _save(self, group: list[PendingCommit], derived: Derived) -> list[Exception | None]:
         checkpoints, asked_at = [pending.checkpoint for pending in group], trio.current_time()
-        with give_up_after(self._save_timeout_s):
+        with give_up_after(self._save_timeout_s) as self._saving:
             try:
                 outcomes = await self._store.save(
                     self.run_key, checkpoints, derived.folds, summary=derived.summary
@@ -398,11 +422,11 @@ class GroupCommitter:
             except (StoreError, *NOT_BEGUN) as error:
                 self._report_failed(len(group), error)
                 return [error] * len(group)
-            self._owned_at = asked_at
+            self.owned_at = asked_at
             if self.observers.all:
                 self._report_saved(checkpoints, outcomes, derived)
             return outcomes
-        return [self._poison_for_time("a save")] * len(group)
+        return [self._poison_for_time("a save", self._save_timeout_s)] * len(group)
 
     def _report_failed(self, count: int, error: Exception) -> None:
         """Log why a group was not saved, or poison the run where its outcome is not known."""
@@ -434,12 +458,20 @@ class GroupCommitter:
             run_id=self.run_key.run_id,
         )
 
-    def _poison_for_time(self, what: str) -> SaveOutcomeUnknownError:
-        """Poison the run, because something did not end in time; returns the reason."""
-        limit = f"{self._save_timeout_s:g} s (save_timeout_s)"
-        unknown = self._unknown(f"{what} took longer than {limit}")
-        self._set_poison(unknown)
-        return unknown
+    def _poison_for_time(self, what: str, limit_s: float) -> TrioCkptError:
+        """Poison the run, because something did not end in time; see `_set_poison`."""
+        name = "save_timeout_s" if limit_s == self._timeout_s else f"{LOST_AFTER:.0%} of the lease"
+        return self._set_poison(self._unknown(f"{what} took longer than {limit_s:g} s ({name})"))
+
+    def lose(self, error: LeaseLostError) -> None:
+        """Poison the run because its lease is lost, and abandon what is being saved."""
+        reason: TrioCkptError = error
+        if not all(pending.is_over for pending in self._taken):
+            reason = self._unknown("a save was not confirmed before the lease was lost")
+            reason.__cause__ = error
+        self._set_poison(reason)
+        for scope in (self._saving, *self._putting):
+            scope.cancel()
 
     def _fail(self, pending: PendingCommit, error: Exception) -> None:
         """Fail a checkpoint that was not saved, and the queued ones of its stream after it."""
@@ -457,65 +489,30 @@ class GroupCommitter:
                 else:
                     stack.callback(pending.end, error)
 
-    def _set_poison(self, error: TrioCkptError) -> None:
+    def _set_poison(self, error: TrioCkptError) -> TrioCkptError:
+        """Save nothing more; returns the reason, which may be an earlier one."""
         if self.poison is not None:
-            return
+            return self.poison
+        run_id = self.run_key.run_id
+        if self.lease_s is not None and type(error) is StoreConflictError:
+            lost = LeaseLostError(f"run {run_id!r} was taken over: {error}", run_id=run_id)
+            lost.__cause__, error = error, lost
         self.poison = error
         left, self._queue = [*self._taken, *self._queue], []
         try:
             self._end_all(left, error)
         finally:
             self._on_poison()
-        where = describe_batch(self.run_key.run_id, (), None)
-        log.error(
-            "%s is poisoned and saves nothing more: %s",
-            where,
-            error,
-            extra=at(self.run_key.run_id),
-        )
-
-    # -- append sinks --------------------------------------------------------------------
+        log.error("run %r is poisoned and saves nothing more: %s", run_id, error, extra=at(run_id))
+        return error
 
     async def _append_lines(self, taken: list[PendingCommit]) -> list[PendingCommit]:
-        """Append all lines of a group, one fsync per file; returns the commits left to save."""
-        chunks: dict[AppendFile, list[bytes]] = {}
-        for pending in taken:
-            for sink, lines in pending.lines:
-                chunks.setdefault(sink, []).append(lines)
-        failures: dict[AppendFile, Exception] = {}
-        with give_up_after(self._save_timeout_s) as scope:
-            self.is_appending = True
-            try:
-                failures = await self._appender.run(append_all, chunks)
-            except NOT_BEGUN as error:
-                failures = dict.fromkeys(chunks, error)
-            self.is_appending = False
-        if scope.cancelled_caught:
-            self._end_all(taken, self._poison_for_time("an append"))
+        """Append all lines of a group; returns the commits left to save."""
+        failed = await self.appender.append(taken)
+        if failed is None:
+            self._end_all(taken, self._poison_for_time("an append", self._timeout_s))
             return []
-        failed_logs: dict[StreamLog, Exception] = {
-            pending.stream_log: failures[sink]
-            for pending in taken
-            for sink, _ in pending.lines
-            if sink in failures
-        }
         for pending in taken:
-            if pending.stream_log in failed_logs and not pending.is_over:
-                self._fail(pending, failed_logs[pending.stream_log])
+            if pending.stream_log in failed and not pending.is_over:
+                self._fail(pending, failed[pending.stream_log])
         return [pending for pending in taken if not pending.is_over]
-
-
-@asynccontextmanager
-async def open_committer(
-    store: Store, run_key: RunKey, *, known: Mapping[StreamKey, Progress] | None = None
-) -> AsyncGenerator[GroupCommitter]:
-    """Open a group committer for a block; an exception of the block leaves as it is."""
-    committer = GroupCommitter(
-        store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None, known=known
-    )
-    async with open_service_nursery() as nursery:
-        nursery.start_soon(committer.run)
-        try:
-            yield committer
-        finally:
-            committer.close()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 
-from .._journal.store import Attempt, AttemptEnd, BlobPayload, Observer
+from .._journal.observer import Attempt, AttemptEnd, Observer
+from .._journal.store import BlobPayload
 from .._util.log import Place, at, get_logger
 
 log = get_logger(__name__)

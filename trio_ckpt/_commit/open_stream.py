@@ -15,9 +15,9 @@ import attrs
 import msgspec
 import trio
 
+from .._journal.observer import Attempt, AttemptEnd
 from .._journal.record import CheckpointResult, ErrorInfo, Opened, Record, Status
 from .._journal.statistics import Waiting, stuck_after_s
-from .._journal.store import Attempt, AttemptEnd
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,

@@ -13,9 +13,10 @@ import attrs
 import trio
 
 from .._journal.folds import encode_progress
+from .._journal.observer import AttemptEnd
 from .._journal.progress import MAX_SUM, Progress, apply
 from .._journal.record import Record, Seal
-from .._journal.store import AttemptEnd, Checkpoint, Fold
+from .._journal.store import Checkpoint, Fold
 from .._util.errors import NotEncodableError, text_of
 from .._util.exact_sum import ExactSum, add_sums
 from .._util.index_set import IndexSet
@@ -261,17 +262,6 @@ class PendingCommit:
         if self._task is not None:
             # In one line: an error between two would lose the task, or wake it twice.
             self._task = trio.lowlevel.reschedule(self._task)
-
-
-def append_all(chunks: dict[AppendFile, list[bytes]]) -> dict[AppendFile, Exception]:
-    """Append to files; returns those that failed, each with its error.  Blocks."""
-    failures: dict[AppendFile, Exception] = {}
-    for sink, lines in chunks.items():
-        try:
-            sink.append(lines)
-        except Exception as error:  # fails the batches of this file only
-            failures[sink] = error
-    return failures
 
 
 @attrs.frozen

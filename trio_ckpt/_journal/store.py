@@ -1,4 +1,4 @@
-"""The contracts that users can implement: stores and observers.
+"""The contract of stores, which users can implement.
 
 A store takes bytes and gives bytes back.  It knows runs, streams and sequence numbers, but
 not batches: what a checkpoint means is decided in `trio_ckpt._journal.record`, in one place
@@ -7,13 +7,11 @@ for all stores.  `trio_ckpt.testing.check_store` is this whole contract as one f
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal
 
-import attrs
 import trio
 
 from .._util.errors import StoreError
@@ -53,70 +51,6 @@ INLINE_LIMIT_BYTES = 2**20  # from this size on a payload is a blob, for example
 BlobPayload = bytes | memoryview | Iterable[bytes | memoryview]  # several are joined in order
 
 
-# ---------------------------------------------------------------------------------------
-# Observers
-# ---------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Attempt:
-    """One attempt at one batch, as observers get it.
-
-    Attributes:
-        run_id: The run.
-        stream: The key of its stream.
-        batch_index: The batch.
-        number: The number of the attempt, from 1, counted over all sessions.
-    """
-
-    run_id: str
-    stream: StreamKey
-    batch_index: int
-    number: int
-
-
-class AttemptEnd(enum.Enum):
-    """How an attempt ended."""
-
-    CONFIRMED = "confirmed"
-    SKIPPED = "skipped"
-    RETRIED = "retried"  # it failed, and the retry table has the batch run again
-    FAILED = "failed"  # for good, or the checkpoint was not saved
-    WITHDRAWN = "withdrawn"
-    INTERRUPTED = "interrupted"  # cancelled before it was settled: it runs again on resume
-
-
-class Observer:
-    """Called with what a run does as it happens, for metrics and traces.
-
-    Derive from it and override the methods of interest; give it to ``open_run(observe=...)`` or
-    `Run.observing`.  All methods are called synchronously in the run's own trio thread, so they
-    must be quick and must not wait.  An exception of theirs, also SystemExit, is logged and has
-    no other effect.
-    """
-
-    def attempt_began(self, attempt: Attempt) -> None:
-        """Called when a batch is handed out, in the task that works on it."""
-
-    def attempt_settled(self, attempt: Attempt) -> None:
-        """Called when the body has settled the batch: its record is about to be saved."""
-
-    def attempt_ended(self, attempt: Attempt, end: AttemptEnd, error: str | None) -> None:
-        """Called when the attempt is over; where it leaves a record, that is durable.
-
-        Args:
-            attempt: The attempt.
-            end: How it ended.
-            error: What went wrong, as text; None: nothing did.
-        """
-
-    def attempt_left(self, attempt: Attempt) -> None:
-        """Called after `attempt_ended`, in the task that worked on the batch, as it goes on."""
-
-    def bytes_saved(self, run_id: str, size: int) -> None:
-        """Called when the store has saved checkpoints, folds or a blob of `size` bytes."""
-
-
 class Store(ABC):
     """A place where checkpoints are durable.
 
@@ -129,9 +63,12 @@ class Store(ABC):
             kill -9 only, "none" neither.
         has_live: Whether it keeps what `publish` is given, for other processes.
         publish_every_s: How often an owner asks `is_watched`, and publishes at most; seconds.
+        lease_s: How long a lock holds after the last save, in seconds by the store's own clock;
+            None: a lock has no such limit, and ends with its process.
     """
 
     address: str
+    lease_s: float | None = None
     has_live: bool = False
     publish_every_s: float = 1.0
     durability: Durability = "full"
@@ -147,15 +84,25 @@ class Store(ABC):
     def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
         """Own a run while the block runs; yields the owner number, greater than any before.
 
-        On one host the lock is the kernel's and ends with the process.  A run exists from its
-        first lock on.
+        A run exists from its first lock on.  On one host the lock is the kernel's and ends with
+        the process.
 
-        Leaving the block releases the run, with one exception: when a save of it was
-        abandoned (cancelled, or `SaveOutcomeUnknownError`), the lock is kept until the
-        process ends, because that save may still become durable.
+        Where the store has a lease, the lock holds for `lease_s` from when the store took it, and
+        again from each save of this owner on.  After that any process may take the run over: it
+        gets a greater owner number, and the former owner changes nothing more.  As long as no
+        process has taken it over, a save of an owner whose lease has ended is accepted, and renews
+        the lease.  The store compares the owner and renews in one step, by its own clock.
+
+        Leaving the block releases the run, unless another process has taken it over.  When a save
+        of it was abandoned (cancelled, or `SaveOutcomeUnknownError`), the lock is kept until the
+        process, or the lease, ends, because that save may still become durable.
+
+        A store that loses the answer to its question sends it again, and finds out whether it has
+        the lock: it does not take a lock of its own for that of another owner.
 
         Raises:
-            RunLockedError: another live owner has it; the error names its host, pid and start.
+            RunLockedError: another live owner has it; the error names its host, pid and start,
+                and says when its lease ends.
             StoreError: the store cannot be used.
 
         Durability: the owner number is durable when the block begins.
@@ -179,10 +126,13 @@ class Store(ABC):
         created; a run is made by `lock_run` alone.  A `generation` one above the stored one starts
         the run from the beginning: the older generation stays readable by number, until `prune`.
 
+        Where the store has a lease, each save renews it, also one of nothing.  Such a save does
+        not wait until a blob is written.
+
         Args:
             run: The run and its owner, compared in the same transaction.
             group: The checkpoints, in the order of their streams' sequence numbers; an empty
-                group only checks who owns the run.
+                group only checks who owns the run, and renews the lease.
             folds: Folds that replace those of their streams, in the same transaction; one that
                 is ahead of its stream's records (because those failed) is left out.
             summary: The summary of the run, in the same transaction: `list_runs` returns it with
@@ -371,7 +321,7 @@ class Store(ABC):
 
     @abstractmethod
     async def read_owner(self, run_id: str) -> Owner | None:
-        """The process that owns a run now; None: no process does.
+        """The process that owns a run now; None: no process does, or its lease has ended.
 
         It never takes the lock, so that no process that wants to own the run at the same moment
         is refused, and it writes nothing.  It works from another process while the run is

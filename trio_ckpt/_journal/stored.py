@@ -212,11 +212,14 @@ class Owner(msgspec.Struct, frozen=True):
         host: Its host name.
         pid: Its process id.
         since: When it took the run, aware, in UTC.
+        lease_left_s: How long its lease lasts unless it renews it, in seconds; None: it has a lock
+            that ends with its process.
     """
 
     host: str
     pid: int
     since: datetime
+    lease_left_s: float | None = None
 
 
 class Pruned(msgspec.Struct, frozen=True):

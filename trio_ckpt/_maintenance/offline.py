@@ -14,7 +14,8 @@ from functools import partial
 import attrs
 import msgspec
 
-from .._commit.group_commit import GroupCommitter, open_committer
+from .._commit.group_commit import GroupCommitter
+from .._commit.lease import open_committer
 from .._commit.redo import Redo, retry_record
 from .._commit.stream_log import StreamLog
 from .._journal.history import iter_records, read_known_run, read_pages, session_metadata_of

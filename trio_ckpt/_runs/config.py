@@ -68,6 +68,7 @@ class RunRequest:
     stop_at: datetime | None
     grace_s: float
     save_timeout_s: float
+    wait_for_lock_s: float
     resume_command: str | None
     coordinator: CheckpointCoordinator
     observers: Observers

@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
+from .._commit.lease import start_saving
 from .._commit.observers import Observers
 from .._commit.shutdown import (
     Stop,
@@ -22,8 +23,9 @@ from .._commit.shutdown import (
     stop_at_time,
     take_signals,
 )
+from .._journal.observer import Observer
 from .._journal.progress import Progress
-from .._journal.store import Observer, RunKey, RunView, Store
+from .._journal.store import RunKey, RunView, Store
 from .._journal.summary import exit_code
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import (
@@ -38,7 +40,13 @@ from .._util.arguments import (
     signals,
     text,
 )
-from .._util.errors import EXIT_DRAINED, RunStoppedError, StoreConflictError, StreamsStillOpenError
+from .._util.errors import (
+    EXIT_DRAINED,
+    LeaseLostError,
+    RunStoppedError,
+    StoreConflictError,
+    StreamsStillOpenError,
+)
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after
@@ -55,6 +63,7 @@ from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
 from .run import Run
+from .run_lock import take_lock
 from .session import (
     ARCHIVING,
     ResumeReport,
@@ -95,6 +104,7 @@ async def open_run(
     stop_at: datetime | None = None,
     grace_s: float = DEFAULT_GRACE_S,
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
+    wait_for_lock_s: float = 0.0,
     resume_command: str | None = None,
     coordinator: CheckpointCoordinator | None = None,
     observe: Sequence[Observer] = (),
@@ -128,6 +138,8 @@ async def open_run(
             as `grace_s` before a scheduler ends the job.
         grace_s: How long a stop waits for open batches, in seconds.
         save_timeout_s: How long a save may take, in seconds, before its outcome is unknown.
+            Where the store has a lease, 80 % of that is the most.
+        wait_for_lock_s: How long to wait for another owner of the run to end, in seconds.
         resume_command: The command that the log shows for a resume; default: this command.
         coordinator: A coordinator that several runs share; default: a new one.
         observe: Observers that are called with what the run does, such as `trace_batches`.
@@ -136,9 +148,10 @@ async def open_run(
         The open run.
 
     Raises:
-        RunLockedError: another live process owns it.
+        RunLockedError: another live process owns it, still after `wait_for_lock_s`.
         ConfigChangedError: see `config`.
-        RunStoppedError: it was stopped; how to resume is logged as a WARNING.
+        RunStoppedError: it was stopped; how to resume is logged as a WARNING.  Its cause is
+            the reason why nothing more is saved, if there is one, such as `LeaseLostError`.
         StreamsStillOpenError: it was left while streams were open.
         StoreError: the store cannot be used.
 
@@ -159,6 +172,7 @@ async def open_run(
         stop_at=_optional(moment, "stop_at", stop_at),
         grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
         save_timeout_s=seconds("save_timeout_s", save_timeout_s, is_endless_allowed=True),
+        wait_for_lock_s=seconds("wait_for_lock_s", wait_for_lock_s, is_endless_allowed=True),
         resume_command=_optional(text, "resume_command", resume_command),
         coordinator=CheckpointCoordinator()
         if coordinator is None
@@ -209,10 +223,19 @@ def _optional(check: Callable[[str, T], T], name: str, value: T | None) -> T | N
 
 @attrs.frozen
 class _RunResources:
-    """What a locked run is kept in; the exit stack of `open_run` closes it."""
+    """What a locked run is kept in; the exit stack of `open_run` closes it.
+
+    Attributes:
+        store: The store.
+        owner: The owner number of the lock.
+        owned_at: When the store was asked for the lock, on trio's clock.
+        outputs: The folder of its outputs; None: it has none.
+        tools: What captures of arrays share.
+    """
 
     store: Store
     owner: int
+    owned_at: float
     outputs: OutputDir | None
     tools: ArrayTools
 
@@ -223,7 +246,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     if not isinstance(store, Store):
         store = await open_store(store)
         stack.push_async_callback(_close_store, store)
-    owner = await stack.enter_async_context(store.lock_run(request.run_id))
+    owner, owned_at = await take_lock(stack, store, request.run_id, request.wait_for_lock_s)
     outputs = None
     if request.output_dir is not None:
         outputs = await run_blocking(OutputDir.open, request.output_dir)
@@ -232,7 +255,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
             await run_blocking(keep_out_of, outputs, path)
     tools = ArrayTools()
     stack.callback(tools.close)
-    return _RunResources(store, owner, outputs, tools)
+    return _RunResources(store, owner, owned_at, outputs, tools)
 
 
 @attrs.frozen
@@ -297,6 +320,7 @@ def _make_committer(
         on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
         observers=request.observers,
         known=generation.parts,
+        owned_at=resources.owned_at,
     )
 
 
@@ -382,7 +406,7 @@ async def _background_tasks(
     try:
         async with open_service_nursery() as nursery:
             try:
-                nursery.start_soon(committer.run)
+                start_saving(nursery, committer)
                 nursery.start_soon(stop.carry_out)
                 if has_signals:
                     await nursery.start(receive_signals, stop, request.stop_signals)
@@ -394,7 +418,7 @@ async def _background_tasks(
     finally:
         if has_signals:
             release_signals()
-        if not committer.is_appending:  # else a thread may still be writing to them
+        if not committer.appender.is_busy:  # else a thread may still be writing to them
             committer.close_sinks()
 
 
@@ -472,4 +496,5 @@ def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | 
         if error.__context__ is None and not isinstance(error, trio.Cancelled):
             error.__context__ = run.stopped()
         return error
-    return poison if isinstance(poison, StoreConflictError) else run.stopped()
+    is_replaced = isinstance(poison, StoreConflictError) and not isinstance(poison, LeaseLostError)
+    return poison if is_replaced else run.stopped()

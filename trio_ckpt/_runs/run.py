@@ -16,9 +16,10 @@ import trio
 from .._commit.awaits import awaits_noted
 from .._commit.redo import Redo
 from .._commit.retry import NO_RETRIES, RetryTable
+from .._journal.observer import Observer
 from .._journal.record import Status
 from .._journal.statistics import RunStatistics
-from .._journal.store import Observer, RunView, StreamView
+from .._journal.store import RunView, StreamView
 from .._journal.summary import Summary, current_phase, exit_code, phase_statuses, summarize_groups
 from .._util.arguments import (
     MAX_INDEX,

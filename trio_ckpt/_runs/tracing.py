@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from .._journal.store import Attempt, AttemptEnd, Observer
+from .._journal.observer import Attempt, AttemptEnd, Observer
 from .._util.extras import needs_extra
 from .._util.text import stream_name
 

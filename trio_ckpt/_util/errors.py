@@ -13,7 +13,7 @@ causes.
                         `LookupError`   SourceChangedError, UnknownRunError, UnknownStreamError
     the work itself     `ValueError`    BatchFailedError, OutputInvalidError, StreamFailedError,
                         for an output   StreamEndedError, CheckpointFailedError
-    another process     none            RunLockedError, StoreConflictError
+    another process     none            LeaseLostError, RunLockedError, StoreConflictError
     the disk            none            CannotRedoError, OutputError, OutputExistsError,
                                         OutputsMissingError, SaveOutcomeUnknownError,
                                         SinkClosedError, StoreDamagedError, StoreError,
@@ -233,20 +233,28 @@ class RunLockedError(TrioCkptError):
         host: Its host name.
         pid: Its process id.
         since: When it took the run, ISO 8601, UTC.
+        lease_left_s: How long its lease lasts unless that process renews it, in seconds; None: it
+            has a lock that ends with its process.
     """
 
-    def __init__(self, run_id: str, *, host: str, pid: int, since: str) -> None:
-        if (host, pid) == (socket.gethostname(), os.getpid()):
+    def __init__(
+        self, run_id: str, *, host: str, pid: int, since: str, lease_left_s: float | None = None
+    ) -> None:
+        message = f"run {run_id!r} is owned by process {pid} on {host} since {since}; "
+        if lease_left_s is not None:
+            message += (
+                f"its lease ends in {lease_left_s:.1f} s unless that process renews it: wait for "
+                "that (wait_for_lock_s), or stop the process"
+            )
+        elif (host, pid) == (socket.gethostname(), os.getpid()):
             message = f"run {run_id!r} is open here already: process {pid} on {host} since {since}"
         else:
-            message = (
-                f"run {run_id!r} is owned by process {pid} on {host} since {since}; "
-                "wait for it to end or stop it: the lock goes with its process"
-            )
+            message += "wait for it to end or stop it: the lock goes with its process"
         super().__init__(message, run_id=run_id)
         self.host = host
         self.pid = pid
         self.since = since
+        self.lease_left_s = lease_left_s
 
 
 class RunStoppedError(TrioCkptError, SystemExit):
@@ -442,6 +450,14 @@ class StoreError(TrioCkptError):
 
 class StoreConflictError(StoreError):
     """Another owner has the run now or the caller has not locked it, or the store was replaced."""
+
+
+class LeaseLostError(StoreConflictError):
+    """The lease of a run could not be renewed in time, or another process has taken the run over.
+
+    The run is poisoned: this process saves nothing more.  `open_run` ends with `RunStoppedError`,
+    this as its cause.
+    """
 
 
 class StoreDamagedError(StoreError):

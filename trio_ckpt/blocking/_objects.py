@@ -15,9 +15,9 @@ import trio
 from .._commit.batch import AnyBatch, AttemptState, Batch
 from .._commit.retry import RetryTable
 from .._commit.snapshots import Snapshots
+from .._journal.observer import Observer
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import CheckpointResult, ErrorInfo, Status
-from .._journal.store import Observer
 from .._runs.loop import Batches, Items
 from .._runs.parallel import run_batches as run_batches_in_trio
 from .._runs.phase import Phase

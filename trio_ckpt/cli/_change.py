@@ -131,7 +131,13 @@ async def _generation_of(store: Store, run_id: str) -> int:
 def _refuse_owned(run_id: str, owner: Owner | None) -> None:
     if owner is not None:
         since = owner.since.isoformat(timespec="seconds")
-        raise RunLockedError(run_id, host=owner.host, pid=owner.pid, since=since)
+        raise RunLockedError(
+            run_id,
+            host=owner.host,
+            pid=owner.pid,
+            since=since,
+            lease_left_s=owner.lease_left_s,
+        )
 
 
 def _reason(command: str) -> str:

@@ -74,4 +74,6 @@ def error_document(error: BaseException, message: str, exit_code: int) -> dict[s
     }
     if isinstance(error, RunLockedError):
         document["owner"] = {"host": error.host, "pid": error.pid, "since": error.since}
+        if error.lease_left_s is not None:
+            document["lease_left_s"] = error.lease_left_s
     return {"error": document}

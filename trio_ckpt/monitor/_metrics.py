@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from .._journal.store import Attempt, AttemptEnd, Observer
+from .._journal.observer import Attempt, AttemptEnd, Observer
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

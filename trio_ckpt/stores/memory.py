@@ -9,6 +9,7 @@ change, so every save is atomic under trio without a lock.  The store passes the
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import socket
@@ -44,7 +45,7 @@ from .._journal.store import (
     StoredRun,
     StoredStream,
 )
-from .._util.arguments import whole_number
+from .._util.arguments import seconds, whole_number
 from .._util.errors import (
     RunLockedError,
     StoreConflictError,
@@ -127,10 +128,33 @@ class _Run:
 
 
 @attrs.define
+class _MemoryLock:
+    """The lock of a run.
+
+    Attributes:
+        since: When it was taken, ISO 8601, UTC.
+        ends_at: When its lease ends, on trio's clock; infinite: it has none.
+    """
+
+    since: str
+    ends_at: float = math.inf
+
+    @property
+    def left_s(self) -> float | None:
+        """How long its lease lasts, in seconds, at least 0; None: it has none."""
+        return None if self.ends_at == math.inf else max(self.ends_at - trio.current_time(), 0)
+
+
+@attrs.define
 class _Memory:
     runs: dict[str, _Run] = attrs.field(factory=dict[str, _Run])
-    locked_since: dict[str, str] = attrs.field(factory=dict[str, str])
+    locks: dict[str, _MemoryLock] = attrs.field(factory=dict[str, _MemoryLock])
     streams: int = 0
+
+    def live_lock(self, run_id: str) -> _MemoryLock | None:
+        """Return the lock of a run, if it has one whose lease has not ended."""
+        lock = self.locks.get(run_id)
+        return lock if lock is not None and lock.left_s != 0 else None
 
 
 class MemoryStore(Store):
@@ -139,10 +163,25 @@ class MemoryStore(Store):
     durability: Durability = "none"
 
     def __init__(
-        self, *, mac_key: bytes | None = None, inline_limit_bytes: int = INLINE_LIMIT_BYTES
+        self,
+        *,
+        mac_key: bytes | None = None,
+        inline_limit_bytes: int = INLINE_LIMIT_BYTES,
+        lease_s: float | None = None,
     ) -> None:
+        """Make an empty store.
+
+        Args:
+            mac_key: See `Store`.
+            inline_limit_bytes: See `Store`.
+            lease_s: How long a lock holds after the last save, in seconds of trio's clock: for
+                tests of what happens in a store that several machines reach.
+        """
         self.address = "memory:"
         self.mac_key = mac_key
+        self.lease_s = (
+            None if lease_s is None else seconds("lease_s", lease_s, is_zero_allowed=False)
+        )
         self.inline_limit_bytes = whole_number(
             "inline_limit_bytes", inline_limit_bytes, least=1, most=MAX_INLINE_LIMIT_BYTES
         )
@@ -153,12 +192,16 @@ class MemoryStore(Store):
 
     def reopen(self) -> MemoryStore:
         """Open another handle onto this store's data."""
-        other = MemoryStore(mac_key=self.mac_key, inline_limit_bytes=self.inline_limit_bytes)
+        other = MemoryStore(
+            mac_key=self.mac_key,
+            inline_limit_bytes=self.inline_limit_bytes,
+            lease_s=self.lease_s,
+        )
         other._memory = self._memory
         return other
 
     def after_crash(self) -> MemoryStore:
-        """Return what another process would find after a crash now: the data, no locks."""
+        """Return what another process would find after a crash now: the data, and leases."""
         other = self.reopen()
         runs = {
             run_id: _Run(
@@ -177,7 +220,9 @@ class MemoryStore(Store):
             )
             for run_id, run in self._memory.runs.items()
         }
-        other._memory = _Memory(runs, streams=self._memory.streams)
+        left = self._memory.locks if self.lease_s is not None else {}  # the kernel's are gone
+        locks = {run_id: attrs.evolve(lock) for run_id, lock in left.items()}
+        other._memory = _Memory(runs, locks, self._memory.streams)
         return other
 
     @asynccontextmanager
@@ -185,10 +230,18 @@ class MemoryStore(Store):
         """See `Store.lock_run`."""
         await self._begin()
         memory = self._memory
-        since = memory.locked_since.get(run_id)
-        if since is not None:
-            raise RunLockedError(run_id, host=socket.gethostname(), pid=os.getpid(), since=since)
-        memory.locked_since[run_id] = utc_now().isoformat(timespec="seconds")
+        held = memory.live_lock(run_id)
+        if held is not None:
+            raise RunLockedError(
+                run_id,
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                since=held.since,
+                lease_left_s=held.left_s,
+            )
+        self._in_doubt.discard(run_id)  # of an earlier lock, whose lease has ended
+        lock = memory.locks[run_id] = _MemoryLock(utc_now().isoformat(timespec="seconds"))
+        self._renew(lock)
         run = memory.runs.setdefault(run_id, _Run(0, {0: {}}))
         run.owner += 1
         run.remove_orphans()
@@ -197,10 +250,15 @@ class MemoryStore(Store):
         try:
             yield run.owner
         finally:
-            if run_id not in self._in_doubt:
-                del memory.locked_since[run_id]
+            is_own = memory.locks.get(run_id) is lock  # else it was taken over
+            if is_own and run_id not in self._in_doubt:
+                del memory.locks[run_id]
                 if +run.pins:
                     run.remove_orphans()
+
+    def _renew(self, lock: _MemoryLock) -> None:
+        if self.lease_s is not None:
+            lock.ends_at = trio.current_time() + self.lease_s
 
     async def save(
         self,
@@ -235,12 +293,13 @@ class MemoryStore(Store):
         allowed = {run.next_generation, *([run.generation] if run.generations else [])}
         if key.generation not in allowed:
             raise refuse_generation(run.generation, key)
+        self._renew(self._memory.locks[key.run_id])
         return run.begin(key.generation)
 
     def _find_owned(self, key: RunKey) -> _Run:
         """Return a run that the caller owns."""
         run = self._memory.runs.get(key.run_id)
-        if run is None or key.run_id not in self._memory.locked_since:
+        if run is None or key.run_id not in self._memory.locks:
             raise refuse_unlocked(key)
         compare_owner(run.owner, key)
         return run
@@ -315,7 +374,7 @@ class MemoryStore(Store):
                 run.owner,
                 len(run.generations[run.generation]),
                 sum(len(stream.log) for stream in run.generations[run.generation].values()),
-                run_id in self._memory.locked_since,
+                self._memory.live_lock(run_id) is not None,
                 run.updated_at,
                 run.summary,
             )
@@ -327,10 +386,11 @@ class MemoryStore(Store):
     async def read_owner(self, run_id: str) -> Owner | None:
         """See `Store.read_owner`."""
         await self._begin()
-        since = self._memory.locked_since.get(run_id)
-        if since is None:
+        lock = self._memory.live_lock(run_id)
+        if lock is None:
             return None
-        return Owner(socket.gethostname(), os.getpid(), datetime.fromisoformat(since))
+        since = datetime.fromisoformat(lock.since)
+        return Owner(socket.gethostname(), os.getpid(), since, lock.left_s)
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""

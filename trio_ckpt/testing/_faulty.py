@@ -68,6 +68,7 @@ class WrappedStore(Store):
         self.mac_key = store.mac_key
         self.inline_limit_bytes = store.inline_limit_bytes
         self.durability = store.durability
+        self.lease_s = store.lease_s
         self.handle = store
 
     def _before(self, what: str) -> None:

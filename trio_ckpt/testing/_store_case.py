@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -9,7 +10,7 @@ from typing import TypeVarTuple
 
 import attrs
 
-from .._journal.store import Checkpoint, RunKey, Store, StoredRun, StoredStream
+from .._journal.store import Checkpoint, HistoryPage, RunKey, Store, StoredRun, StoredStream
 from .._util.errors import StoreConflictError
 
 Ts = TypeVarTuple("Ts")
@@ -37,10 +38,13 @@ class Case:
     maker: Callable[[], Awaitable[Store]]
     run_id: str
     handles: AsyncExitStack
+    lease_s: float = math.inf  # infinite: the store has none
 
     async def open(self) -> Store:
         store = await self.maker()
         self.handles.push_async_callback(store.aclose)
+        lease_s = math.inf if store.lease_s is None else store.lease_s
+        expect(lease_s == self.lease_s, f"its lease_s is {lease_s} s, not {self.lease_s} s")
         return store
 
     @asynccontextmanager
@@ -76,6 +80,16 @@ class Case:
         expect(heads == sequences, f"the newest records are {heads}, not {sequences}")
         for entry in stored.streams:
             expect_tail(entry, 1)
+
+    async def expect_no_run(self, store: Store) -> None:
+        """The run is not there, in no generation and in no list."""
+        for generation in (None, 0, 1, 2, 3):
+            stored = await store.read_run(self.run_id, generation)
+            expect(stored is None, f"generation {generation} of a run that is gone: {stored}")
+        ids = [summary.run_id for summary in await store.list_runs()]
+        expect(self.run_id not in ids, "a run that is gone is listed")
+        page = await store.history(self.run_id, A)
+        expect(page == HistoryPage((), None), f"a run that is gone has a history: {page}")
 
 
 def expect_tail(entry: StoredStream, first: int) -> None:

@@ -12,6 +12,8 @@ from .._journal.store import Fold, Owner, RunKey, Store
 from .._util.errors import RunLockedError
 from ._store_case import A, B, Case, chain, expect, expect_conflict
 
+MAX_WAITS = 100  # of a caller for a lock; it is cancelled at each
+
 
 async def owner_grows(case: Case) -> None:
     """Each lock of a run yields a greater owner number, also after the store was reopened."""
@@ -93,6 +95,44 @@ async def lock_cancelled(case: Case) -> None:
             scope.cancel()
             await trio.lowlevel.checkpoint()
     async with store.lock_run(case.run_id):
+        pass
+
+
+async def lock_sent_and_not_waited_for(case: Case) -> None:
+    """A lock whose caller is gone before the answer comes is not held, so it can be sent again."""
+    store, other = await case.open(), await case.open()
+    for waits in range(1, MAX_WAITS):
+        with trio.CancelScope() as scope:
+            at_wait = _CancelAtWait(trio.lowlevel.current_task(), scope, waits)
+            trio.lowlevel.add_instrument(at_wait)
+            try:
+                await _lock_once(store, case.run_id)
+            finally:
+                trio.lowlevel.remove_instrument(at_wait)
+        for handle in (store, other):
+            await _lock_once(handle, case.run_id)
+        if not scope.cancel_called:
+            break
+
+
+class _CancelAtWait(trio.abc.Instrument):
+    """Cancels a scope at the wait of a task that has a certain number, from 1."""
+
+    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, waits: int) -> None:
+        self._task = task
+        self._scope = scope
+        self._left = waits
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        """Count a wait; called by trio when a task has begun it."""
+        if task is self._task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+async def _lock_once(store: Store, run_id: str) -> None:
+    async with store.lock_run(run_id):
         pass
 
 

@@ -80,12 +80,12 @@ async def prune_everything(case: Case) -> None:
         pruned = await store.prune(run, keep=0)
         wanted = Pruned(3, 15, sum(map(_bytes_of, range(3))))
         expect(pruned == wanted, f"it removed {pruned}, not {wanted}")
-        await _expect_no_run(case, store)
+        await case.expect_no_run(store)
         await expect_conflict(store, run, chain(A, 1, 1))  # or old records would fit again
         pruned = await store.prune(run, keep=0)
         expect(pruned == Pruned(0, 0, 0), f"the second time it removed {pruned}")
     store = await case.reopen(store)
-    await _expect_no_run(case, store)
+    await case.expect_no_run(store)
     async with store.lock_run(case.run_id) as following:
         expect(following > owner, f"after owner {owner} comes {following}")
         stored = await case.read(store)
@@ -100,16 +100,6 @@ async def prune_everything(case: Case) -> None:
     store = await case.reopen(store)
     await case.expect_saved(store, {B: 1})
     await _expect_gone(case, store, 3)
-
-
-async def _expect_no_run(case: Case, store: Store) -> None:
-    for generation in (None, 0, 1, 2, 3):
-        stored = await store.read_run(case.run_id, generation)
-        expect(stored is None, f"generation {generation} of a run that is gone: {stored}")
-    ids = [summary.run_id for summary in await store.list_runs()]
-    expect(case.run_id not in ids, "a run that is gone is listed")
-    page = await store.history(case.run_id, A)
-    expect(page == HistoryPage((), None), f"a run that is gone has a history: {page}")
 
 
 async def removed_runs_fill_no_page(case: Case) -> None:
@@ -195,12 +185,12 @@ async def late_save_brings_no_run_back(case: Case) -> None:
     async with store.lock_run(case.run_id) as owner:
         await store.prune(RunKey(case.run_id, 0, owner), keep=0)
         await _expect_refused(zombie, case.run_id, old)
-        await _expect_no_run(case, store)
+        await case.expect_no_run(store)
     for handle in (zombie, store):
         for number in (old, owner, owner + 1):
             await _expect_refused(handle, case.run_id, number)
     store = await case.reopen(store)
-    await _expect_no_run(case, store)
+    await case.expect_no_run(store)
     async with zombie.lock_run(case.run_id) as following:
         for number in (old, owner):
             await _expect_refused(zombie, case.run_id, number)

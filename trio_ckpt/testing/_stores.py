@@ -8,12 +8,16 @@ store serves them all, and opens another handle where it checks what a restart w
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from types import ModuleType
+from typing import TypeAlias
 
 from .._journal.store import Store
 from . import (
     _store_blobs as blobs,
+    _store_leases as leases,
     _store_listing as listing,
     _store_owning as owning,
     _store_pruning as pruning,
@@ -22,16 +26,28 @@ from . import (
 )
 from ._store_case import Case
 
-# In the order of the files: a later clause may need what an earlier one checks.
-CLAUSES: tuple[Callable[[Case], Awaitable[None]], ...] = tuple(
-    member
-    for file in (saving, owning, reading, pruning, listing, blobs)
-    for name, member in vars(file).items()
-    if inspect.iscoroutinefunction(member) and member.__module__ == file.__name__ and name[0] != "_"
-)
+Clause: TypeAlias = Callable[[Case], Awaitable[None]]
 
 
-async def check_store(maker: Callable[[], Awaitable[Store]]) -> None:
+def _clauses_of(*files: ModuleType) -> tuple[Clause, ...]:
+    """The clauses in some files: a later one may need what an earlier one checks."""
+    return tuple(
+        member
+        for file in files
+        for name, member in vars(file).items()
+        if inspect.iscoroutinefunction(member)
+        and member.__module__ == file.__name__
+        and name[0] != "_"
+    )
+
+
+CLAUSES = _clauses_of(saving, owning, reading, pruning, listing, blobs)
+LEASE_CLAUSES = _clauses_of(leases)
+
+
+async def check_store(
+    maker: Callable[[], Awaitable[Store]], *, lease_s: float | None = None
+) -> None:
     """Check that a store keeps the whole contract of `trio_ckpt.abc.Store`.
 
     It neither kills processes nor cuts power: what survives that is for tests of your own.
@@ -44,16 +60,19 @@ async def check_store(maker: Callable[[], Awaitable[Store]]) -> None:
     Args:
         maker: Opens the store: each call gives a new handle onto the same store, as another
             process would open it.  There are no runs in it at first.
+        lease_s: The lease of the store, `Store.lease_s`.  The clauses about leases take some ten
+            times as long; on a mock clock that jumps they take no time.  None: it has none.
 
     Cancellation: safe at any time; handles are closed.
 
     Raises:
         AssertionError: the first clause that does not hold, as text.
     """
-    for clause in CLAUSES:
+    for clause in CLAUSES if lease_s is None else CLAUSES + LEASE_CLAUSES:
         says = " ".join((clause.__doc__ or "").split())
         async with AsyncExitStack() as handles:
-            case = Case(maker, f"check {clause.__name__}", handles)
+            run_id = f"check {clause.__name__}"
+            case = Case(maker, run_id, handles, math.inf if lease_s is None else lease_s)
             try:
                 await clause(case)
             except AssertionError as error:
