@@ -38,13 +38,13 @@ class Case:
     maker: Callable[[], Awaitable[Store]]
     run_id: str
     handles: AsyncExitStack
-    lease_s: float = math.inf  # infinite: the store has none
+    lease_s: float = math.inf  # infinite: no clause about leases is checked
 
     async def open(self) -> Store:
         store = await self.maker()
         self.handles.push_async_callback(store.aclose)
-        lease_s = math.inf if store.lease_s is None else store.lease_s
-        expect(lease_s == self.lease_s, f"its lease_s is {lease_s} s, not {self.lease_s} s")
+        is_right = self.lease_s in (store.lease_s, math.inf)
+        expect(is_right, f"its lease_s is {store.lease_s} s, not {self.lease_s} s")
         return store
 
     @asynccontextmanager

@@ -61,7 +61,8 @@ async def check_store(
         maker: Opens the store: each call gives a new handle onto the same store, as another
             process would open it.  There are no runs in it at first.
         lease_s: The lease of the store, `Store.lease_s`.  The clauses about leases take some ten
-            times as long; on a mock clock that jumps they take no time.  None: it has none.
+            times as long; on a mock clock that jumps they take no time.  None: it has none, or
+            these clauses are not checked.
 
     Cancellation: safe at any time; handles are closed.
 

@@ -14,6 +14,10 @@ async def test_the_contract(url: str) -> None:
     await check_store(lambda: open_store(url))
 
 
+async def test_the_contract_with_its_lease(url: str) -> None:
+    await check_store(lambda: open_store(f"{url}&lease_s=2"), lease_s=2.0)
+
+
 async def test_the_contract_without_prepared_statements(url: str) -> None:
     await check_store(lambda: open_store(f"{url}&pooler=transaction"))
 

@@ -183,12 +183,13 @@ class OwnedRuns:
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
             if found:  # else it was given back in between
-                host, pid, since, _ = found[0]
+                host, pid, since, lease_left_s = found[0]
                 raise RunLockedError(
                     run_id,
                     host=host,
                     pid=pid,
                     since=_utc(since).isoformat(timespec="seconds"),
+                    lease_left_s=lease_left_s,
                 )
 
     def suspect(self, connection: PostgresConnection, run_id: str) -> Suspect | None:
@@ -229,7 +230,7 @@ class OwnedRuns:
 def read_owner(connection: PostgresConnection, run_id: str) -> Owner | None:
     """Return the owner of a run whose lease has not ended."""
     rows = connection.query(_READ_OWNER, {"run_id": run_id})
-    return Owner(rows[0][0], rows[0][1], _utc(rows[0][2])) if rows else None
+    return Owner(rows[0][0], rows[0][1], _utc(rows[0][2]), rows[0][3]) if rows else None
 
 
 def _utc(moment: datetime) -> datetime:
