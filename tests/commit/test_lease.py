@@ -162,6 +162,19 @@ async def test_a_run_that_ends_during_a_renewal_is_released(autojump_clock: Mock
     assert not await is_refused(store)
 
 
+async def test_a_proof_is_as_old_as_its_question(autojump_clock: MockClock) -> None:
+    """The store may have answered long before the answer is here."""
+    store = LeasedStore()
+
+    async def slow(group: Sequence[object]) -> None:
+        await trio.sleep(0 if group else 5)
+
+    async with open_run("r", store=store):
+        store.fails = slow
+        await trio.sleep(48)
+    assert store.asked == pytest.approx([10, 20, 30, 40], abs=0.1)
+
+
 async def test_maintenance_renews_too(autojump_clock: MockClock) -> None:
     store = LeasedStore()
     async with (
