@@ -8,8 +8,8 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import Batch, run_batches
-from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD, RECORDS_PER_STREAM, FoldSchedule
-from trio_ckpt._commit.group_commit import open_committer
+from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD, FoldSchedule
+from trio_ckpt._commit.lease import open_committer
 from trio_ckpt._commit.stream_log import StreamLog
 from trio_ckpt._journal.history import find_run
 from trio_ckpt._journal.progress import Progress
@@ -21,19 +21,21 @@ from trio_ckpt.stores import MemoryStore
 
 
 class Counting(MemoryStore):
-    """Counts saves of nothing but folds, summaries, and the streams that these sum up."""
+    """Counts saves of nothing but folds, summaries, and those that are out of date when saved."""
 
-    lonely = summaries = summed = 0
+    lonely = summaries = stale = 0
 
     async def save(
         self, run: Any, group: Any, folds: Any = (), *, summary: Any = None
     ) -> list[Exception | None]:
         self.lonely += bool(folds) and not group
-        if summary is not None:
-            self.summaries += 1
-            self.summed += len(self._memory.runs[run.run_id].generations[run.generation])
         assert folds or summary is None
-        return await super().save(run, group, folds, summary=summary)
+        outcomes = await super().save(run, group, folds, summary=summary)
+        if summary is not None:
+            line = await find_run(self, run.run_id)
+            self.summaries += 1
+            self.stale += line is None or not line.is_current
+        return outcomes
 
 
 async def work(store: MemoryStore, batches: int, streams: int) -> None:
@@ -46,19 +48,12 @@ async def work(store: MemoryStore, batches: int, streams: int) -> None:
                 await run_batches(stream, range(batches), handle, concurrency=1)
 
 
-async def test_a_summary_goes_with_each_fold_of_a_run_of_one_stream() -> None:
+@pytest.mark.parametrize(("batches", "streams"), [(4 * RECORDS_PER_FOLD, 1), (20, 300)])
+async def test_a_summary_is_made_once_and_is_current(batches: int, streams: int) -> None:
+    """It costs as much as the run has streams, and one that is made earlier is never shown."""
     store = Counting()
-    await work(store, 4 * RECORDS_PER_FOLD, 1)
-    assert store.summaries == 4 + 1
-    assert store.lonely == 1
-
-
-@pytest.mark.parametrize("streams", [30, 300])
-async def test_summaries_cost_the_same_beside_any_number_of_streams(streams: int) -> None:
-    """Each costs as much as the run has streams, so they are made the more seldom."""
-    store = Counting()
-    await work(store, 20, streams)
-    assert store.summed <= 22 * streams / RECORDS_PER_STREAM + streams + 1  # the last one
+    await work(store, batches, streams)
+    assert (store.summaries, store.stale) == (1, 0)
     assert store.lonely == 1
     line = await find_run(store, "r")
     assert line is not None
@@ -111,8 +106,7 @@ async def test_a_summary_counts_streams_that_the_session_did_not_touch() -> None
             assert line.is_current == (known is not None)
 
 
-async def test_a_group_that_is_not_saved_leaves_the_summary() -> None:
-    """A summary is of the records before the group that it is saved with."""
+async def test_a_run_that_is_open_has_no_current_summary() -> None:
     store = Counting()
     async with begin(store) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(RECORDS_PER_FOLD + 5)):

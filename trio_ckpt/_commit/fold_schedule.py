@@ -1,7 +1,8 @@
 """When what follows from records is saved beside them: folds of streams, the summary of the run.
 
-Both are derived, and go with a group of records or with the last save of a session, so that they
-cost no save of their own.
+Both are derived.  Folds go with a group of records, so that they cost no save of their own, or with
+the last save of a session, and the summary goes with that one: any later record makes it out of
+date.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ from .._util.plain import StreamKey
 from .stream_log import StreamLog
 
 RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
-RECORDS_PER_STREAM = 10  # for a summary, whose cost grows with the streams of the run
 
 
 @attrs.frozen
 class Derived:
-    """What is saved beside the records of a group.
+    """What is saved beside the records of a group, or after the last one.
 
     Attributes:
         folds: Folds of streams.
-        summary: The summary of the run, before the group; None: the one in the store stays.
+        summary: The summary of the run; None: the one in the store stays.
     """
 
     folds: Sequence[Fold] = ()
@@ -39,11 +39,7 @@ class Derived:
 
 
 class FoldSchedule:
-    """Which streams are due for a fold, and whether the summary of the run goes with them.
-
-    Folds are due every `RECORDS_PER_FOLD` records.  The summary goes with them if the records since
-    the last one are `RECORDS_PER_STREAM` for each stream, and with the last folds.
-    """
+    """Which streams are due for a fold: every `RECORDS_PER_FOLD` records, and at the end."""
 
     def __init__(
         self, store: Store, run_key: RunKey, known: Mapping[StreamKey, Progress] | None
@@ -60,7 +56,7 @@ class FoldSchedule:
         self._run_key = run_key
         self._has_summary = known is not None and not isinstance(store, FarStore)
         self._streams = dict(known or {})
-        self._unfolded = self._unsummed = 0
+        self._unfolded = 0
         self._dirty: dict[StreamLog, None] = {}  # have new records since their last fold
 
     def add_stream(self, stream_log: StreamLog) -> None:
@@ -70,17 +66,14 @@ class FoldSchedule:
     def add(self, stream_log: StreamLog) -> None:
         """Count a record of a stream that is durable."""
         self._unfolded += 1
-        self._unsummed += 1
         self._dirty[stream_log] = None
 
     def take_due(self) -> Derived:
-        """What is due: folds of the streams that have enough new records, and the summary."""
+        """What is due: folds of the streams that have enough new records."""
         if self._unfolded < RECORDS_PER_FOLD:
             return _NOTHING
         self._unfolded = 0
-        folds = self._take([stream_log for stream_log in self._dirty if stream_log.is_fold_due])
-        is_due = self._unsummed >= RECORDS_PER_STREAM * len(self._streams)
-        return Derived(folds, self._summary() if folds and is_due else None)
+        return Derived(self._take([log for log in self._dirty if log.is_fold_due]))
 
     def take_all(self) -> Derived:
         """Folds of all streams with new records, and the summary."""
@@ -98,7 +91,6 @@ class FoldSchedule:
     def _summary(self) -> bytes | None:
         if not self._has_summary:
             return None
-        self._unsummed = 0
         key = self._run_key
         streams = {name: StreamView(name, part) for name, part in self._streams.items()}
         return encode_overview(self._store, RunView(key.run_id, key.generation, key.owner, streams))
