@@ -536,6 +536,8 @@ def test_the_address_of_a_store_is_not_logged_with_a_call() -> None:
     spec = _item.SpecBytes(b"postgresql://user:password@host/db")
     assert "password" not in repr(spec)
     assert "password" not in repr((spec,))
+    seat = _job.JobSeat(1, 0.0, "postgresql://user:password@host/db", "full")
+    assert "password" not in repr(seat)
 
 
 def test_threads_that_open_a_store_at_once_share_it(tmp_path: Path) -> None:

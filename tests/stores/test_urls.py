@@ -302,6 +302,8 @@ def test_addresses_are_read_where_stores_are_opened_and_wrapped() -> None:
     }
     assert {name for name in found if not name.startswith("stores/")} == {
         "_journal/store.py",  # makes the URL of it
+        "engines/_item_store.py",
+        "engines/_job.py",  # gives it to the processes that open the store for an item
         "remote/_worker/remote_store.py",
         "testing/_faulty.py",
     }

@@ -72,7 +72,7 @@ class JobSeat:
 
     owner: int
     began: float
-    store: str
+    store: str = attrs.field(repr=False)  # it may hold a password
     durability: Durability
 
 
@@ -291,7 +291,7 @@ class JobDriver:
         view = await self.store.load_run(self.job_id)
         assert view is not None
         began = session_metadata_of(view).get("began", time.time())
-        is_reached = not self.store.address.startswith("memory:")
+        is_reached = not self.store.url.startswith("memory:")
         address = self.store.address if is_reached else ""
         return JobSeat(view.owner, began, address, self.store.durability)
 

@@ -149,7 +149,7 @@ def check_reachable(store: Store, submission: JobSubmission) -> None:
     """
     if submission.options.checkpoint_interval_s is None:
         return
-    if store.address.startswith("memory:"):
+    if store.url.startswith("memory:"):
         raise ValueError(
             "with checkpoint_interval_s items save their states in the store, and no other process "
             "reaches a store in memory: give map_tasks a store that all machines reach"
