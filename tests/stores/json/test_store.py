@@ -30,7 +30,7 @@ from trio_ckpt._journal.record import (
     encode_record,
 )
 from trio_ckpt._util.errors import StoreDamagedError, StoreError, StoreVersionError
-from trio_ckpt.abc import Checkpoint, Fold, RunKey, StoredRun
+from trio_ckpt.abc import Checkpoint, Fold, RunKey, Severity, StoredRun
 from trio_ckpt.stores import JsonStore, open_store
 from trio_ckpt.stores._json import files, format, reader as _json_reader, records as _json_records
 
@@ -710,6 +710,21 @@ async def test_a_rewrite_during_a_listing_brings_back_no_older_read(
             await store.save(run, chain(A, number, number))
             assert await heads(store) == {A: number}
     monkeypatch.undo()
+    await store.aclose()
+
+
+async def test_a_folder_whose_name_is_no_text_hides_no_run(folder: Path) -> None:
+    await make(folder, *chain(A, 1, 2), scheme="json")
+    try:
+        os.mkdir(path := os.fsencode(folder / "runs") + b"/\xff")
+    except OSError:
+        pytest.skip("the file system takes names of Unicode alone")
+    Path(os.fsdecode(path), "checkpoint.json").write_text("{}")
+    store = await JsonStore.open(folder)
+    assert [summary.run_id for summary in await store.list_runs()] == ["run"]
+    found = [finding async for finding in store.check()]
+    assert [finding.where for finding in found] == [r"runs/\udcff"]
+    assert found[0].severity is Severity.NOTE
     await store.aclose()
 
 

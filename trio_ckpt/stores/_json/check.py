@@ -73,7 +73,7 @@ def _check_marker(folder: Path) -> list[Finding]:
 
 def _check_run(path: Path) -> list[Finding]:
     where = f"runs/{path.name}"
-    if path.is_symlink() or not path.is_dir():
+    if path.is_symlink() or not path.is_dir() or not path.name.isascii():
         return [stranger(where)]
     try:
         loaded = load(path)

@@ -103,7 +103,8 @@ class JsonReader:
         """See `Store.list_runs`.  It reads the runs of the page, and those with hashed names.
 
         A run whose files cannot be read is named by its folder, so that it does not hide others:
-        reading that run reports the problem.
+        reading that run reports the problem.  A folder whose name no run has is left out, as its
+        name need not even be text; `check` reports it.
         """
 
         def is_wanted(run_id: str) -> bool:
@@ -113,7 +114,7 @@ class JsonReader:
         named: list[Path] = []  # by their ids
         for folder in run_folders(self._folder):
             if not is_folder_name(folder.name):
-                if is_wanted(folder.name):
+                if folder.name.isascii() and is_wanted(folder.name):
                     named.append(folder)
             elif (summary := _summary(folder)) is not None and is_wanted(summary.run_id):
                 hashed.append(summary)

@@ -110,8 +110,9 @@ def _left(where: str) -> Finding:
 
 def stranger(where: str) -> Finding:
     """Return the finding for a file that does not belong to the store."""
+    shown = where.encode(errors="backslashreplace").decode()  # a name may be no text
     return Finding(
-        where, "it does not belong to the store", "move it elsewhere", severity=Severity.NOTE
+        shown, "it does not belong to the store", "move it elsewhere", severity=Severity.NOTE
     )
 
 
