@@ -155,6 +155,23 @@ async def test_a_picture_does_not_wait(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_each_owner_of_a_run_is_waited_for(autojump_clock: MockClock) -> None:
+    """The next owner of a run does not know that the former one was read."""
+    store = EachStore()
+    source = StoreSource(store)
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(open_for, store, "r", 10)
+            await trio.sleep(2)
+            began = trio.current_time()
+            store.times.clear()
+            await source.look_at(["r"])
+            assert trio.current_time() - began == first_look_s(store)
+            began = trio.current_time()
+            await source.look_at(["r"])
+            assert trio.current_time() == began
+
+
 async def test_nothing_waits_for_runs_that_no_process_owns(autojump_clock: MockClock) -> None:
     store = EachStore()
     for name in ("a", "b"):

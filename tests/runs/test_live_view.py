@@ -285,7 +285,6 @@ async def test_only_the_owner_makes_files(tmp_path: Path, scheme: str) -> None:
     assert await other.read_live("r") == b""
     assert not live.exists()
     async with store.lock_run("r"):
-        assert not await store.is_watched("r")
         (sign,) = live.iterdir()
         assert sign.read_bytes() == b""
         assert not await store.is_watched("r")
@@ -299,8 +298,21 @@ async def test_only_the_owner_makes_files(tmp_path: Path, scheme: str) -> None:
         await store.publish("r", b"view")
         assert await store.is_watched("r")
         assert len(list(live.iterdir())) == 2
-    async with store.lock_run("r"):  # as after a kill, which leaves both
-        assert list(live.iterdir()) == []
+    assert list(live.iterdir()) == []
+    await store.aclose()
+    await other.aclose()
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "json"])
+async def test_who_reads_before_the_owner_asks_is_noticed(tmp_path: Path, scheme: str) -> None:
+    """A reader waits for one answer of the owner, so the owner's first one has to be right."""
+    url = f"{scheme}:{tmp_path / 's'}"
+    store, other = await open_store(url), await open_store(url)
+    async with store.lock_run("r"):
+        assert await other.read_live("r") == b""
+        assert await store.is_watched("r")
+    async with store.lock_run("r"):  # another owner, whom no process has looked at
+        assert not await store.is_watched("r")
     await store.aclose()
     await other.aclose()
 

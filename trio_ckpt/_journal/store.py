@@ -353,6 +353,9 @@ class Store(ABC):
 
         Its owner asks, often, and publishes only then.  A store that cannot tell says True.
 
+        Raises:
+            StoreError: the store cannot be asked.
+
         Cancellation: as for `read_live`.
         """
         await trio.lowlevel.checkpoint()

@@ -200,7 +200,9 @@ class StoreSource(WatchedSource):
     _views: OrderedDict[str, tuple[_Version, RunView]] = attrs.field(
         factory=OrderedDict[str, tuple[_Version, RunView]], init=False
     )
-    _looked_at: dict[str, float] = attrs.field(factory=dict[str, float], init=False)
+    _looked_at: dict[tuple[str, int], float] = attrs.field(  # by run and owner
+        factory=dict[tuple[str, int], float], init=False
+    )
 
     async def list_ids(self) -> list[str]:
         """See `WatchedSource.list_ids`."""
@@ -249,16 +251,16 @@ class StoreSource(WatchedSource):
         await self._list()
         known, now = self._known, trio.current_time()
         self._looked_at = {
-            run_id: at for run_id, at in self._looked_at.items() if now - at < FORGOTTEN_AFTER_S
+            key: at for key, at in self._looked_at.items() if now - at < FORGOTTEN_AFTER_S
         }
         lines = [known[run_id] for run_id in run_ids if run_id in known]
-        new = [line for line in lines if line.is_owned and line.run_id not in self._looked_at]
-        views = [await self._read_live(line.run_id, line.owner) for line in new]
+        owned = [(line.run_id, line.owner) for line in lines if line.is_owned]
+        views = [await self._read_live(*key) for key in owned if key not in self._looked_at]
         if self.store.has_live and None in views:
             await trio.sleep(first_look_s(self.store))
 
     async def _read_live(self, run_id: str, owner: int) -> LiveView | None:
-        self._looked_at[run_id] = trio.current_time()
+        self._looked_at[run_id, owner] = trio.current_time()
         return await read_live(self.store, run_id, owner)
 
     async def _view(self, line: RunSummary) -> RunView:

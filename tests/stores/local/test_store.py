@@ -142,14 +142,18 @@ async def test_what_a_killed_owner_was_at_goes_with_the_next(
     store = await kind.open(folder)
     async with store.lock_run("run"):
         await store.publish("run", b"busy")
-        (live,) = (folder / "live").iterdir()
+        live, sign = sorted((folder / "live").iterdir())
+        os.utime(sign)  # a process has read it
         live.with_suffix(".new").write_bytes(b"bu")
         killed = shutil.copytree(folder, tmp_path / "killed")
     await store.aclose()
-    assert len(list((killed / "live").iterdir())) == 2
+    assert len(list((killed / "live").iterdir())) == 3
     store = await kind.open(killed)
     async with store.lock_run("run"):
-        assert not list((killed / "live").iterdir())
+        (new,) = (killed / "live").iterdir()
+        assert (new.name, new.stat().st_mtime) == (sign.name, 0)
+        assert not await store.is_watched("run")
+    assert not list((killed / "live").iterdir())
     await store.aclose()
 
 

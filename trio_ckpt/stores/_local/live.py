@@ -4,8 +4,9 @@ Nothing is fsynced.  A reader sees the old file or the new one whole, because it
 its place; after power loss it may be gone or empty, and then there is no live view.
 
 A reader leaves a sign: it sets the time of another file beside it, an empty one.  Only the owner
-makes that file, when it asks for the first time, and removes it with the live view.  So a reader
-makes no files, and one that may not write to the store reads what there is.  Blocking functions.
+makes that file, when it locks the run: so one who reads before it first asks is noticed, too.  The
+file is removed with the live view, and made again when the owner asks.  So a reader makes no files,
+and one that may not write to the store reads what there is.  Blocking functions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ from .files import explain, hashed_name, make_member, need_folder, open_file
 MAX_LIVE_BYTES = 2**20  # a thousand pending tokens are 100 KiB
 
 _NEW, _SIGN = ".new", ".read"
+
+
+def begin_live(folder: Path, run_id: str) -> None:
+    """Remove the live view of an owner that was killed, and make the sign of the new one.
+
+    Raises:
+        StoreError: the old one cannot be removed, or the sign not be made.
+    """
+    write_live(folder, run_id, b"")
+    path = _path(folder, run_id).with_suffix(_SIGN)
+    with explain(path, f"making the sign of readers of run {run_id!r}"):
+        _make_sign(path)
 
 
 def write_live(folder: Path, run_id: str, payload: bytes) -> None:
@@ -74,11 +87,15 @@ def is_watched(folder: Path, run_id: str) -> bool:
         try:
             read_at = os.stat(path, follow_symlinks=False).st_mtime
         except FileNotFoundError:
-            make_member(path.parent)
-            os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-            os.utime(path, (0, 0))
+            _make_sign(path)
             return False
     return abs(time.time() - read_at) <= WATCHED_FOR_S
+
+
+def _make_sign(path: Path) -> None:
+    make_member(path.parent)
+    os.close(open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    os.utime(path, (0, 0))
 
 
 def _path(folder: Path, run_id: str) -> Path:

@@ -51,7 +51,7 @@ from .blob_pins import BlobPins
 from .blobs import Blobs, check_part, need_positive
 from .fence import need_lock
 from .kind import LocalKind, LocalWriter
-from .live import is_watched, read_live, write_live
+from .live import begin_live, is_watched, read_live, write_live
 from .locks import RunLock, lock_run, owned_among, read_owner
 from .watermark import Watermark, WatermarkWriter
 
@@ -172,8 +172,8 @@ class LocalStore(Store):
 
     def _lock(self, run_id: str) -> RunLock:
         lock = lock_run(self._folder, run_id)
-        with suppress(StoreError):  # the live view of an owner that was killed is out of date
-            write_live(self._folder, run_id, b"")
+        with suppress(StoreError):  # then the first reader is not noticed
+            begin_live(self._folder, run_id)
         return lock
 
     def _raise_owner(self, run_id: str) -> int:
@@ -211,6 +211,8 @@ class LocalStore(Store):
         if has_unnamed:
             self._remove_orphans(run_id)
         self._blobs_of(run_id).remove_folder()
+        with suppress(StoreError):  # the next owner removes it
+            write_live(self._folder, run_id, b"")
 
     async def save(
         self,
