@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 
 from trio_ckpt import remote
 from trio_ckpt.engines import _store_host
@@ -20,6 +21,19 @@ def double(item: int) -> int:
 async def double_later(item: int, work: remote.Work[Any]) -> int:
     await work.point()
     return 2 * item
+
+
+def wait_for_file(item: str) -> str:
+    while not Path(item).exists():
+        time.sleep(0.01)
+    return item
+
+
+async def wait_with_points(item: str, work: remote.Work[Any]) -> str:
+    while not await trio.Path(item).exists():
+        await work.point()
+        await trio.sleep(0.01)
+    return item
 
 
 def where(item: int) -> list[int]:

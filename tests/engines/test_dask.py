@@ -93,6 +93,27 @@ async def test_dask_knows_items_by_their_ids(client: Any, tmp_path: Path) -> Non
     ]
 
 
+async def test_jobs_of_one_name_share_a_cluster(client: Any, tmp_path: Path) -> None:
+    """Dask takes two tasks of one key for one task, whatever client they come from."""
+    file = tmp_path / "go"
+    address = client.scheduler.address
+    call = partial(map_tasks, engine="dask", address=address, job_id="job-same")
+    with trio.fail_after(HANG_S):
+        async with open_map(
+            items.wait_for_file, [str(file)], engine=client, job_id="job-same"
+        ) as outcomes:
+            keys: list[str] = []
+            while not any("job-same" in key for key in keys):
+                keys = await trio.to_thread.run_sync(client.run_on_scheduler, names_of_all_tasks)
+            assert await call(items.double, [1]) == [2]
+            file.touch()
+            assert [pair async for pair in outcomes] == [(0, str(file))]
+
+
+def names_of_all_tasks(dask_scheduler: Any) -> list[str]:
+    return [str(key) for key in dask_scheduler.tasks]
+
+
 def names_of_tasks(dask_scheduler: Any) -> list[str]:
     return [str(key) for key in dask_scheduler.tasks if "job-names" in str(key)]
 

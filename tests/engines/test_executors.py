@@ -36,6 +36,7 @@ from trio_ckpt.engines import (
 )
 from trio_ckpt.engines._item_store import open_shared_store
 from trio_ckpt.remote import TaskFailedError
+from trio_ckpt.remote._wire.task_messages import AssignTask
 from trio_ckpt.stores import MemoryStore, open_store
 
 ROOT = Path(__file__).parents[2]
@@ -309,6 +310,24 @@ async def test_a_result_that_the_engine_forgets_is_found(tmp_path: Path) -> None
         assert [run.run_id for run in await store.list_runs()] == ["job-late"]
 
 
+class MixedUpExecutor(ThreadPoolExecutor):
+    """Returns the end of the first item for the second one, once."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.asked: list[Any] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.asked.append(args[0])
+        return super().submit(fn, self.asked[0] if len(self.asked) == 2 else args[0])
+
+
+async def test_the_end_of_another_item_is_a_loss(caplog: pytest.LogCaptureFixture) -> None:
+    with MixedUpExecutor() as executor:
+        assert await map_tasks(items.double, [1, 2], engine=executor, job_id="job-mixed") == [2, 4]
+    assert "the engine returned the end of attempt 1 at job-mixed.00000" in caplog.text
+
+
 class DeadExecutor(ThreadPoolExecutor):
     """Loses everything."""
 
@@ -465,6 +484,32 @@ async def test_a_process_that_reaches_another_store_says_so(
         await call(engine=executor)
     assert steps_in(tmp_path / "side") == []
     assert await call(engine=threads) == [SUM]
+
+
+async def test_an_item_that_saves_nothing_is_not_ended_by_another_store(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The job is not there, which does not say that it was stopped."""
+    async with aclosing(await open_store(tmp_path / "other")) as store:
+        async with store.lock_run("r"):
+            pass
+        address = store.address
+    file, ends = tmp_path / "go", list[_item.ItemEnd]()
+    assigned = AssignTask(
+        "job-x.000000", 1, "job-x", 0, "tests.engines.items:wait_with_points", str(file)
+    )
+    spec = _item.encode_spec(_item.ItemSpec(assigned, address, "full", 1.0, 0.05))
+
+    async def run() -> None:
+        ends.append(_item.decode_end(await trio.to_thread.run_sync(_item.run_item, spec)))
+
+    with trio.fail_after(HANG_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            while not ends and "job-x.000000 cannot be stopped" not in caplog.text:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            file.touch()
+    assert (ends[0].how, ends[0].value) == ("returned", str(file))
 
 
 async def test_two_drivers_of_one_job_are_refused(tmp_path: Path, threads: Executor) -> None:

@@ -12,7 +12,8 @@ failed the job.  The end of its session in the job's run is a fence: an item loo
 `watch_s` seconds, saves its state at the next point, and ends there.  A driver that was killed
 leaves no such record, so its items go on, and the next driver finds their results.
 
-An item that saves nothing takes no lock and opens no store, unless it runs longer than `watch_s`.
+An item that saves nothing takes no lock and opens no store, unless it has points and runs longer
+than `watch_s`.
 A function without a second parameter has no points: it runs without trio.
 """
 
@@ -106,6 +107,8 @@ class ItemEnd(msgspec.Struct, frozen=True, array_like=True):
         reason: Why the item was released.
         saved: The saved states of the item.
         notes: Lines for the history of the job.
+        task_id: The item.
+        attempt: Which attempt at it; an engine that mixes up results is noticed by these two.
     """
 
     how: Literal["returned", "raised", "released", "elsewhere"]
@@ -115,6 +118,8 @@ class ItemEnd(msgspec.Struct, frozen=True, array_like=True):
     reason: Text = ""
     saved: dict[str, Plain] = {}
     notes: Annotated[list[Text], msgspec.Meta(max_length=MAX_NOTED)] = []
+    task_id: Text = ""
+    attempt: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -158,8 +163,11 @@ def run_item(spec: bytes) -> bytes:
     Durability: the result of an item that saves is durable when this returns.
     """
     found = _specs.decode(spec)
-    end = _run_without_trio(found.assigned)
-    return _encoder.encode(trio.run(_run, found) if end is None else end)
+    assigned = found.assigned
+    end = _run_without_trio(assigned) or trio.run(_run, found)
+    return _encoder.encode(
+        msgspec.structs.replace(end, task_id=assigned.task_id, attempt=assigned.attempt)
+    )
 
 
 # -- functions that need no trio -------------------------------------------------------------------
@@ -270,8 +278,9 @@ class StopWatch:
         await trio.sleep(self.spec.watch_s)
         try:
             async with open_shared_store(self.spec.store, self.spec.durability) as store:
+                await _check_store(store, self.spec)  # in another one the job is not there
                 await self.run(store)
-        except StoreError as error:
+        except (OtherStoreError, StoreError) as error:
             task_id = self.spec.assigned.task_id
             log.warning("%s cannot be stopped: %s", task_id, _reason(error), extra=at(task_id))
 

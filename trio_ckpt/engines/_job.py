@@ -10,9 +10,11 @@ from its saved state, or its result is found.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 
 import attrs
 import trio
@@ -22,7 +24,7 @@ from .._journal.history import iter_records, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import RecordKind, describe_error
 from .._journal.store import Durability, Store
-from .._util.errors import StoreError, class_name, text_of
+from .._util.errors import StoreDamagedError, StoreError, class_name, text_of
 from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery
@@ -39,7 +41,7 @@ from ..remote._foreman.job_reader import items_progress
 from ..remote._foreman.results import job_done, task_error
 from ..remote._foreman.task_checkpoints import TaskCheckpoints
 from ..remote._foreman.waiting import PendingItem
-from ..remote._wire.job_messages import AttachJob
+from ..remote._wire.job_messages import AttachJob, TaskError
 from ..remote._wire.message import MAX_TEXT_CHARS
 from ..remote._wire.names import ITEMS_STREAM
 from ..remote._wire.submission import JobSubmission
@@ -54,6 +56,7 @@ WATCH_S = 5.0  # how often a running item asks whether its job is still wanted
 AGAIN_AFTER_S = 1.0  # when an item was lost: what lost it may still be going on
 CLEAN_UP_S = 5.0  # then the saved states of an item are removed with the last of the job
 FEW_LOSSES = 1  # at once: most often another worker takes the item
+UNKNOWN = TaskError("Error", "its record does not say why")
 
 Deliver = Callable[[int, "Plain | TaskFailedError"], Awaitable[None]]
 """Passes the outcome of an item on: its result, or why it failed for good."""
@@ -68,12 +71,15 @@ class JobSeat:
         began: When its session began, Unix time, s.
         store: The address of the store; empty: other processes cannot open it.
         durability: What an acknowledged save survives.
+        token: Tells the calls of this session from those of any other: a cluster may have jobs of
+            one name in two stores, and takes two calls of one name for one call.
     """
 
     owner: int
     began: float
     store: str = attrs.field(repr=False)  # it may hold a password
     durability: Durability
+    token: str = attrs.field(factory=partial(secrets.token_hex, 8), init=False)
 
 
 @attrs.define(eq=False)
@@ -167,8 +173,8 @@ class EngineRunner:
             pending.options.trace,
         )
         spec = ItemSpec(assigned, seat.store, seat.durability, seat.began, WATCH_S)
-        key = f"{pending.task_id}-{seat.owner}.{pending.attempt}.{losses}"
-        return _end_of(await self.calls.call(key, encode_spec(spec)))
+        key = f"{pending.task_id}-{seat.owner}.{pending.attempt}.{losses}-{seat.token}"
+        return _end_of(await self.calls.call(key, encode_spec(spec)), assigned)
 
     async def _clean_up(self, pending: PendingItem) -> None:
         """Remove the saved states of an item that is done, best effort."""
@@ -184,16 +190,20 @@ class EngineRunner:
             log.warning("the states of %s stay for now: %s", pending.task_id, text)
 
 
-def _end_of(outcome: Outcome[object]) -> ItemEnd:
-    """Return how a call ended; what the engine itself raises is a loss."""
+def _end_of(outcome: Outcome[object], assigned: AssignTask) -> ItemEnd:
+    """Return how a call ended; an error of the engine is a loss, as is the end of another call."""
     if isinstance(outcome, Error):
         error = outcome.error
         reason = one_line(f"{class_name(error)}: {text_of(error)}")[:MAX_TEXT_CHARS]
         return ItemEnd("released", "", reason=reason)
     try:
-        return decode_end(outcome.unwrap())
+        end = decode_end(outcome.unwrap())
     except ValueError as error:
         return ItemEnd("released", "", reason=one_line(str(error))[:MAX_TEXT_CHARS])
+    if (end.task_id, end.attempt) == (assigned.task_id, assigned.attempt):
+        return end
+    reason = f"the engine returned the end of attempt {end.attempt} at {end.task_id or 'no item'}"
+    return ItemEnd("released", end.worker, reason=one_line(reason)[:MAX_TEXT_CHARS])
 
 
 def _as_failure(error: RemoteError, pending: PendingItem) -> TaskFailedError:
@@ -228,6 +238,7 @@ class JobDriver:
     is_again: bool = False
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     _error: Exception | None = attrs.field(default=None, init=False)
+    _delivering: trio.Lock = attrs.field(factory=trio.Lock, init=False)  # of failures
 
     async def run(self) -> None:
         """Run the job to its end, or continue it.
@@ -296,7 +307,11 @@ class JobDriver:
         return JobSeat(view.owner, began, address, self.store.durability)
 
     async def _deliver_existing(self, generation: int, done: IndexSet) -> None:
-        """Pass on the outcomes of items that were done before this session."""
+        """Pass on the outcomes of items that were done before this session.
+
+        Raises:
+            StoreDamagedError: the history lacks one of them.
+        """
         left = done.copy()
         if not left:
             return
@@ -310,10 +325,12 @@ class JobDriver:
                 left.discard(index)
                 if record.kind is RecordKind.BATCH:
                     await self.deliver(index, record.metadata.get("result"))
-                elif (error := task_error(record.error, record.metadata)) is not None:
+                else:
+                    error = task_error(record.error, record.metadata) or UNKNOWN
                     await self.deliver(index, error.to_exception(index, self.job_id))
                 if not left:
                     return
+        raise StoreDamagedError(f"{len(left)} results of {self.job_id} are not in its history")
 
     async def _deliver_failures(self, job: Job, runner: EngineRunner) -> None:
         """Pass on failures once they are recorded, where the job goes on without these items."""
@@ -325,8 +342,10 @@ class JobDriver:
             await registry.wait_changed(version)
 
     async def _deliver_recorded(self, job: Job, runner: EngineRunner) -> None:
-        for index in [index for index in runner.failures if job.is_done(index)]:
-            await self.deliver(index, runner.failures.pop(index))
+        """Pass on the failures that are recorded; when it returns, none of them is on its way."""
+        async with self._delivering:
+            for index in [index for index in runner.failures if job.is_done(index)]:
+                await self.deliver(index, runner.failures.pop(index))
 
     async def _watch_waiting(self, job: Job, calls: EngineCalls) -> None:
         """Log why no item can begin, while none has ended; the engine is asked in a thread."""

@@ -28,7 +28,8 @@ import msgspec
 import trio
 
 from .._journal.store import Store
-from .._util.arguments import any_path
+from .._util.arguments import any_path, several
+from .._util.errors import StoreDamagedError
 from .._util.forks import unshare
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery
@@ -177,11 +178,15 @@ async def map_tasks(
         elsewhere save their states and end at their next point.  The same call with the same
         `job_id` continues the job, where the store is still there.
     """
+    values = several("items", items, "JSON-like values")
     found: dict[int, object] = {}
-    async with open_map(func, items, errors=errors, **options) as outcomes:
+    async with open_map(func, values, errors=errors, **options) as outcomes:
         async for index, outcome in outcomes:
             found[index] = outcome
-    return [found[index] for index in sorted(found)]
+    missing = len(values) - len(found)
+    if missing:
+        raise StoreDamagedError(f"{missing} of {len(values)} results are missing")
+    return [found[index] for index in range(len(values))]
 
 
 @asynccontextmanager
