@@ -8,13 +8,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import sniffio
 import trio
 import trio.lowlevel
 from aiohttp import web
@@ -117,6 +118,94 @@ def test_both_have_the_context_variables_of_their_callers() -> None:
         return await from_asyncio.run(of_trio)
 
     assert asyncio.run(main()) == ("asyncio", "trio")
+
+
+def make_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> asyncio.Task[Any]:
+    """Make a task as an eager factory does: in the turn of its first step."""
+    assert not trio.lowlevel.in_trio_task()
+    return asyncio.Task(coro, loop=loop, **options)
+
+
+def fail_to_make_task(
+    _loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **_options: Any
+) -> asyncio.Task[Any]:
+    coro.close()
+    raise NoPageError("no task")
+
+
+FACTORIES: list[Any] = [make_task]
+if sys.version_info >= (3, 12):
+    FACTORIES.append(asyncio.eager_task_factory)
+
+
+async def with_factory(factory: Any, func: Callable[..., Awaitable[Any]]) -> Any:
+    async def of_trio() -> Any:
+        asyncio.get_running_loop().set_task_factory(factory)
+        return await from_asyncio.call(func)
+
+    return await asyncio.wait_for(from_asyncio.run(of_trio), HANG_S)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_task_of_asyncio_begins_outside_of_trio(factory: Any) -> None:
+    async def fetch() -> tuple[str, bool]:
+        first = sniffio.current_async_library(), trio.lowlevel.in_trio_task()
+        await asyncio.sleep(0)
+        return first
+
+    assert asyncio.run(with_factory(factory, fetch)) == ("asyncio", False)
+
+
+def test_a_task_that_cannot_be_made_is_an_error_of_the_call() -> None:
+    async def never() -> None:
+        raise AssertionError("it ran")
+
+    with pytest.raises(NoPageError, match="no task"):
+        asyncio.run(with_factory(fail_to_make_task, never))
+
+
+def test_a_first_step_may_cancel_its_caller() -> None:
+    seen = list[str]()
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(HANG_S)
+        finally:
+            seen.append("ended")
+
+    async def of_trio() -> None:
+        with trio.CancelScope() as scope:
+
+            def cancel_and_make(*args: Any, **options: Any) -> asyncio.Task[Any]:
+                scope.cancel()
+                return make_task(*args, **options)
+
+            asyncio.get_running_loop().set_task_factory(cancel_and_make)
+            await from_asyncio.call(wait)
+        seen.append("cancelled")
+
+    async def main() -> None:
+        await from_asyncio.run(of_trio)
+
+    asyncio.run(main())
+    assert seen == ["cancelled"]
+
+
+def test_a_call_that_is_cancelled_before_it_begins_is_none() -> None:
+    async def never() -> None:
+        raise AssertionError("it ran")
+
+    async def of_trio() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(from_asyncio.call, never)
+            nursery.start_soon(cancel, nursery.cancel_scope)
+
+    async def cancel(scope: trio.CancelScope) -> None:
+        scope.cancel()
+
+    in_asyncio(of_trio)
 
 
 def test_asyncio_cancels_a_run_which_is_left_in_good_order() -> None:

@@ -9,6 +9,7 @@ behind that still runs.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, TypeVarTuple
 
@@ -117,17 +118,38 @@ async def call(func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
     async def awaited() -> T:
         return await func(*args)
 
-    task, waiting = loop.create_task(awaited()), trio.lowlevel.current_task()
+    waiting = trio.lowlevel.current_task()
+    has_begun = False
+    task: asyncio.Task[T] | None = None
     raise_cancel: trio.lowlevel.RaiseCancelT | None = None
+
+    def start() -> None:
+        nonlocal has_begun, task
+        has_begun = True
+        try:
+            task = loop.create_task(awaited())
+        except BaseException as error:  # of the program's task factory
+            trio.lowlevel.reschedule(waiting, outcome.Error(error))
+        else:
+            task.add_done_callback(
+                lambda ended: trio.lowlevel.reschedule(waiting, outcome.Value(ended))
+            )
+            if raise_cancel is not None:  # its own first step has cancelled the caller
+                task.cancel()
 
     def cancel(of_trio: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
         nonlocal raise_cancel
+        if not has_begun:
+            starting.cancel()
+            return trio.lowlevel.Abort.SUCCEEDED
         raise_cancel = of_trio
-        task.cancel()
+        if task is not None:
+            task.cancel()
         return trio.lowlevel.Abort.FAILED
 
-    task.add_done_callback(lambda _: trio.lowlevel.reschedule(waiting))
-    await trio.lowlevel.wait_task_rescheduled(cancel)
-    if raise_cancel is not None and task.cancelled():
+    # Not in this turn of trio: an eager task takes its first step where it is made.
+    starting = loop.call_soon(start, context=contextvars.copy_context())
+    ended: asyncio.Task[T] = await trio.lowlevel.wait_task_rescheduled(cancel)
+    if raise_cancel is not None and ended.cancelled():
         raise_cancel()
-    return task.result()
+    return ended.result()
