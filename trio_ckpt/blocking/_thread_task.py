@@ -9,7 +9,8 @@ them: the library below does not know that the body runs elsewhere.  A handler o
 runs in a thread whose task is the worker.
 
 A thread asks for one thing at a time, and waits for the answer.  While its body runs, the task
-waits.  A cancellation does not end that wait: it ends the next call.
+waits.  A cancellation does not end that wait: it ends the next call.  Only what Python runs in the
+thread during its wait, a signal handler or a finalizer, may ask for more: that has its turn next.
 
 What interrupts the waiting thread, such as KeyboardInterrupt, cancels what the task does, and is
 raised when the task has answered.  Requests and cancellations arrive in the order in which they
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial
@@ -118,7 +120,7 @@ class ThreadTask:
     is_over: bool = attrs.field(default=False, init=False)
     _is_started: bool = attrs.field(default=False, init=False)  # the thread's own
     _blocks: list[object] = attrs.field(factory=lambda: [ALL], init=False)
-    _newest: _Request | None = attrs.field(default=None, init=False)
+    _asked: deque[_Request] = attrs.field(factory=deque["_Request"], init=False)
     _sleeper: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
 
     # -- in the thread --------------------------------------------------------------------------
@@ -179,7 +181,7 @@ class ThreadTask:
         """Cancel a request, and wait for its end; further interrupts change nothing."""
         while True:
             try:
-                self._loop.send(_cancel, request)
+                self._loop.send(self._cancel, request)
                 request.wait()
             except (trio.RunFinishedError, ForkedProcessError):
                 return
@@ -195,8 +197,21 @@ class ThreadTask:
         if self.is_over:
             request.answer(outcome.Error(self._loop.ended()))
         else:
-            self._newest = request
+            self._asked.append(request)
             self._wake()
+
+    def _cancel(self, request: _Request) -> None:
+        """Cancel a request; this arrives after the request."""
+        if request.result is not None:
+            return
+        request.is_given_up = True
+        if not request.is_received:
+            request.answer(outcome.Value(None))  # the interrupt came before it was sent
+        elif request in self._asked and not isinstance(request, _LeaveRequest):
+            self._asked.remove(request)  # the thread cannot give up the one before it until then
+            request.answer(outcome.Value(None))
+        elif request.scope is not None:
+            request.scope.cancel()
 
     def finish(self, result: outcome.Outcome[None]) -> None:
         """Take the end of a thread whose task this serves."""
@@ -223,6 +238,8 @@ class ThreadTask:
         """Carry out one request, and what the thread asks inside of the block that it enters."""
         with self._known():
             await self._carry_out(request, is_in_block=False)
+            while self._asked:  # while the block was left
+                await self._carry_out(self._asked.popleft(), is_in_block=False)
 
     async def serve(self) -> None:
         """Do what a thread asks until it ends; raises the exception that it ends with."""
@@ -254,13 +271,12 @@ class ThreadTask:
 
         Cancellation: none; the end of the run ends the wait.
         """
-        while self._newest is None:
+        while not self._asked:
             if self.is_over:
                 return _LeaveRequest(ALL, self._loop.ended())
             self._sleeper = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
-        request, self._newest = self._newest, None
-        return request
+        return self._asked.popleft()
 
     async def _carry_out(self, request: _Request, *, is_in_block: bool) -> None:
         if isinstance(request, _EnterRequest):
@@ -314,15 +330,4 @@ class ThreadTask:
         else:  # a block around this one is left: it is next
             if isinstance(result, outcome.Error):
                 leaving.error = result.error
-            self._newest = leaving
-
-
-def _cancel(request: _Request) -> None:
-    """Cancel a request; this arrives in trio's thread after the request."""
-    if request.result is not None:
-        return
-    request.is_given_up = True
-    if not request.is_received:
-        request.answer(outcome.Value(None))  # the interrupt came before it was sent
-    elif request.scope is not None:
-        request.scope.cancel()
+            self._asked.appendleft(leaving)
