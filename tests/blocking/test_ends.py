@@ -20,6 +20,7 @@ from tests.hangs import HANG_S, PROGRAM_S
 from tests.interrupts import Tracer, interrupt, no_memory
 from tests.opening import begin_blocking
 from trio_ckpt import RunStoppedError
+from trio_ckpt.blocking import BlockingRun
 from trio_ckpt.blocking._program import Block
 from trio_ckpt.stores import MemoryStore
 
@@ -187,6 +188,123 @@ def test_a_block_that_is_entered_despite_an_interrupt_is_left() -> None:
             raise AssertionError("the body began")
         assert seen == ["left"]
         assert run.add_streams([("pages",)]).new == (("pages",),)
+
+
+ASKING_TWICE = """
+import signal, sys, threading
+from functools import partial
+from trio_ckpt import blocking
+from trio_ckpt.blocking import _thread_task
+
+acts, wait, are_sent = [], _thread_task._Request.wait, threading.Event()
+
+def act_and_wait(request):
+    if acts:
+        acts.pop(0)()  # the request is sent, and the thread waits next
+    return wait(request)
+
+def ask(*_):
+    run.add_streams([("asked",)])
+    print("handled", flush=True)
+
+def together(first):
+    run._program.loop.send(are_sent.wait)  # until both requests are sent none of them arrives
+    acts[:] = [first, are_sent.set]
+
+def interrupt():
+    raise KeyboardInterrupt
+
+signalled = partial(signal.raise_signal, signal.SIGUSR1)
+signal.signal(signal.SIGUSR1, ask)
+_thread_task._Request.wait = act_and_wait
+with blocking.open_run("r", store="memory:", handle_signals=False) as run:
+    run.add_streams([("asked",)])
+    if sys.argv[1] == "call":
+        together(signalled)
+        run.wait_confirmed(("asked",), [])
+    elif sys.argv[1] == "leave":
+        def work():
+            with run.open_stream("pages"):
+                together(ask)
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    else:
+        acts[:] = [signalled, interrupt]
+        try:
+            run.wait_confirmed(("asked",), [0])  # which is never confirmed
+        except KeyboardInterrupt:
+            print("interrupted", flush=True)
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("during", "said"),
+    [
+        ("call", "handled\nwent on\n"),
+        ("leave", "handled\nwent on\n"),
+        ("interrupt", "interrupted\nwent on\n"),
+    ],
+)
+def test_a_call_during_a_call_has_its_turn(during: str, said: str, tmp_path: Path) -> None:
+    """A signal handler of the program makes it, or a finalizer."""
+    done = run_program(ASKING_TWICE, tmp_path, during)
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
+
+
+def test_a_second_signal_ends_a_call_of_an_inner_run() -> None:
+    seen = list[str]()
+
+    async def wait(outer: BlockingRun) -> None:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        while not outer.is_stopping:  # noqa: ASYNC110  # a signal handler sets it
+            await trio.sleep(0.001)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        with trio.fail_after(HANG_S):
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled:
+                seen.append("cancelled")
+                raise
+
+    def program() -> None:
+        with (
+            begin_blocking(run_id="outer", handle_signals=None) as outer,
+            begin_blocking(run_id="inner") as inner,
+        ):
+            inner._program.call(wait, outer)
+
+    with pytest.raises(RunStoppedError, match="'outer'") as raised:
+        program()
+    assert (raised.value.run_id, seen) == ("outer", ["cancelled"])
+
+
+@pytest.mark.parametrize(
+    ("acts", "code"),
+    [
+        (["SIGUSR1", "SIGTERM"], 128 + signal.SIGUSR1),
+        (["SIGINT", "SIGTERM"], 130),
+        (["request_stop", "SIGINT", "SIGINT"], 143),
+    ],
+)
+def test_the_code_is_that_with_which_the_stop_began(acts: Sequence[str], code: int) -> None:
+    def program() -> None:
+        names = ["SIGINT", "SIGTERM", "SIGUSR1"]
+        with (
+            begin_blocking(handle_signals=None, stop_signals=names) as run,
+            run.open_stream("pages") as stream,
+        ):
+            for _ in stream.batches(range(PAGES)):
+                for act in acts:
+                    if act == "request_stop":
+                        run.request_stop()
+                    else:
+                        signal.raise_signal(signal.Signals[act])
+
+    with pytest.raises(RunStoppedError) as raised:
+        program()
+    assert raised.value.exit_code == code
 
 
 def test_only_the_main_thread_may_handle_signals() -> None:

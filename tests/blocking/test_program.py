@@ -71,6 +71,13 @@ def test_a_loop_resumes_where_it_was_left(tmp_path: Path) -> None:
     assert pages == [{"page": page} for page in range(5)]
 
 
+def test_a_coordinator_is_not_shared_between_trio_loops() -> None:
+    with begin_blocking() as run:
+        other = begin_blocking(run_id="other", coordinator=run.coordinator)
+        with pytest.raises(ValueError, match="coordinator must be None: each synchronous run"):
+            other.__enter__()
+
+
 def test_a_batch_is_durable_when_the_next_one_is_handed_out() -> None:
     with begin_blocking() as run, run.open_stream("ocr") as stream:
         for batch in stream.batches(range(3)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -196,6 +197,35 @@ async def test_a_wait_that_times_out_during_a_stop_goes_on(
                     done.append(batch.index)
                     batch.complete()
     assert (caught.value.exit_code, trio.current_time(), done) == (143, 32, [])
+
+
+@pytest.mark.parametrize(
+    ("acts", "code"),
+    [
+        (["SIGUSR1", "SIGTERM"], 128 + signal.SIGUSR1),
+        (["SIGINT", "SIGTERM"], 130),
+        (["SIGINT"], 130),
+        (["SIGUSR1"], 128 + signal.SIGUSR1),
+        (["request_stop", "SIGINT"], 143),
+        (["request_stop", "SIGINT", "SIGINT"], 143),
+    ],
+)
+async def test_the_code_is_that_with_which_the_stop_began(
+    autojump_clock: trio.testing.MockClock, acts: list[str], code: int
+) -> None:
+    """Whether a second signal or the end of the grace cancels the batch."""
+    options = {"handle_signals": True, "stop_signals": ["SIGINT", "SIGTERM", "SIGUSR1"]}
+    with pytest.raises(RunStoppedError) as caught:
+        async with begin(**options) as run, run.open_stream("s") as stream:
+            async for _ in stream.batches(range(2)):
+                for act in acts:
+                    if act == "request_stop":
+                        run.request_stop()
+                    else:
+                        signal.raise_signal(signal.Signals[act])
+                    await trio.sleep(1)
+                await trio.sleep_forever()
+    assert caught.value.exit_code == code
 
 
 class BusyError(Exception):

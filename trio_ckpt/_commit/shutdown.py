@@ -41,6 +41,8 @@ class Stop:
 
     Attributes:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
+        forced_code: What it should exit with if batches are still open then; the request with
+            which the stop began decides it.
         is_parking: Loops must wait instead of beginning another batch.
         scopes: The cancel scopes of the open streams.
         workers: Tasks of the library that work for the task of whose nursery they are.
@@ -60,13 +62,13 @@ class Stop:
         self._of_tasks: dict[trio.lowlevel.Task, list[AnyToken]] = {}
         self._ends_at = math.inf  # when the grace period is over, on trio's clock
         self.exit_code = 0
+        self.forced_code = EXIT_SIGTERM
         self.is_parking = False
         self.scopes: set[trio.CancelScope] = set()
         self.workers: set[trio.lowlevel.Task] = set()
         self._portal = Portal.here()
         self._is_requested = False
         self._is_signalled = False
-        self._forced_code = EXIT_SIGTERM
         self._requested = trio.Event()
         self._idle = trio.Event()
         self.body = trio.CancelScope()
@@ -82,27 +84,32 @@ class Stop:
         """Whether a stop was requested; streams are cancelled for other reasons, too."""
         return self._is_requested
 
-    def request(self) -> None:
+    def request(self, forced_code: int = EXIT_SIGTERM) -> None:
         """Request a stop: from any task, any thread and any signal handler, any number of times.
 
         No loop gets another batch after this; trio's own thread does the rest.
+
+        Args:
+            forced_code: What the command should exit with if the stop begins with this, and
+                batches are still open when the streams are cancelled.
         """
         if not self._is_requested:
+            self.forced_code = forced_code
             self._is_requested = self.is_parking = True
             with suppress(trio.RunFinishedError):  # there is nothing left to stop
                 self._portal.trio_token.run_sync_soon(self._begin)
 
-    def request_by_signal(self, forced_code: int = EXIT_SIGTERM) -> None:
+    def request_by_signal(self, forced_code: int) -> None:
         """Request a stop because of a signal; the second signal cancels at once.
 
         Args:
-            forced_code: What the command should exit with if batches are still open then.
+            forced_code: As that of `request`.
         """
         if self._is_signalled:
-            self.cancel_streams(EXIT_DRAINED if self.busy == 0 else forced_code)
+            self.cancel_streams(EXIT_DRAINED if self.busy == 0 else self.forced_code)
             self.body.cancel()
-        self._is_requested = self._is_signalled = self.is_parking = True
-        self._forced_code = forced_code
+        self._is_signalled = True
+        self.request(forced_code)
         self._begin()
 
     def _begin(self) -> None:
@@ -205,7 +212,7 @@ class Stop:
                 self._say(
                     f"its {duration(self._grace_s)} are over; the next start runs these again"
                 )
-            self.cancel_streams(self._forced_code if grace.cancelled_caught else EXIT_DRAINED)
+            self.cancel_streams(self.forced_code if grace.cancelled_caught else EXIT_DRAINED)
 
     def _say(self, more: str) -> None:
         """Log what the stop waits for, if it waits."""

@@ -50,9 +50,17 @@ def _in_a_thread(
         In the main thread signals are handled as there.  The second signal also ends a body that
         makes no call: it raises `RunStoppedError` in it.
 
+        Raises:
+            ValueError: `coordinator` is given: this run's is one of its own trio loop.
+
         Durability: confirmed batches survive kill -9 and power loss, as the store promises.
         """
         given = dict(kwargs)
+        if given.get("coordinator") is not None:
+            raise ValueError(
+                "coordinator must be None: each synchronous run has a trio loop of its own, and a "
+                "coordinator belongs to one loop; share it between runs of one trio program"
+            )
         wanted = cast("bool | None", given.get("handle_signals"))
         if wanted is True:
             given["handle_signals"] = None  # not in trio's thread, which receives none

@@ -3,7 +3,8 @@
 The first signal stops the run in good order, the second one at once, as `receive_signals` does in
 a trio program.  A body that only computes, or waits in a call of its own, would not notice the
 second: where the main thread is in such a body, the handler raises RunStoppedError in it.  Where it
-is in a call of this package, trio cancels the call.
+is in a call of this run, trio cancels the call.  A call of another run belongs to the body: its
+loop knows nothing of this stop.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .._commit.shutdown import obey_signal
 from .._util.errors import RunStoppedError
 from .._util.forks import in_children, this_process
 from ._loop import Loop
+from ._program import Program
 
 HERE = os.path.dirname(__file__) + os.sep
 
@@ -40,22 +42,26 @@ class StopOnSignals:
         was_signalled, self._is_signalled = self._is_signalled, True
         open_run = self._loop.open_run
         assert open_run is not None, "signals are handled while the run is open"
+        open_run.stop.request(128 + number)
         with suppress(trio.RunFinishedError):
             # Without a wait: the interrupted code may hold a lock that trio's thread needs.
             self._loop.send(obey_signal, open_run.stop, number)
-        if was_signalled and not _is_ours(frame):
+        if was_signalled and not _is_in_call(self._loop, frame):
             raise RunStoppedError(
                 open_run.run_id,
-                exit_code=128 + number,
+                exit_code=open_run.stop.forced_code,
                 resume_command=open_run.resume_command,
             )
 
 
-def _is_ours(frame: FrameType | None) -> bool:
-    """Whether a thread is in a call of this package."""
+def _is_in_call(loop: Loop, frame: FrameType | None) -> bool:
+    """Whether the innermost call of this package that a thread is in is one into a loop."""
     while frame is not None:
         if frame.f_code.co_filename.startswith(HERE):
-            return True
+            program, of_open_run = map(frame.f_locals.get, ("self", "loop"))
+            called = program.loop if isinstance(program, Program) else of_open_run
+            if called is not None:
+                return called is loop
         frame = frame.f_back
     return False
 
