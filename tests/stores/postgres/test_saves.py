@@ -115,7 +115,7 @@ async def test_a_generation_begins_once(url: str, losses: Losses, lost: str, cou
 
 
 @pytest.mark.parametrize("lost", ["question", "answer"])
-async def test_a_save_that_is_sent_again_after_a_takeover_is_refused(
+async def test_a_takeover_before_a_save_is_sent_again_hides_its_outcome(
     url: str, schema: str, sql: Sql, losses: Losses, lost: str
 ) -> None:
     store, other = await open_store(url), await open_store(url)
@@ -125,7 +125,7 @@ async def test_a_save_that_is_sent_again_after_a_takeover_is_refused(
         key = RunKey("run", 0, owner)
         await store.save(key, chain(A, 1, 1))
         losses.next, losses.between = [lost], lambda: sql(take)
-        with pytest.raises(StoreConflictError):
+        with pytest.raises(SaveOutcomeUnknownError, match="is seen by the next one"):
             await store.save(key, chain(A, 2, 2))
     losses.between = lambda: None
     sql(expire)

@@ -23,7 +23,7 @@ import attrs
 import psycopg
 from psycopg import IsolationLevel, conninfo, errors, pq
 
-from ..._util.errors import StoreDamagedError, StoreError
+from ..._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from ..._util.forks import unshare
 from ..._util.text import one_line
 from .address import PostgresAddress
@@ -41,7 +41,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 1.0
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _ENDED = {"57P01", "57P02", "57P03", "57P05"}  # shut down, crashed, starting, idle for too long
 _STANDBY = "25006"  # what was the primary may not write any more
-_UNDONE = {"40001", "40P01"}  # the server undid the statement for the sake of another one
+UNDONE = {"40001", "40P01"}  # the server undid the statement for the sake of another one
+_FATAL = {"FATAL", "PANIC"}  # the session ends with it, maybe after the commit
 _DAMAGED = ("XX001", "XX002")
 _ADVICE = {
     "25006": "it is read-only, a standby maybe: name the primary, or add "
@@ -112,7 +113,9 @@ class Statement:
 
 def is_broken(error: psycopg.Error) -> bool:
     """Return whether the connection or the server has gone, so that the outcome is not known."""
-    state = error.sqlstate
+    state, said = error.sqlstate, error.diag
+    if (said.severity_nonlocalized or said.severity) in _FATAL:  # a pooler says only the latter
+        return True
     if state is None:
         return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
     return state in _ENDED or state == _STANDBY or state.startswith("08")
@@ -205,12 +208,41 @@ class PostgresConnection:
             except psycopg.Error as error:
                 if is_broken(error):
                     self.close()
-                elif error.sqlstate not in _UNDONE:
+                elif error.sqlstate not in UNDONE:
                     raise
                 if time.monotonic() >= until:
                     raise
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+
+    def change(self, action: Callable[[], T], run_id: str) -> T:
+        """Return what an action returns that changes a run: as `repeat`.
+
+        Raises:
+            SaveOutcomeUnknownError: it failed after a connection had broken under it.
+            psycopg.Error: it failed, and changed nothing.
+        """
+        is_unknown = False
+
+        def attempt() -> T:
+            nonlocal is_unknown
+            try:
+                return action()
+            except psycopg.Error as error:
+                is_unknown = is_unknown or is_broken(error)
+                raise
+
+        try:
+            return self.repeat(attempt)
+        except psycopg.Error as error:
+            if not is_unknown:
+                raise
+            raise SaveOutcomeUnknownError(
+                f"{self.address.shown}: the connection broke during a change, and the server did "
+                f"not say since whether it was made ({self.reason_of(error)}): start again to find "
+                "out",
+                run_id=run_id,
+            ) from error
 
     def mark(self, run_id: str, owner: int) -> None:
         """Show that the owner of a run lives, as long as the session does, and the next ones.
@@ -249,7 +281,7 @@ class PostgresConnection:
 
     def store_error(self, doing: str, error: psycopg.Error) -> StoreError:
         """Translate an error of the database into the store's error."""
-        text, state = one_line(self._without_secrets(str(error)).strip()), error.sqlstate
+        text, state = self.reason_of(error), error.sqlstate
         if state is None:
             state = next((code for part, code in _TEXTS.items() if part in text), None)
         code = "" if error.sqlstate is None else f" ({error.sqlstate})"
@@ -259,9 +291,11 @@ class PostgresConnection:
             return StoreDamagedError(f"{message}; the database is damaged, restore it from a copy")
         return StoreError(f"{message}; {advice}" if advice else message)
 
-    def _without_secrets(self, text: str) -> str:
+    def reason_of(self, error: psycopg.Error) -> str:
+        """Return what an error says, in one line, without the password."""
+        text = str(error)
         password = conninfo.conninfo_to_dict(self.address.conninfo).get("password")
-        return text.replace(str(password), "***") if password else text
+        return one_line((text.replace(str(password), "***") if password else text).strip())
 
     def _open(self) -> psycopg.Connection[Row]:
         if self._raw is not None and not self._raw.closed:
@@ -298,4 +332,4 @@ def _number_of(result: pq.abc.PGresult) -> int:
         kind = errors.lookup(field.decode())
     except KeyError:
         kind = psycopg.DatabaseError
-    raise kind(text)
+    raise kind(text, info=result)

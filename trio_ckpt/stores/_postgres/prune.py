@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from ..._journal.store import Pruned, RunKey
-from ..._util.errors import StoreConflictError
+from ..._util.errors import SaveOutcomeUnknownError, StoreConflictError
 from .._local.fence import compare_generation
 from .blobs import remove_unnamed
 from .connection import PostgresConnection
@@ -59,12 +59,17 @@ def prune(connection: PostgresConnection, owned: OwnedRun, key: RunKey, keep: in
 
     Raises:
         StoreConflictError: another owner, or another generation, is the newest.
+        SaveOutcomeUnknownError: the connection broke, and then the database refused.
         psycopg.Error: the database refused.
     """
     compare_generation(owned.generation, key, "removed")
     before, first = owned.first, max(owned.first, owned.generation + 1 - keep)
     values = values_of(connection, owned) | {"generation": owned.generation, "first": first}
-    hidden = connection.repeat(lambda: connection.query(_HIDE, values))
+    try:
+        hidden = connection.change(lambda: connection.query(_HIDE, values), key.run_id)
+    except SaveOutcomeUnknownError:
+        owned.first = first  # nothing is saved to a generation that may be invisible
+        raise
     if not hidden:
         raise _fenced(owned, key, "removed")
     owned.first = first
@@ -105,6 +110,7 @@ def drop_blobs(
 
     Raises:
         StoreConflictError: another owner, or another generation, is the newest.
+        SaveOutcomeUnknownError: the connection broke, and then the database refused.
         psycopg.Error: the database refused.
     """
     compare_generation(owned.generation, key, "dropped")
@@ -113,7 +119,8 @@ def drop_blobs(
         "stream": stream,
         "sequences": [n for n in set(sequences) if 0 < n <= _MAX_SEQUENCE],
     }
-    ((is_owner, dropped),) = connection.repeat(lambda: connection.query(_DROP, values))
+    drop = partial(connection.query, _DROP, values)
+    ((is_owner, dropped),) = connection.change(drop, key.run_id)
     if not is_owner:
         raise _fenced(owned, key, "dropped")
     return remove_unnamed(connection, owned) if dropped else 0

@@ -32,7 +32,7 @@ from .._local.blobs import names_of, need_digest
 from .._local.fence import refuse_generation, save_each
 from . import binary
 from .binary import BYTEAS, FLOAT8, INT4, INT4S, INT8, INT8S, TEXTS
-from .connection import RETRY_S, PostgresConnection, Statement, is_broken
+from .connection import RETRY_S, UNDONE, PostgresConnection, Statement, is_broken
 from .owning import OwnedRun, PostgresHead
 from .texts import from_text, to_text
 
@@ -281,11 +281,7 @@ def _encode(
 ) -> tuple[Statement, list[bytes]]:
     """Choose the statement, and pack its values."""
     rows, position = plan.rows, owned.position + len(plan.rows)
-    values: list[bytes] = [
-        *(binary.int8(owned.row), binary.int8(owned.owner), binary.int4(owned.generation)),
-        *(binary.int8(owned.position), binary.int8(len(rows))),
-        binary.float8(connection.address.lease_s),
-    ]
+    values = _fence(connection, owned, owned.generation, owned.position, len(rows))
     kept = {fold.stream: fold for fold in folds if _follows(plan.head_of(fold.stream), fold)}
     plan.is_flushed = bool(kept) or position - owned.folded >= FOLD_EVERY
     if plan.is_plain and not plan.is_flushed and summary is None:
@@ -314,6 +310,15 @@ def _encode(
         binary.int4s([place for _, place, _ in named]),
         binary.texts([name for _, _, name in named]),
         binary.byteas([] if summary is None else [summary]),
+    ]
+
+
+def _fence(
+    connection: PostgresConnection, owned: OwnedRun, generation: int, position: int, count: int
+) -> list[bytes]:
+    return [
+        *(binary.int8(owned.row), binary.int8(owned.owner), binary.int4(generation)),
+        *(binary.int8(position), binary.int8(count), binary.float8(connection.address.lease_s)),
     ]
 
 
@@ -374,9 +379,12 @@ def _send(
 ) -> bool:
     """Send a save until its outcome is known; returns whether it landed, else it was fenced.
 
+    Once a copy has broken, no error of a later one says that nothing was saved: the position does.
+    What does not move it, as a renewal, changes nothing when it lands twice.
+
     Raises:
         SaveOutcomeUnknownError: the server could not be asked in time.
-        StoreError: it was not sent in time; nothing was saved.
+        StoreError: it was not sent in time, or refused since; nothing was saved.
         psycopg.Error: the database refused; nothing was saved.
     """
     until = time.monotonic() + RETRY_S
@@ -386,24 +394,33 @@ def _send(
         if not is_broken(error):
             raise
         problem = error
-    logger.warning("%s: a save is sent again: %s", connection.address.shown, problem)
+    logger.warning(
+        "%s: a save is sent again: %s", connection.address.shown, connection.reason_of(problem)
+    )
     is_moving = bool(plan.rows) or plan.generation != owned.generation
 
     def send_again() -> bool:
-        is_late = time.monotonic() >= until
-        if not is_late and send():
-            return True
-        return is_moving and _has_landed(connection, owned, key, plan, problem if is_late else None)
+        why = problem if is_moving and time.monotonic() >= until else None
+        if why is None:
+            try:
+                if send():
+                    return True
+            except psycopg.Error as error:
+                if not is_moving or is_broken(error) or error.sqlstate in UNDONE:
+                    raise
+                why = error  # this copy was refused; one before it may have landed, or may yet
+        return is_moving and _has_landed(connection, owned, key, plan, why)
 
     connection.close()
     try:
-        return connection.repeat(send_again, 2 * RETRY_S)
+        return connection.repeat(send_again, 2 * RETRY_S if is_moving else RETRY_S)
     except psycopg.Error as error:
-        if not is_broken(error):
+        if not is_moving:
             raise
         raise SaveOutcomeUnknownError(
             f"{connection.address.shown}: the connection broke during a save, and the server could "
-            f"not be asked since whether it landed ({error}): start the run again to find out",
+            f"not be asked since whether it landed ({connection.reason_of(error)}): start the run "
+            "again to find out",
             run_id=key.run_id,
         ) from error
 
@@ -425,8 +442,8 @@ def _has_landed(
         problem: Why no copy is sent any more; a late one is prevented from landing.
 
     Raises:
-        SaveOutcomeUnknownError: the run is where this save has not brought it.
-        StoreConflictError: another owner has the run.
+        SaveOutcomeUnknownError: another owner has the run, or it is where this save has not
+            brought it.
         StoreError: it has not landed, and no copy can land any more.
     """
     last = plan.rows[-1] if plan.rows else None
@@ -442,18 +459,19 @@ def _has_landed(
     is_passed = problem is not None and bool(connection.query(_MOVE_PAST, place))
     rows = connection.query(_READ_OUTCOME, place)
     if not rows or rows[0][0] != owned.owner:
-        raise StoreConflictError(
-            f"owner {owned.owner} does not have the run any more; whether its last save landed is "
-            "seen by the next one",
-            run_id=key.run_id,
-        )
+        raise _taken_over(owned, key)
     _, generation, position, has_last = rows[0]
-    if is_passed:
+    if problem is not None and is_passed:
         owned.position += 1
         raise StoreError(
-            f"{connection.address.shown}: saving failed, and nothing was saved: {problem}"
+            f"{connection.address.shown}: saving failed, and nothing was saved: "
+            f"{connection.reason_of(problem)}"
         ) from problem
     if (generation, position) == (plan.generation, place["last"]) and (has_last or last is None):
+        # A read does not wait for a standby; a commit does, for all that is before it.
+        proof = _fence(connection, owned, generation, position, 0)
+        if not connection.run(RENEW, proof):
+            raise _taken_over(owned, key)
         logger.info("%s: the save had landed", connection.address.shown)
         return True
     if (generation, position) == (owned.generation, owned.position):
@@ -461,5 +479,13 @@ def _has_landed(
     raise SaveOutcomeUnknownError(
         f"{connection.address.shown}: run {key.run_id!r} is at position {position}, where its "
         "owner has not brought it: start the run again",
+        run_id=key.run_id,
+    )
+
+
+def _taken_over(owned: OwnedRun, key: RunKey) -> SaveOutcomeUnknownError:
+    return SaveOutcomeUnknownError(
+        f"owner {owned.owner} does not have the run any more; whether its last save landed is seen "
+        "by the next one",
         run_id=key.run_id,
     )

@@ -224,7 +224,8 @@ class PostgresStore(Store):
             raise
         except BaseException as error:
             is_unknown = isinstance(error, SaveOutcomeUnknownError)
-            if (group or folds or summary) and (is_unknown or not isinstance(error, StoreError)):
+            # Also a renewal that hangs: what gives the lock back would wait behind it.
+            if is_unknown or not isinstance(error, StoreError):
                 self._in_doubt.add(run.run_id)
             raise
 

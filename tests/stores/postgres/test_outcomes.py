@@ -1,0 +1,267 @@
+"""After a connection broke, nobody says what he cannot know: copies may have landed, or land late.
+
+The connections are fakes that answer as they are told, so these tests need no server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import trio
+
+pytest.importorskip("psycopg", reason="psycopg is not installed")
+
+from psycopg import DatabaseError, Error, OperationalError, errors, pq
+
+from trio_ckpt import SaveOutcomeUnknownError, StoreConflictError, StoreError
+from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.stores._postgres import connection as connecting, prune, save as saving
+from trio_ckpt.stores._postgres.address import parse_address
+from trio_ckpt.stores._postgres.connection import (
+    NONE,
+    PostgresConnection,
+    Row,
+    Statement,
+    Values,
+    is_broken,
+)
+from trio_ckpt.stores._postgres.owning import OwnedRun
+from trio_ckpt.stores._postgres.save import APPEND, RENEW, SAVE
+from trio_ckpt.stores._postgres.schema import ServerFacts
+from trio_ckpt.stores._postgres.store import PostgresStore, _Line
+
+SECRET = "s3cr3t"
+ADDRESS = parse_address(f"postgresql://me:{SECRET}@127.0.0.1:1/db?lease_s=300")
+KEY = RunKey("run", 0, 1)
+STREAM = '["a"]'
+
+CUT = OperationalError(f"cut, with {SECRET}")
+REFUSALS = [
+    errors.QueryCanceled("57014"),
+    errors.LockNotAvailable("55P03"),
+    errors.DiskFull("53100"),
+    errors.OutOfMemory("53200"),
+    DatabaseError("of an unknown kind"),
+]
+
+Answers = list[int | Error]
+
+
+class Scripted(PostgresConnection):
+    """Gives the answers that it is told to, and notes what was sent.
+
+    Attributes:
+        answers: To saves, in their order; the last one also to all that follow.
+        rows: What each other statement returns, by a part of its text.
+        sent: The names of the saves that were sent.
+    """
+
+    def __init__(self, answers: Answers, rows: dict[str, list[Row] | Error]) -> None:
+        super().__init__(ADDRESS, "full")
+        self.answers, self.rows, self.sent = answers, rows, list[str]()
+
+    def run(self, statement: Statement, values: Sequence[bytes]) -> int:
+        self.sent.append(statement.name)
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Error):
+            raise answer
+        return answer
+
+    def query(self, statement: str, values: Values = NONE) -> list[Row]:
+        answer = next((rows for part, rows in self.rows.items() if part in statement), [])
+        if isinstance(answer, Error):
+            raise answer
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connecting, "_FIRST_PAUSE_S", 0.0)
+
+
+def owned_run() -> OwnedRun:
+    return OwnedRun(1, 1, 0, 0, 5, 0, 1, False, heads={STREAM: saving.PostgresHead(1, 5, 5)})
+
+
+def save(
+    connection: PostgresConnection, owned: OwnedRun, *, count: int = 1
+) -> list[Exception | None]:
+    group = [Checkpoint(STREAM, 6 + n, b"x") for n in range(count)]
+    return saving.save_group(connection, owned, KEY, group, [], None)
+
+
+MOVED_PAST = {"position = position + 1": [(6,)], "SELECT owner": [(1, 0, 6, False)]}
+LANDED = {"SELECT owner": [(1, 0, 6, True)]}
+TAKEN_OVER = {"SELECT owner": [(2, 0, 6, True)]}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_a_copy_that_landed_is_not_said_to_be_refused(refusal: Error) -> None:
+    connection = Scripted([CUT, refusal, 1], dict(LANDED))
+    assert save(connection, owned_run()) == [None]
+    assert connection.sent == [APPEND.name, APPEND.name, RENEW.name]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_a_refused_copy_ends_those_before_it_and_says_so(refusal: Error) -> None:
+    owned = owned_run()
+    with pytest.raises(StoreError, match="nothing was saved") as raised:
+        save(Scripted([CUT, refusal], dict(MOVED_PAST)), owned)
+    assert type(raised.value) is StoreError
+    assert owned.position == 6
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=str)
+def test_who_may_not_ask_after_a_break_does_not_know(refusal: Error) -> None:
+    for part in ("position = position + 1", "SELECT owner"):
+        with pytest.raises(SaveOutcomeUnknownError) as raised:
+            save(Scripted([CUT, refusal], {part: refusal}), owned_run())
+        assert SECRET not in str(raised.value)
+
+
+def test_a_save_that_is_refused_at_once_was_not_saved() -> None:
+    connection = Scripted([errors.DiskFull("full")], {})
+    with pytest.raises(errors.DiskFull):
+        save(connection, owned_run())
+    assert connection.sent == [APPEND.name]
+
+
+def test_an_undone_copy_is_sent_again() -> None:
+    connection = Scripted([CUT, errors.DeadlockDetected("40P01"), 1], {})
+    assert save(connection, owned_run()) == [None]
+    assert len(connection.sent) == 3
+
+
+def test_a_takeover_during_a_break_leaves_the_outcome_unknown() -> None:
+    with pytest.raises(SaveOutcomeUnknownError, match="by the next one"):
+        save(Scripted([CUT, 0], dict(TAKEN_OVER)), owned_run())
+    with pytest.raises(StoreConflictError, match="nothing was saved"):
+        save(Scripted([0], dict(TAKEN_OVER)), owned_run())
+    # It came between the read and the proof.
+    with pytest.raises(SaveOutcomeUnknownError, match="by the next one"):
+        save(Scripted([CUT, 0], dict(LANDED)), owned_run())
+
+
+def test_a_save_that_is_found_is_proved_by_a_commit() -> None:
+    connection = Scripted([CUT, 0, CUT, 0, 1], dict(LANDED))
+    assert save(connection, owned_run()) == [None]
+    assert connection.sent == [APPEND.name, APPEND.name, RENEW.name, APPEND.name, RENEW.name]
+
+
+@pytest.mark.parametrize("folds", [[], [Fold(STREAM, 5, b"sum")]])
+@pytest.mark.parametrize("problem", [CUT, errors.QueryCanceled("57014")], ids=str)
+def test_a_late_renewal_says_nothing_of_the_owner(
+    monkeypatch: pytest.MonkeyPatch, folds: list[Fold], problem: Error
+) -> None:
+    monkeypatch.setattr(saving, "RETRY_S", 0.0)
+    connection = Scripted([CUT, problem], dict(TAKEN_OVER))
+    with pytest.raises(type(problem)):
+        saving.save_group(connection, owned_run(), KEY, [], folds, None)
+    connection = Scripted([CUT, 1], {})
+    assert saving.save_group(connection, owned_run(), KEY, [], folds, None) == []
+    assert connection.sent == [SAVE.name if folds else RENEW.name] * 2
+    with pytest.raises(StoreConflictError):
+        saving.save_group(Scripted([CUT, 0], {}), owned_run(), KEY, [], folds, None)
+
+
+class Queried(Scripted):
+    """Its queries for one statement fail as they are told to, one after another."""
+
+    def __init__(self, part: str, failures: list[Error]) -> None:
+        super().__init__([1], {})
+        self.part, self.failures = part, failures
+
+    def query(self, statement: str, values: Values = NONE) -> list[Row]:
+        if self.part in statement:
+            raise self.failures.pop(0)
+        return []
+
+
+CHANGES: list[tuple[str, Callable[[PostgresConnection, OwnedRun], object]]] = [
+    ("SET first", lambda connection, owned: prune.prune(connection, owned, KEY, 0)),
+    ("attached", lambda connection, owned: prune.drop_blobs(connection, owned, KEY, STREAM, [1])),
+]
+
+
+@pytest.mark.parametrize(("part", "change"), CHANGES, ids=["prune", "drop"])
+def test_a_change_of_unknown_outcome_is_said_to_be_unknown(
+    part: str, change: Callable[[PostgresConnection, OwnedRun], object]
+) -> None:
+    with pytest.raises(errors.QueryCanceled):
+        change(Queried(part, [errors.QueryCanceled("57014")]), owned_run())
+    with pytest.raises(SaveOutcomeUnknownError) as raised:
+        change(Queried(part, [CUT, errors.QueryCanceled("57014")]), owned_run())
+    assert SECRET not in str(raised.value)
+
+
+def test_nothing_is_saved_to_a_generation_that_may_be_pruned() -> None:
+    owned = owned_run()
+    connection = Queried("SET first", [CUT, errors.QueryCanceled("57014")])
+    with pytest.raises(SaveOutcomeUnknownError):
+        prune.prune(connection, owned, KEY, 0)
+    with pytest.raises(StoreConflictError):
+        save(connection, owned)
+    assert connection.sent == []
+
+
+@pytest.mark.parametrize(
+    ("severity", "broken"), [("ERROR", False), ("FATAL", True), ("PANIC", True)]
+)
+@pytest.mark.parametrize(
+    "field", [pq.DiagnosticField.SEVERITY_NONLOCALIZED, pq.DiagnosticField.SEVERITY]
+)
+def test_an_error_that_ends_the_session_breaks_it(
+    severity: str, broken: bool, field: pq.DiagnosticField
+) -> None:
+    fields = {field: severity.encode(), pq.DiagnosticField.SQLSTATE: b"53200"}
+
+    class Failure:
+        """The result of a statement that failed."""
+
+        status = pq.ExecStatus.FATAL_ERROR
+
+        def error_field(self, name: pq.DiagnosticField) -> bytes | None:
+            return fields.get(name)
+
+        def get_error_message(self, encoding: str = "utf-8") -> str:
+            return "out of memory"
+
+    with pytest.raises(errors.OutOfMemory) as raised:
+        connecting._number_of(Failure())  # type: ignore[arg-type]  # all that is read of one
+    assert is_broken(raised.value) is broken
+
+
+@pytest.fixture
+def hanging() -> Iterator[threading.Event]:
+    """What renewals wait for; they go on at the end of the test."""
+    event = threading.Event()
+    ending = threading.Timer(60, event.set)  # else a test that fails does not end
+    ending.start()
+    yield event
+    event.set()
+    ending.cancel()
+
+
+async def test_nobody_waits_behind_a_renewal_that_hangs(hanging: threading.Event) -> None:
+    begun = threading.Event()
+
+    class Hanging(Scripted):
+        """Its saves do not end."""
+
+        def run(self, statement: Statement, values: Sequence[bytes]) -> int:
+            begun.set()
+            hanging.wait()
+            return 1
+
+    connection = Hanging([1], {"ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False)]})
+    facts = ServerFacts(150000, "15", True, True, "on", "", False, False, 0, 10)
+    line = _Line(connection, "writes")
+    store = PostgresStore(ADDRESS, line, facts, mac_key=None, inline_limit_bytes=1)
+    async with store.lock_run("run") as owner, trio.open_nursery() as nursery:
+        nursery.start_soon(store.save, RunKey("run", 0, owner), [])
+        await trio.to_thread.run_sync(begun.wait)
+        nursery.cancel_scope.cancel()
+    await store.aclose()
+    assert not hanging.is_set()
