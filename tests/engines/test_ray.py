@@ -177,8 +177,9 @@ def test_a_killed_driver_of_ray_is_started_again(tmp_path: Path) -> None:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     done = subprocess.run(
-        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=True
+        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=False
     )
+    assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str([sum_to(10), *[sum_to(100)] * 3])
     assert len([step for step in steps_in(side) if step.item == 0]) == 10
     assert len(steps_in(side)) <= 310 + 4 * STEPS_LOST
