@@ -748,6 +748,13 @@ class RemovesWhatIsAboutToBeNamed(MemoryStore):
         return await super().drop_blobs(run, stream, sequences)
 
 
+class ForgetsThatItWasPutTwice(MemoryStore):
+    async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
+        digest = await super().put_blob(run, payload)
+        self._memory.runs[run.run_id].pins[digest] = 1
+        return digest
+
+
 class PrunesWithoutAttached(MemoryStore):
     """It counts no more than a record's own blob."""
 
@@ -825,6 +832,7 @@ BROKEN = {
     DropsForAnyOwner: "drop_blobs drops nothing for another owner",
     DropsInAnyGeneration: "drop_blobs drops nothing for another owner.*generation=0",
     RemovesWhatIsAboutToBeNamed: "A blob that was put and is not named yet stays",
+    ForgetsThatItWasPutTwice: "A blob that was put and is not named yet stays.*named once",
     PrunesWithoutAttached: "prune removes attached blobs that no other record names",
     PublishesIntoTheVoid: "What is published for other processes replaces what was there",
     NeverCloses: "Closing twice is fine",

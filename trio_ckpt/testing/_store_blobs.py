@@ -284,10 +284,18 @@ async def blob_about_to_be_named(case: Case) -> None:
             expect(outcomes == [None], f"a blob that was put cannot be named: {outcomes}")
             await store.drop_blobs(run, B, [1])
             await _expect_gone(store, case.run_id, digest)
+            for _ in range(2):
+                await store.put_blob(run, payload)
+            await case.save_all(store, run, [_naming(A, 2, digest)])
+            await store.drop_blobs(run, A, [2])
+            outcomes = await store.save(run, [_naming(B, 2, digest)])
+            expect(outcomes == [None], f"a blob that was put twice is named once: {outcomes}")
+            await store.drop_blobs(run, B, [2])
+            await _expect_gone(store, case.run_id, digest)
             await store.put_blob(run, payload)
         async with case.own(store) as run:
             await _expect_gone(store, case.run_id, digest)
-            (outcome,) = await store.save(run, [_naming(B, 2, digest)])
+            (outcome,) = await store.save(run, [_naming(B, 3, digest)])
             expect(outcome is not None, "a blob that is gone was named")
 
 

@@ -459,7 +459,7 @@ async def test_put_during_a_removal_writes_again(
     """One that gets its name while the removal is being unlinked is another file."""
     store = await open_store(f"{scheme}:{folder}")
     token = trio.lowlevel.current_trio_token()
-    real = _store._unlink
+    real = _blobs.unlink_all
     doomed: list[Path] = []
 
     def unlink(paths: list[Path]) -> None:
@@ -470,7 +470,7 @@ async def test_put_during_a_removal_writes_again(
     async with owned(store) as run:
         await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
-        monkeypatch.setattr(_store, "_unlink", unlink)
+        monkeypatch.setattr(_store, "unlink_all", unlink)
         if verb == "prune":
             await store.prune(run, keep=0)
             run = RunKey("run", 1, run.owner)
@@ -518,7 +518,7 @@ async def test_save_waits_for_no_unlinking(
     store = await open_store(f"{scheme}:{folder}")
     token = trio.lowlevel.current_trio_token()
     begun, is_saved = trio.Event(), threading.Event()
-    real = _store._unlink
+    real = _blobs.unlink_all
 
     def unlink(paths: list[Path]) -> None:
         token.run_sync_soon(begun.set)
@@ -528,7 +528,7 @@ async def test_save_waits_for_no_unlinking(
     async with owned(store) as run:
         await store.put_blob(run, BIG)
         await store.save(run, [naming(A, 1, BIG)])
-        monkeypatch.setattr(_store, "_unlink", unlink)
+        monkeypatch.setattr(_store, "unlink_all", unlink)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.drop_blobs, run, A, [1])
             await begun.wait()

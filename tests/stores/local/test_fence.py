@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
 import trio_ckpt
-from tests.stores.tools import A, chain, heads, make
+from tests.stores.tools import A, chain, heads, make, owned
 from trio_ckpt._util.errors import StoreConflictError, StoreError
-from trio_ckpt.abc import RunKey, Store
-from trio_ckpt.stores import open_store
+from trio_ckpt.abc import Checkpoint, RunKey, Store
+from trio_ckpt.stores import SqliteStore, open_store
+from trio_ckpt.stores._local.blobs import Blobs
 
 Deed = Callable[[Path], None]
 
@@ -290,4 +293,111 @@ async def test_a_run_that_is_given_back_meanwhile_is_not_changed(
     with pytest.raises(StoreConflictError, match="without its lock"):
         await (store.prune(run, keep=0) if verb == "prune" else store.drop_blobs(run, "s", [1]))
     assert [summary.run_id for summary in await store.list_runs()] == ["run"]
+    await store.aclose()
+
+
+# -- blobs ---------------------------------------------------------------------------------
+
+
+def unlock(store: Path) -> None:
+    """Remove the locks of an owner that lives: of the JSON store, its journal's, too."""
+    for path in (store / "lock").iterdir():
+        path.unlink()
+    for path in store.glob("runs/run/journal.*"):
+        shutil.copy(path, path.with_name("copy"))
+        path.with_name("copy").replace(path)
+
+
+def naming(sequence: int, digest: str) -> Checkpoint:
+    return Checkpoint(A, sequence, b"", blobs=(digest,))
+
+
+async def test_former_owner_leaves_the_blobs_of_the_next(folder: Path, scheme: str) -> None:
+    """They are no orphans: the next owner is about to name them."""
+    former, store = await open_store(f"{scheme}:{folder}"), await open_store(f"{scheme}:{folder}")
+    lock = former.lock_run("run")
+    old = RunKey("run", 0, await lock.__aenter__())
+    await former.save(old, chain(A, 1, 1))
+    await former.put_blob(old, b"never named")
+    unlock(folder)
+    async with owned(store) as run:
+        digest = await store.put_blob(run, b"about to be named")
+        with pytest.raises(StoreConflictError):
+            await lock.__aexit__(None, None, None)
+        assert await store.read_blob("run", digest) == b"about to be named"
+        assert await store.save(run, [naming(2, digest)]) == [None]
+    async with owned(store):
+        assert len(list(folder.glob("blobs/*/*"))) == 1, "what the former owner put is left"
+    await former.aclose()
+    await store.aclose()
+
+
+@pytest.mark.parametrize("verb", ["lock_run", "drop_blobs", "prune"])
+async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, verb: str
+) -> None:
+    """The next owner comes between the change of the former and the removal of its blobs."""
+    former, store = await open_store(f"sqlite:{folder}"), await open_store(f"sqlite:{folder}")
+    assert isinstance(former, SqliteStore)
+    token = trio.lowlevel.current_trio_token()
+    locks = [former.lock_run("run"), former.lock_run("run"), store.lock_run("run")]
+    place, name = (former._watermarks, "begin") if verb == "lock_run" else (former._writer, verb)
+    change = getattr(place, name)
+    digests: list[str] = []
+
+    async def own() -> None:
+        unlock(folder)
+        run = RunKey("run", 1, await locks[2].__aenter__())
+        digests.append(await store.put_blob(run, b"blob"))
+
+    def change_and_pause(*args: object) -> object:
+        result = change(*args)
+        trio.from_thread.run(own, trio_token=token)
+        return result
+
+    old = RunKey("run", 0, await locks[0].__aenter__())
+    digest = await former.put_blob(old, b"blob")
+    await former.save(old, [naming(1, digest)])
+    if verb == "lock_run":
+        await former.drop_blobs(old, A, [1])
+        await former.put_blob(old, b"never named")
+        with monkeypatch.context() as kill:
+            kill.setattr(Blobs, "remove_orphans", lambda *_: None)
+            await locks[0].__aexit__(None, None, None)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, change_and_pause)
+        if verb == "lock_run":
+            with pytest.raises(StoreConflictError):
+                await locks[1].__aenter__()
+        elif verb == "drop_blobs":
+            await former.drop_blobs(old, A, [1])
+        else:
+            await former.prune(old, keep=0)
+    assert digests == [digest]
+    assert await store.read_blob("run", digest) == b"blob"
+    await locks[2].__aexit__(None, None, None)
+    if verb != "lock_run":
+        await locks[0].__aexit__(None, None, None)
+    await former.aclose()
+    await store.aclose()
+
+
+async def test_no_owner_comes_while_blobs_lose_their_names(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    """So a save of the next owner finds its blobs there until it has landed."""
+    store = await open_store(f"sqlite:{folder}")
+    refused: list[str] = []
+
+    def remove_orphans(*args: object) -> None:
+        with closing(sqlite3.connect(folder / "state.db", timeout=0)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                refused.append(str(error))
+
+    async with owned(store) as run:
+        await store.put_blob(run, b"never named")
+        monkeypatch.setattr(Blobs, "remove_orphans", remove_orphans)
+    assert refused == ["database is locked"]
     await store.aclose()

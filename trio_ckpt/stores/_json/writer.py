@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -327,6 +327,16 @@ class JsonWriter:
             line = JournalLine(run.owner, run.generation, drops=[(stream, list(named))])
             self._append(held, line)
         return {digest for blobs in named.values() for digest in blobs}
+
+    @contextmanager
+    def owning(self, run: RunKey) -> Generator[None]:
+        """Keep the run; the lock of its journal does, as long as that is in its place.
+
+        Raises:
+            StoreConflictError: it is not.
+        """
+        self._fence(run).journal.need_untouched()
+        yield
 
     def unnamed(self, run_id: str, digests: Collection[str]) -> list[str]:
         """Return the digests that no record of a run names.  It reads the whole run."""

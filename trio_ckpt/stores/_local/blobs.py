@@ -293,12 +293,16 @@ class Blobs:
                 doomed.append(path.with_suffix(".tmp"))
         return doomed
 
-    def remove_orphans(self, unnamed: Iterable[str]) -> None:
+    def temporaries(self) -> Generator[str]:
+        """Yield the names of the temporary files."""
+        return self._files(_TEMPORARY)
+
+    def remove_orphans(self, names: Iterable[str]) -> None:
         """Remove what crashes left: temporary files, and blobs that no record names.
 
         Only valid for the owner of the run, before it puts a blob or after its last save.
         """
-        for name in sorted([*unnamed, *self._files(_TEMPORARY)]):
+        for name in sorted(names):
             path = self._folder / name
             logger.info("removing %s, which no record names", path)
             path.unlink(missing_ok=True)
@@ -307,6 +311,15 @@ class Blobs:
         """Remove the folder of the run if there is nothing in it."""
         with suppress(OSError):
             self._folder.rmdir()
+
+
+def unlink_all(doomed: Iterable[Path]) -> None:
+    """Unlink blobs that were set aside; errors are logged."""
+    for path in doomed:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("dropped blobs were not removed: %s", error)
 
 
 @attrs.frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -54,6 +55,14 @@ class LocalWriter(Protocol):
 
     def drop_blobs(self, run: RunKey, stream: str, sequences: Sequence[int]) -> set[str]:
         """See `Store.drop_blobs`; returns the digests that were named."""
+        ...
+
+    def owning(self, run: RunKey) -> AbstractContextManager[None]:
+        """Let no other process become the owner of a run until the context ends.
+
+        Raises:
+            StoreConflictError: another owner has the run, or the store was removed or replaced.
+        """
         ...
 
     def unnamed(self, run_id: str, digests: Collection[str]) -> list[str]:

@@ -10,7 +10,9 @@ closing the store does not wait for the writing thread.
 
 Blobs belong to their run, so all removal is decided by its owner: when it has locked the run (a
 crash may have left some that no record names), when it drops blobs or prunes, except for those that
-it has put again (`trio_ckpt.stores._local.blob_pins`), and of those when it releases the run.
+it has put again (`trio_ckpt.stores._local.blob_pins`), and of those when it releases the run.  He
+compares his owner number with that in the store first, and no other can lock the run until the
+blobs have lost their names: one whose lock files were removed leaves the blobs of the next owner.
 """
 
 from __future__ import annotations
@@ -42,13 +44,19 @@ from ..._journal.store import (
     StoredRun,
 )
 from ..._util.arguments import NOT_EXPANDED, flag, names_home, one_of, whole_number
-from ..._util.errors import NoThreadError, SaveOutcomeUnknownError, StoreDamagedError, StoreError
+from ..._util.errors import (
+    NoThreadError,
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
 from ..._util.forks import need_process, this_process
 from ..._util.log import get_logger
 from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
 from .blob_pins import BlobPins
-from .blobs import Blobs, check_part, need_positive
+from .blobs import Blobs, check_part, need_positive, unlink_all
 from .fence import need_lock
 from .kind import LocalKind, LocalWriter
 from .live import begin_live, is_watched, read_live, write_live
@@ -180,39 +188,49 @@ class LocalStore(Store):
         owner = self._writer.raise_owner(run_id)
         generation, records = self._writer.count(run_id)
         self._watermarks.begin(Watermark(run_id, owner, generation, records))
-        self._remove_orphans(run_id)  # after the raise: no save of an older owner can land now
+        self._remove_orphans(RunKey(run_id, generation, owner))  # no older owner can save now
         return owner
 
-    def _remove_orphans(self, run_id: str) -> None:
-        """Remove blobs of a run that no record names; errors are logged."""
-        blobs = self._blobs_of(run_id)
+    def _remove_orphans(self, run: RunKey) -> None:
+        """Remove blobs of a run that no record names; other errors than these are logged.
+
+        Raises:
+            StoreConflictError: another owner has the run.
+        """
+        blobs = self._blobs_of(run.run_id)
         try:
-            blobs.remove_orphans(self._writer.unnamed(run_id, list(blobs.names())))
+            digests, temporaries = list(blobs.names()), list(blobs.temporaries())
+            if digests or temporaries:
+                with self._writer.owning(run):  # else they may be those of another owner
+                    unnamed = self._writer.unnamed(run.run_id, digests)
+                    blobs.remove_orphans([*unnamed, *temporaries])
+        except StoreConflictError:
+            raise
         except (OSError, StoreError) as error:
             logger.warning("%s: orphans are left: %s", self._folder, error)
 
     async def _give_back(self, lock: RunLock, run_id: str) -> None:
-        del self._owners[run_id]
+        run = RunKey(run_id, 0, self._owners.pop(run_id))  # of whichever generation
         try:
-            await self._writing.run(self._end_owning, run_id)
+            await self._writing.run(self._end_owning, run)
         finally:
             try:
                 await run_blocking(lock.release)
             except NoThreadError:
                 lock.release()  # without a thread: else the run stays locked until the process ends
 
-    def _end_owning(self, run_id: str) -> None:
-        has_unnamed = self._pins.release(run_id)
+    def _end_owning(self, run: RunKey) -> None:
+        has_unnamed = self._pins.release(run.run_id)
         try:
-            self._watermarks.need_own(run_id)
+            self._watermarks.need_own(run.run_id)
+            if has_unnamed:
+                self._remove_orphans(run)
         finally:
-            self._watermarks.end(run_id)
-            self._writer.give_back(run_id)
-        if has_unnamed:
-            self._remove_orphans(run_id)
-        self._blobs_of(run_id).remove_folder()
+            self._watermarks.end(run.run_id)
+            self._writer.give_back(run.run_id)
+        self._blobs_of(run.run_id).remove_folder()
         with suppress(StoreError):  # the next owner removes it
-            write_live(self._folder, run_id, b"")
+            write_live(self._folder, run.run_id, b"")
 
     async def save(
         self,
@@ -323,7 +341,7 @@ class LocalStore(Store):
 
         def remove() -> tuple[T, int, list[Path]]:
             result, digests = func(*args)
-            return result, *self._take_names(run.run_id, digests)
+            return result, *self._take_names(run, digests)
 
         try:
             result, size, doomed = await shielded(self._writing.run, remove)
@@ -331,22 +349,24 @@ class LocalStore(Store):
             self._in_doubt.add(run.run_id)
             raise
         if doomed:
-            await shielded(self._removing.run, _unlink, doomed)
+            await shielded(self._removing.run, unlink_all, doomed)
         return result, size
 
-    def _take_names(self, run_id: str, digests: set[str]) -> tuple[int, list[Path]]:
+    def _take_names(self, run: RunKey, digests: set[str]) -> tuple[int, list[Path]]:
         """Take their names from blobs that no record names any more; errors are logged.
 
         Returns:
             The size of these blobs, and the files to unlink: not those that were put again.
         """
-        blobs = self._blobs_of(run_id)
-        size = 0
+        blobs, size = self._blobs_of(run.run_id), 0
+        if not digests:
+            return 0, []
         try:
-            free = self._writer.unnamed(run_id, digests)
-            size = sum(map(blobs.size, free))
-            with self._pins.removing(run_id, free) as doomed:
-                return size, blobs.set_aside(doomed)
+            with self._writer.owning(run):  # else another owner may be about to name them
+                free = self._writer.unnamed(run.run_id, digests)
+                size = sum(map(blobs.size, free))
+                with self._pins.removing(run.run_id, free) as doomed:
+                    return size, blobs.set_aside(doomed)
         except (OSError, StoreError) as error:  # what named them is gone durably
             logger.warning("dropped blobs were not removed: %s", error)
             return size, []
@@ -488,14 +508,6 @@ class LocalStore(Store):
         need_process(self._process)
         if self._is_closed:
             raise StoreError(f"the store {self.url} is closed")
-
-
-def _unlink(doomed: Iterable[Path]) -> None:
-    for path in doomed:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            logger.warning("dropped blobs were not removed: %s", error)
 
 
 def absolute_folder(path: str | os.PathLike[str]) -> Path:

@@ -166,7 +166,7 @@ def name_blob(
             f"owner {owned.owner} does not have the run any more: nothing was stored",
             run_id=key.run_id,
         )
-    owned.pins.add(uploaded.digest)
+    owned.pins[uploaded.digest] += 1
     return uploaded.digest
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 
@@ -105,7 +106,7 @@ class OwnedRun:
         may_have_blobs: Whether it had blobs when it was locked, which records may no longer name.
         heads: The heads of the newest generation by key; None: they have to be read.
         dirty: The streams whose heads are newer than those in the database.
-        pins: Blobs that were put under this lock, and are not named by a record yet.
+        pins: Blobs that were put under this lock, and how many puts no record has followed yet.
     """
 
     row: int
@@ -118,7 +119,7 @@ class OwnedRun:
     may_have_blobs: bool
     heads: dict[str, PostgresHead] | None = None
     dirty: set[str] = attrs.field(factory=set[str])
-    pins: set[str] = attrs.field(factory=set[str])
+    pins: Counter[str] = attrs.field(factory=Counter[str])
 
 
 def values_of(connection: PostgresConnection, owned: OwnedRun) -> dict[str, object]:

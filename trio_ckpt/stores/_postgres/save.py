@@ -236,12 +236,12 @@ def _make_plan(
 
 def _find_blobs(connection: PostgresConnection, owned: OwnedRun, digests: set[str]) -> set[str]:
     """Return those of the given blobs that the run has."""
-    unsure = digests - owned.pins
+    unsure = digests - owned.pins.keys()
     if not unsure:
         return digests
     values = {"run": owned.row, "digests": list(unsure)}
     rows = connection.repeat(lambda: connection.query(_FIND_BLOBS, values))
-    return (digests & owned.pins) | {digest for (digest,) in rows}
+    return (digests & owned.pins.keys()) | {digest for (digest,) in rows}
 
 
 def _plan_one(owned: OwnedRun, plan: _Plan, there: set[str], checkpoint: Checkpoint) -> None:
@@ -358,9 +358,12 @@ def _apply(owned: OwnedRun, plan: _Plan) -> None:
     owned.heads, owned.generation = heads, plan.generation
     owned.position += len(plan.rows)
     owned.numbers += len(plan.made)
-    owned.pins.difference_update(
-        name for row in plan.rows for name in (*row.blobs, *((row.blob,) if row.blob else ()))
-    )
+    if owned.pins:
+        named = (
+            name for row in plan.rows for name in {*row.blobs, *((row.blob,) if row.blob else ())}
+        )
+        owned.pins.subtract(name for name in named if owned.pins[name] > 0)
+        owned.pins = +owned.pins
     if plan.is_flushed:
         owned.folded, owned.dirty = owned.position, set()
     else:

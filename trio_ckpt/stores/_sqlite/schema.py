@@ -6,10 +6,10 @@ import functools
 import os
 import sqlite3
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..._journal.store import RunKey
 from ..._util.errors import StoreConflictError, StoreDamagedError, StoreError
@@ -28,6 +28,8 @@ from .._local.files import (
     warn_of_others,
 )
 from .._local.watermark import all_watermarks
+
+T = TypeVar("T")
 
 APPLICATION_ID = 0x74636B70  # "tckp", in bytes 68 to 71 of the file
 FORMAT_VERSION = 3  # format 1 was used during development, and never released
@@ -123,6 +125,23 @@ def find_owned(cursor: sqlite3.Cursor, key: RunKey) -> tuple[int, int, int]:
 
 
 MAX_ROWS = 64  # of one statement: its length grows with them
+
+
+def row_parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield rows in parts of few sizes, so that the statements for them stay prepared."""
+    at = 0
+    while left := len(rows) - at:
+        size = min(MAX_ROWS, 1 << (left.bit_length() - 1))
+        yield rows[at : at + size]
+        at += size
+
+
+def new_row_id(cursor: sqlite3.Cursor) -> int:
+    """Return the id of the row that was inserted last."""
+    row = cursor.lastrowid
+    if row is None:
+        raise StoreDamagedError("SQLite gave a new row no number")
+    return row
 
 
 @functools.cache

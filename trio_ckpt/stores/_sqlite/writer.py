@@ -34,10 +34,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn, TypeVar
+from typing import Literal, NamedTuple, NoReturn
 
 import attrs
 
@@ -45,7 +46,6 @@ from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
 from ..._util.errors import (
     SaveOutcomeUnknownError,
     StoreConflictError,
-    StoreDamagedError,
     StoreError,
 )
 from ..._util.forks import leave_open
@@ -65,7 +65,6 @@ from .schema import (
     FIND_HEAD,
     FIND_RUN,
     IS_NAMED,
-    MAX_ROWS,
     READ_ATTACHED,
     RUN_IDS,
     SUM_HEADS,
@@ -77,14 +76,14 @@ from .schema import (
     make_database,
     make_folders,
     move_heads,
+    new_row_id,
     primary_code,
+    row_parts,
     set_durability,
     store_error,
 )
 
 logger = get_logger(__name__)
-
-T = TypeVar("T")
 
 # Errors that values can cause; SQLite's own trouble (disk, locks, damage) is not among them.
 _BAD_VALUE = (
@@ -118,15 +117,6 @@ class _SqliteHead(NamedTuple):
     stream: int
     sequence: int
     last: int
-
-
-def _parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield rows in parts of few sizes, so that the statements for them stay prepared."""
-    at = 0
-    while left := len(rows) - at:
-        size = min(MAX_ROWS, 1 << (left.bit_length() - 1))
-        yield rows[at : at + size]
-        at += size
 
 
 @attrs.define
@@ -223,6 +213,23 @@ class SqliteWriter:
         """Check, before a run is unlocked, that what was saved of it is in the store."""
         if self._broken is None and not self._is_in_place():
             self._refuse_place()
+
+    @contextmanager
+    def owning(self, run: RunKey) -> Generator[None]:
+        """Keep the run, in a transaction that changes nothing.
+
+        Raises:
+            StoreConflictError: another owner has it, or the database is not in its place.
+        """
+        with explain_sqlite(self._database, f"comparing the owner of run {run.run_id!r}"):
+            self._begin()
+            try:
+                find_owned(self._cursor, run)
+                if not self._is_in_place():
+                    raise out_of_place(self._database, run.run_id)
+                yield
+            finally:
+                self._roll_back()
 
     def unnamed(self, run_id: str, digests: Collection[str]) -> list[str]:
         """Return the digests that no record of a run names."""
@@ -348,7 +355,7 @@ class SqliteWriter:
         moves = [
             (before.get(stream) or known.heads[stream], head) for stream, head in moved.items()
         ]
-        for part in _parts(moves):
+        for part in row_parts(moves):
             new = [value for _, head in part for value in (head.stream, head.sequence)]
             last = [value for _, head in part for value in (head.stream, head.last)]
             old = [value for head, _ in part for value in (head.stream, head.sequence)]
@@ -385,7 +392,7 @@ class SqliteWriter:
             rows.append((row, head.stream, sequence, head.last, checkpoint.payload))
             moved[stream] = _SqliteHead(head.stream, sequence, row)
         try:
-            for part in _parts(rows):
+            for part in row_parts(rows):
                 values = [value for row_values in part for value in row_values]
                 self._cursor.execute(append_rows(len(part)), values)
         except _BAD_VALUE:
@@ -409,7 +416,7 @@ class SqliteWriter:
         if blob is not None or checkpoint.blobs:
             known.blobs.need(checkpoint)
         self._cursor.execute(_APPEND, (head.stream, sequence, head.last, checkpoint.payload, blob))
-        last = _row_id(self._cursor)
+        last = new_row_id(self._cursor)
         if checkpoint.blobs:
             names = enumerate(dict.fromkeys(checkpoint.blobs))
             rows = [(head.stream, sequence, place, digest) for place, digest in names]
@@ -423,7 +430,7 @@ class SqliteWriter:
             head = self._read_head(known, stream)
         if head is None and sequence == 1:
             self._cursor.execute(_ADD_STREAM, (known.run, known.generation, stream))
-            head = _SqliteHead(_row_id(self._cursor), 0, 0)
+            head = _SqliteHead(new_row_id(self._cursor), 0, 0)
             self._cursor.execute(_ADD_HEAD, (head.stream,))
         return head or _SqliteHead(0, 0, 0)
 
@@ -506,10 +513,3 @@ class SqliteWriter:
             f"{self._database}: COMMIT failed with {error}, so it is unknown whether the save "
             "is on the disk; nothing more is written: check the disk and start again"
         ) from error
-
-
-def _row_id(cursor: sqlite3.Cursor) -> int:
-    row = cursor.lastrowid
-    if row is None:
-        raise StoreDamagedError("SQLite gave a new row no number")
-    return row
