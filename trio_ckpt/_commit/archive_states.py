@@ -11,7 +11,8 @@ also removes the pin: the batch will have another state.
 Archiving moves old states into another store instead of deleting them.  A chain is moved as it is:
 its frames, in their order, and the blobs that they name.  They become notes of a stream of the same
 key, in a run of the other store that is named after the run and its generation.  So archived states
-are read, checked, listed and exported like all other records, and equal blobs are stored once.
+are read, checked, listed and exported like all other records, and equal blobs of one generation are
+stored once.
 
 A chain is dropped from its own store only when it is durable in the other.  A crash in between
 leaves it in both.

@@ -217,22 +217,26 @@ class Store(ABC):
         memory.  The caller may produce them lazily: they are taken in a thread, one by one, while
         the ones before are hashed and written.  None may change until this returns.
 
-        Write it, and save the record that names it, under one lock of the run: the blob is not
-        removed before the lock is released.  A blob that no record of the run names is removed
-        when the run is released or locked again, also while other runs of the store are owned.  A
-        read of a blob that was altered or is missing raises `StoreDamagedError`.
+        Write it, and save the record that names it, under one lock of the run: each put keeps the
+        blob until the lock is released, or a record that names it is saved.  So put it once for
+        each record: one that names it without a put of its own uses up that of another.  A blob
+        that no record of the run names is removed when the run is released or locked again, also
+        while other runs of the store are owned.  A read of a blob that was altered or is missing
+        raises `StoreDamagedError`.
 
         Args:
-            run: The run and its owner, compared before the blob gets its name.  The generation
-                does not matter.
+            run: The run and its owner, compared before the blob gets its name: in a store with a
+                lease with the newest owner, else at least with the lock of this handle.  The
+                generation does not matter.
             payload: One contiguous buffer, or several.
 
         Returns:
             The digest of all buffers together.
 
         Raises:
-            StoreConflictError: `run.owner` is not the newest owner or has not locked the run
-                now; nothing was stored.
+            StoreConflictError: `run.owner` has not locked the run now; nothing was stored.  A
+                former owner whose lock files were removed may still store a blob, which no record
+                names: its saves are refused, and the next lock of the run removes the blob.
             StoreError: it cannot be written; nothing was stored.
             TypeError: a buffer is not contiguous.
             Exception: the exception of the iterator of buffers; nothing was stored.
@@ -307,7 +311,8 @@ class Store(ABC):
             sequences: The sequence numbers of the checkpoints, in any order.
 
         Returns:
-            The size in bytes of the blobs that no record of the run names any more.
+            The size in bytes of the blobs that no record of the run names any more.  What a store
+            of format 2 shared among its runs stays, and does not count.
 
         Raises:
             StoreConflictError: `run.owner` is not the newest owner, or `run.generation` not
@@ -315,7 +320,8 @@ class Store(ABC):
             SaveOutcomeUnknownError: they may have been dropped or not.
             StoreError: nothing was dropped.
 
-        Durability: dropped blobs are not named again after power loss.
+        Durability: dropped blobs are not named again after power loss.  With the `durability`
+            "process" they may be: then the records are as before, and their blobs are gone.
         Cancellation: not once it has begun.
         """
 
@@ -398,7 +404,8 @@ class Store(ABC):
             StoreError: nothing was removed.
             ValueError: `keep` is negative.
 
-        Durability: removed generations do not come back after power loss.
+        Durability: removed generations do not come back after power loss.  With the `durability`
+            "process" they may, without their blobs.
         Cancellation: not once it has begun.
         """
 

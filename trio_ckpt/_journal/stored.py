@@ -229,7 +229,8 @@ class Pruned(msgspec.Struct, frozen=True):
         generations: How many generations.
         records: How many records of those generations, in all streams together.
         bytes: The size of the payloads of those records and of their folds, and of the blobs,
-            attached ones included, that no record of the run names any more.
+            attached ones included, that no record of the run names any more.  What a store of
+            format 2 shared among its runs stays, and does not count.
     """
 
     generations: int

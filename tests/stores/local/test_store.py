@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 from tests.hangs import PROGRAM_S
-from tests.stores.tools import A, B, chain, heads
+from tests.stores.tools import A, B, chain, heads, path_of_blob
 from trio_ckpt._util.errors import RunLockedError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import JsonStore, SqliteStore, open_store
@@ -216,8 +216,11 @@ async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
 ) -> None:
     """Before that an older owner, stopped in its commit, could still name one of them."""
     store = await kind.open(folder)
+    left = path_of_blob(folder, "0" * 64)
+    left.parent.mkdir(parents=True)
+    left.touch()
     order: list[str] = []
-    for name in ("raise_owner", "unnamed"):
+    for name in ("raise_owner", "owning", "unnamed"):
         real = getattr(store._writer, name)
 
         def call(*args: Any, name: str = name, real: Any = real) -> Any:
@@ -226,5 +229,6 @@ async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
 
         monkeypatch.setattr(store._writer, name, call)
     async with store.lock_run("run"):
-        assert order == ["raise_owner", "unnamed"]
+        assert order == ["raise_owner", "owning", "unnamed"]
+        assert not left.exists()
     await store.aclose()

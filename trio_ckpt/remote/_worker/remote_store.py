@@ -6,6 +6,9 @@ save carries the newest one, so the foreman's store itself refuses what a former
 sends.  A restarted foreman has a new number for a worker that continues; the worker's code does
 not see the difference.
 
+The foreman locks the run for each lease again.  So a blob that was put under one lease, and not
+named before that ended, is gone under the next: a save that names it is refused.
+
 Larger values go in parts: blobs on the way there, everything on the way back.
 """
 

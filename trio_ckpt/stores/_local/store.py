@@ -10,9 +10,8 @@ closing the store does not wait for the writing thread.
 
 Blobs belong to their run, so all removal is decided by its owner: when it has locked the run (a
 crash may have left some that no record names), when it drops blobs or prunes, except for those that
-it has put again (`trio_ckpt.stores._local.blob_pins`), and of those when it releases the run.  He
-compares his owner number with that in the store first, and no other can lock the run until the
-blobs have lost their names: one whose lock files were removed leaves the blobs of the next owner.
+it has put again (`trio_ckpt.stores._local.blob_pins`), and of those when it releases the run.  The
+store's owner number is compared first, and no other process can raise it until the names are gone.
 """
 
 from __future__ import annotations
@@ -395,9 +394,10 @@ class LocalStore(Store):
         return await run_blocking(read_live, self._folder, run_id)
 
     async def find_orphans(self) -> tuple[int, int]:
-        """Return the number of blobs that no record references, and their size in bytes.
+        """Return the number of blobs that no record of their run names, and their size in bytes.
 
-        The owners of their runs remove them, unless they are about to be named.
+        The owners of their runs remove them, unless they are about to be named.  What a store of
+        format 2 shared among its runs is not counted: `check` finds it.
 
         Raises:
             StoreError: the store cannot be read.
