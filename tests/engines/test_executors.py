@@ -23,7 +23,7 @@ import trio
 from tests.engines import items
 from tests.engines.items import steps_in
 from tests.hangs import HANG_S, PROGRAM_S
-from trio_ckpt import RunLockedError, remote
+from trio_ckpt import RunLockedError, StoreError, remote
 from trio_ckpt.engines import (
     EngineLostError,
     OtherStoreError,
@@ -607,6 +607,26 @@ def test_threads_that_open_a_store_at_once_share_it(tmp_path: Path) -> None:
     assert len(set(map(id, found))) == 1
     trio.run(_store_host.close_host)
     assert not _store_host._hosts
+
+
+async def test_a_host_that_cannot_begin_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with aclosing(await open_store(tmp_path / "s")) as store:
+        address = store.address
+    monkeypatch.setattr(_store_host, "_hosts", {})
+    with monkeypatch.context() as patch:
+
+        def no_descriptor(*_args: object) -> None:
+            raise OSError(24, "Too many open files")
+
+        patch.setattr(trio, "run", no_descriptor)
+        with pytest.raises(StoreError, match=r"cannot begin: OSError:.*Too many open files"):
+            async with _store_host.open_in_host(address, "full"):
+                raise AssertionError("it is open")
+    async with _store_host.open_in_host(address, "full"):
+        pass
+    await _store_host.close_host()
 
 
 async def test_a_lock_in_the_host_is_taken_and_given_back(tmp_path: Path) -> None:

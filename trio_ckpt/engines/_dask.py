@@ -11,14 +11,16 @@ import importlib
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Protocol, cast
 
 import attrs
-from outcome import Error, Value
+from outcome import Error, Outcome, Value
 
+from .._util.errors import text_of
 from .._util.extras import needs_extra
 from .._util.log import get_logger
+from .._util.text import one_line
 from .._util.threads import start_thread
 from ._engine import EngineAdapter, EngineCall, OnEnd, Resources, lost
 from ._errors import EngineLostError
@@ -28,6 +30,7 @@ log = get_logger(__name__)
 
 CONNECT_S = 10  # for the scheduler to answer
 GATHER_EVERY_S = 0.02  # results that arrive together cost one round trip
+DONE = "finished"  # as Dask says it
 CLOSE_S = 5  # for workers to end; then they are killed
 
 
@@ -77,7 +80,8 @@ class _Completed(Protocol):
     """What is used of ``distributed.as_completed``."""
 
     def update(self, futures: Iterable[DaskFuture]) -> None: ...
-    def batches(self) -> Iterable[list[DaskFuture]]: ...
+    def next_batch(self, block: bool) -> list[DaskFuture]: ...
+    def clear(self) -> None: ...
 
 
 class _Distributed(Protocol):
@@ -114,14 +118,12 @@ def is_dask_client(engine: object) -> bool:
 
 @attrs.define(eq=False)
 class DaskAdapter(EngineAdapter):
-    """A client of Dask; with its own cluster, if it has made one."""
+    """A client of Dask; closing `_owned` ends what was started for it."""
 
     _client: DaskClient
     _resources: Resources
     _options: Mapping[str, object]
-    _is_own: bool = False
-    _cluster: _Cluster | None = None
-    _settings: AbstractContextManager[object] = attrs.field(factory=nullcontext[None])
+    _owned: ExitStack = attrs.field(factory=ExitStack)
     _changed: threading.Condition = attrs.field(factory=threading.Condition, init=False)
     _calls: dict[str, tuple[EngineCall, DaskFuture, OnEnd]] = attrs.field(
         factory=dict[str, "tuple[EngineCall, DaskFuture, OnEnd]"], init=False
@@ -156,37 +158,55 @@ class DaskAdapter(EngineAdapter):
             self._changed.notify()
 
     def _gather_all(self) -> None:
-        """Fetch results until closed; the body of a thread."""
+        """Fetch results until closed; the body of a thread, which alone takes futures out."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._calls or self._is_closed)
             if self._is_closed:
+                self._completed.clear()
                 return
-            for batch in self._completed.batches():
-                self._gather(batch)
-                del batch  # a reference to a future keeps its result in the cluster
-                time.sleep(GATHER_EVERY_S)
+            try:
+                self._gather(self._completed.next_batch(block=False))
+            except BaseException as error:  # no item may wait for a thread that has failed
+                log.warning("results of Dask were not fetched: %s", one_line(text_of(error)))
+                self._end_all(lost("the Dask cluster", error))
+            time.sleep(GATHER_EVERY_S)
 
     def _gather(self, futures: list[DaskFuture]) -> None:
-        done = [future for future in futures if future.status == "finished"]
-        try:
-            for future, result in zip(done, self._client.gather(done), strict=True):
-                self._end(future, Value(result))
-        except Exception as error:  # of one of them, or of the connection
-            for future in done:
-                self._end(future, Error(error))
-        for future in futures:
-            if future.status == "error":
+        """End each of some futures that Dask says are done; one may be lost again."""
+        statuses = [future.status for future in futures]  # read once, as they change meanwhile
+        done = [future for future, status in zip(futures, statuses, strict=True) if status == DONE]
+        for future, outcome in zip(done, self._fetch(done), strict=True):
+            self._end(future, outcome)
+        for future, status in zip(futures, statuses, strict=True):
+            if status == "error":
                 self._end(future, Error(future.exception() or EngineLostError("it has failed")))
-            elif future.status != "finished":
-                self._end(future, Error(EngineLostError(f"Dask says that it is {future.status}")))
+            elif status != DONE:
+                self._end(future, Error(EngineLostError(f"Dask says that it is {status}")))
 
-    def _end(self, future: DaskFuture, outcome: Value[object] | Error) -> None:
+    def _fetch(self, futures: list[DaskFuture]) -> list[Outcome[object]]:
+        """Fetch results in one round trip; one by one if that fails, which may be due to one."""
+        if not futures:
+            return []
+        try:
+            return [Value(result) for result in self._client.gather(futures)]
+        except Exception as error:
+            if len(futures) == 1:
+                return [Error(error)]
+        return [outcome for future in futures for outcome in self._fetch([future])]
+
+    def _end(self, future: DaskFuture, outcome: Outcome[object]) -> None:
         with self._changed:
             found = self._calls.pop(future.key, None)
         if found is not None:
             call, _, on_end = found
             on_end(call, outcome)
+
+    def _end_all(self, error: Exception) -> None:
+        with self._changed:
+            found, self._calls = list(self._calls.values()), {}
+        for call, _, on_end in found:
+            on_end(call, Error(error))
 
     def cancel(self, calls: Sequence[EngineCall]) -> None:
         """See `EngineAdapter.cancel`."""
@@ -215,13 +235,7 @@ class DaskAdapter(EngineAdapter):
         with self._changed:
             self._is_closed = True
             self._changed.notify()
-        try:
-            if self._is_own:
-                self._client.close(timeout=CLOSE_S)
-        finally:
-            with self._settings:
-                if self._cluster is not None:
-                    self._cluster.close(timeout=CLOSE_S)
+        self._owned.close()
 
 
 def _dask_resources(resources: Resources) -> dict[str, object]:
@@ -251,16 +265,35 @@ def open_dask(
         EngineLostError: the scheduler does not answer.
         MissingExtraError: Dask is not installed.
     """
-    distributed = _distributed()
-    if address is not None:
-        try:
-            client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
-            raise EngineLostError(f"no Dask scheduler answers at {address}: {error}") from error
-        return DaskAdapter(client, resources, options, True)
+    distributed, owned = _distributed(), ExitStack()
+    try:
+        if address is None:
+            cluster = _open_cluster(owned, workers, slots, resources)
+            client = distributed.Client(cluster, set_as_default=False)
+        else:
+            client = _connect(address)
+        owned.callback(client.close, timeout=CLOSE_S)
+        return DaskAdapter(client, resources, options, owned)
+    except BaseException:
+        owned.close()
+        raise
+
+
+def _connect(address: str) -> DaskClient:
+    try:
+        return _distributed().Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError, ValueError) as error:
+        raise EngineLostError(f"no Dask scheduler answers at {address}: {error}") from error
+
+
+def _open_cluster(
+    owned: ExitStack, workers: int | None, slots: int, resources: Resources
+) -> _Cluster:
+    """Start a cluster on this machine, which a stack ends; it has settings of its own."""
     declared = cast("dict[str, float]", _dask_resources(resources).get("resources", {}))
-    settings = cast("_Config", importlib.import_module("dask.config")).set(_SETTINGS)
-    cluster = distributed.LocalCluster(
+    config = cast("_Config", importlib.import_module("dask.config"))
+    owned.enter_context(config.set(_SETTINGS))
+    cluster = _distributed().LocalCluster(
         n_workers=workers,
         threads_per_worker=slots,
         processes=True,
@@ -268,5 +301,5 @@ def open_dask(
         dashboard_address="127.0.0.1:0",
         resources={name: amount * slots for name, amount in declared.items()},
     )
-    client = distributed.Client(cluster, set_as_default=False)
-    return DaskAdapter(client, resources, options, True, cluster, settings)
+    owned.callback(cluster.close, timeout=CLOSE_S)
+    return cluster

@@ -1,9 +1,9 @@
 """An engine as a job uses it: items go in by groups, and come back one by one.
 
-Theory of operation.  What an engine offers may block, so it is called in a thread, one call at a
-time.  While one group of items is being submitted, the next one gathers; so a group is as large as
-the engine is slow.  Items that have ended are appended to a queue, in whatever thread the engine
-says so, and trio is woken once for all that are in it.
+Theory of operation.  What an engine offers may block, so it is called in a thread.  Groups of items
+are submitted one after the other: while one is being submitted, the next one gathers; so a group is
+as large as the engine is slow.  Items that have ended are appended to a queue, in whatever thread
+the engine says so, and trio is woken once for all that are in it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,10 @@ OnEnd = Callable[[EngineCall, Outcome[object]], None]
 
 
 class EngineAdapter(ABC):
-    """What a job uses of an engine; the methods may block, and are called one at a time."""
+    """What a job uses of an engine; the methods may block, and are called from several threads.
+
+    `submit` is called once at a time.
+    """
 
     @abstractmethod
     def submit(self, calls: Sequence[EngineCall], on_end: OnEnd) -> None:

@@ -27,7 +27,7 @@ import trio
 from outcome import Error, Outcome, Value
 
 from .._journal.store import Durability, Store
-from .._util.errors import StoreError, text_of
+from .._util.errors import StoreError, class_name, text_of
 from .._util.forks import this_process
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery
@@ -79,6 +79,7 @@ class StoreHost:
     """
 
     users: int = 0
+    _has_begun: bool = attrs.field(default=False, init=False)
     _token: trio.lowlevel.TrioToken = attrs.field(init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
     _stores: OrderedDict[StoreKey, _OpenedStore] = attrs.field(
@@ -86,15 +87,33 @@ class StoreHost:
     )
 
     def start(self) -> None:
-        """Begin the thread, and wait until its trio run has begun."""
-        begun = queue.SimpleQueue[None]()
-        start_thread(lambda: trio.run(self._run, begun), "trio_ckpt stores")
-        begun.get()
+        """Begin the thread, and wait until its trio run has begun.
 
-    async def _run(self, begun: queue.SimpleQueue[None]) -> None:
+        Raises:
+            StoreError: it cannot begin, as where no file descriptor is left.
+        """
+        begun = queue.SimpleQueue[Outcome[None]]()
+
+        def run() -> None:
+            try:
+                trio.run(self._run, begun)
+            except BaseException as error:
+                if self._has_begun:
+                    raise
+                begun.put(Error(error))
+
+        start_thread(run, "trio_ckpt stores")
+        try:
+            begun.get().unwrap()
+        except Exception as error:
+            text = one_line(f"{class_name(error)}: {text_of(error)}")
+            raise StoreError(f"the thread for stores cannot begin: {text}") from error
+
+    async def _run(self, begun: queue.SimpleQueue[Outcome[None]]) -> None:
         async with trio.open_nursery() as self._nursery:
             self._token = trio.lowlevel.current_trio_token()
-            begun.put(None)
+            self._has_begun = True
+            begun.put(Value(None))
             await trio.sleep_forever()
 
     def stop(self) -> None:

@@ -1,0 +1,170 @@
+"""The adapter of Dask beside a client that fails: each call ends, and none for another one."""
+
+from __future__ import annotations
+
+import queue
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import attrs
+import pytest
+from outcome import Error, Outcome, Value
+
+from tests.hangs import HANG_S
+from trio_ckpt.engines import EngineLostError, Resources, _dask
+from trio_ckpt.engines._dask import DaskAdapter, DaskClient, open_dask
+from trio_ckpt.engines._engine import EngineCall
+
+distributed: Any = pytest.importorskip("distributed", reason="the extra dask is not installed")
+dask: Any = pytest.importorskip("dask", reason="the extra dask is not installed")
+
+Gather = Callable[["list[FakeFuture]"], "list[object]"]
+
+
+@attrs.define(eq=False)
+class FakeFuture:
+    key: str
+    status: str = "finished"
+
+    def exception(self) -> BaseException | None:
+        return None
+
+
+@attrs.define(eq=False)
+class FakeClient:
+    """A client all of whose futures are done at once."""
+
+    fetch: Gather
+    loop: None = None
+    gathered: list[list[str]] = attrs.field(factory=list[list[str]])
+
+    def map(self, _func: object, _specs: object, *, key: list[str], **_: object) -> list[Any]:
+        return [FakeFuture(name) for name in key]
+
+    def gather(self, futures: list[FakeFuture]) -> list[object]:
+        self.gathered.append([future.key for future in futures])
+        return self.fetch(futures)
+
+
+@attrs.define(eq=False)
+class FakeCompleted:
+    """What ``distributed.as_completed`` is: futures that are done, each once."""
+
+    ready: list[FakeFuture] = attrs.field(factory=list[FakeFuture])
+    cleared: queue.SimpleQueue[None] = attrs.field(factory=queue.SimpleQueue[None])
+    change: Callable[[list[FakeFuture]], None] = lambda _futures: None
+
+    def update(self, futures: Iterable[FakeFuture]) -> None:
+        self.ready += futures
+
+    def next_batch(self, block: bool) -> list[FakeFuture]:
+        assert not block, "a thread that waits here does not see that the adapter is closed"
+        batch, self.ready = self.ready, []
+        self.change(batch)
+        return batch
+
+    def clear(self) -> None:
+        self.cleared.put(None)
+
+
+@pytest.fixture
+def completed(monkeypatch: pytest.MonkeyPatch) -> FakeCompleted:
+    found = FakeCompleted()
+
+    class Module:
+        def as_completed(self, **_: object) -> FakeCompleted:
+            return found
+
+    monkeypatch.setattr(_dask, "_distributed", Module)
+    return found
+
+
+def ends_of(fetch: Gather, completed: FakeCompleted) -> tuple[dict[str, Outcome[object]], Any]:
+    """Submit a, b and c; return how each of them ends, and the client."""
+    client, ended = FakeClient(fetch), queue.SimpleQueue[tuple[str, Outcome[object]]]()
+    adapter = DaskAdapter(cast("DaskClient", client), Resources(), {})
+    calls = [EngineCall(key, cast("Any", b""), cast("Any", None)) for key in "abc"]
+    adapter.submit(calls, lambda call, outcome: ended.put((call.key, outcome)))
+    found = [ended.get(timeout=HANG_S) for _ in calls]
+    adapter.close()
+    completed.cleared.get(timeout=HANG_S)
+    assert ended.empty(), "a call has ended twice"
+    return dict(found), client
+
+
+def values(futures: list[FakeFuture]) -> list[object]:
+    return [future.key.upper() for future in futures]
+
+
+def test_a_future_that_is_lost_meanwhile_ends_its_call(completed: FakeCompleted) -> None:
+    """It is lost when it is looked at, and computed again while the others are fetched."""
+    futures = list[FakeFuture]()
+
+    def lose(batch: list[FakeFuture]) -> None:
+        futures.extend(batch)
+        for future in batch[:1]:
+            future.status = "lost"
+
+    def fetch(batch: list[FakeFuture]) -> list[object]:
+        futures[0].status = "finished"
+        return values(batch)
+
+    completed.change = lose
+    found, _ = ends_of(fetch, completed)
+    assert isinstance(found["a"], Error)
+    assert str(found["a"].error) == "Dask says that it is lost"
+    assert (found["b"], found["c"]) == (Value("B"), Value("C"))
+
+
+def test_one_result_that_cannot_be_fetched_is_one_loss(completed: FakeCompleted) -> None:
+    def fetch(batch: list[FakeFuture]) -> list[object]:
+        if any(future.key == "b" for future in batch):
+            raise KeyError("its worker is gone")
+        return values(batch)
+
+    found, client = ends_of(fetch, completed)
+    assert (found["a"], found["c"]) == (Value("A"), Value("C"))
+    assert isinstance(found["b"], Error)
+    assert Counter(map(len, client.gathered)) == {3: 1, 1: 3}
+
+
+def test_a_thread_that_fails_ends_all_calls(
+    completed: FakeCompleted, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Closed(BaseException):
+        pass
+
+    def fetch(_batch: list[FakeFuture]) -> list[object]:
+        raise Closed("the loop is closed")
+
+    found, _ = ends_of(fetch, completed)
+    assert {type(end.error) for end in found.values() if isinstance(end, Error)} == {
+        EngineLostError
+    }
+    assert len(found) == 3
+    assert "results of Dask were not fetched: the loop is closed" in caplog.text
+
+
+def test_a_cluster_that_cannot_begin_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Cluster:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def close(self, timeout: float) -> None:
+            closed.append("cluster")
+
+    class Module:
+        LocalCluster = Cluster
+
+        def Client(self, *_: object, **__: object) -> None:  # noqa: N802
+            raise TimeoutError("no answer")
+
+    before = dask.config.get("distributed.deploy.lost-worker-timeout", None)
+    monkeypatch.setattr(_dask, "_distributed", Module)
+    with pytest.raises(TimeoutError, match="no answer"):
+        open_dask(None, 1, 1, Resources(), {})
+    assert closed == ["cluster"]
+    assert dask.config.get("distributed.deploy.lost-worker-timeout", None) == before
