@@ -233,6 +233,29 @@ def test_an_error_that_ends_the_session_breaks_it(
     assert is_broken(raised.value) is broken
 
 
+TAKEN: dict[str, list[Row] | Error] = {
+    "ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False)],
+}
+
+
+def opened(connection: PostgresConnection) -> PostgresStore:
+    facts = ServerFacts(150000, "15", True, True, "on", "", False, False, 0, 10)
+    line = _Line(connection, "writes")
+    return PostgresStore(ADDRESS, line, facts, mac_key=None, inline_limit_bytes=1)
+
+
+@pytest.mark.parametrize("problem", [CUT, errors.OutOfMemory("53200")], ids=str)
+async def test_a_mark_that_cannot_be_set_fails_no_lock(
+    problem: Error, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(Scripted([1], TAKEN | {"pg_advisory": problem}))
+    async with store.lock_run("run") as owner:
+        assert await store.save(RunKey("run", 0, owner), []) == []
+    await store.aclose()
+    assert "was not set" in caplog.text
+    assert SECRET not in caplog.text
+
+
 @pytest.fixture
 def hanging() -> Iterator[threading.Event]:
     """What renewals wait for; they go on at the end of the test."""
@@ -255,10 +278,7 @@ async def test_nobody_waits_behind_a_renewal_that_hangs(hanging: threading.Event
             hanging.wait()
             return 1
 
-    connection = Hanging([1], {"ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False)]})
-    facts = ServerFacts(150000, "15", True, True, "on", "", False, False, 0, 10)
-    line = _Line(connection, "writes")
-    store = PostgresStore(ADDRESS, line, facts, mac_key=None, inline_limit_bytes=1)
+    store = opened(Hanging([1], dict(TAKEN)))
     async with store.lock_run("run") as owner, trio.open_nursery() as nursery:
         nursery.start_soon(store.save, RunKey("run", 0, owner), [])
         await trio.to_thread.run_sync(begun.wait)

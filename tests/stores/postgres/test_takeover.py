@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.stores.postgres.owner import STREAM
 from tests.stores.postgres.servers import Server
 from trio_ckpt import RunLockedError, StoreConflictError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import open_store
+from trio_ckpt.stores._postgres.address import parse_address
+from trio_ckpt.stores._postgres.connection import PostgresConnection
 
 ROOT = Path(__file__).parents[3]
 LEASE_S = 1.5
@@ -94,7 +97,7 @@ async def test_an_owner_that_was_stopped_saves_nothing_when_it_wakes(url: str) -
 
 
 async def test_who_was_killed_is_not_waited_for_until_its_lease_ends(
-    server: Server, schema: str
+    server: Server, schema: str, autojump_clock: MockClock
 ) -> None:
     url = server.url(f"?schema={schema}&lease_s=3600")
     store = await open_store(url)
@@ -110,20 +113,60 @@ async def test_who_was_killed_is_not_waited_for_until_its_lease_ends(
             async with store.lock_run("run") as owner:
                 pass
     assert owner == 2
+    assert trio.current_time() < 3600
     await store.aclose()
 
 
+async def test_an_owner_without_a_mark_shows_that_it_lives(
+    server: Server,
+    schema: str,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lease_s = 300
+    url = server.url(f"?schema={schema}&lease_s={lease_s}")
+    store, other = await open_store(url), await open_store(url)
+    monkeypatch.setattr(PostgresConnection, "mark", lambda *_: None)
+    async with store.lock_run("run") as owner, trio.open_nursery() as nursery:
+
+        async def renew() -> None:
+            await trio.sleep(lease_s / 3)
+            assert await store.save(RunKey("run", 0, owner), []) == []
+
+        nursery.start_soon(renew)
+        with pytest.raises(RunLockedError):
+            await other.lock_run("run").__aenter__()
+        async with other.lock_run("run") as following:  # it does not renew again
+            assert following == owner + 1
+    await store.aclose()
+    await other.aclose()
+
+
+def test_sessions_of_one_owner_share_its_mark(url: str) -> None:
+    address = parse_address(url)
+    former, newer, other = [PostgresConnection(address, "full") for _ in range(3)]
+    former.mark("run", 1)
+    newer.mark("run", 1)
+    assert not other.is_unmarked("run", 1)
+    former.unmark("run", 1)
+    assert not other.is_unmarked("run", 1)
+    newer.unmark("run", 1)
+    assert other.is_unmarked("run", 1)
+    for connection in (former, newer, other):
+        connection.close()
+
+
 async def test_an_owner_that_lost_its_connection_keeps_its_run(
-    server: Server, schema: str, sql: Callable[..., object]
+    server: Server, schema: str, sql: Callable[..., list[object]]
 ) -> None:
     url = server.url(f"?schema={schema}&lease_s=3600")
     store, other = await open_store(url), await open_store(url)
     async with store.lock_run("run") as owner:
         key = RunKey("run", 0, owner)
-        sql(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE application_name = 'trio_ckpt'"
-        )
+        ended = "FROM pg_stat_activity WHERE application_name = 'trio_ckpt'"
+        sql(f"SELECT pg_terminate_backend(pid) {ended}")
+        while sql(f"SELECT pid {ended}"):  # the server ends them in its own time
+            pass
         assert await store.save(key, []) == []
         with pytest.raises(RunLockedError):
             await other.lock_run("run").__aenter__()

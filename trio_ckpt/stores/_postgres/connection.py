@@ -25,9 +25,12 @@ from psycopg import IsolationLevel, conninfo, errors, pq
 
 from ..._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
 from ..._util.forks import unshare
+from ..._util.log import get_logger
 from ..._util.text import one_line
 from .address import PostgresAddress
 from .texts import to_text
+
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -83,8 +86,9 @@ _KEY = (
     "hashtextextended('trio_ckpt ' || %(schema)s::text || ' ' || %(owner)s::text || ' ' || "
     "%(run_id)s::text, 0)"
 )
-_MARK = f"SELECT pg_try_advisory_lock({_KEY})"
-_UNMARK = f"SELECT pg_advisory_unlock({_KEY})"
+# Shared: a session of the same owner that has not quite ended keeps no newer one from it.
+_MARK = f"SELECT pg_advisory_lock_shared({_KEY})"
+_UNMARK = f"SELECT pg_advisory_unlock_shared({_KEY})"
 _IS_UNMARKED = (
     f"SELECT CASE WHEN pg_try_advisory_lock({_KEY}) THEN pg_advisory_unlock({_KEY}) ELSE false END"
 )
@@ -247,17 +251,28 @@ class PostgresConnection:
     def mark(self, run_id: str, owner: int) -> None:
         """Show that the owner of a run lives, as long as the session does, and the next ones.
 
-        Behind a pooler it has no effect: a session there belongs to no client.
+        Behind a pooler it has no effect: a session there belongs to no client.  It is a hint, so
+        an error is only logged.
         """
         if not self.address.is_pooled:
-            self._marked[run_id] = owner
-            self.query(_MARK, self._place_of(run_id, owner))
+            with self._only_a_hint(run_id):
+                self.query(_MARK, self._place_of(run_id, owner))
+            self._marked[run_id] = owner  # after it: what opens the connection marks those of here
 
     def unmark(self, run_id: str, owner: int) -> None:
-        """Take the mark of an owner back."""
+        """Take the mark of an owner back; an error is only logged."""
         if self._marked.get(run_id) == owner:
             del self._marked[run_id]
-            self.query(_UNMARK, self._place_of(run_id, owner))
+            with self._only_a_hint(run_id):
+                self.query(_UNMARK, self._place_of(run_id, owner))
+
+    @contextmanager
+    def _only_a_hint(self, run_id: str) -> Generator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            shown, reason = self.address.shown, self.reason_of(error)
+            logger.warning("%s: the mark of run %r was not set: %s", shown, run_id, reason)
 
     def is_unmarked(self, run_id: str, owner: int) -> bool:
         """Return whether no session of another connection shows that an owner of a run lives."""
@@ -308,7 +323,8 @@ class PostgresConnection:
         if not is_pooled:
             raw.execute(_SETTINGS, {"durability": self.durability})
             for run_id, owner in self._marked.items():
-                raw.execute(_MARK, self._place_of(to_text(run_id), owner))
+                with self._only_a_hint(run_id):
+                    raw.execute(_MARK, self._place_of(to_text(run_id), owner))
         self._raw = raw
         return raw
 

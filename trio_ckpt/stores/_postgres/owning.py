@@ -6,9 +6,10 @@ another process may take the run.  It is written and compared by the clock of th
 the clocks of machines need not agree; the owner counts the time since it asked on its own clock.
 
 An owner that was killed need not be waited for as long.  Its session has an advisory lock, its
-*mark*, which ends with it.  Who finds no mark, and after `GRACE_S` neither a mark nor a renewal of
-the lease, takes the run before the lease ends.  The mark is only a hint: an owner that lives
-and has lost its connection may lose its run, and the fence decides, as ever.
+*mark*, which ends with it.  Who finds no mark, and after `grace_of` the lease neither a mark nor a
+renewal, takes the run before the lease ends.  An owner that lives renews within that time, also if
+it has no mark.  The mark is only a hint: an owner that lives and is cut off may lose its run before
+its lease ends, and the fence decides, as ever.
 
 A lock whose answer is lost is sent again: a `nonce` in the row says that it was this very one.
 """
@@ -20,7 +21,6 @@ import secrets
 import socket
 from collections import Counter
 from datetime import UTC, datetime
-from functools import partial
 
 import attrs
 
@@ -71,7 +71,13 @@ _GIVE_BACK = (
 )
 
 
-GRACE_S = 1.0  # an owner that lost its connection may be back by then
+RENEWS_WITHIN = 1 / 3  # of the lease: an idle owner saves nothing then, which renews
+GRACE_S = 1.0  # for that save to arrive
+
+
+def grace_of(lease_s: float) -> float:
+    """Return how long an owner without a mark is given to show that it lives, in seconds."""
+    return lease_s * RENEWS_WITHIN + GRACE_S
 
 
 @attrs.frozen
@@ -180,7 +186,7 @@ class OwnedRuns:
             rows = connection.repeat(lambda: connection.query(_TAKE, values))
             if rows:
                 owned = self._owned[run_id] = OwnedRun(*rows[0])
-                connection.repeat(partial(connection.mark, run_id, owned.owner))
+                connection.mark(run_id, owned.owner)
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
             if found:  # else it was given back in between
@@ -225,7 +231,7 @@ class OwnedRuns:
             "lasts": [head.last for head in heads],
         }
         connection.repeat(lambda: connection.query(_GIVE_BACK, values))
-        connection.repeat(lambda: connection.unmark(run_id, owner))
+        connection.unmark(run_id, owner)
 
 
 def read_owner(connection: PostgresConnection, run_id: str) -> Owner | None:

@@ -44,7 +44,7 @@ from . import blobs, live, prune, read, save
 from .address import PostgresAddress, parse_address
 from .check import steps
 from .connection import PostgresConnection
-from .owning import GRACE_S, OwnedRun, OwnedRuns, Suspect, read_owner
+from .owning import OwnedRun, OwnedRuns, Suspect, grace_of, read_owner
 from .schema import ServerFacts, prepare_store, read_server, server_findings
 
 logger = get_logger(__name__)
@@ -167,7 +167,7 @@ class PostgresStore(Store):
             suspect = await shielded(self._writing.run, self._suspect, run_id)
             if suspect is None:
                 raise
-        await trio.sleep(GRACE_S)
+        await trio.sleep(grace_of(self._writing.connection.address.lease_s))
         if await shielded(self._writing.run, self._suspect, run_id) != suspect:
             suspect = None
         return await shielded(self._writing.run, self._lock, run_id, suspect)
