@@ -3,94 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.commit.leased import (
+    LEASE_S,
+    LOST_S,
+    LeasedStore,
+    end_of,
+    hang,
+    hang_if_empty,
+    is_down,
+    is_refused,
+    work,
+)
 from trio_ckpt import (
     Batch,
     LeaseLostError,
-    RunLockedError,
-    RunStoppedError,
     SaveOutcomeUnknownError,
     StoreConflictError,
     StoreError,
     open_run,
 )
 from trio_ckpt._commit.lease import open_committer
-from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.abc import RunKey
 from trio_ckpt.stores import MemoryStore
-
-LEASE_S = 30.0
-LOST_S = 24.0  # 80 % of the lease
-
-Saved = list[Exception | None]
-
-
-class LeasedStore(MemoryStore):
-    """Notes when it was asked to save nothing, and fails as it is told.
-
-    Attributes:
-        asked: When an empty group came, on trio's clock.
-        fails: Called before each save with what is saved; it may raise, or wait.
-    """
-
-    def __init__(self, lease_s: float | None = LEASE_S) -> None:
-        super().__init__(lease_s=lease_s)
-        self.asked: list[float] = []
-        self.fails: Callable[[Sequence[object]], Awaitable[object]] | None = None
-
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> Saved:
-        if not group and not folds:
-            self.asked.append(trio.current_time())
-        if self.fails is not None:
-            try:
-                await self.fails(group or folds)
-            except trio.Cancelled:
-                self._in_doubt.add(run.run_id)
-                raise
-        return await super().save(run, group, folds, summary=summary)
-
-
-async def is_down(_group: Sequence[object]) -> None:
-    raise StoreError("the network is down")
-
-
-async def hang(_group: Sequence[object]) -> None:
-    await trio.sleep_forever()
-
-
-async def hang_if_empty(group: Sequence[object]) -> None:
-    if not group:
-        await trio.sleep_forever()
-
-
-async def is_refused(store: MemoryStore) -> bool:
-    """Whether another process is refused the run."""
-    try:
-        async with store.reopen().lock_run("r"):
-            return False
-    except RunLockedError:
-        return True
-
-
-async def work(store: MemoryStore, batches: int, seconds: float) -> None:
-    """Do some batches, each of so many seconds."""
-    async with open_run("r", store=store) as run, run.open_stream("s") as stream:
-        async for batch in stream.batches(range(batches)):
-            await trio.sleep(seconds)
-            batch.complete()
-
 
 # ---------------------------------------------------------------------------------------
 # Renewing
@@ -188,22 +129,6 @@ async def test_maintenance_renews_too(autojump_clock: MockClock) -> None:
 # ---------------------------------------------------------------------------------------
 # Losing
 # ---------------------------------------------------------------------------------------
-
-
-async def end_of(
-    store: MemoryStore, body: Callable[[Batch[int]], Awaitable[object]], **arguments: Any
-) -> RunStoppedError:
-    """Run one batch, and return the error that ends its run."""
-    try:
-        async with (
-            open_run("r", store=store, **arguments) as run,
-            run.open_stream("s") as stream,
-        ):
-            async for batch in stream.batches(range(1)):
-                await body(batch)
-    except RunStoppedError as error:
-        return error
-    raise AssertionError("the run was not stopped")
 
 
 async def test_a_run_that_cannot_renew_is_lost_before_its_lease_ends(
@@ -323,13 +248,21 @@ async def test_a_blob_may_take_longer_than_the_lease(autojump_clock: MockClock) 
     assert trio.current_time() == pytest.approx(55)
 
 
-async def test_a_blob_on_its_way_is_given_up_with_the_lease(autojump_clock: MockClock) -> None:
-    """Else the run would end when `save_timeout_s` is over, and another process works on it."""
+@pytest.mark.parametrize("is_shielded", [False, True])
+async def test_a_blob_on_its_way_is_given_up_with_the_lease(
+    is_shielded: bool, autojump_clock: MockClock
+) -> None:
+    """Else the run would end when `save_timeout_s` is over, and another process works on it.
+
+    A store that does not let a blob be abandoned has a limit of its own, which ends the run.
+    """
+    limit_s = LOST_S + 10
 
     class HangingStore(LeasedStore):
         async def put_blob(self, *args: Any) -> str:
-            await trio.sleep_forever()
-            raise AssertionError
+            with trio.CancelScope(shield=is_shielded):
+                await trio.sleep(limit_s)
+            raise StoreError("the network is down")
 
     store = HangingStore()
     store.inline_limit_bytes = 1_000
@@ -339,7 +272,8 @@ async def test_a_blob_on_its_way_is_given_up_with_the_lease(autojump_clock: Mock
         batch.complete(metadata={"page": "x" * 2_000})
 
     error = await end_of(store, body)
-    assert trio.current_time() == pytest.approx(LOST_S)
+    assert trio.current_time() == pytest.approx(limit_s if is_shielded else LOST_S)
+    assert error.exit_code == 75
     assert isinstance(error.__cause__, LeaseLostError)
 
 

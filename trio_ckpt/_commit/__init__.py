@@ -5,6 +5,7 @@ It may not know who holds a run or how its loops are written.
     batch, open_stream         an attempt as its body holds it; the stream that it belongs to
     exits, gate                how a batch can be left, as a table; the one way to the store
     stream_log, group_commit   from submitted to durable, progress and token
+    ownership, lease           who owns the run, and proof that this process lives
     retry, http_retries        whether a failed batch runs again; http_errors: what a server said
     stream_outputs, adopt      who owns which file; files that no record names
     state_manager              the state: stored_state, snapshots, archive_states (which ones stay)

@@ -27,7 +27,6 @@ this process saves nothing more, and only the next start can find out what is du
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -56,6 +55,7 @@ from .._util.uninterrupted import uninterrupted
 from .fold_schedule import Derived, FoldSchedule
 from .line_appender import LineAppender
 from .observers import Observers, counted
+from .ownership import Ownership
 from .stream_log import Lines, PendingCommit, StreamLog
 
 log = get_logger(__name__)
@@ -76,7 +76,7 @@ class GroupCommitter:
         observers: They are called with what the run does.
         appender: Appends lines to files.
         lease_s: The lease of the store; None: it has none.
-        owned_at: When the store was last asked who owns the run, and answered; trio's clock.
+        ownership: That this process owns the run, as far as the store has said so.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class GroupCommitter:
         on_poison: Callable[[], None],
         observers: Observers | None = None,
         known: Mapping[StreamKey, Progress] | None = None,
-        owned_at: float = -math.inf,
+        ownership: Ownership | None = None,
     ) -> None:
         self.run_key = run_key
         self.poison: TrioCkptError | None = None
         self.observers = observers or Observers()
         self.appender = LineAppender(save_timeout_s)
         self.lease_s = lease_s = store.lease_s
-        self.owned_at = owned_at
+        self.ownership = ownership or Ownership(store, run_key)
         self._store = store
         self._is_far = isinstance(store, FarStore)
         self._timeout_s = save_timeout_s
@@ -211,9 +211,11 @@ class GroupCommitter:
             self._putting.add(scope)
             try:
                 name = await self._store.put_blob(self.run_key, counted(payload, sizes))
-            except StoreConflictError as error:
-                reason = self._set_poison(error)
-                raise reason from reason.__cause__
+            except StoreError as error:  # also one that comes after the lease was lost
+                is_lost = isinstance(error, StoreConflictError)
+                if (reason := self._set_poison(error) if is_lost else self.poison) is not None:
+                    raise reason from reason.__cause__
+                raise
             finally:
                 self._putting.discard(scope)
             if self.observers.all:
@@ -233,28 +235,25 @@ class GroupCommitter:
 
         Cancellation: none; a store that does not answer in time poisons the run.
         """
-        if trio.current_time() - self.owned_at >= max_age_s:
-            with give_up_after(self._save_timeout_s):
-                await self.ask_owner()
-                return
+        if trio.current_time() - self.ownership.owned_at < max_age_s:
+            return
+        if not await self.ask_owner(self._save_timeout_s):
             raise self._poison_for_time("a save", self._save_timeout_s)
 
-    async def ask_owner(self) -> None:
-        """Ask the store who owns the run, which renews the lease.
+    async def ask_owner(self, limit_s: float) -> bool:
+        """Ask who owns the run, for the time of a save at most; see `Ownership.ask`.
 
         Raises:
             StoreConflictError: another process has taken it over; nothing more is saved.
             StoreError: the store cannot answer.
 
-        Cancellation: cancelled, it may leave the lock of the run in doubt.
+        Cancellation: none; it ends when the run is poisoned.
         """
-        asked_at = trio.current_time()  # before the call: the answer is at least this old
         try:
-            await self._store.save(self.run_key, [])
+            return await self.ownership.ask(min(limit_s, self._save_timeout_s))
         except (StoreConflictError, SaveOutcomeUnknownError) as error:
             reason = self._set_poison(error)
             raise reason from reason.__cause__
-        self.owned_at = asked_at
 
     async def save(
         self,
@@ -416,13 +415,13 @@ class GroupCommitter:
         checkpoints, asked_at = [pending.checkpoint for pending in group], trio.current_time()
         with give_up_after(self._save_timeout_s) as self._saving:
             try:
-                outcomes = await self._store.save(
+                outcomes = await self.ownership.saving(self.run_key)(
                     self.run_key, checkpoints, derived.folds, summary=derived.summary
                 )
             except (StoreError, *NOT_BEGUN) as error:
                 self._report_failed(len(group), error)
                 return [error] * len(group)
-            self.owned_at = asked_at
+            self.ownership.answered(asked_at)
             if self.observers.all:
                 self._report_saved(checkpoints, outcomes, derived)
             return outcomes
@@ -495,9 +494,11 @@ class GroupCommitter:
             return self.poison
         run_id = self.run_key.run_id
         if self.lease_s is not None and type(error) is StoreConflictError:
-            lost = LeaseLostError(f"run {run_id!r} was taken over: {error}", run_id=run_id)
+            why = f"run {run_id!r} was taken over, or its store was changed: {error}"
+            lost = LeaseLostError(why, run_id=run_id)
             lost.__cause__, error = error, lost
         self.poison = error
+        self.ownership.give_up()
         left, self._queue = [*self._taken, *self._queue], []
         try:
             self._end_all(left, error)

@@ -40,15 +40,16 @@ from .._journal.progress import Progress
 from .._journal.store import RunKey, Store
 from .._util.errors import LeaseLostError, text_of
 from .._util.nursery import open_service_nursery
-from .._util.patience import give_up_after
 from .._util.plain import StreamKey
 from .._util.text import duration
 from .._util.uninterrupted import uninterrupted
 from .group_commit import DEFAULT_SAVE_TIMEOUT_S, LOST_AFTER, GroupCommitter
+from .ownership import Ownership
 
 RENEW_AFTER = 1 / 3  # of the lease: there is time for more questions if one fails
 ASK_AGAIN_AFTER = 1 / 30  # of the lease: the pause after a question that failed
 LAST_QUESTION = 1 - LOST_AFTER  # of the lease: how long a process that wakes too late may ask
+CLOSING_QUESTION = 1 / 10  # of the lease: how long a run that ends waits for an answer
 
 
 def start_saving(nursery: trio.Nursery, committer: GroupCommitter) -> None:
@@ -68,38 +69,40 @@ async def _save_and_renew(committer: GroupCommitter, lease_s: float) -> None:
         async with open_service_nursery() as nursery:
             nursery.start_soon(_keep_lease, committer, lease_s)
             await committer.run()
+            committer.ownership.hurry(lease_s * CLOSING_QUESTION)
 
 
 async def _keep_lease(committer: GroupCommitter, lease_s: float) -> None:
     """Renew the lease where nothing was saved for a while, until the run is poisoned.
 
-    Cancellation: ends it; a question to the store is waited for.
+    Cancellation: ends it; a question to the store is waited for, see `Ownership.hurry`.
     """
     while committer.poison is None:
         now = trio.current_time()
-        renew_at = committer.owned_at + lease_s * RENEW_AFTER
+        renew_at = committer.ownership.owned_at + lease_s * RENEW_AFTER
         if now < renew_at:
             await trio.sleep_until(renew_at)
         else:
-            lost_at = committer.owned_at + lease_s * LOST_AFTER
+            lost_at = committer.ownership.owned_at + lease_s * LOST_AFTER
             await _renew(committer, lease_s, max(lost_at, now + lease_s * LAST_QUESTION))
 
 
 async def _renew(committer: GroupCommitter, lease_s: float, lost_at: float) -> None:
     """Renew the lease, also by the save of another task; poison the run if that takes too long."""
-    owned_at, problem = committer.owned_at, None
-    while committer.poison is None and committer.owned_at == owned_at:
+    ownership, problem = committer.ownership, None
+    owned_at = ownership.owned_at
+    while committer.poison is None and ownership.owned_at == owned_at:
         left_s = lost_at - trio.current_time()
         if left_s <= 0:
             committer.lose(_lost(committer, lease_s, problem))
             return
-        with give_up_after(left_s):  # shielded: a store keeps the lock after an abandoned save
-            try:
-                await committer.ask_owner()
-            except Exception as error:  # also of a bug of the store: it is not an answer
-                problem = error
-        if problem is not None:
-            await trio.sleep(min(lease_s * ASK_AGAIN_AFTER, max(left_s, 0)))
+        try:
+            await committer.ask_owner(left_s)
+        except Exception as error:  # also of a bug of the store: it is not an answer
+            problem = error
+        if ownership.owned_at == owned_at:
+            left_s = max(lost_at - trio.current_time(), 0)
+            await trio.sleep(min(lease_s * ASK_AGAIN_AFTER, left_s))
 
 
 def _lost(committer: GroupCommitter, lease_s: float, problem: Exception | None) -> LeaseLostError:
@@ -117,11 +120,20 @@ def _lost(committer: GroupCommitter, lease_s: float, problem: Exception | None) 
 
 @asynccontextmanager
 async def open_committer(
-    store: Store, run_key: RunKey, *, known: Mapping[StreamKey, Progress] | None = None
+    store: Store,
+    run_key: RunKey,
+    *,
+    known: Mapping[StreamKey, Progress] | None = None,
+    ownership: Ownership | None = None,
 ) -> AsyncGenerator[GroupCommitter]:
     """Open a group committer for a block; an exception of the block leaves as it is."""
     committer = GroupCommitter(
-        store, run_key, save_timeout_s=DEFAULT_SAVE_TIMEOUT_S, on_poison=lambda: None, known=known
+        store,
+        run_key,
+        save_timeout_s=DEFAULT_SAVE_TIMEOUT_S,
+        on_poison=lambda: None,
+        known=known,
+        ownership=ownership,
     )
     async with open_service_nursery() as nursery:
         start_saving(nursery, committer)

@@ -242,7 +242,8 @@ class Store(ABC):
             Exception: the exception of the iterator of buffers; nothing was stored.
 
         Durability: it survives kill -9 and power loss when this returns.
-        Cancellation: not once it has begun.
+        Cancellation: not once it has begun.  A store with a lease lets it be abandoned, or ends it
+            by itself in bounded time: a run whose lease is lost ends only after it.
         """
 
     @abstractmethod

@@ -167,7 +167,8 @@ class Maintenance:
         metadata: dict[str, object] = {"reset": reason}
         if replaced:
             metadata[ARCHIVING] = replaced
-        async with open_committer(self.store, key, known={}) as committer:
+        ownership = self._committer.ownership
+        async with open_committer(self.store, key, known={}, ownership=ownership) as committer:
             stream_log = committer.add_stream_log(RUN_STREAM, Progress())
             await committer.save(
                 stream_log, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata)

@@ -16,6 +16,7 @@ import trio
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
 from .._commit.lease import start_saving
 from .._commit.observers import Observers
+from .._commit.ownership import Ownership
 from .._commit.shutdown import (
     Stop,
     receive_signals,
@@ -23,6 +24,7 @@ from .._commit.shutdown import (
     stop_at_time,
     take_signals,
 )
+from .._commit.stream_outputs import OWNER_AGE_S
 from .._journal.observer import Observer
 from .._journal.progress import Progress
 from .._journal.store import RunKey, RunView, Store
@@ -190,9 +192,9 @@ async def open_run(
     async with AsyncExitStack() as stack:
         resources = await _lock(request, stack)
         generation = await _choose_generation(request, resources)
-        found = await _announce(request, resources, generation)
         stop = Stop(request.grace_s)
         committer = _make_committer(request, resources, generation, stop)
+        found = await _announce(request, resources, generation, committer)
         session = await _make_session(request, resources, generation, committer)
         async with _background_tasks(committer, stop, request) as nursery:
             await session.begin()
@@ -264,12 +266,14 @@ class _Generation:
 
     Attributes:
         number: Its number.
+        saved: The number of the newest generation that the store has.
         view: What the store has of it; None: nothing yet.
         changes: The fields of the configuration that have changed.
         archiving: The generations whose outputs are still to be archived.
     """
 
     number: int
+    saved: int
     view: RunView | None
     changes: tuple[tuple[str, str, str], ...]
     archiving: list[int]
@@ -286,23 +290,29 @@ async def _choose_generation(request: RunRequest, resources: _RunResources) -> _
     view = await resources.store.load_run(request.run_id)
     change = compare_config(None if request.is_fresh else view, request)
     if view is None:
-        return _Generation(0, None, change.fields, [])
+        return _Generation(0, 0, None, change.fields, [])
     is_new = request.is_fresh or change.is_restart
     if is_new and view.streams:  # else nothing is saved in it, and it is begun again as it is
         left = await replaced_by_next(resources.store, view)
-        return _Generation(view.generation + 1, None, change.fields, left)
+        return _Generation(view.generation + 1, view.generation, None, change.fields, left)
     left = await left_to_archive(resources.store, view)
-    return _Generation(view.generation, None if is_new else view, change.fields, left)
+    number = view.generation
+    return _Generation(number, number, None if is_new else view, change.fields, left)
 
 
 async def _announce(
-    request: RunRequest, resources: _RunResources, generation: _Generation
+    request: RunRequest,
+    resources: _RunResources,
+    generation: _Generation,
+    committer: GroupCommitter,
 ) -> ResumeReport:
     """Log how the run begins or resumes, and remove what a killed session left half-written."""
     found = report_of(generation.view)
     announce_start(request.run_id, found, is_of_program=request.handle_signals is not False)
     is_begun_again = generation.number > 0 and found.sessions == 0
     if (found.may_have_left_files or is_begun_again) and resources.outputs is not None:
+        if committer.lease_s is not None:  # else the files may be those of the next owner
+            await committer.check_owner(OWNER_AGE_S)
         for path in await run_blocking(resources.outputs.remove_orphans):  # best effort
             log.info(
                 "%s was left by the last session and is removed", path, extra=at(request.run_id)
@@ -313,14 +323,15 @@ async def _announce(
 def _make_committer(
     request: RunRequest, resources: _RunResources, generation: _Generation, stop: Stop
 ) -> GroupCommitter:
+    store, saved = resources.store, RunKey(request.run_id, generation.saved, resources.owner)
     return GroupCommitter(
-        resources.store,
+        store,
         RunKey(request.run_id, generation.number, resources.owner),
         save_timeout_s=request.save_timeout_s,
         on_poison=lambda: stop.cancel_streams(EXIT_DRAINED),
         observers=request.observers,
         known=generation.parts,
-        owned_at=resources.owned_at,
+        ownership=Ownership(store, saved, resources.owned_at),
     )
 
 
