@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 from .exact_sum import Number
 from .index_set import IndexSet
@@ -28,8 +29,12 @@ _TINY = 1e-3  # below it four decimals would show hardly any digits
 _HUGE = 1e15  # above it a float has no decimals
 _SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000  # between them no code point is text
 
-_PASSWORD = re.compile(r"(\w[\w+.-]*://[^:@/?#]*):(?![0-9]+(?:[/?#,]|$)).*@", re.DOTALL)
-_SECRET_VALUE = re.compile(r"([?&][^=&#]*(?:pass|secret|token|key)[^=&#]*=)[^&#]*", re.IGNORECASE)
+# A number is a port only where no @ follows but in parameters behind a path: else it may be the
+# beginning of a password.
+_PORT = r"[0-9]+(?:[,?#][^@/]*)?(?:/[^@?#]*(?:[?#]|$)|$)"
+_PASSWORD = re.compile(rf"(\w[\w+.-]*://[^:@/?#]*):(?!{_PORT}).*@", re.DOTALL)
+_PARAMETER = re.compile(r"([?&]([^=&#]*)=)[^&#]*")
+_SECRET_NAME = re.compile("pass|secret|token|key", re.IGNORECASE)
 
 
 def redacted_url(address: str) -> str:
@@ -40,7 +45,12 @@ def redacted_url(address: str) -> str:
     """
     if "://" not in address:
         return address
-    return _SECRET_VALUE.sub(r"\1***", _PASSWORD.sub(r"\1:***@", address))
+    return _PARAMETER.sub(_hide_value, _PASSWORD.sub(r"\1:***@", address))
+
+
+def _hide_value(parameter: re.Match[str]) -> str:
+    is_secret = _SECRET_NAME.search(unquote(parameter[2]))
+    return f"{parameter[1]}***" if is_secret else parameter[0]
 
 
 def text_after(prefix: str) -> str | None:

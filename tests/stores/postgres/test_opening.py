@@ -8,11 +8,15 @@ from collections.abc import Callable
 import pytest
 import trio
 
+pytest.importorskip("psycopg", reason="psycopg is not installed")
+
 from tests.stores.postgres.servers import Server, free_port, running_server
 from trio_ckpt import StoreError, StoreVersionError
 from trio_ckpt.abc import Checkpoint, RunKey, Severity
 from trio_ckpt.cli import main
 from trio_ckpt.stores import open_store
+from trio_ckpt.stores._postgres.address import parse_address
+from trio_ckpt.stores._postgres.connection import PostgresConnection
 
 Sql = Callable[..., list[tuple[object, ...]]]
 
@@ -245,3 +249,13 @@ def test_a_store_that_is_not_installed_is_named(
     assert main(["ls", "postgresql://127.0.0.1/db"]) == 8
     said = capsys.readouterr().err
     assert "a store in PostgreSQL needs psycopg: pip install 'trio-ckpt[postgres]'" in said
+
+
+def test_a_transaction_has_its_level_whatever_the_default(url: str) -> None:
+    default = "options=-c%20default_transaction_isolation%3Dserializable"
+    address = parse_address(f"{url}&pooler=transaction&{default}")
+    connection = PostgresConnection(address, "full")
+    for is_snapshot, level in ((False, "read committed"), (True, "repeatable read")):
+        with connection.transaction(is_snapshot=is_snapshot):
+            assert connection.query("SHOW transaction_isolation") == [(level,)]
+    connection.close()

@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
+pytest.importorskip("psycopg", reason="psycopg is not installed")
+
 from trio_ckpt.abc import Checkpoint, Pruned, RunKey, Store
 from trio_ckpt.stores import open_store
+from trio_ckpt.stores._postgres.connection import NONE, PostgresConnection, Row, Values
 
 A = '["a"]'
 CHUNK = 10_000
@@ -93,4 +96,38 @@ async def test_what_a_kill_left_of_a_blob_goes_with_the_next_lock(
             assert sql(f"SELECT count(*) FROM {schema}.parts") == [(1,)]
             assert len(await other.read_blob("run", name)) == 10
     await other.aclose()
+    await store.aclose()
+
+
+async def test_a_removal_that_lands_late_spares_what_came_since(
+    url: str, schema: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[tuple[PostgresConnection, str, Values]] = []
+    query = PostgresConnection.query
+
+    def remember(self: PostgresConnection, statement: str, values: Values = NONE) -> list[Row]:
+        if "DELETE" in statement:
+            late.append((self, statement, dict(values)))
+        return query(self, statement, values)
+
+    monkeypatch.setattr(PostgresConnection, "query", remember)
+    store = await open_store(url)
+    part = f"INSERT INTO {schema}.parts SELECT id, %s, 0, 'x' FROM {schema}.runs"
+    async with store.lock_run("run"):
+        sql(part, 7)
+    async with store.lock_run("run") as owner:
+        assert sql(f"SELECT count(*) FROM {schema}.parts") == [(0,)]
+        key = RunKey("run", 0, owner)
+        digest = await store.put_blob(key, b"content")
+        await store.save(key, [Checkpoint(A, 1, b"", blobs=(digest,))])
+        assert await store.drop_blobs(key, A, [1]) == len(b"content")
+        assert sql(f"SELECT count(*) FROM {schema}.parts") == [(0,)]
+        assert await store.put_blob(key, b"content") == digest
+        sql(part, 8)  # as of an upload under way
+        assert len(late) >= 3
+        for connection, statement, values in late:
+            query(connection, statement, values)
+        assert await store.read_blob("run", digest) == b"content"
+        assert sql(f"SELECT count(*) FROM {schema}.parts WHERE upload = 8") == [(1,)]
+        assert await store.save(key, [Checkpoint(A, 2, b"", blobs=(digest,))]) == [None]
     await store.aclose()

@@ -13,6 +13,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+pytest.importorskip("psycopg", reason="psycopg is not installed")
+
 from tests.stores.postgres.owner import STREAM
 from tests.stores.postgres.servers import Server
 from trio_ckpt import RunLockedError, StoreConflictError

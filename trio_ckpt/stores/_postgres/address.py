@@ -110,6 +110,12 @@ def _split(url: str) -> tuple[str, dict[str, str], list[str]]:
     if place is not None and place[0] == "@":  # a password may have a question mark
         login, rest = rest[: place.end()], rest[place.end() :]
     rest, _, query = rest.partition("?")
+    if "@" in rest or any("@" in part.partition("=")[0] for part in query.split("&")):
+        # libpq ends a password at the first of both; no error may show what it takes the rest for.
+        raise StoreError(
+            "the URL of the store is not shown: it has an @ where none belongs; in a user's name "
+            "or a password write %40 for @, %2F for / and %3F for ?"
+        )
     own, others, seen = dict[str, str](), list[str](), set[str]()
     known = {info.keyword.decode() for info in pq.Conninfo.get_defaults()} | {*_ALIASES}
     for part in filter(None, query.split("&")):

@@ -66,17 +66,30 @@ _IS_UNNAMED = (
     "NOT EXISTS (SELECT FROM {s}.log l WHERE l.run = b.run AND l.blob = b.digest) "
     "AND NOT EXISTS (SELECT FROM {s}.attached a WHERE a.run = b.run AND a.digest = b.digest)"
 )
-# One statement: what it removes, and the size of all that no record names, pinned or not.
-_REMOVE_UNNAMED = (
-    f"WITH fence AS ({OWNED}), free AS (SELECT digest, size FROM {{s}}.blobs b JOIN fence "
-    f"ON b.run = fence.id WHERE {_IS_UNNAMED}), gone AS (DELETE FROM {{s}}.blobs b USING free "
-    "WHERE b.run = %(run)s AND b.digest = free.digest AND free.digest != ALL(%(pins)s::text[]) "
-    "RETURNING b.upload), removed AS (DELETE FROM {s}.parts p USING gone "
-    "WHERE p.run = %(run)s AND p.upload = gone.upload) "
-    "SELECT digest, size FROM free"
+_IS_OWNER = (
+    "EXISTS (SELECT FROM {s}.runs WHERE id = %(run)s AND owner = %(owner)s "
+    "AND expires_at IS NOT NULL)"
+)
+_FIND_UNNAMED = (
+    "SELECT digest, size, upload FROM {s}.blobs b "
+    f"WHERE run = %(run)s AND {_IS_UNNAMED} AND {_IS_OWNER}"
+)
+_FIND_UPLOADS = (
+    "SELECT DISTINCT upload FROM {s}.parts p WHERE run = %(run)s AND NOT EXISTS "
+    "(SELECT FROM {s}.blobs b WHERE b.run = p.run AND b.upload = p.upload) "
+    f"AND {_IS_OWNER}"
+)
+# A removal names uploads, which are never made again: a copy of it that lands late, after the blob
+# was put once more, removes nothing of that.
+_REMOVE_BLOBS = (
+    f"WITH fence AS ({OWNED}), gone AS (DELETE FROM {{s}}.blobs b USING fence "
+    f"WHERE b.run = fence.id AND b.upload = ANY(%(uploads)s::bigint[]) AND {_IS_UNNAMED} "
+    "RETURNING b.run, b.upload) DELETE FROM {s}.parts p USING gone "
+    "WHERE p.run = gone.run AND p.upload = gone.upload"
 )
 _REMOVE_UPLOADS = (
     f"WITH fence AS ({OWNED}) DELETE FROM {{s}}.parts p USING fence WHERE p.run = fence.id "
+    "AND p.upload = ANY(%(uploads)s::bigint[]) "
     "AND NOT EXISTS (SELECT FROM {s}.blobs b WHERE b.run = p.run AND b.upload = p.upload)"
 )
 
@@ -172,15 +185,22 @@ def name_blob(
 
 def remove_unnamed(connection: PostgresConnection, owned: OwnedRun) -> int:
     """Remove blobs that no record of a run names, except those pinned; returns the size of all."""
-    values = values_of(connection, owned) | {"pins": list(owned.pins)}
-    free = connection.repeat(lambda: connection.query(_REMOVE_UNNAMED, values))
-    return sum(size for _, size in free)
+    values = values_of(connection, owned)
+    free = connection.repeat(lambda: connection.query(_FIND_UNNAMED, values))
+    uploads = [number for digest, _, number in free if digest not in owned.pins]
+    if uploads:
+        values["uploads"] = uploads
+        connection.repeat(lambda: connection.query(_REMOVE_BLOBS, values))
+    return sum(size for _, size, _ in free)
 
 
 def remove_uploads(connection: PostgresConnection, owned: OwnedRun) -> None:
     """Remove parts of blobs that a killed owner did not put to the end."""
     values = values_of(connection, owned)
-    connection.repeat(lambda: connection.query(_REMOVE_UPLOADS, values))
+    found = connection.repeat(lambda: connection.query(_FIND_UPLOADS, values))
+    if found:
+        values["uploads"] = [number for (number,) in found]
+        connection.repeat(lambda: connection.query(_REMOVE_UPLOADS, values))
 
 
 def read_blob(

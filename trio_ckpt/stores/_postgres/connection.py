@@ -194,7 +194,8 @@ class PostgresConnection:
             is_snapshot: Whether it only reads, and all reads in it see one moment.
         """
         raw = self._open()
-        raw.isolation_level = IsolationLevel.REPEATABLE_READ if is_snapshot else None
+        level = IsolationLevel.REPEATABLE_READ if is_snapshot else IsolationLevel.READ_COMMITTED
+        raw.isolation_level = level  # whatever the session's default is
         raw.read_only = is_snapshot or None
         with raw.transaction():
             yield
