@@ -402,7 +402,7 @@ async def test_reads_do_not_delay_saves(folder: Path) -> None:
 
 async def test_closing_takes_the_log_in(folder: Path) -> None:
     await make(folder, *chain(A, 1, 3))
-    assert sorted(path.name for path in folder.iterdir()) == ["blobs", "lock", "state.db"]
+    assert sorted(path.name for path in folder.iterdir()) == ["blobs", "live", "lock", "state.db"]
 
 
 async def test_closing_beside_another_handle_empties_the_log(folder: Path) -> None:
