@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Annotated, Literal, NoReturn
@@ -31,7 +32,8 @@ import trio
 
 from .._journal.history import session_metadata_of
 from .._journal.store import Durability, RunKey, Store
-from .._util.errors import RunLockedError, StoreError, text_of
+from .._runs.run_lock import take_lock
+from .._util.errors import StoreError, text_of
 from .._util.forks import this_process
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
@@ -63,7 +65,6 @@ from ._item_store import ItemStore, open_shared_store
 
 log = get_logger(__name__)
 
-MIN_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0  # between two attempts at the lock of an item
 SAVE_TIMEOUT_S = 60.0  # of an item, as for a run
 GRACE_S = 30.0  # for the function of a job that was stopped to reach a point
 STOPPED = "its job was stopped"
@@ -341,29 +342,11 @@ async def _run_saving(spec: ItemSpec) -> ItemEnd:
         nursery.start_soon(watch.run, store)
         with watch.waiting:
             async with AsyncExitStack() as stack:
-                owner = await take_lock(stack, store, spec.assigned.task_id)
+                owner, _ = await take_lock(stack, store, spec.assigned.task_id, math.inf)
                 return await _run_owned(
                     ItemStore(store, spec.assigned.task_id, owner), owner, watch
                 )
     return ItemEnd("released", worker_name(), reason=STOPPED)
-
-
-async def take_lock(stack: AsyncExitStack, store: Store, task_id: str) -> int:
-    """Own the run of an item until a stack is closed; wait for another attempt at the item.
-
-    Raises:
-        StoreError: the store cannot be used.
-
-    Cancellation: a cancellation point; no lock is held then.
-    """
-    pause_s = MIN_PAUSE_S
-    while True:
-        try:
-            return await stack.enter_async_context(store.lock_run(task_id))
-        except RunLockedError as error:
-            log.info("%s", one_line(text_of(error)), extra=at(task_id))
-        await trio.sleep(pause_s)
-        pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
 
 async def _run_owned(store: ItemStore, owner: int, watch: StopWatch) -> ItemEnd:

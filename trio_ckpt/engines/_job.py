@@ -10,6 +10,7 @@ from its saved state, or its result is found.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,6 +25,7 @@ from .._journal.history import iter_records, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import RecordKind, describe_error
 from .._journal.store import Durability, Store
+from .._runs.run_lock import take_lock
 from .._util.errors import StoreDamagedError, StoreError, class_name, text_of
 from .._util.index_set import IndexSet
 from .._util.log import get_logger
@@ -48,7 +50,7 @@ from ..remote._wire.submission import JobSubmission
 from ..remote._wire.task_messages import AssignTask
 from ._engine import EngineCalls
 from ._errors import EngineLostError, OtherStoreError
-from ._item import ItemEnd, ItemSpec, decode_end, encode_spec, take_lock
+from ._item import ItemEnd, ItemSpec, decode_end, encode_spec
 
 log = get_logger(__name__)
 
@@ -183,7 +185,7 @@ class EngineRunner:
         try:
             with trio.move_on_after(CLEAN_UP_S):  # another attempt may have it, to find its result
                 async with AsyncExitStack() as stack:
-                    number = await take_lock(stack, self.store, pending.task_id)
+                    number, _ = await take_lock(stack, self.store, pending.task_id, math.inf)
                     await remove_run(self.store, pending.task_id, number)
         except StoreError as error:
             text = one_line(text_of(error))
