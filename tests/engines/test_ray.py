@@ -19,7 +19,7 @@ from tests.engines import items
 from tests.engines.items import steps_in
 from tests.engines.kills import Killer
 from tests.hangs import HANG_S, PROGRAM_S
-from trio_ckpt.engines import Resources, _job, map_tasks, open_map
+from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_map
 
 ray: Any = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -36,7 +36,7 @@ def ray_here() -> Iterator[None]:
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=40,
+        configure_logging=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )
     try:
@@ -141,6 +141,23 @@ async def test_many_kills_of_ray_workers_lose_nothing(tmp_path: Path) -> None:
     steps = steps_in(side)
     assert len(steps) <= total + KILLS * STEPS_LOST
     print(f"{len(steps) - total} of {total} steps again, {len(killer.killed)} kills")
+
+
+async def test_ray_is_told_to_leave_the_logging_of_the_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would give the handlers of the root logger a format of its own."""
+    told: dict[str, Any] = {}
+
+    def refuse(**options: Any) -> None:
+        told.update(options)
+        raise RuntimeError("refused, as planned")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(EngineLostError, match="refused, as planned"):
+        await map_tasks(items.double, [1], engine="ray")
+    assert told["configure_logging"] is False
 
 
 @pytest.mark.usefixtures("ray_here")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 import threading
@@ -150,7 +149,7 @@ def open_ray(
             f"address must be left out, not {address!r}: this process is connected to Ray already"
         )
     if is_own:
-        told: dict[str, object] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        told: dict[str, object] = {"log_to_driver": False, "configure_logging": False}
         if address is not None:
             told["address"] = address
         else:
