@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, at import and at it
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
+    former = signal.getsignal(signal.SIGTERM)  # Ray takes it, and does not give it back
     ray.init(
         num_cpus=4,
         include_dashboard=False,
@@ -39,6 +41,7 @@ def ray_here() -> Iterator[None]:
         configure_logging=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )
+    signal.signal(signal.SIGTERM, former)
     try:
         yield
     finally:
@@ -151,6 +154,7 @@ async def test_ray_is_told_to_leave_the_logging_of_the_program(
 
     def refuse(**options: Any) -> None:
         told.update(options)
+        assert threading.current_thread() is not threading.main_thread()  # it takes SIGTERM there
         raise RuntimeError("refused, as planned")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
