@@ -76,9 +76,11 @@ class StoreHost:
 
     Attributes:
         users: How many items need it; changed under the guard of this module.
+        has_ended: Whether its trio run is over, also because of an error: it serves no item more.
     """
 
     users: int = 0
+    has_ended: bool = attrs.field(default=False, init=False)
     _has_begun: bool = attrs.field(default=False, init=False)
     _token: trio.lowlevel.TrioToken = attrs.field(init=False)
     _nursery: trio.Nursery = attrs.field(init=False)
@@ -101,6 +103,8 @@ class StoreHost:
                 if self._has_begun:
                     raise
                 begun.put(Error(error))
+            finally:
+                self.has_ended = True
 
         start_thread(run, "trio_ckpt stores")
         try:
@@ -308,7 +312,7 @@ async def open_in_host(
     key = (address, durability)
     with _guard:
         host = _hosts.get(this_process())
-        if host is None:
+        if host is None or host.has_ended:
             host = StoreHost()
             host.start()
             _hosts[this_process()] = host
