@@ -140,7 +140,8 @@ class StoreHost:
                     result = Value(await func(*args))
                 except (Exception, BaseExceptionGroup) as error:
                     result = Error(error)
-            with suppress(trio.RunFinishedError):
+            # Ray interrupts the run of a caller also while it ends, and closes what wakes it.
+            with suppress(trio.RunFinishedError, OSError):
                 call.token.run_sync_soon(call.finish, result)
 
         def give_up(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:

@@ -1,4 +1,4 @@
-"""After a connection broke, nobody says what he cannot know: copies may have landed, or land late.
+"""After a connection broke, only what is known is said: copies may have landed, or land late.
 
 The connections are fakes that answer as they are told, so these tests need no server.
 """
@@ -267,7 +267,7 @@ def hanging() -> Iterator[threading.Event]:
     ending.cancel()
 
 
-async def test_nobody_waits_behind_a_renewal_that_hangs(hanging: threading.Event) -> None:
+async def test_no_end_waits_behind_a_renewal_that_hangs(hanging: threading.Event) -> None:
     begun = threading.Event()
 
     class Hanging(Scripted):
