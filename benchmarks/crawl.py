@@ -35,24 +35,33 @@ def first_fetch_s(figures: CrawlFigures) -> float:
     return max((each for each in figures.first_fetch_s if each is not None), default=math.inf)
 
 
+def wrong_pages(of: CrawlFigures) -> int:
+    """Pages that are not in the output exactly once and whole."""
+    return of.never_fetched + of.lost_records + of.duplicate_records + of.torn_records
+
+
 def judge(found: dict[str, CrawlFigures]) -> dict[str, Found]:
     """Ours beside the site's own count, and beside the peers of the same run."""
     ours, peers = (
         found["ours"],
         {PEERS[name]: each for name, each in found.items() if name in PEERS},
     )
-    wrong = ours.never_fetched + ours.lost_records + ours.duplicate_records + ours.torn_records
+    of_peers = ", ".join(f"{name} {wrong_pages(each):,} pages" for name, each in peers.items())
     site = f"{ours.fetched + ours.extra_fetches:,} requests to {ours.pages:,} pages"
     starts = ", ".join(f"{name} {first_fetch_s(each):.2f} s" for name, each in peers.items())
     rates = {name: each.pages_per_s for name, each in peers.items()}
     rows = {
-        "crawl with two kills: pages never fetched, lost, repeated, torn": Found(wrong, site),
+        "crawl with two kills: pages never fetched, lost, repeated, torn": Found(
+            wrong_pages(ours), site, of_peers
+        ),
         "crawl: repeated requests of a kill": Found(ours.extra_fetches / max(1, ours.kills), site),
         "crawl: start to the first fetch": Found(first_fetch_s(ours), site, starts),
         "crawl: pages/s": Found(ours.pages_per_s, site, best(rates, "/s")),
     }
     for name, rate in rates.items():
-        rows[f"crawl: pages/s against {name}"] = Found(ours.pages_per_s / rate, f"{rate:,.0f}/s")
+        control = f"{rate:,.0f}/s"
+        ratio = ours.pages_per_s / rate
+        rows[f"crawl: pages/s against {name}"] = Found(ratio, control, f"{name} {control}")
     return rows
 
 
