@@ -7,10 +7,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import trio
 
+from tests.hangs import PROGRAM_S
 from trio_ckpt import Run, open_run
 from trio_ckpt._journal.record import RecordKind, decode_record
 from trio_ckpt.abc import Store
@@ -26,18 +28,20 @@ class Faults:
     Attributes:
         wanted: How many faults.
         inject: Makes one; returns how many it made.
+        limit_s: After this time it ends, with fewer faults than were wanted.
         made: How many were made.
     """
 
     wanted: int
     inject: Callable[[], int]
+    limit_s: float = PROGRAM_S
     made: int = 0
     is_over: threading.Event = attrs.field(factory=threading.Event)
 
     def run(self) -> None:
-        chance = random.Random(7)
+        chance, until = random.Random(7), time.monotonic() + self.limit_s
         try:
-            while self.made < self.wanted:
+            while self.made < self.wanted and time.monotonic() < until:
                 time.sleep(chance.uniform(0.005, 0.05))
                 self.made += self.inject()
         finally:
@@ -45,8 +49,11 @@ class Faults:
 
 
 async def save_through(url: str, run_id: str, faults: Faults) -> Counter[str]:
-    """Run loops while faults are made; returns how many of their batches were lost and doubled."""
-    acknowledged: set[tuple[str, int]] = set()
+    """Run loops while faults are made; returns how many of their batches were lost and doubled.
+
+    *failed* are batches that were complete and not confirmed: no fault may fail a token.
+    """
+    completed, acknowledged = set[tuple[str, int]](), set[tuple[str, int]]()
     store = await open_store(url)
     try:
         async with open_run(run_id, store=store, handle_signals=False) as run:
@@ -54,17 +61,27 @@ async def save_through(url: str, run_id: str, faults: Faults) -> Counter[str]:
             thread.start()
             async with trio.open_nursery() as nursery:
                 for number in range(LOOPS):
-                    nursery.start_soon(_loop, run, f"loop {number}", faults, acknowledged)
+                    work = partial(_loop, run, f"loop {number}", faults)
+                    nursery.start_soon(work, completed, acknowledged)
             await trio.to_thread.run_sync(thread.join)
-        return await _count(store, run_id, acknowledged)
+        found = await _count(store, run_id, acknowledged)
+        found["failed"] = len(completed - acknowledged)
+        return found
     finally:
         await store.aclose()
 
 
-async def _loop(run: Run, name: str, faults: Faults, acknowledged: set[tuple[str, int]]) -> None:
+async def _loop(
+    run: Run,
+    name: str,
+    faults: Faults,
+    completed: set[tuple[str, int]],
+    acknowledged: set[tuple[str, int]],
+) -> None:
     async with run.open_stream(name) as stream:
         async for batch in stream.batches():
             batch.complete(last=faults.is_over.is_set())
+            completed.add((name, batch.index))
             await batch.confirm()
             acknowledged.add((name, batch.index))
 

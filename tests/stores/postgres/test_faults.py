@@ -28,7 +28,7 @@ async def test_terminated_backends_lose_and_double_nothing(url: str, sql: Sql) -
     found = await save_through(url, "run", faults)
     assert faults.made >= 60
     assert found["acknowledged"] > 100
-    assert (found["lost"], found["doubled"]) == (0, 0)
+    assert (found["lost"], found["doubled"], found["failed"]) == (0, 0, 0)
 
 
 async def test_servers_that_crash_lose_and_double_nothing() -> None:
@@ -41,7 +41,7 @@ async def test_servers_that_crash_lose_and_double_nothing() -> None:
 
         found = await save_through(server.url("?lease_s=60"), "run", Faults(3, crash))
     assert found["acknowledged"] > 10
-    assert (found["lost"], found["doubled"]) == (0, 0)
+    assert (found["lost"], found["doubled"], found["failed"]) == (0, 0, 0)
 
 
 async def test_a_standby_that_takes_over_has_all_that_was_acknowledged() -> None:
@@ -56,7 +56,7 @@ async def test_a_standby_that_takes_over_has_all_that_was_acknowledged() -> None
 
         found = await save_through(url, "run", Faults(1, fail_over))
     assert found["acknowledged"] > 4
-    assert (found["lost"], found["doubled"]) == (0, 0)
+    assert (found["lost"], found["doubled"], found["failed"]) == (0, 0, 0)
 
 
 async def test_answers_that_are_swallowed_lose_and_double_nothing(
@@ -69,4 +69,4 @@ async def test_answers_that_are_swallowed_lose_and_double_nothing(
         found = await save_through(url, "run", faults)
     assert proxy.answers >= 30
     assert found["acknowledged"] > 100
-    assert (found["lost"], found["doubled"]) == (0, 0)
+    assert (found["lost"], found["doubled"], found["failed"]) == (0, 0, 0)
