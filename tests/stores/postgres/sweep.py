@@ -30,6 +30,7 @@ from trio_ckpt._runs.run_lock import take_lock
 from trio_ckpt.stores import open_store
 
 LIMIT_S = 900.0  # for the faults of one kind: it ends then, and says how many it made
+GAP_S = 0.3  # between two stops: the owner connects again, and saves
 AT_ONCE = 4  # owners that are paused or killed at a time
 SLACK_S = 1.0  # after the end of a lease, for the process that waits to ask again
 MARK_S = 3.0  # for a takeover by the mark, at a lease of `test_takeover.LEASE_S` to 4 seconds
@@ -54,6 +55,7 @@ def stop(count: int) -> Counter[str]:
         def inject() -> int:
             server.stop(signal.SIGQUIT)
             server.start()
+            time.sleep(GAP_S)
             return 1
 
         return _save_through(server.url("?lease_s=60"), Faults(count, inject, LIMIT_S))

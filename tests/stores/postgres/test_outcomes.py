@@ -16,7 +16,7 @@ pytest.importorskip("psycopg", reason="psycopg is not installed")
 from psycopg import DatabaseError, Error, OperationalError, errors, pq
 
 from trio_ckpt import SaveOutcomeUnknownError, StoreConflictError, StoreError
-from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.abc import Checkpoint, Fold, Pruned, RunKey
 from trio_ckpt.stores._postgres import connection as connecting, prune, save as saving
 from trio_ckpt.stores._postgres.address import parse_address
 from trio_ckpt.stores._postgres.connection import (
@@ -169,14 +169,16 @@ def test_a_late_renewal_says_nothing_of_the_owner(
 class Queried(Scripted):
     """Its queries for one statement fail as they are told to, one after another."""
 
-    def __init__(self, part: str, failures: list[Error]) -> None:
-        super().__init__([1], {})
+    def __init__(
+        self, part: str, failures: list[Error], rows: dict[str, list[Row] | Error] | None = None
+    ) -> None:
+        super().__init__([1], rows or {})
         self.part, self.failures = part, failures
 
     def query(self, statement: str, values: Values = NONE) -> list[Row]:
-        if self.part in statement:
+        if self.part in statement and self.failures:
             raise self.failures.pop(0)
-        return []
+        return super().query(statement, values)
 
 
 CHANGES: list[tuple[str, Callable[[PostgresConnection, OwnedRun], object]]] = [
@@ -194,6 +196,33 @@ def test_a_change_of_unknown_outcome_is_said_to_be_unknown(
     with pytest.raises(SaveOutcomeUnknownError) as raised:
         change(Queried(part, [CUT, errors.QueryCanceled("57014")]), owned_run())
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize(("part", "change"), CHANGES, ids=["prune", "drop"])
+def test_a_takeover_after_a_break_leaves_a_change_unknown(
+    part: str, change: Callable[[PostgresConnection, OwnedRun], object]
+) -> None:
+    fenced: dict[str, list[Row] | Error] = {"attached": [(0, 0)]}
+    with pytest.raises(StoreConflictError, match="nothing was"):
+        change(Queried(part, [], fenced), owned_run())
+    with pytest.raises(SaveOutcomeUnknownError, match="does not have the run any more"):
+        change(Queried(part, [CUT], fenced), owned_run())
+
+
+@pytest.mark.parametrize("problem", [CUT, errors.DiskFull("53100")], ids=str)
+def test_what_fails_after_a_change_does_not_undo_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, problem: Error
+) -> None:
+    monkeypatch.setattr(PostgresConnection.repeat, "__defaults__", (0.0,))  # it gives up at once
+    done: dict[str, list[Row] | Error] = {
+        "SET first": [(3,)],
+        "RETURNING a.digest": [(1, 1)],
+        "SELECT": problem,  # all other statements have one
+    }
+    assert prune.prune(Scripted([1], done), owned_run(), KEY, 0) == Pruned(1, 0, 0)
+    assert prune.drop_blobs(Scripted([1], done), owned_run(), KEY, STREAM, [1]) == 0
+    assert caplog.text.count("are left until its next lock or prune") == 2
+    assert SECRET not in caplog.text
 
 
 def test_nothing_is_saved_to_a_generation_that_may_be_pruned() -> None:

@@ -78,7 +78,22 @@ async def test_a_live_view_is_shown_while_a_process_looks(url: str) -> None:
         assert await other.read_live("run") == b"view"
     assert await other.read_live("run") == b""  # its owner has ended
     async with other.lock_run("run"):
-        assert await store.read_live("run") == b""
         assert not await other.is_watched("run")
+        assert await store.read_live("run") == b""
+        assert await other.is_watched("run")
+        await other.publish("run", b"next")
+        assert await store.read_live("run") == b"next"
+    await store.aclose()
+    await other.aclose()
+
+
+async def test_the_first_look_at_an_owner_counts(url: str) -> None:
+    store, other = await open_store(url), await open_store(url)
+    assert await other.read_live("run") == b""
+    async with store.lock_run("run"):
+        assert not await store.is_watched("run")  # it was not owned then
+    async with store.lock_run("run"):
+        assert await other.read_live("run") == b""
+        assert await store.is_watched("run")
     await store.aclose()
     await other.aclose()

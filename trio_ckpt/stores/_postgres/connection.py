@@ -23,7 +23,12 @@ import attrs
 import psycopg
 from psycopg import IsolationLevel, conninfo, errors, pq
 
-from ..._util.errors import SaveOutcomeUnknownError, StoreDamagedError, StoreError
+from ..._util.errors import (
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
 from ..._util.forks import unshare
 from ..._util.log import get_logger
 from ..._util.text import one_line
@@ -224,7 +229,9 @@ class PostgresConnection:
         """Return what an action returns that changes a run: as `repeat`.
 
         Raises:
-            SaveOutcomeUnknownError: it failed after a connection had broken under it.
+            SaveOutcomeUnknownError: it failed, or found another owner, after a connection had
+                broken under it: a copy may have landed before.
+            StoreConflictError: the action found another owner, and changed nothing.
             psycopg.Error: it failed, and changed nothing.
         """
         is_unknown = False
@@ -239,7 +246,7 @@ class PostgresConnection:
 
         try:
             return self.repeat(attempt)
-        except psycopg.Error as error:
+        except (psycopg.Error, StoreConflictError) as error:
             if not is_unknown:
                 raise
             raise SaveOutcomeUnknownError(
@@ -307,7 +314,7 @@ class PostgresConnection:
             return StoreDamagedError(f"{message}; the database is damaged, restore it from a copy")
         return StoreError(f"{message}; {advice}" if advice else message)
 
-    def reason_of(self, error: psycopg.Error) -> str:
+    def reason_of(self, error: Exception) -> str:
         """Return what an error says, in one line, without the password."""
         text = str(error)
         password = conninfo.conninfo_to_dict(self.address.conninfo).get("password")

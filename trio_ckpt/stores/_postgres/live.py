@@ -2,8 +2,8 @@
 
 Theory of operation.  A view is a row of an unlogged table, which has the owner number of the
 process that published it: that of a process that was killed is not shown.  Who reads sets the time
-in the row, and the owner publishes only while that time is recent.  Only the owner makes the row,
-so a reader that may not write reads what there is.
+in the row, or makes the row of the present owner, so that its first look counts; the owner
+publishes only while that time is recent.  A reader that may not write reads what there is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,14 @@ import psycopg
 from ..._journal.store import WATCHED_FOR_S
 from .connection import PostgresConnection
 
-_NOTE_READ = "UPDATE {s}.live SET read_at = clock_timestamp() WHERE run_id = %(run_id)s"
+_NOTE_READ = (
+    "INSERT INTO {s}.live AS l (run_id, owner, payload, read_at) "
+    "SELECT run_id, owner, '', clock_timestamp() FROM {s}.runs "
+    "WHERE run_id = %(run_id)s AND expires_at > clock_timestamp() "
+    "ON CONFLICT (run_id) DO UPDATE SET read_at = excluded.read_at, owner = excluded.owner, "
+    "payload = CASE WHEN l.owner = excluded.owner THEN l.payload ELSE excluded.payload END "
+    "WHERE l.owner <= excluded.owner"
+)
 _READ = (
     "SELECT payload FROM {s}.live JOIN {s}.runs USING (run_id, owner) "
     "WHERE run_id = %(run_id)s AND expires_at > clock_timestamp()"
@@ -50,9 +57,7 @@ def read_live(connection: PostgresConnection, run_id: str) -> bytes:
 
 
 def is_watched(connection: PostgresConnection, run_id: str, owner: int) -> bool:
-    """See `Store.is_watched`; makes the row where readers leave their sign."""
-    values = {"run_id": run_id, "owner": owner, "payload": b"", "watched_s": WATCHED_FOR_S}
+    """See `Store.is_watched`."""
+    values = {"run_id": run_id, "owner": owner, "watched_s": WATCHED_FOR_S}
     rows = connection.query(_READ_SIGN, values)
-    if not rows:
-        connection.query(_WRITE, values)
     return bool(rows and rows[0][0])

@@ -4,20 +4,26 @@ Theory of operation.  One statement makes generations invisible: it moves ``runs
 rows are removed after it, in parts, each by a statement of its own: no transaction lasts long, each
 renews the lease, and none holds a lock while its owner is paused.  Generations follow each other
 in the log, so their rows are its beginning.  What a killed owner has not removed goes with the next
-prune.
+prune.  So an error after that first statement is only logged: what was asked for is done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
+
+import psycopg
 
 from ..._journal.store import Pruned, RunKey
 from ..._util.errors import SaveOutcomeUnknownError, StoreConflictError
+from ..._util.log import get_logger
 from .._local.fence import compare_generation
 from .blobs import remove_unnamed
 from .connection import PostgresConnection
 from .owning import OWNED, OwnedRun, values_of
+
+logger = get_logger(__name__)
 
 CHUNK = 10_000  # rows of the log that one statement removes
 
@@ -59,44 +65,68 @@ def prune(connection: PostgresConnection, owned: OwnedRun, key: RunKey, keep: in
 
     Raises:
         StoreConflictError: another owner, or another generation, is the newest.
-        SaveOutcomeUnknownError: the connection broke, and then the database refused.
-        psycopg.Error: the database refused.
+        SaveOutcomeUnknownError: the connection broke, and then the database refused, or another
+            owner had the run.
+        psycopg.Error: the database refused, and nothing was removed.
     """
     compare_generation(owned.generation, key, "removed")
     before, first = owned.first, max(owned.first, owned.generation + 1 - keep)
     values = values_of(connection, owned) | {"generation": owned.generation, "first": first}
+
+    def hide() -> int:
+        rows = connection.query(_HIDE, values)
+        if not rows:
+            raise _fenced(owned, key, "removed")
+        return int(rows[0][0])
+
     try:
-        hidden = connection.change(lambda: connection.query(_HIDE, values), key.run_id)
+        number = connection.change(hide, key.run_id)
     except SaveOutcomeUnknownError:
         owned.first = first  # nothing is saved to a generation that may be invisible
         raise
-    if not hidden:
-        raise _fenced(owned, key, "removed")
     owned.first = first
     if first > owned.generation:
         owned.heads = None
-    values["number"] = hidden[0][0]
     records = size = 0
-    if hidden[0][0]:
-        records, size = _remove_records(connection, values)
-        ((folds,),) = connection.repeat(lambda: connection.query(_REMOVE_STREAMS, values))
-        size += folds + remove_unnamed(connection, owned)
+    if number:
+        values["number"] = number
+        with _only_logged(connection, key):
+            for gone, length in _remove_records(connection, values):
+                records, size = records + gone, size + length
+            ((folds,),) = connection.repeat(lambda: connection.query(_REMOVE_STREAMS, values))
+            size += folds + remove_unnamed(connection, owned)
     return Pruned(first - before, records, size)
 
 
-def _remove_records(connection: PostgresConnection, values: dict[str, object]) -> tuple[int, int]:
-    """Remove the log of pruned streams, which is its beginning; returns rows and bytes."""
-    records = size = 0
+def _remove_records(
+    connection: PostgresConnection, values: dict[str, object]
+) -> Generator[tuple[int, int]]:
+    """Remove the log of pruned streams, which is its beginning; yields rows and bytes."""
     while True:
         ((through, count),) = connection.repeat(lambda: connection.query(_FIND_CHUNK, values))
         if not count:  # the first that is left is one that is kept
-            return records, size
+            return
         chunk = values | {"through": through}
         remove = partial(connection.query, _REMOVE_CHUNK, chunk)
         ((is_owner, gone, length),) = connection.repeat(remove)
-        records, size = records + gone, size + length
+        yield gone, length
         if not is_owner:  # what is left is invisible, and goes with the next prune
-            return records, size
+            return
+
+
+@contextmanager
+def _only_logged(connection: PostgresConnection, key: RunKey) -> Generator[None]:
+    """Log an error of a block that removes what no reader sees any more."""
+    try:
+        yield
+    except psycopg.Error as error:
+        logger.warning(
+            "%s: rows and blobs of run %r that no record needs are left until its next lock or "
+            "prune: %s",
+            connection.address.shown,
+            key.run_id,
+            connection.reason_of(error),
+        )
 
 
 def drop_blobs(
@@ -110,8 +140,9 @@ def drop_blobs(
 
     Raises:
         StoreConflictError: another owner, or another generation, is the newest.
-        SaveOutcomeUnknownError: the connection broke, and then the database refused.
-        psycopg.Error: the database refused.
+        SaveOutcomeUnknownError: the connection broke, and then the database refused, or another
+            owner had the run.
+        psycopg.Error: the database refused, and nothing was dropped.
     """
     compare_generation(owned.generation, key, "dropped")
     values = values_of(connection, owned) | {
@@ -119,11 +150,18 @@ def drop_blobs(
         "stream": stream,
         "sequences": [n for n in set(sequences) if 0 < n <= _MAX_SEQUENCE],
     }
-    drop = partial(connection.query, _DROP, values)
-    ((is_owner, dropped),) = connection.change(drop, key.run_id)
-    if not is_owner:
-        raise _fenced(owned, key, "dropped")
-    return remove_unnamed(connection, owned) if dropped else 0
+
+    def drop() -> int:
+        ((is_owner, dropped),) = connection.query(_DROP, values)
+        if not is_owner:
+            raise _fenced(owned, key, "dropped")
+        return int(dropped)
+
+    size = 0
+    if connection.change(drop, key.run_id):
+        with _only_logged(connection, key):
+            size = remove_unnamed(connection, owned)
+    return size
 
 
 def _fenced(owned: OwnedRun, key: RunKey, verb: str) -> StoreConflictError:
