@@ -20,6 +20,7 @@ from trio_ckpt._util.errors import StoreConflictError, StoreError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import SqliteStore, open_store
 from trio_ckpt.stores._local.blobs import Blobs
+from trio_ckpt.stores._local.watermark import read_watermark, watermark_path
 
 Deed = Callable[[Path], None]
 
@@ -332,7 +333,7 @@ async def test_former_owner_leaves_the_blobs_of_the_next(folder: Path, scheme: s
     await store.aclose()
 
 
-@pytest.mark.parametrize("verb", ["lock_run", "drop_blobs", "prune"])
+@pytest.mark.parametrize("verb", ["lock_run", "count", "drop_blobs", "prune"])
 async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
     monkeypatch: pytest.MonkeyPatch, folder: Path, verb: str
 ) -> None:
@@ -341,8 +342,11 @@ async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
     assert isinstance(former, SqliteStore)
     token = trio.lowlevel.current_trio_token()
     locks = [former.lock_run("run"), former.lock_run("run"), store.lock_run("run")]
-    place, name = (former._watermarks, "begin") if verb == "lock_run" else (former._writer, verb)
+    place, name = (former._writer, verb)
+    if verb == "lock_run":  # after its watermark; "count" is before it
+        place, name = former, "_remove_orphans"
     change = getattr(place, name)
+    is_locking = verb in ("lock_run", "count")
     digests: list[str] = []
 
     async def own() -> None:
@@ -351,6 +355,9 @@ async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
         digests.append(await store.put_blob(run, b"blob"))
 
     def change_and_pause(*args: object) -> object:
+        if verb == "lock_run":
+            trio.from_thread.run(own, trio_token=token)
+            return change(*args)
         result = change(*args)
         trio.from_thread.run(own, trio_token=token)
         return result
@@ -358,7 +365,7 @@ async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
     old = RunKey("run", 0, await locks[0].__aenter__())
     digest = await former.put_blob(old, b"blob")
     await former.save(old, [naming(1, digest)])
-    if verb == "lock_run":
+    if is_locking:
         await former.drop_blobs(old, A, [1])
         await former.put_blob(old, b"never named")
         with monkeypatch.context() as kill:
@@ -366,7 +373,7 @@ async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
             await locks[0].__aexit__(None, None, None)
     with monkeypatch.context() as patch:
         patch.setattr(place, name, change_and_pause)
-        if verb == "lock_run":
+        if is_locking:
             with pytest.raises(StoreConflictError):
                 await locks[1].__aenter__()
         elif verb == "drop_blobs":
@@ -375,8 +382,11 @@ async def test_owner_that_was_paused_leaves_the_blobs_of_the_next(
             await former.prune(old, keep=0)
     assert digests == [digest]
     assert await store.read_blob("run", digest) == b"blob"
+    seen = read_watermark(watermark_path(folder, "run"))
+    assert seen is not None
+    assert seen.owner == (3 if is_locking else 2), "it is that of the next owner"
     await locks[2].__aexit__(None, None, None)
-    if verb != "lock_run":
+    if not is_locking:
         await locks[0].__aexit__(None, None, None)
     await former.aclose()
     await store.aclose()

@@ -229,6 +229,6 @@ async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
 
         monkeypatch.setattr(store._writer, name, call)
     async with store.lock_run("run"):
-        assert order == ["raise_owner", "owning", "unnamed"]
+        assert order == ["raise_owner", "owning", "owning", "unnamed"]
         assert not left.exists()
     await store.aclose()

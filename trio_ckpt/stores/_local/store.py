@@ -158,9 +158,8 @@ class LocalStore(Store):
         has_failed = True
         try:
             # Shielded: raised late, the number would lock out the next owner of the run.
-            owner = await shielded(self._writing.run, self._raise_owner, run_id)
-            self._owners[run_id] = owner
-            yield owner
+            self._owners[run_id] = await shielded(self._writing.run, self._raise_owner, run_id)
+            yield self._owners[run_id]
             has_failed = False
         finally:
             if run_id in self._in_doubt:
@@ -186,8 +185,10 @@ class LocalStore(Store):
     def _raise_owner(self, run_id: str) -> int:
         owner = self._writer.raise_owner(run_id)
         generation, records = self._writer.count(run_id)
-        self._watermarks.begin(Watermark(run_id, owner, generation, records))
-        self._remove_orphans(RunKey(run_id, generation, owner))  # no older owner can save now
+        run = RunKey(run_id, generation, owner)
+        with self._writer.owning(run):  # else it may be the watermark of the next owner
+            self._watermarks.begin(Watermark(run_id, owner, generation, records))
+        self._remove_orphans(run)  # no older owner can save now
         return owner
 
     def _remove_orphans(self, run: RunKey) -> None:
@@ -318,8 +319,7 @@ class LocalStore(Store):
         self._check_open()
         await trio.lowlevel.checkpoint()
         need_lock(self._owners, run)
-        _, size = await self._remove(run, self._drop, run, stream, sequences)
-        return size
+        return (await self._remove(run, self._drop, run, stream, sequences))[1]
 
     def _drop(self, run: RunKey, stream: str, sequences: Sequence[int]) -> tuple[None, set[str]]:
         return None, self._writer.drop_blobs(run, stream, sequences)
