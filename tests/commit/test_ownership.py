@@ -11,7 +11,14 @@ import trio
 from trio.testing import MockClock
 
 from tests.commit.leased import LEASE_S, LeasedStore, end_of, hang_if_empty, is_refused, work
-from trio_ckpt import Batch, LeaseLostError, StoreConflictError, open_maintenance, open_run
+from trio_ckpt import (
+    Batch,
+    LeaseLostError,
+    RunStoppedError,
+    StoreConflictError,
+    open_maintenance,
+    open_run,
+)
 from trio_ckpt.abc import Checkpoint, RunKey, RunView
 
 
@@ -138,7 +145,7 @@ async def test_files_are_removed_only_where_the_run_is_owned(
     try:
         async with open_run("r", store=slow, output_dir=tmp_path):
             assert lease_s is None
-    except LeaseLostError:
+    except RunStoppedError:
         assert lease_s is not None
     assert file.exists() is (lease_s is not None)
     assert len(slow.asked) == (lease_s is not None)

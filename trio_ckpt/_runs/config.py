@@ -6,7 +6,9 @@ import dataclasses
 import enum
 import hashlib
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import PurePath
@@ -72,6 +74,11 @@ class RunRequest:
     resume_command: str | None
     coordinator: CheckpointCoordinator
     observers: Observers
+
+    @property
+    def command(self) -> str | None:
+        """What the log shows for a resume: the given command, or that of this program."""
+        return self.resume_command or shlex.join(sys.orig_argv) or None
 
 
 def canonical_config(config: object, exclude: Iterable[str] = ()) -> dict[str, Plain]:

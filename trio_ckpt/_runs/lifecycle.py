@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -44,9 +42,7 @@ from .._util.arguments import (
 )
 from .._util.errors import (
     EXIT_DRAINED,
-    LeaseLostError,
     RunStoppedError,
-    StoreConflictError,
     StreamsStillOpenError,
 )
 from .._util.log import at, get_logger
@@ -64,6 +60,7 @@ from .config import OnConfigChange, RunRequest, Settings, canonical_config
 from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
+from .opening import is_replaced, stopping_if_poisoned
 from .run import Run
 from .run_lock import take_lock
 from .session import (
@@ -194,12 +191,16 @@ async def open_run(
         generation = await _choose_generation(request, resources)
         stop = Stop(request.grace_s)
         committer = _make_committer(request, resources, generation, stop)
-        found = await _announce(request, resources, generation, committer)
-        session = await _make_session(request, resources, generation, committer)
+        with stopping_if_poisoned(request, committer):
+            found = await _announce(request, resources, generation, committer)
+            session = await _make_session(request, resources, generation, committer)
         async with _background_tasks(committer, stop, request) as nursery:
-            await session.begin()
-            if resources.outputs is not None:
-                await clear_outputs(resources.store, session, generation.parts, resources.outputs)
+            with stopping_if_poisoned(request, committer):
+                await session.begin()
+                if resources.outputs is not None:
+                    await clear_outputs(
+                        resources.store, session, generation.parts, resources.outputs
+                    )
             own = _make_open_run(request, resources, generation, session, stop, nursery)
             run = Run(own, found)
             if resources.store.has_live:
@@ -381,7 +382,7 @@ def _make_open_run(
         resources.outputs,
         attrs.evolve(request.settings, outputs_since=session.outputs_since),
         resources.tools,
-        request.resume_command or shlex.join(sys.orig_argv) or None,
+        request.command,
         StreamTable(session.committer, session.runtime_s, generation.parts),
     )
 
@@ -507,5 +508,4 @@ def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | 
         if error.__context__ is None and not isinstance(error, trio.Cancelled):
             error.__context__ = run.stopped()
         return error
-    is_replaced = isinstance(poison, StoreConflictError) and not isinstance(poison, LeaseLostError)
-    return poison if is_replaced else run.stopped()
+    return poison if is_replaced(poison) else run.stopped()
