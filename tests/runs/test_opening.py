@@ -31,9 +31,9 @@ class SlowStore(LeasedStore):
             return view
 
 
-async def stopped(store: LeasedStore, **arguments: Path) -> RunStoppedError:
+async def stopped(store: LeasedStore, output_dir: Path | None = None) -> RunStoppedError:
     with pytest.raises(RunStoppedError) as raised:
-        async with open_run("r", store=store, resume_command="again", **arguments):
+        async with open_run("r", store=store, output_dir=output_dir, resume_command="again"):
             pytest.fail("the run was opened")
     assert raised.value.exit_code == raised.value.code == 75
     return raised.value
@@ -49,7 +49,7 @@ async def test_a_takeover_while_a_run_is_read_stops_it(
             raise ZeroDivisionError
     store = SlowStore()
     store._memory = before._memory
-    error = await stopped(store, **({"output_dir": tmp_path} if has_files else {}))
+    error = await stopped(store, tmp_path if has_files else None)
     assert isinstance(error.__cause__, LeaseLostError)
     assert "run 'r' was stopped (nothing more can be saved: " in str(error)
     assert "go on with: again" in str(error)
