@@ -168,7 +168,12 @@ KINDS: dict[str, tuple[Callable[[int], Counter[str]], str, int, int]] = {
     "paused": (pause, "postgres: owners paused, and woken after a takeover", 100, 2),
     "by-lease": (_by_lease, "postgres: takeover from an owner that is stopped", 40, 2),
     "by-mark": (_by_mark, "postgres: takeover from an owner that is killed", 40, 2),
-    "by-mark-30": (_by_mark_30, "postgres: the same, at the default lease", 8, 1),
+    "by-mark-30": (
+        _by_mark_30,
+        "postgres: takeover from an owner that is killed, at the default lease",
+        8,
+        1,
+    ),
 }
 
 
