@@ -71,6 +71,12 @@ if typing.TYPE_CHECKING:
         open_maintenance as open_maintenance,
     )
     from ._maintenance.read_arrays import read_arrays as read_arrays
+    from ._runs.collection import (
+        Collection as Collection,
+        Partition as Partition,
+        open_collection as open_collection,
+        partition_of as partition_of,
+    )
     from ._runs.lifecycle import open_run as open_run
     from ._runs.loop import Batches as Batches
     from ._runs.parallel import run_batches as run_batches
@@ -109,6 +115,7 @@ if typing.TYPE_CHECKING:
         OutputExistsError as OutputExistsError,
         OutputInvalidError as OutputInvalidError,
         OutputsMissingError as OutputsMissingError,
+        PartitionsLeftError as PartitionsLeftError,
         RunLockedError as RunLockedError,
         RunStoppedError as RunStoppedError,
         SaveOutcomeUnknownError as SaveOutcomeUnknownError,
@@ -152,6 +159,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_maintenance.import_": "import_run",
             "_maintenance.offline": "Maintenance open_maintenance",
             "_maintenance.read_arrays": "read_arrays",
+            "_runs.collection": "Collection Partition open_collection partition_of",
             "_runs.loop": "Batches",
             "_runs.lifecycle": "open_run",
             "_runs.parallel": "run_batches",
@@ -167,7 +175,8 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "CannotRedoError CheckpointFailedError ConfigChangedError "
             "DuplicateCheckpointError ForkedProcessError LeaseLostError NotEncodableError "
             "NoThreadError OutputClaimedError OutputError OutputExistsError "
-            "OutputInvalidError OutputsMissingError RunLockedError RunStoppedError "
+            "OutputInvalidError OutputsMissingError PartitionsLeftError RunLockedError "
+            "RunStoppedError "
             "SaveOutcomeUnknownError SinkClosedError SourceChangedError "
             "StoreConflictError StoreDamagedError StoreError StoreVersionError "
             "StreamBusyError StreamEndedError StreamFailedError StreamsStillOpenError "

@@ -5,6 +5,9 @@ all its records would show, at the moment at which it was saved.  Its head tells
 it counts, and the store how many there are: only where the two are equal, and no process owns the
 run, is it shown.  Else the run is read, as a run without a summary is.  This ensures that a list
 never shows what is out of date, also of a run whose owner was killed.
+
+The partitions of a collection are the exception: thousands of them are one line, whose sums may be
+some sessions behind, but never cost the reading of thousands of runs.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from .summary import RunStatus, Summary, current_phase, read_run_status, run_sta
 
 log = get_logger(__name__)
 
+COLLECTION = "@collection"  # the field of a configuration that says how many partitions it has
+PARTITION = "@partition"  # the field of that of a partition, which says of what collection it is
 SUMMARY: StreamKey = ("@summary",)  # the place that summaries are sealed for; no stream has it
 
 
@@ -66,6 +71,8 @@ class RunOverview(msgspec.Struct, frozen=True, array_like=True):
         runtime_s: For how long it was open, in all sessions, in seconds.
         exit_code: The exit code for its status.
         is_complete: Whether it ended by itself, and nothing is left to do.
+        partitions: How many partitions it has, or the collection that it is of; None: neither.
+        collection: The collection of which it is a partition; None: of none.
     """
 
     run_id: str
@@ -79,12 +86,15 @@ class RunOverview(msgspec.Struct, frozen=True, array_like=True):
     runtime_s: float
     exit_code: int
     is_complete: bool
+    partitions: int | None = None
+    collection: str | None = None
 
 
 def overview_of(run: RunStatus) -> RunOverview:
     """What a list shows of a run whose records were read."""
     summary, exit_code, metadata = run.summary(), run.exit_code(), run.session_metadata
     has_ended = run.is_job or metadata.get("ended") == ENDED
+    partitions, collection = _place_of(metadata)
     return RunOverview(
         run_id=run.run_id,
         generation=run.view.generation,
@@ -97,7 +107,27 @@ def overview_of(run: RunStatus) -> RunOverview:
         runtime_s=run_runtime_s(run.view),
         exit_code=exit_code,
         is_complete=has_ended and exit_code in (EXIT_COMPLETE, EXIT_SKIPPED),
+        partitions=partitions,
+        collection=collection,
     )
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """What the configuration of a collection says of its partitions, or that of a partition."""
+
+    partitions: int
+    of: str | None = None
+
+
+def _place_of(metadata: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """How many partitions there are, and of which collection a run is one."""
+    config = metadata.get("config", {})
+    place = config.get(PARTITION, config.get(COLLECTION))
+    try:
+        found = msgspec.convert(place, _Place)
+    except msgspec.ValidationError:  # most runs have none
+        return None, None
+    return found.partitions, found.of
 
 
 def _session_of(metadata: Mapping[str, Any]) -> SessionOverview:
@@ -136,11 +166,23 @@ async def read_overview(store: Store, line: RunSummary) -> RunOverview | None:
 
 def stored_overview(store: Store, line: RunSummary) -> RunOverview | None:
     """What the summary of a run says; None: it is owned, or its summary is not up to date."""
-    if line.is_owned or not line.is_current:
+    return None if line.is_owned or not line.is_current else last_overview(store, line)
+
+
+def last_overview(store: Store, line: RunSummary) -> RunOverview | None:
+    """What the summary of a run said when it was last left, without an owner.
+
+    It may be out of date: see `RunSummary.is_owned` and `RunSummary.is_current`.
+
+    Returns:
+        None: it has none, or none that can be read.
+    """
+    records = line.summarized
+    if records is None:
         return None
     seal = store.seal(line.run_id, line.generation, SUMMARY)
     try:
-        return _decode(seal.open(line.records, sealed_part(line.summary)), line)
+        return _decode(seal.open(records, sealed_part(line.summary)), line)
     except (msgspec.MsgspecError, StoreDamagedError, UnicodeError, RecursionError) as error:
         # A newer version saved it, it was sealed with another key, or it was altered.
         log.debug("the summary of a run is not read: %s", error, extra=at(line.run_id))

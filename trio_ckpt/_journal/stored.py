@@ -193,11 +193,16 @@ class RunSummary(msgspec.Struct, frozen=True):
     summary: bytes = b""
 
     @property
+    def summarized(self) -> int | None:
+        """How many records the summary counts; None: there is no summary."""
+        if len(self.summary) < _SUMMARY_HEAD.size:
+            return None
+        return int(_SUMMARY_HEAD.unpack_from(self.summary)[1])
+
+    @property
     def is_current(self) -> bool:
         """Whether the summary counts all records: none was saved after it."""
-        if len(self.summary) < _SUMMARY_HEAD.size:
-            return False
-        return bool(_SUMMARY_HEAD.unpack_from(self.summary)[1] == self.records)
+        return self.summarized == self.records
 
     @property
     def is_complete(self) -> bool:

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import PurePath
 from typing import Literal, cast, get_args
@@ -78,7 +78,12 @@ class RunRequest:
     @property
     def command(self) -> str | None:
         """What the log shows for a resume: the given command, or that of this program."""
-        return self.resume_command or shlex.join(sys.orig_argv) or None
+        return resume_command_of(self.resume_command)
+
+
+def resume_command_of(given: str | None) -> str | None:
+    """What the log shows for a resume: the given command, or that of this program."""
+    return given or shlex.join(sys.orig_argv) or None
 
 
 def canonical_config(config: object, exclude: Iterable[str] = ()) -> dict[str, Plain]:
@@ -93,7 +98,7 @@ def canonical_config(config: object, exclude: Iterable[str] = ()) -> dict[str, P
         NotEncodableError: a value has no canonical form; the error names its key.
         ValueError: the configuration has no such field to exclude.
     """
-    if config is not None and _fields(config) is None:
+    if config is not None and fields_of(config) is None:
         raise NotEncodableError(
             "config", "it must be an attrs instance, a dataclass instance or a mapping"
         )
@@ -107,7 +112,7 @@ def canonical_config(config: object, exclude: Iterable[str] = ()) -> dict[str, P
     return plain
 
 
-def _fields(value: object) -> Mapping[str, object] | None:
+def fields_of(value: object) -> Mapping[str, object] | None:
     """The fields of an attrs instance, a dataclass or a mapping; None for anything else."""
     kind = type(value)
     if attrs.has(kind):
@@ -124,7 +129,7 @@ def _plain(
     if depth > MAX_DEPTH:
         raise NotEncodableError(path, f"nested deeper than {MAX_DEPTH}")
     below = depth + 1
-    fields = _fields(value)
+    fields = fields_of(value)
     if fields is not None:
         plain: dict[str, object] = {}
         for name, item in fields.items():
@@ -178,6 +183,17 @@ def has_field(plain: Mapping[str, Plain], field: str) -> bool:
 def config_digest(plain: Mapping[str, Plain]) -> str:
     """The SHA-256 (hexadecimal) of a canonical configuration."""
     return hashlib.sha256(canonical_json(plain).encode()).hexdigest()
+
+
+def refused_changes(
+    changes: Iterable[tuple[str, str, str]], tunable: Collection[str]
+) -> tuple[tuple[str, str, str], ...]:
+    """The changes of fields that are not tunable, nor in one that is."""
+    return tuple(change for change in changes if not _is_tunable(change[0], tunable))
+
+
+def _is_tunable(field: str, tunable: Collection[str]) -> bool:
+    return any(field == name or field.startswith(f"{name}.") for name in tunable)
 
 
 def diff_config(

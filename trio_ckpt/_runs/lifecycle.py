@@ -248,7 +248,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     store = request.store
     if not isinstance(store, Store):
         store = await open_store(store)
-        stack.push_async_callback(_close_store, store)
+        stack.push_async_callback(close_store, store)
     owner, owned_at = await take_lock(stack, store, request.run_id, request.wait_for_lock_s)
     outputs = None
     if request.output_dir is not None:
@@ -434,7 +434,11 @@ async def _background_tasks(
             committer.close_sinks()
 
 
-async def _close_store(store: Store) -> None:
+async def close_store(store: Store) -> None:
+    """Close a store that was opened for a block.
+
+    Cancellation: shielded.
+    """
     with trio.CancelScope(shield=True):
         await store.aclose()
 

@@ -46,6 +46,18 @@ class Phase:
     error: ErrorInfo | None
 
 
+async def begin_phase(committer: GroupCommitter, stream_log: StreamLog) -> None:
+    """Begin a phase whose block comes later: the run is not complete before that one has ended.
+
+    Durability: when this returns the phase is durable.
+    """
+    if stream_log.progress.sequence == 0:
+        now = time.time()
+        await committer.save(
+            stream_log, Record(kind=RecordKind.SAVE, at=now, opened=Opened(now, 0))
+        )
+
+
 @asynccontextmanager
 async def open_phase(
     committer: GroupCommitter,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -52,7 +52,14 @@ from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
 from .._util.text import number, plural
 from .._util.threads import run_blocking
 from ..outputs import ARCHIVE, OutputDir
-from .config import RunRequest, config_digest, diff_config, has_field, without_fields
+from .config import (
+    RunRequest,
+    config_digest,
+    diff_config,
+    has_field,
+    refused_changes,
+    without_fields,
+)
 from .manifest import MANIFEST, RunContents, manifest_owner, set_outdated_aside
 from .statistics import count_session
 
@@ -173,17 +180,12 @@ def compare_config(view: RunView | None, request: RunRequest) -> ConfigChange:
     if "config" not in before:
         return ConfigChange()
     changes = diff_config(kept, request.config)
-    refused = tuple(change for change in changes if not _is_tunable(change[0], request.tunable))
+    refused = refused_changes(changes, request.tunable)
     for name, was, now in changes:
         log.info("config of run %r: %s: %s -> %s", run_id, name, was, now, extra=at(run_id))
     if refused and request.on_config_change == "refuse":
         raise ConfigChangedError(run_id, refused)
     return ConfigChange(changes, bool(refused) and request.on_config_change == "restart")
-
-
-def _is_tunable(field: str, tunable: Collection[str]) -> bool:
-    """Whether a field, or one that it is in, may change."""
-    return any(field == name or field.startswith(f"{name}.") for name in tunable)
 
 
 class SessionRecorder:

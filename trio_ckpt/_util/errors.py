@@ -7,8 +7,8 @@ causes.
     to blame            builtin         errors
     ------------------  --------------  ---------------------------------------------------------
     the program's code  `RuntimeError`  DuplicateCheckpointError, ForkedProcessError,
-                                        StreamBusyError, StreamsStillOpenError,
-                                        TokenNeverSettledError
+                                        PartitionsLeftError, StreamBusyError,
+                                        StreamsStillOpenError, TokenNeverSettledError
     what it is given    `ValueError`,   ConfigChangedError, NotEncodableError, OutputClaimedError,
                         `LookupError`   SourceChangedError, UnknownRunError, UnknownStreamError
     the work itself     `ValueError`    BatchFailedError, OutputInvalidError, StreamFailedError,
@@ -358,15 +358,42 @@ class ConfigChangedError(TrioCkptError, ValueError):
         changes: ``(field, was, now)`` for each difference, sorted by field.
     """
 
-    def __init__(self, run_id: str, changes: tuple[tuple[str, str, str], ...]) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        changes: tuple[tuple[str, str, str], ...],
+        *,
+        remedy: str = "restore it, or choose on_config_change='accept' to go on with the new one "
+        "or 'restart' to archive the run and begin again",
+    ) -> None:
         lines = "".join(f"\n  {name}: {was} -> {now}" for name, was, now in changes)
         super().__init__(
-            f"the configuration of run {run_id!r} changed:{lines}\n"
-            "restore it, or choose on_config_change='accept' to go on with the new one "
-            "or 'restart' to archive the run and begin again",
-            run_id=run_id,
+            f"the configuration of run {run_id!r} changed:{lines}\n{remedy}", run_id=run_id
         )
         self.changes = changes
+
+
+class PartitionsLeftError(TrioCkptError, RuntimeError):
+    """A collection cannot be finished: some of its partitions are not complete.
+
+    Attributes:
+        failed: The runs of the partitions that failed for good.
+        left: The runs of those that were left with work, and that no process owns.
+    """
+
+    def __init__(self, name: str, failed: tuple[str, ...], left: tuple[str, ...]) -> None:
+        parts: list[str] = []
+        if failed:
+            parts.append(f"{len(failed):,} failed for good, such as {failed[0]!r}")
+        if left:
+            parts.append(f"{len(left):,} were left with work, such as {left[0]!r}")
+        then = "start it again" if left else "start it again with retry_failed=True"
+        super().__init__(
+            f"collection {name!r} cannot be finished: of its partitions {', '.join(parts)}; {then}",
+            run_id=name,
+        )
+        self.failed = failed
+        self.left = left
 
 
 # ---------------------------------------------------------------------------------------

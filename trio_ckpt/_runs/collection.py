@@ -1,0 +1,549 @@
+"""Collections: one set of items that any number of processes share, on any number of machines.
+
+Theory of operation.  Each process claims one partition after another, by the lock of its run.  So
+what a run promises holds for each partition, and the store alone decides who works on what: there
+is no coordinator that could be lost.  A partition becomes free when its process completes it, or
+dies.  Processes that find no partition free wait for those that are owned.  The one that gets the
+lock of the collection's own run then does the last phase; the others find it done.
+"""
+
+# A collection's private fields are those of this file.
+# pyright: reportPrivateUsage=false
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Collection as Container, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime
+from signal import Signals
+
+import attrs
+import trio
+
+from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S
+from .._commit.shutdown import Stop, receive_signals, release_signals, stop_at_time, take_signals
+from .._journal.collection import (
+    FINISH,
+    MAX_PARTITIONS,
+    collection_config,
+    hashed_partition,
+    items_of,
+    partition_config,
+    partition_id,
+)
+from .._journal.history import ENDED, session_metadata_of
+from .._journal.observer import Observer
+from .._journal.record import Status
+from .._journal.store import RunView, Store
+from .._journal.summary import exit_code, phase_statuses
+from .._tokens.coordinator import CheckpointCoordinator
+from .._util.arguments import (
+    any_path,
+    flag,
+    moment,
+    path_text,
+    seconds,
+    several,
+    signals,
+    whole_number,
+)
+from .._util.errors import (
+    EXIT_COMPLETE,
+    EXIT_DRAINED,
+    EXIT_FAILED,
+    EXIT_SKIPPED,
+    ConfigChangedError,
+    PartitionsLeftError,
+    RunLockedError,
+    RunStoppedError,
+)
+from .._util.nursery import open_service_nursery
+from .._util.plain import PHASE, Plain, check_run_id
+from .._util.threads import check_trio
+from .._util.uninterrupted import uninterrupted
+from ..stores import open_store
+from .announce import announce_stop
+from .config import canonical_config, diff_config, fields_of, refused_changes, without_fields
+from .lifecycle import DEFAULT_GRACE_S, close_store, open_run, resume_command_of
+from .open_run import OpenRun
+from .partition_list import PartitionList
+from .phase import begin_phase
+from .run import Run, open_run_of
+from .run_lock import MAX_PAUSE_S, MIN_PAUSE_S
+from .verify import Verify
+
+MAX_SHARE = 0.05  # of the time of a process that waits goes into reading the list
+
+
+def partition_of(key: Plain, partitions: int) -> int:
+    """The partition that an item belongs to by its key: the same in every process and version.
+
+    Args:
+        key: Any JSON-like value: a str, a number, a list of them.  ``1`` and ``1.0`` are two keys.
+        partitions: How many partitions there are.
+
+    Returns:
+        The index of the partition, from 0: BLAKE2b of the canonical JSON text of the key, 8 bytes
+        big-endian, modulo `partitions`.
+
+    Raises:
+        NotEncodableError: the key is not JSON-like.
+    """
+    return hashed_partition(key, whole_number("partitions", partitions, least=1))
+
+
+@attrs.frozen(eq=False)
+class Partition:
+    """A partition that this process owns; made by `Collection.claim`.
+
+    Attributes:
+        run: Its run: its streams, and all else that a run has.
+        index: Which it is, from 0.
+        partitions: How many partitions the collection has.
+        items: How many items the collection has; None: it was opened without.
+    """
+
+    run: Run
+    index: int
+    partitions: int
+    items: int | None
+
+    @property
+    def range(self) -> range:
+        """Its items, by index: partitions are contiguous and differ by at most one item.
+
+        Raises:
+            ValueError: the collection was opened without `items`.
+        """
+        if self.items is None:
+            raise ValueError(
+                "a partition has a range only if open_collection is given items=; "
+                "choose items by holds(key)"
+            )
+        return items_of(self.items, self.partitions, self.index)
+
+    def holds(self, key: Plain) -> bool:
+        """Whether an item belongs to this partition by its key; see `partition_of`.
+
+        Raises:
+            NotEncodableError: the key is not JSON-like.
+        """
+        return hashed_partition(key, self.partitions) == self.index
+
+
+@attrs.frozen(kw_only=True)
+class _Options:
+    """What every run of a collection is opened with; see `open_collection`."""
+
+    exclude: tuple[str, ...]
+    tunable: tuple[str, ...]
+    verify: Verify
+    redo_missing: bool
+    retry_failed: bool
+    grace_s: float
+    save_timeout_s: float
+    resume_command: str | None
+    coordinator: CheckpointCoordinator | None
+    observe: tuple[Observer, ...]
+
+
+@uninterrupted
+class Collection:
+    """An open collection; made by `open_collection`.
+
+    Attributes:
+        name: Its name, which is that of its own run.
+        partitions: How many partitions it has.
+        items: How many items it has; None: it was opened without.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        partitions: int,
+        items: int | None,
+        output_dir: str | None,
+        config: dict[str, object],
+        options: _Options,
+    ) -> None:
+        self.name = name
+        self.partitions = partitions
+        self.items = items
+        self._store = store
+        self._output_dir = output_dir
+        self._config = config
+        self._options = options
+        self._list = PartitionList(store, name, partitions, retry_failed=options.retry_failed)
+        self._finish_code = EXIT_DRAINED
+        self._open_runs: set[OpenRun] = set()
+        self._stop = Stop(options.grace_s)
+        self._stop.changed = self._stop_runs
+        self._is_stopping = trio.Event()
+        self._body = trio.CancelScope()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code for a command that ends now.
+
+        It is 75 while a partition or the last phase has work left, as far as this process knows,
+        else 69 if a partition failed for good, else 3 if any batch was skipped, else 0.
+        """
+        codes = (self._list.exit_code, self._finish_code)
+        if codes[0] == EXIT_FAILED:  # so the last phase cannot begin
+            return EXIT_FAILED
+        order = (EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED)
+        return next((code for code in order if code in codes), EXIT_COMPLETE)
+
+    def request_stop(self) -> None:
+        """Stop in good order, as `Run.request_stop` does, all partitions that are open here.
+
+        It may be called from any task, any thread and any signal handler, more than once.
+        """
+        self._stop.request()
+
+    @asynccontextmanager
+    async def claim(self) -> AsyncGenerator[Partition | None]:
+        """Own a partition for a block: one that no process owns, and that is not complete.
+
+        Where all that are left are owned, it waits until one is free, or all are complete.  A
+        process gets a partition once: one that it leaves with work is for other processes, or for
+        its next start.  Several tasks may claim at the same time.
+
+        Yields:
+            The partition; None: no partition is left that this process can work on.
+
+        Raises:
+            RunStoppedError: the collection was stopped; see `open_run`.
+            ConfigChangedError: a run that has the name of a partition is not of this collection.
+            StoreError: the store cannot be used.
+            Others: as `open_run`.
+
+        Durability: confirmed batches survive kill -9 and power loss, as the store promises.
+        Cancellation: completed batches are saved before it takes effect.
+        """
+        async with AsyncExitStack() as stack:
+            yield await self._take(stack)
+
+    @asynccontextmanager
+    async def finish(self) -> AsyncGenerator[Run | None]:
+        """Do the last phase, once in all processes together, when all partitions are complete.
+
+        It is done when a block of it ends without an exception, and the streams that were opened
+        in it are done.  Partitions and the last phase that other processes own are waited for.
+
+        Yields:
+            The collection's own run; None: the last phase is done.
+
+        Raises:
+            PartitionsLeftError: partitions have failed for good, or were left with work.
+            RunStoppedError: the collection was stopped; see `open_run`.
+            StoreError: the store cannot be used.
+
+        Durability: when the block has ended, how it ended is durable.
+        Cancellation: completed batches are saved before it takes effect.
+        """
+        await self._wait_for_partitions()
+        async with AsyncExitStack() as stack:
+            run = await self._take_own_run(stack)
+            if run is None:
+                yield None
+                return
+            async with run.phase(FINISH) as phase:
+                yield None if phase.complete else run
+            self._finish_code = run.exit_code
+
+    # -- taking a run ----------------------------------------------------------------------
+
+    async def _take(self, stack: AsyncExitStack) -> Partition | None:
+        """Take a partition; the exit stack releases it."""
+        pause_s = MIN_PAUSE_S
+        while True:
+            began, is_any_owned = trio.current_time(), False
+            for window in self._list.windows():
+                self._check_going_on()
+                found = await self._list.read(window)
+                is_any_owned |= found.is_any_owned
+                for index in found.free:
+                    partition = await self._try(stack, index)
+                    if partition is not None:
+                        return partition
+                    is_any_owned |= index not in self._list.over
+            if not is_any_owned:
+                await trio.lowlevel.checkpoint()
+                return None
+            pause_s = await self._pause(pause_s, began)
+
+    async def _try(self, stack: AsyncExitStack, index: int) -> Partition | None:
+        """Take a partition; None: another owner has it, or it is over."""
+        run_id = self._list.run_id(index)
+        place = partition_config(self.name, index, self.partitions, self.items)
+        async with AsyncExitStack() as own:
+            run = await self._open(own, run_id, place)
+            if run is None:
+                return None
+            self._list.claim(index)
+            if run.found.last_end == ENDED and self._is_over(run.exit_code):
+                self._list.end(index, run.exit_code)  # it was completed since it was listed
+                return None
+            stack.push_async_exit(own.pop_all())
+        return Partition(run, index, self.partitions, self.items)
+
+    def _is_over(self, exit_code: int) -> bool:
+        if self._options.retry_failed:
+            return exit_code == EXIT_COMPLETE
+        return exit_code != EXIT_DRAINED
+
+    async def _take_own_run(self, stack: AsyncExitStack) -> Run | None:
+        """Take the collection's own run; None: the last phase is done."""
+        pause_s, place = MIN_PAUSE_S, collection_config(self.partitions, self.items)
+        while True:
+            self._check_going_on()
+            began = trio.current_time()
+            view = await self._store.load_run(self.name)
+            code = None if view is None else _code_if_finished(view)
+            if code is not None and not self._options.retry_failed:
+                self._finish_code = code
+                return None
+            run = await self._open(stack, self.name, place)
+            if run is not None:
+                return run
+            pause_s = await self._pause(pause_s, began)
+
+    async def _open(
+        self, stack: AsyncExitStack, run_id: str, place: dict[str, Plain]
+    ) -> Run | None:
+        """Open a run of the collection; None: another owner has it."""
+        folder = None if self._output_dir is None else os.path.join(self._output_dir, run_id)
+        opened = open_run(
+            run_id,
+            store=self._store,
+            config=self._config | place,
+            output_dir=folder,
+            handle_signals=False,
+            **attrs.asdict(self._options, recurse=False),
+        )
+        try:
+            run = await stack.enter_async_context(opened)
+        except RunLockedError:
+            return None
+        own = open_run_of(run)
+        self._open_runs.add(own)
+        stack.callback(self._open_runs.discard, own)
+        if self._stop.is_requested:
+            self._stop_runs()
+        return run
+
+    async def _wait_for_partitions(self) -> None:
+        """Wait until no partition is owned by another process.
+
+        Raises:
+            PartitionsLeftError: some are not complete then.
+        """
+        pause_s = MIN_PAUSE_S
+        while True:
+            began, is_any_owned = trio.current_time(), False
+            for window in self._list.windows():
+                self._check_going_on()
+                is_any_owned |= (await self._list.read(window)).is_any_owned
+            if not is_any_owned:
+                break
+            pause_s = await self._pause(pause_s, began)
+        failed, left = self._list.left_over()
+        if failed or left:
+            raise PartitionsLeftError(self.name, failed, left)
+
+    # -- its beginning, and a stop ---------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Make the collection's own run, unless it is there.
+
+        Raises:
+            ConfigChangedError: it is there with another configuration.
+
+        Durability: when this returns the collection is durable.
+        """
+        pause_s, place = MIN_PAUSE_S, collection_config(self.partitions, self.items)
+        while True:
+            began = trio.current_time()
+            view = await self._store.load_run(self.name)
+            self._compare(view, place)
+            if view is not None and (PHASE, FINISH) in view.streams:
+                return
+            async with AsyncExitStack() as stack:
+                run = await self._open(stack, self.name, place)
+                if run is not None:
+                    own = open_run_of(run)
+                    await begin_phase(own.committer, own.stream_table.stream_log((PHASE, FINISH)))
+                    return
+            pause_s = await self._pause(pause_s, began)
+
+    def _compare(self, view: RunView | None, place: dict[str, Plain]) -> None:
+        before = {} if view is None else session_metadata_of(view)
+        if "config" not in before:
+            return
+        kept = without_fields(before["config"], self._options.exclude)
+        config = canonical_config(self._config | place, self._options.exclude)
+        refused = refused_changes(diff_config(kept, config), self._options.tunable)
+        if refused:
+            remedy = "restore it, or give the collection another name: it is fixed for a collection"
+            raise ConfigChangedError(self.name, refused, remedy=remedy)
+
+    def _stop_runs(self) -> None:
+        """Pass a stop on to the runs that are open; a second signal cancels them."""
+        is_second = self._stop.exit_code != 0
+        for own in tuple(self._open_runs):
+            own.stop.request(self._stop.forced_code)
+            if is_second:
+                own.stop.cancel_streams(own.stop.forced_code if own.stop.busy else EXIT_DRAINED)
+                own.stop.body.cancel()
+        if is_second and not self._open_runs:  # else they end the block, with their exit code
+            self._body.cancel()
+        self._is_stopping.set()
+
+    def _check_going_on(self) -> None:
+        if self._stop.is_requested:
+            raise self._stopped()
+
+    def _stopped(self) -> RunStoppedError:
+        """The error of a collection that was stopped while none of its runs was open here."""
+        error = RunStoppedError(
+            self.name,
+            exit_code=EXIT_DRAINED,
+            resume_command=resume_command_of(self._options.resume_command),
+        )
+        announce_stop(self.name, error)
+        return error
+
+    async def _pause(self, pause_s: float, began: float) -> float:
+        """Wait before the list is read again, longer each time; a stop ends the wait."""
+        took_s = trio.current_time() - began
+        with trio.move_on_after(max(pause_s, took_s / MAX_SHARE)):
+            await self._is_stopping.wait()
+        self._check_going_on()
+        return min(2 * pause_s, MAX_PAUSE_S)
+
+
+def _code_if_finished(view: RunView) -> int | None:
+    """The exit code of a collection's own run; None: its last phase is not done."""
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    is_done = phase_statuses(parts).get(FINISH) is Status.COMPLETE
+    return exit_code(parts, has_ended=True) if is_done else None
+
+
+@asynccontextmanager
+@uninterrupted
+async def open_collection(
+    name: str,
+    *,
+    store: Store | str | os.PathLike[str],
+    partitions: int,
+    items: int | None = None,
+    config: object = None,
+    exclude: Container[str] = (),
+    tunable: Container[str] = (),
+    output_dir: str | os.PathLike[str] | None = None,
+    verify: Verify = "size",
+    redo_missing: bool = False,
+    retry_failed: bool = False,
+    handle_signals: bool | None = None,
+    stop_signals: Container[str] = ("SIGINT", "SIGTERM"),
+    stop_at: datetime | None = None,
+    grace_s: float = DEFAULT_GRACE_S,
+    save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
+    resume_command: str | None = None,
+    coordinator: CheckpointCoordinator | None = None,
+    observe: Sequence[Observer] = (),
+) -> AsyncGenerator[Collection]:
+    """Take part in a collection for a block: begin it, or work on it with other processes.
+
+    Every process that takes part opens it with the same arguments, at any time.
+
+    Args:
+        name: Its name; the runs of its partitions are named after it: ``crawl.00012``.
+        store: Where it is kept, a folder, a URL or a store: one that all processes reach.
+        partitions: How many partitions it has, which never changes: 4 to 10 for each process
+            that may work on it, each with some 10,000 items.
+        items: How many items it has, where they are known by their index: then each partition has
+            a `Partition.range`, and this never changes either.
+        output_dir: The folder in which each partition has a folder of its own, named as its run.
+        retry_failed: Whether partitions that failed for good, or skipped batches, are claimed
+            again, once by each process.
+        handle_signals: Whether to stop in good order on signals.  Default: in the main thread,
+            if no open run does.
+        stop_at: When this process stops in good order by itself: a datetime with a time zone.
+        config, exclude, tunable, verify, redo_missing, stop_signals, grace_s, save_timeout_s,
+            resume_command, coordinator, observe: Those of `open_run`, for each of its runs.
+
+    Yields:
+        The collection.
+
+    Raises:
+        ConfigChangedError: it was begun with other partitions, items or another config.
+        RunStoppedError: it was stopped.
+        StoreError: the store cannot be used.
+
+    Durability: the number of partitions is durable when the block begins.
+    Cancellation: completed batches are saved before it takes effect.
+    """
+    check_trio()
+    partitions = whole_number("partitions", partitions, least=1, most=MAX_PARTITIONS)
+    options = _Options(
+        exclude=several("exclude", exclude, "names of fields"),
+        tunable=several("tunable", tunable, "names of fields"),
+        verify=verify,
+        redo_missing=redo_missing,
+        retry_failed=flag("retry_failed", retry_failed),
+        grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
+        save_timeout_s=save_timeout_s,
+        resume_command=resume_command,
+        coordinator=coordinator,
+        observe=several("observe", observe, "observers"),
+    )
+    canonical_config(config, options.exclude)  # only checked: each run adds its place
+    numbers = signals("stop_signals", stop_signals)
+    ends = None if stop_at is None else moment("stop_at", stop_at)
+    folder = None if output_dir is None else path_text("output_dir", output_dir)
+    check_run_id(partition_id(check_run_id(name), partitions - 1, partitions))
+    opened = store if isinstance(store, Store) else any_path("store", store)
+    async with AsyncExitStack() as stack:
+        if not isinstance(opened, Store):
+            opened = await open_store(opened)
+            stack.push_async_callback(close_store, opened)
+        collection = Collection(
+            name,
+            opened,
+            partitions,
+            None if items is None else whole_number("items", items),
+            folder,
+            dict(fields_of(config) or {}),
+            options,
+        )
+        async with _stopping_tasks(collection, handle_signals, numbers, ends):
+            await collection._begin()
+            with collection._body:
+                yield collection
+            if collection._body.cancelled_caught:
+                raise collection._stopped()
+
+
+@asynccontextmanager
+async def _stopping_tasks(
+    collection: Collection,
+    handle_signals: bool | None,
+    numbers: tuple[Signals, ...],
+    ends: datetime | None,
+) -> AsyncGenerator[None]:
+    """Run the signal handler and the deadline while the block runs."""
+    has_signals, stop = take_signals(handle_signals), collection._stop
+    try:
+        async with open_service_nursery() as nursery:
+            if has_signals:
+                await nursery.start(receive_signals, stop, numbers)
+            if ends is not None:
+                nursery.start_soon(stop_at_time, stop, collection.name, ends)
+            yield
+    finally:
+        if has_signals:
+            release_signals()
