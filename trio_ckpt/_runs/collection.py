@@ -133,7 +133,7 @@ class Partition:
 
 
 @attrs.frozen(kw_only=True)
-class _Options:
+class _RunOptions:
     """What every run of a collection is opened with; see `open_collection`."""
 
     exclude: tuple[str, ...]
@@ -166,7 +166,7 @@ class Collection:
         items: int | None,
         output_dir: str | None,
         config: dict[str, object],
-        options: _Options,
+        options: _RunOptions,
     ) -> None:
         self.name = name
         self.partitions = partitions
@@ -489,7 +489,7 @@ async def open_collection(
     """
     check_trio()
     partitions = whole_number("partitions", partitions, least=1, most=MAX_PARTITIONS)
-    options = _Options(
+    options = _RunOptions(
         exclude=several("exclude", exclude, "names of fields"),
         tunable=several("tunable", tunable, "names of fields"),
         verify=verify,
