@@ -1,0 +1,252 @@
+"""Processes that share a collection on one store, and are killed again and again.
+
+    python -m tests.crash.collection [--partitions N] [--processes N] [--kills N] [--store URL]
+
+Each process claims partitions until none is left, and does the last phase if it is the first at it.
+A batch confirms itself and appends a line to the journal of its process before; the last phase
+appends one, too.  SIGKILL hits a random process at a random moment; another is started in its
+place.  When all have ended by themselves, each batch has been confirmed once, by the records of
+all partitions; the last phase is done; and no record was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import aclosing
+from pathlib import Path
+
+import attrs
+import trio
+
+from tests.hangs import PROGRAM_S
+from trio_ckpt import open_collection
+from trio_ckpt._journal.collection import FINISH
+from trio_ckpt._journal.history import iter_records, list_all_runs
+from trio_ckpt._journal.record import RecordKind
+from trio_ckpt._util.plain import PHASE
+from trio_ckpt.stores import open_store
+
+MODULE = "tests.crash.collection"
+ROOT = Path(__file__).parents[2]
+NAME = "crawl"
+BATCHES = 10  # of a partition
+STREAM = ("pages",)
+
+
+@attrs.frozen
+class Plan:
+    """What is shared, and by how many.
+
+    Attributes:
+        folder: Where the store and the journals lie.
+        url: The store.
+        partitions: How many partitions.
+        processes: How many processes at a time.
+        kills: How many of them are killed.
+    """
+
+    folder: Path
+    url: str
+    partitions: int
+    processes: int
+    kills: int
+
+
+@attrs.frozen
+class Outcome:
+    """What is found when all processes have ended.
+
+    Attributes:
+        kills: How many processes were killed while they worked.
+        starts: How many were started.
+        confirmed: How often each item was confirmed, by the records.
+        finished: How many records complete the last phase.
+        runs: How many runs are complete, the collection's own included.
+        partitions_again: How many partitions were claimed more than once.
+        codes: How processes that were not killed have ended.
+    """
+
+    kills: int
+    starts: int
+    confirmed: Counter[int]
+    finished: int
+    runs: int
+    partitions_again: int
+    codes: Counter[int]
+
+
+def note(path: str, text: str) -> None:
+    """Append a line, whatever kills this process afterwards."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(f"{text}\n")
+
+
+async def take_part(url: str, partitions: int, journal: str) -> int:
+    """What each process does; returns its exit code."""
+    async with open_collection(
+        NAME, store=url, partitions=partitions, items=partitions * BATCHES
+    ) as collection:
+        note(journal, "begun")
+        while True:
+            async with collection.claim() as partition:
+                if partition is None:
+                    break
+                note(journal, f"claimed {partition.index}")
+                async with partition.run.open_stream(*STREAM) as stream:
+                    async for batch in stream.batches(partition.range):
+                        batch.complete(records=1)
+        async with collection.finish() as run:
+            if run is not None:
+                async with run.open_stream("merge") as stream:
+                    async for batch in stream.batches(range(3)):
+                        batch.complete()
+        return collection.exit_code
+
+
+class Herd:
+    """The processes of one plan."""
+
+    def __init__(self, plan: Plan, chance: random.Random) -> None:
+        self._plan = plan
+        self._chance = chance
+        self._living: list[subprocess.Popen[bytes]] = []
+        self.starts = 0
+        self.kills = 0
+        self.codes = Counter[int]()
+
+    def _start(self) -> None:
+        plan = self._plan
+        journal = plan.folder / f"journal-{self.starts}"
+        command = [sys.executable, "-m", MODULE]
+        command += ["--take-part", str(journal), "--store", plan.url]
+        command += ["--partitions", str(plan.partitions)]
+        self._living.append(subprocess.Popen(command, cwd=ROOT))
+        self.starts += 1
+
+    def run(self, every_s: float) -> None:
+        """Start processes, kill as many as the plan says, and wait for the others."""
+        deadline = time.monotonic() + PROGRAM_S * max(1, self._plan.kills / 10)
+        try:
+            while self.kills < self._plan.kills and not self._is_over():
+                assert time.monotonic() < deadline
+                while len(self._living) < self._plan.processes:
+                    self._start()
+                time.sleep(self._chance.uniform(0, every_s))
+                victim = self._chance.choice(self._living)
+                victim.send_signal(signal.SIGKILL)
+                self._reap(victim)
+            while self._living:
+                self._reap(self._living[0])
+        finally:
+            for process in self._living:
+                process.kill()
+
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait(PROGRAM_S)
+        self._living.remove(process)
+        if code == -signal.SIGKILL:
+            self.kills += 1
+        else:
+            self.codes[code] += 1
+
+    def _is_over(self) -> bool:
+        return any(process.poll() == 0 for process in self._living) or bool(self.codes)
+
+
+async def judge(plan: Plan, herd: Herd) -> Outcome:
+    """Read what all of them have saved."""
+    confirmed = Counter[int]()
+    finished = complete = 0
+    store = await open_store(plan.url)
+    try:
+        for line in await list_all_runs(store):
+            complete += line.is_complete
+            view = await store.load_run(line.run_id)
+            assert view is not None
+            for key in view.streams:
+                pages = iter_records(store, line.run_id, view.generation, key)
+                async with aclosing(pages) as records:
+                    async for _, record in records:
+                        if key == (PHASE, FINISH):
+                            finished += record.kind is RecordKind.FINISH
+                        elif key == STREAM and record.index is not None:
+                            index = int(line.run_id.rpartition(".")[2])
+                            confirmed[index * BATCHES + record.index] += 1
+    finally:
+        await store.aclose()
+    claims = Counter[str]()
+    for journal in plan.folder.glob("journal-*"):
+        claims.update(text for text in journal.read_text().splitlines() if "claimed" in text)
+    again = sum(count > 1 for count in claims.values())
+    return Outcome(herd.kills, herd.starts, confirmed, finished, complete, again, herd.codes)
+
+
+def kill_processes(plan: Plan, chance: random.Random, every_s: float) -> Outcome:
+    """Carry out a plan, and see what is left.
+
+    Args:
+        plan: What is shared, and by how many.
+        chance: Chooses who is killed, and when.
+        every_s: A process is killed about twice in this time, in seconds.
+    """
+    herd = Herd(plan, chance)
+    herd.run(every_s)
+    return trio.run(judge, plan, herd)
+
+
+def problems_of(plan: Plan, found: Outcome) -> list[str]:
+    """What is not as it must be."""
+    items = range(plan.partitions * BATCHES)
+    problems: list[str] = []
+    if missing := [item for item in items if not found.confirmed[item]]:
+        problems.append(f"{len(missing)} batches were never confirmed, such as {missing[0]}")
+    if twice := [item for item, count in found.confirmed.items() if count > 1]:
+        problems.append(f"{len(twice)} batches were confirmed more than once, such as {twice[0]}")
+    if found.finished != 1:
+        problems.append(f"the last phase was completed {found.finished} times")
+    if found.runs != plan.partitions + 1:
+        problems.append(f"{found.runs} runs are complete, not {plan.partitions + 1}")
+    if set(found.codes) - {0}:
+        problems.append(f"processes ended with {dict(found.codes)}")
+    return problems
+
+
+def main() -> int:
+    """Run a plan; 1: something does not hold."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--partitions", type=int, default=1_000)
+    parser.add_argument("--processes", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--every-s", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--store", default="")
+    parser.add_argument("--take-part", default="")
+    options = parser.parse_args()
+    if options.take_part:
+        return trio.run(take_part, options.store, options.partitions, options.take_part)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        url = options.store or f"sqlite:{folder / 'store'}"
+        plan = Plan(folder, url, options.partitions, options.processes, options.kills)
+        began = time.monotonic()
+        found = kill_processes(plan, random.Random(options.seed), options.every_s)
+        print(
+            f"{plan.partitions} partitions, {plan.processes} processes, {found.kills} killed of "
+            f"{found.starts} started, {time.monotonic() - began:.0f} s: "
+            f"{len(found.confirmed)} batches confirmed, the last phase completed {found.finished} "
+            f"times; {found.partitions_again} partitions were claimed more than once"
+        )
+        problems = problems_of(plan, found)
+        print("\n".join(problems) or "all holds")
+        return int(bool(problems))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
