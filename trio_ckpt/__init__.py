@@ -73,13 +73,12 @@ if typing.TYPE_CHECKING:
     from ._maintenance.read_arrays import read_arrays as read_arrays
     from ._runs.collection import (
         Collection as Collection,
-        Partition as Partition,
         open_collection as open_collection,
-        partition_of as partition_of,
     )
     from ._runs.lifecycle import open_run as open_run
     from ._runs.loop import Batches as Batches
     from ._runs.parallel import run_batches as run_batches
+    from ._runs.partition import Partition as Partition, partition_of as partition_of
     from ._runs.phase import Phase as Phase
     from ._runs.run import Run as Run
     from ._runs.session import ResumeReport as ResumeReport
@@ -159,10 +158,11 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_maintenance.import_": "import_run",
             "_maintenance.offline": "Maintenance open_maintenance",
             "_maintenance.read_arrays": "read_arrays",
-            "_runs.collection": "Collection Partition open_collection partition_of",
+            "_runs.collection": "Collection open_collection",
             "_runs.loop": "Batches",
             "_runs.lifecycle": "open_run",
             "_runs.parallel": "run_batches",
+            "_runs.partition": "Partition partition_of",
             "_runs.phase": "Phase",
             "_runs.run": "Run",
             "_runs.session": "ResumeReport",

@@ -27,7 +27,7 @@ def test_killed_processes_confirm_each_batch_of_a_collection_once(
 
 
 def test_what_must_hold_of_a_collection_is_judged(tmp_path: Path) -> None:
-    plan = Plan(tmp_path, f"sqlite:{tmp_path / 'store'}", partitions=4, processes=2, kills=0)
+    plan = Plan(tmp_path, f"sqlite:{tmp_path / 'store'}", partitions=4, processes=2, kills=1)
     found = kill_processes(plan, random.Random(1), every_s=1.0)
     assert problems_of(plan, found) == []
     found.confirmed[3] += 1

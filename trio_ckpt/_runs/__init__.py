@@ -4,7 +4,8 @@ It may not know of other processes, of commands, or of the network.
 
     config, lifecycle          the arguments of `open_run`; from the lock of a run to its end
     run, open_run              a run as its program holds it; its live state
-    collection, partition_list  many runs that are one collection; which of them are left
+    collection, partition      many runs that are one collection; one of them
+    partition_list             which of them are left
     session, manifest          what a session found and how it ended; the list of all outputs
     stream, stream_operations  a stream as its owner holds it; what he does beside its loops
     resume, verify             opening a stream: state restored, blobs missed; outputs verified

@@ -27,8 +27,6 @@ from .._journal.collection import (
     FINISH,
     MAX_PARTITIONS,
     collection_config,
-    hashed_partition,
-    items_of,
     partition_config,
     partition_id,
 )
@@ -64,9 +62,17 @@ from .._util.threads import check_trio
 from .._util.uninterrupted import uninterrupted
 from ..stores import open_store
 from .announce import announce_stop
-from .config import canonical_config, diff_config, fields_of, refused_changes, without_fields
-from .lifecycle import DEFAULT_GRACE_S, close_store, open_run, resume_command_of
+from .config import (
+    canonical_config,
+    diff_config,
+    fields_of,
+    refused_changes,
+    resume_command_of,
+    without_fields,
+)
+from .lifecycle import DEFAULT_GRACE_S, close_store, open_run
 from .open_run import OpenRun
+from .partition import Partition
 from .partition_list import PartitionList
 from .phase import begin_phase
 from .run import Run, open_run_of
@@ -74,62 +80,6 @@ from .run_lock import MAX_PAUSE_S, MIN_PAUSE_S
 from .verify import Verify
 
 MAX_SHARE = 0.05  # of the time of a process that waits goes into reading the list
-
-
-def partition_of(key: Plain, partitions: int) -> int:
-    """The partition that an item belongs to by its key: the same in every process and version.
-
-    Args:
-        key: Any JSON-like value: a str, a number, a list of them.  ``1`` and ``1.0`` are two keys.
-        partitions: How many partitions there are.
-
-    Returns:
-        The index of the partition, from 0: BLAKE2b of the canonical JSON text of the key, 8 bytes
-        big-endian, modulo `partitions`.
-
-    Raises:
-        NotEncodableError: the key is not JSON-like.
-    """
-    return hashed_partition(key, whole_number("partitions", partitions, least=1))
-
-
-@attrs.frozen(eq=False)
-class Partition:
-    """A partition that this process owns; made by `Collection.claim`.
-
-    Attributes:
-        run: Its run: its streams, and all else that a run has.
-        index: Which it is, from 0.
-        partitions: How many partitions the collection has.
-        items: How many items the collection has; None: it was opened without.
-    """
-
-    run: Run
-    index: int
-    partitions: int
-    items: int | None
-
-    @property
-    def range(self) -> range:
-        """Its items, by index: partitions are contiguous and differ by at most one item.
-
-        Raises:
-            ValueError: the collection was opened without `items`.
-        """
-        if self.items is None:
-            raise ValueError(
-                "a partition has a range only if open_collection is given items=; "
-                "choose items by holds(key)"
-            )
-        return items_of(self.items, self.partitions, self.index)
-
-    def holds(self, key: Plain) -> bool:
-        """Whether an item belongs to this partition by its key; see `partition_of`.
-
-        Raises:
-            NotEncodableError: the key is not JSON-like.
-        """
-        return hashed_partition(key, self.partitions) == self.index
 
 
 @attrs.frozen(kw_only=True)
