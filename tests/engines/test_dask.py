@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +14,8 @@ import pytest
 import trio
 
 from tests.engines import items
-from tests.engines.items import steps_in
+from tests.engines.drivers import COUNTS, DriverProgram, cancel_after, sum_to, work
+from tests.engines.items import Step, steps_in
 from tests.engines.kills import Killer
 from tests.engines.test_local import children
 from tests.hangs import HANG_S, PROGRAM_S
@@ -26,7 +24,6 @@ from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_
 distributed: Any = pytest.importorskip("distributed", reason="the extra dask is not installed")
 dask: Any = pytest.importorskip("dask", reason="the extra dask is not installed")
 
-ROOT = Path(__file__).parents[2]
 WORKERS, THREADS = 2, 2
 KILLS, KILLED_ITEMS, KILLED_STEPS = 100, 60, 60
 STEPS_LOST = 25  # by one kill of one item: what is made while one save is under way, beside load
@@ -62,14 +59,6 @@ def cluster(workers: int, threads: int) -> Iterator[Any]:
 def client() -> Iterator[Any]:
     with cluster(WORKERS, THREADS) as found, distributed.Client(found) as client:
         yield client
-
-
-def work(side: Path, count: int, n: int, pause_s: float = 0.02) -> list[list[Any]]:
-    return [[n, pause_s, str(side)]] * count
-
-
-def sum_to(n: int) -> int:
-    return n * (n + 1) // 2
 
 
 async def test_results_come_in_order_from_dask_workers(client: Any) -> None:
@@ -182,16 +171,7 @@ async def test_a_cancelled_call_ends_functions_of_dask_workers(
         job_id="job-cancelled",
         checkpoint_interval_s=1_000.0,
     )
-    with trio.fail_after(PROGRAM_S):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(call)
-            while len(steps_in(side)) < 20:  # noqa: ASYNC110  # another process tells nothing
-                await trio.sleep(0.02)
-            nursery.cancel_scope.cancel()
-        count = -1
-        while count != len(steps_in(side)):
-            count = len(steps_in(side))
-            await trio.sleep(1)
+    count = await cancel_after(20, side, call)
     assert count < 6 * 150
     assert await call() == [sum_to(150)] * 6
     assert len(steps_in(side)) == 6 * 150, "a state was not saved at the end of its function"
@@ -221,43 +201,25 @@ async def test_many_kills_of_dask_workers_lose_nothing(tmp_path: Path) -> None:
     print(f"{len(steps) - total} of {total} steps again, {len(killer.killed)} kills")
 
 
-PROGRAM = """
-import sys, trio
-from tests.engines import items
-from trio_ckpt.engines import map_tasks
-
-async def main():
-    side, store, address = sys.argv[1:]
-    work = [[n, 0.02, side] for n in (10, 100, 100, 100)]
-    print(await map_tasks(items.count_up, work, engine="dask", address=address, store=store,
-                          job_id="job-driver", checkpoint_interval_s=0.0))
-
-if __name__ == "__main__":
-    trio.run(main)
-"""
-
-
 def test_items_go_on_on_dask_while_their_driver_is_dead(client: Any, tmp_path: Path) -> None:
-    side, program = tmp_path / "side", tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    address = client.scheduler.address
-    command = [sys.executable, str(program), str(side), str(tmp_path / "s"), address]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, cwd=ROOT) as driver:
-        deadline = time.monotonic() + PROGRAM_S
-        while time.monotonic() < deadline and (
-            len(steps_in(side)) < 100 or len({step.item for step in steps_in(side)}) < 4
-        ):  # what has not begun ends with its driver
-            time.sleep(0.01)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    killed_at = time.time()
-    while time.monotonic() < deadline and len(steps_in(side)) < 310:
+    side = tmp_path / "side"
+    program = DriverProgram(
+        side,
+        str(tmp_path / "s"),
+        {
+            "engine": "dask",
+            "address": client.scheduler.address,
+            "checkpoint_interval_s": 0.0,
+        },
+    )
+
+    def have_all_begun(steps: list[Step]) -> bool:  # what has not begun ends with its driver
+        return len(steps) >= 100 and len({step.item for step in steps}) == len(COUNTS)
+
+    killed_at = program.kill_when(have_all_begun)
+    deadline = time.monotonic() + PROGRAM_S
+    while time.monotonic() < deadline and len(steps_in(side)) < sum(COUNTS):
         time.sleep(0.05)
     assert max(step.at for step in steps_in(side)) > killed_at, "the items ended with the driver"
-    done = subprocess.run(
-        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([sum_to(10), *[sum_to(100)] * 3])
-    assert len(steps_in(side)) == 310, "a step was made again"
+    program.finish()
+    assert len(steps_in(side)) == sum(COUNTS), "a step was made again"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import pytest
 import trio
 
 from tests.engines import items
+from tests.engines.drivers import pool, sum_to, work
 from tests.engines.items import steps_in
 from tests.hangs import HANG_S, PROGRAM_S
 from trio_ckpt import RunLockedError, StoreError, remote
@@ -39,27 +37,11 @@ from trio_ckpt.remote import TaskFailedError
 from trio_ckpt.remote._wire.task_messages import AssignTask
 from trio_ckpt.stores import MemoryStore, open_store
 
-ROOT = Path(__file__).parents[2]
-N, PAUSE_S, INTERVAL_S = 20, 0.02, 0.1
+N, INTERVAL_S = 20, 0.1
 STEPS_LOST = 12  # of an item that is killed: one interval, and the time of a save beside load
 
 
-def pool(workers: int = 2) -> ProcessPoolExecutor:
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context)
-
-
-@pytest.fixture
-def threads() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(4) as executor:
-        yield executor
-
-
-def work(side: Path, count: int = 4, n: int = N) -> list[list[Any]]:
-    return [[n, PAUSE_S, str(side)]] * count
-
-
-SUM = N * (N + 1) // 2
+SUM = sum_to(N)
 
 
 async def test_results_come_in_order_from_other_processes() -> None:
@@ -175,7 +157,7 @@ async def test_a_job_is_shown_as_that_of_a_foreman(tmp_path: Path, threads: Exec
         side = tmp_path / "side"
         await map_tasks(
             items.count_up,
-            work(side, 2),
+            work(side, 2, N),
             engine=threads,
             store=store,
             job_id="job-shown",
@@ -212,7 +194,7 @@ async def test_a_killed_process_costs_one_interval_of_its_items(tmp_path: Path) 
         with trio.fail_after(PROGRAM_S):
             found = await map_tasks(
                 items.count_up,
-                work(side),
+                work(side, 4, N),
                 engine=pool,
                 store=tmp_path / "s",
                 checkpoint_interval_s=INTERVAL_S,
@@ -227,7 +209,7 @@ async def test_a_broken_executor_ends_the_call_and_not_the_job(tmp_path: Path) -
     call = partial(
         map_tasks,
         items.count_up,
-        work(side),
+        work(side, 4, N),
         store=tmp_path / "s",
         checkpoint_interval_s=INTERVAL_S,
         job_id="job-broken",
@@ -256,7 +238,7 @@ async def test_an_item_that_is_started_twice_runs_once(tmp_path: Path) -> None:
     with TwiceExecutor(8) as executor:
         found = await map_tasks(
             items.count_up,
-            work(side),
+            work(side, 4, N),
             engine=executor,
             store=tmp_path / "s",
             job_id="job-twice",
@@ -293,7 +275,7 @@ async def test_a_result_that_the_engine_forgets_is_found(tmp_path: Path) -> None
     with ForgetfulExecutor() as executor:
         found = await map_tasks(
             items.count_up,
-            work(side),
+            work(side, 4, N),
             engine=executor,
             store=tmp_path / "s",
             job_id="job-late",
@@ -346,106 +328,6 @@ async def test_an_item_that_is_lost_too_often_fails(monkeypatch: pytest.MonkeyPa
     assert "lost by 3 workers, the last time because OSError: the worker is gone" in str(error)
 
 
-# -- the end of a driver ---------------------------------------------------------------------------
-
-
-async def test_a_cancelled_call_ends_functions_at_their_next_point(
-    tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The state of that point is saved: the next call goes on there, and repeats nothing."""
-    monkeypatch.setattr(_job, "WATCH_S", 0.1)
-    side = tmp_path / "side"
-    call = partial(
-        map_tasks,
-        items.count_up,
-        work(side, 2, 300),
-        engine=threads,
-        store=tmp_path / "s",
-        job_id="job-cancelled",
-        checkpoint_interval_s=1_000.0,
-    )
-    with trio.fail_after(PROGRAM_S):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(call)
-            while len(steps_in(side)) < 10:  # noqa: ASYNC110  # a thread tells nothing
-                await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
-        count = -1
-        while count != len(steps_in(side)):
-            count = len(steps_in(side))
-            await trio.sleep(1)
-        assert count < 600, "the functions went on to their end"
-        assert await call() == [300 * 301 // 2] * 2
-    assert len(steps_in(side)) == 600
-
-
-async def test_a_function_that_saves_nothing_ends_too(
-    tmp_path: Path, threads: Executor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_job, "WATCH_S", 0.1)
-    side = tmp_path / "side"
-    with trio.fail_after(PROGRAM_S):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                partial(
-                    map_tasks,
-                    items.count_up,
-                    work(side, 1, 5_000),
-                    engine=threads,
-                    store=tmp_path / "s",
-                )
-            )
-            while len(steps_in(side)) < 10:  # noqa: ASYNC110  # a thread tells nothing
-                await trio.sleep(0.01)
-            nursery.cancel_scope.cancel()
-        count = -1
-        while count != len(steps_in(side)):
-            count = len(steps_in(side))
-            await trio.sleep(1)
-    assert count < 5_000
-
-
-PROGRAM = """
-import sys, trio
-from tests.engines import items
-from tests.engines.test_executors import INTERVAL_S, pool
-from trio_ckpt.engines import map_tasks
-
-async def main():
-    side, store = sys.argv[1:]
-    work = [[n, 0.02, side] for n in (10, 60, 60, 60)]
-    print(await map_tasks(items.count_up, work, engine=pool, store=store,
-                          job_id="job-driver", checkpoint_interval_s=INTERVAL_S))
-
-if __name__ == "__main__":
-    trio.run(main)
-"""
-
-
-def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
-    side, program = tmp_path / "side", tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, str(program), str(side), str(tmp_path / "s")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, cwd=ROOT) as driver:
-        deadline = time.monotonic() + PROGRAM_S
-        while time.monotonic() < deadline and len(steps_in(side)) < 60:
-            time.sleep(0.01)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    for pid in {step.pid for step in steps_in(side)}:  # a pool's processes outlive its program
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    done = subprocess.run(
-        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str([55, 1830, 1830, 1830])
-    steps = steps_in(side)
-    assert len([step for step in steps if step.item == 0]) == 10, "what was done was done again"
-    assert len(steps) <= 190 + 2 * STEPS_LOST
-
-
 # -- what is refused -------------------------------------------------------------------------------
 
 
@@ -473,7 +355,7 @@ async def test_a_process_that_reaches_another_store_says_so(
     call = partial(
         map_tasks,
         items.count_up,
-        work(tmp_path / "side", 1),
+        work(tmp_path / "side", 1, N),
         store=tmp_path / "s",
         job_id="job-s",
         checkpoint_interval_s=0.0,
@@ -518,7 +400,7 @@ async def test_two_drivers_of_one_job_are_refused(tmp_path: Path, threads: Execu
     call = partial(
         map_tasks,
         items.count_up,
-        work(side, 1),
+        work(side, 1, N),
         engine=threads,
         store=tmp_path / "s",
         job_id="job-d",

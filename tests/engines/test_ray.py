@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 import trio
 
 from tests.engines import items
+from tests.engines.drivers import COUNTS, ROOT, DriverProgram, cancel_after, sum_to, work
 from tests.engines.items import steps_in
 from tests.engines.kills import Killer
 from tests.hangs import HANG_S, PROGRAM_S
@@ -24,7 +22,6 @@ from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_
 
 ray: Any = pytest.importorskip("ray", reason="the extra ray is not installed")
 
-ROOT = Path(__file__).parents[2]
 KILLS, KILLED_ITEMS, KILLED_STEPS = 20, 12, 60
 STEPS_LOST = 25  # by one kill of one item: what is made while one save is under way, beside load
 
@@ -46,14 +43,6 @@ def ray_here() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def work(side: Path, count: int, n: int) -> list[list[Any]]:
-    return [[n, 0.02, str(side)]] * count
-
-
-def sum_to(n: int) -> int:
-    return n * (n + 1) // 2
 
 
 async def test_ray_without_an_address_is_a_cluster_here(tmp_path: Path) -> None:
@@ -112,16 +101,7 @@ async def test_a_cancelled_call_ends_functions_of_ray_workers(
         job_id="job-cancelled",
         checkpoint_interval_s=0.0,
     )
-    with trio.fail_after(PROGRAM_S):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(call)
-            while len(steps_in(side)) < 20:  # noqa: ASYNC110  # another process tells nothing
-                await trio.sleep(0.02)
-            nursery.cancel_scope.cancel()
-        count = -1
-        while count != len(steps_in(side)):
-            count = len(steps_in(side))
-            await trio.sleep(1)
+    count = await cancel_after(20, side, call)
     assert count < 4 * 200
     assert await call() == [sum_to(200)] * 4
     assert len(steps_in(side)) <= 4 * (200 + STEPS_LOST)
@@ -170,37 +150,13 @@ async def test_an_address_is_refused_where_ray_is_connected() -> None:
         await map_tasks(items.double, [1], engine="ray", address="127.0.0.1:9")
 
 
-PROGRAM = """
-import sys, trio
-from tests.engines import items
-from trio_ckpt.engines import map_tasks
-
-async def main():
-    side, store = sys.argv[1:]
-    work = [[n, 0.02, side] for n in (10, 100, 100, 100)]
-    print(await map_tasks(items.count_up, work, engine="ray", workers=4, store=store,
-                          job_id="job-driver", checkpoint_interval_s=0.0))
-
-if __name__ == "__main__":
-    trio.run(main)
-"""
-
-
 def test_a_killed_driver_of_ray_is_started_again(tmp_path: Path) -> None:
-    side, program = tmp_path / "side", tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, str(program), str(side), str(tmp_path / "s")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, cwd=ROOT) as driver:
-        deadline = time.monotonic() + PROGRAM_S
-        while time.monotonic() < deadline and len(steps_in(side)) < 100:
-            time.sleep(0.01)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    done = subprocess.run(
-        command, env=env, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=False
+    side = tmp_path / "side"
+    program = DriverProgram(
+        side,
+        str(tmp_path / "s"),
+        {"engine": "ray", "workers": 4, "checkpoint_interval_s": 0.0},
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str([sum_to(10), *[sum_to(100)] * 3])
-    assert len([step for step in steps_in(side) if step.item == 0]) == 10
-    assert len(steps_in(side)) <= 310 + 4 * STEPS_LOST
+    program.kill_when(lambda steps: len(steps) >= 100)
+    program.finish()
+    assert len(steps_in(side)) <= sum(COUNTS) + 4 * STEPS_LOST

@@ -1,0 +1,120 @@
+"""Drivers of jobs that end early: calls that are cancelled, and programs that are killed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from tests.engines import items
+from tests.engines.items import Step, steps_in
+from tests.hangs import PROGRAM_S
+from trio_ckpt.engines import map_tasks
+
+ROOT = Path(__file__).parents[2]
+POLL_S = 0.01  # between two looks at the steps: other processes tell nothing
+QUIET_S = 1.0  # functions that make no step for so long have ended
+COUNTS = (10, 100, 100, 100)  # steps of the items of a program
+PAUSE_S = 0.02  # before each of them
+PROGRAM_JOB = "job-driver"
+
+
+def pool(workers: int = 2) -> ProcessPoolExecutor:
+    """An executor whose processes can be killed without harm to this one."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context)
+
+
+def work(side: Path, count: int, n: int, pause_s: float = PAUSE_S) -> list[list[Any]]:
+    """Items of `items.count_up`, of n steps each."""
+    return [[n, pause_s, str(side)]] * count
+
+
+def sum_to(n: int) -> int:
+    """What `items.count_up` returns for an item of n steps."""
+    return n * (n + 1) // 2
+
+
+async def cancel_after(count: int, side: Path, call: Callable[[], Awaitable[object]]) -> int:
+    """Cancel a call once its functions have made so many steps, and wait for their end.
+
+    Returns:
+        How many steps they had made when they ended.
+    """
+    with trio.fail_after(PROGRAM_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            while len(steps_in(side)) < count:  # noqa: ASYNC110  # another process tells nothing
+                await trio.sleep(POLL_S)
+            nursery.cancel_scope.cancel()
+        found = -1
+        while found != len(steps_in(side)):
+            found = len(steps_in(side))
+            await trio.sleep(QUIET_S)
+    return found
+
+
+@attrs.frozen
+class DriverProgram:
+    """A program that runs a job of four items, and can be killed and started again.
+
+    Attributes:
+        side: The file with the steps that were made.
+        store: The address of the store.
+        options: Of `map_tasks`, as JSON: the engine above all; "processes" is a `pool`.
+    """
+
+    side: Path
+    store: str
+    options: dict[str, object]
+
+    @property
+    def _command(self) -> list[str]:
+        told = json.dumps({"store": self.store, **self.options})
+        return [sys.executable, "-m", __name__, str(self.side), told]
+
+    def kill_when(self, is_due: Callable[[list[Step]], bool]) -> float:
+        """Start it, and kill it once its steps say so; return when, in Unix time."""
+        with subprocess.Popen(self._command, cwd=ROOT) as driver:
+            deadline = time.monotonic() + PROGRAM_S
+            while not is_due(steps_in(self.side)):
+                assert driver.poll() is None, "the driver has ended by itself"
+                assert time.monotonic() < deadline, "the driver makes no steps"
+                time.sleep(POLL_S)
+            driver.send_signal(signal.SIGKILL)
+        return time.time()
+
+    def finish(self) -> None:
+        """Start it again, and check its results once it has ended."""
+        done = subprocess.run(
+            self._command, cwd=ROOT, text=True, capture_output=True, timeout=PROGRAM_S, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1]) == [sum_to(n) for n in COUNTS]
+        first = [step for step in steps_in(self.side) if step.item == 0]
+        assert len(first) == COUNTS[0], "what was done was done again"
+
+
+def main(side: str, told: str) -> None:
+    """Run the job of a `DriverProgram`."""
+    options = json.loads(told)
+    if options["engine"] == "processes":
+        options["engine"] = pool
+    found = [[n, PAUSE_S, side] for n in COUNTS]
+    call = partial(map_tasks, items.count_up, found, job_id=PROGRAM_JOB, **options)
+    print(json.dumps(trio.run(call)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
