@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.stores.postgres.conftest import schema as schema, server as server, url as url
+
 
 @pytest.fixture
 def threads() -> Iterator[ThreadPoolExecutor]:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,15 @@ def pool(workers: int = 2) -> ProcessPoolExecutor:
     """An executor whose processes can be killed without harm to this one."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context)
+
+
+class TwiceExecutor(ThreadPoolExecutor):
+    """Starts everything twice at once, as an engine does that takes a worker for lost."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        first = super().submit(fn, *args, **kwargs)
+        super().submit(fn, *args, **kwargs)
+        return first
 
 
 def work(side: Path, count: int, n: int, pause_s: float = PAUSE_S) -> list[list[Any]]:

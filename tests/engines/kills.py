@@ -12,7 +12,7 @@ from pathlib import Path
 import attrs
 
 from tests.engines.items import steps_in
-from tests.hangs import PROGRAM_S
+from tests.hangs import HANG_S, PROGRAM_S
 
 PAUSE_S = 0.05  # between two looks
 RECENT_S = 2.0  # a process that has made no step for so long may have gone already
@@ -63,3 +63,20 @@ class Killer:
                         os.kill(pid, signal.SIGKILL)
                         self.killed.append(pid)
                     break
+
+
+def kill_one(side: Path, after: int, before: int) -> None:
+    """Kill the process that has made the newest step, once there are so many steps.
+
+    Args:
+        side: The file with the steps that were made.
+        after: How many steps there have to be.
+        before: The process is killed before it makes this step of its item.
+    """
+    deadline = time.monotonic() + HANG_S
+    while time.monotonic() < deadline:
+        steps = steps_in(side)
+        if len(steps) >= after and steps[-1].number < before:
+            os.kill(steps[-1].pid, signal.SIGKILL)
+            return
+        time.sleep(0.005)

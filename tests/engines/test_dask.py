@@ -16,7 +16,7 @@ import trio
 from tests.engines import items
 from tests.engines.drivers import COUNTS, DriverProgram, cancel_after, sum_to, work
 from tests.engines.items import Step, steps_in
-from tests.engines.kills import Killer
+from tests.engines.kills import Killer, kill_one
 from tests.engines.test_local import children
 from tests.hangs import HANG_S, PROGRAM_S
 from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_map
@@ -199,6 +199,26 @@ async def test_many_kills_of_dask_workers_lose_nothing(tmp_path: Path) -> None:
     steps = steps_in(side)
     assert len(steps) <= total + KILLS * STEPS_LOST
     print(f"{len(steps) - total} of {total} steps again, {len(killer.killed)} kills")
+
+
+async def test_items_of_a_killed_dask_worker_go_on_in_postgresql(
+    client: Any, url: str, tmp_path: Path
+) -> None:
+    """The session of the worker has ended, so its leases need not."""
+    side = tmp_path / "side"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, 40, 30)
+        with trio.fail_after(PROGRAM_S):
+            found = await map_tasks(
+                items.count_up,
+                work(side, 6, 40),
+                engine=client,
+                store=f"{url}&lease_s=6",
+                checkpoint_interval_s=0.1,
+            )
+    assert found == [sum_to(40)] * 6
+    assert len({step.pid for step in steps_in(side)}) > WORKERS, "no worker was killed"
+    assert len(steps_in(side)) <= 6 * 40 + THREADS * STEPS_LOST
 
 
 def test_items_go_on_on_dask_while_their_driver_is_dead(client: Any, tmp_path: Path) -> None:

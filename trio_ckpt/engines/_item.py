@@ -110,6 +110,7 @@ class ItemEnd(msgspec.Struct, frozen=True, array_like=True):
         notes: Lines for the history of the job.
         task_id: The item.
         attempt: Which attempt at it; an engine that mixes up results is noticed by these two.
+        generation: That of the item's run: its states are removed without a question for it.
     """
 
     how: Literal["returned", "raised", "released", "elsewhere"]
@@ -121,6 +122,7 @@ class ItemEnd(msgspec.Struct, frozen=True, array_like=True):
     notes: Annotated[list[Text], msgspec.Meta(max_length=MAX_NOTED)] = []
     task_id: Text = ""
     attempt: int = 0
+    generation: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -343,9 +345,9 @@ async def _run_saving(spec: ItemSpec) -> ItemEnd:
         with watch.waiting:
             async with AsyncExitStack() as stack:
                 owner, _ = await take_lock(stack, store, spec.assigned.task_id, math.inf)
-                return await _run_owned(
-                    ItemStore(store, spec.assigned.task_id, owner), owner, watch
-                )
+                own = ItemStore(store, spec.assigned.task_id, owner)
+                end = await _run_owned(own, owner, watch)
+                return msgspec.structs.replace(end, generation=own.generation)
     return ItemEnd("released", worker_name(), reason=STOPPED)
 
 

@@ -131,6 +131,7 @@ class ItemStore(SharedStore):
     Attributes:
         saved: The saved states of the item: what was read, and what was saved since, but for what
             their chain consists of.
+        generation: That of the run, as it was read or saved last.
     """
 
     def __init__(self, shared: SharedStore, run_id: str, owner: int) -> None:
@@ -143,6 +144,7 @@ class ItemStore(SharedStore):
         """
         super().__init__(shared._host, shared._store)
         self.saved = TaskCheckpoints()
+        self.generation = 0
         self._run_id = run_id
         self._owner = owner
         self._read: StoredRun | None = None
@@ -166,6 +168,7 @@ class ItemStore(SharedStore):
     ) -> list[Exception | None]:
         """See `Store.save`."""
         outcomes = await super().save(run, group, folds)
+        self.generation = run.generation
         if group or folds:
             self._is_read = False
         for checkpoint, outcome in zip(group, outcomes, strict=True):
@@ -196,6 +199,8 @@ class ItemStore(SharedStore):
         if not self._is_read:
             self._read = await super().read_run(run_id)
             self._is_read = True
+            if self._read is not None:
+                self.generation = self._read.generation
         return self._read
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:

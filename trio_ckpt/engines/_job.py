@@ -24,7 +24,7 @@ from outcome import Error, Outcome
 from .._journal.history import iter_records, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import RecordKind, describe_error
-from .._journal.store import Durability, Store
+from .._journal.store import Durability, RunKey, Store
 from .._runs.run_lock import take_lock
 from .._util.errors import StoreDamagedError, StoreError, class_name, text_of
 from .._util.index_set import IndexSet
@@ -36,7 +36,6 @@ from .._util.threads import run_blocking
 from ..remote import RemoteError, TaskFailedError
 from ..remote._following import check_done
 from ..remote._foreman.attempt import ItemAttempt
-from ..remote._foreman.dispatch import remove_run
 from ..remote._foreman.foreman import WATCH_EVERY_S
 from ..remote._foreman.job import Job
 from ..remote._foreman.job_reader import items_progress
@@ -149,7 +148,7 @@ class EngineRunner:
             await attempt.settle(end.value, TaskCheckpoints.from_plain(end.saved), end.worker)
             self.failures.pop(pending.index, None)
             await self.deliver(pending.index, end.value)
-            await self._clean_up(pending)
+            await self._clean_up(pending, end.generation)
             return True
         if end.how == "raised" and end.error is not None:
             raise end.error.to_exception(pending.index, pending.job_id)
@@ -178,7 +177,7 @@ class EngineRunner:
         key = f"{pending.task_id}-{seat.owner}.{pending.attempt}.{losses}-{seat.token}"
         return _end_of(await self.calls.call(key, encode_spec(spec)), assigned)
 
-    async def _clean_up(self, pending: PendingItem) -> None:
+    async def _clean_up(self, pending: PendingItem, generation: int) -> None:
         """Remove the saved states of an item that is done, best effort."""
         if not pending.is_saving or pending.options.keep_checkpoints:
             return
@@ -186,7 +185,7 @@ class EngineRunner:
             with trio.move_on_after(CLEAN_UP_S):  # another attempt may have it, to find its result
                 async with AsyncExitStack() as stack:
                     number, _ = await take_lock(stack, self.store, pending.task_id, math.inf)
-                    await remove_run(self.store, pending.task_id, number)
+                    await self.store.prune(RunKey(pending.task_id, generation, number), keep=0)
         except StoreError as error:
             text = one_line(text_of(error))
             log.warning("the states of %s stay for now: %s", pending.task_id, text)

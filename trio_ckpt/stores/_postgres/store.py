@@ -143,6 +143,14 @@ class PostgresStore(Store):
             raise
         return cls(address, writing, facts, mac_key=mac_key, inline_limit_bytes=inline_limit_bytes)
 
+    def read_with_saves(self) -> None:
+        """Read over the connection that saves, which then wait for each other.
+
+        For the many processes of an engine, whose server has few connections.  Large blobs are
+        uploaded over one of their own all the same: no lease would be renewed meanwhile.
+        """
+        self._reading = self._writing
+
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
         """See `Store.lock_run`.  It is a lease in the database, which ends by itself."""
@@ -363,7 +371,8 @@ class PostgresStore(Store):
             return
         self._is_closed = True
         try:
-            await self._reading.close(is_in_doubt=bool(self._in_doubt))
+            if self._reading is not self._writing:
+                await self._reading.close(is_in_doubt=bool(self._in_doubt))
         finally:
             try:
                 await self._uploading.close(is_in_doubt=bool(self._in_doubt))
