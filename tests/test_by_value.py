@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gzip
 import math
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -735,10 +736,17 @@ async def test_an_output_is_what_it_was_when_it_was_given(
             records = [{"n": [1]}]
             batch.append_json("c", *records)
             spoil(records)
+            content[:] = b"given"
+            batch.append_bytes("d", content)
+            batch.append_bytes("e", content, compress="gzip")
+            content[:] = b"after"
             batch.complete(outputs=["a", "b"])
+    compressed = (tmp_path / "e").read_bytes()
+    assert gzip.decompress(compressed) == b"given"
+    (tmp_path / "e").unlink()
     found = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
     del found["manifest.json"]
-    assert found == {"a": "given", "b": "iv", "c": '{"n":[1]}\n'}
+    assert found == {"a": "given", "b": "iv", "c": '{"n":[1]}\n', "d": "given"}
     with pytest.raises(TypeError, match="bytes or a buffer"):
         async with begin(store, output_dir=tmp_path) as run, run.open_stream("t") as stream:
             async for batch in stream.batches(range(1)):

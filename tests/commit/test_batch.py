@@ -10,7 +10,8 @@ import pytest
 
 import trio_ckpt
 from tests.opening import begin
-from trio_ckpt._commit.batch import Staged, staged_of
+from trio_ckpt._commit.batch import staged_of
+from trio_ckpt._commit.staged import Staged
 from trio_ckpt._runs.stream import loop_cursor_of
 
 

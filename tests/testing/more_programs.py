@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import trio
+import zstandard
 
 import trio_ckpt
 from trio_ckpt import RetryRule, RetryTable, Status, Then
@@ -140,7 +143,33 @@ def check_begin_again(world: World) -> None:
     assert {tree["0.json"], tree["1.json"]} == {b"2\n"}
 
 
+async def append_members(world: World) -> None:
+    """Compressed append files; several batches at once share one."""
+
+    async def handle(batch: trio_ckpt.Batch[int]) -> None:
+        await trio.sleep(0.1)
+        batch.append_json("lines.jsonl.gz", batch.index, compress="gzip")
+        batch.append_bytes("bytes.zst", b"%d\n" % batch.index, compress="zstd")
+        batch.complete()
+
+    async with (
+        trio_ckpt.open_run("run", store=world.store, output_dir=world.output_dir) as run,
+        run.open_stream("pages") as stream,
+    ):
+        await trio_ckpt.run_batches(stream, range(BATCHES), handle, concurrency=2)
+
+
+def check_append_members(world: World) -> None:
+    """The files are whole, and hold each batch once."""
+    tree = world.files.tree()
+    lines = gzip.decompress(tree["lines.jsonl.gz"])
+    frames = zstandard.ZstdDecompressor().stream_reader(tree["bytes.zst"], read_across_frames=True)
+    for text in (lines, frames.read()):
+        assert sorted(map(int, text.split())) == list(range(BATCHES))
+
+
 MORE = (
+    ("members", append_members, check_append_members),
     ("training", train, check_train),
     ("collection", collect, check_collect),
     ("pages", turn_pages, check_turn_pages),

@@ -81,6 +81,11 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
         "validate",
         "from trio_ckpt.outputs import Validator\nValidator.of({})",
     ),
+    "a file compressed by zstd": (
+        "zstandard",
+        "zstd",
+        "from trio_ckpt.outputs import load_compressor\nload_compressor('zstd')",
+    ),
     "spans": ("opentelemetry", "otel", "trio_ckpt.trace_batches()"),
     "a display": (
         "rich",

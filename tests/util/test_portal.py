@@ -267,6 +267,7 @@ LATE: dict[str, Callable[[Batch[Any]], object]] = {
     **SETTLE,
     "spend": lambda batch: batch.spend(calls=1),
     "append_json": lambda batch: batch.append_json("a", 1),
+    "append_bytes": lambda batch: batch.append_bytes("a", b"1"),
 }
 
 

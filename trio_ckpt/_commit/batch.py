@@ -17,10 +17,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import attrs
-import msgspec
 import trio
 
-from .._journal.record import CheckpointResult, Output
+from .._journal.record import CheckpointResult
 from .._tokens.token import CheckpointToken, TokenEvent, may, move
 from .._util.arguments import (
     MAX_INDEX,
@@ -32,17 +31,17 @@ from .._util.arguments import (
     whole_number,
 )
 from .._util.errors import describe_batch
-from .._util.exact_sum import Amount, Number, add_to_amount
+from .._util.exact_sum import Number, add_to_amount
 from .._util.plain import as_amounts, as_metadata, as_plain, canonical_json
 from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
-from ..outputs import encode_lines
+from ..outputs import Compression, encode_lines
 from .awaits import Calls, awaits_noted
+from .staged import UNSET, Staged
 from .stream_outputs import AnyPath, StreamFiles
 
 T = TypeVar("T")
 
-UNSET = msgspec.UNSET
 _NONE: tuple[AnyPath, ...] = ()
 
 
@@ -58,37 +57,6 @@ class AttemptState(enum.Enum):
     OVER = "over"
 
     __hash__ = object.__hash__
-
-
-class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost least to make
-    """What is saved with a batch's checkpoint.
-
-    Attributes:
-        digest: The digest of the item; empty where there is no source.
-        outputs: The outputs that are written, by name.
-        adopted: Files that the body wrote itself.
-        is_last: Whether it is the last batch of the stream.
-        lines: What is appended, by append file.
-        adds: Items for the frontier, by their keys.
-        error: What the attempt was failed or skipped with.
-        is_final: No retry, whatever the table says.
-        problem: Why it was not saved.
-    """
-
-    digest: bytes = b""
-    outputs: dict[str, Output] = {}
-    adopted: list[AnyPath] = []
-    records: int = 0
-    cursor: Any = UNSET
-    totals: dict[str, Number] = {}
-    spent: dict[str, Amount] = {}
-    metadata: dict[str, Any] = {}
-    is_last: bool = False
-    lines: dict[str, bytearray] = {}
-    adds: dict[str, Any] = {}
-    error: BaseException | str | None = None
-    is_final: bool = False
-    problem: Exception | None = None
 
 
 class BatchHost(Protocol):
@@ -361,26 +329,61 @@ class Batch(Generic[T]):
             self._staged.adds.setdefault(key, item)
 
     @from_any_thread
-    def append_json(self, path: AnyPath, *records: Any) -> None:
-        """Stage JSON lines for an append file, which belongs to this stream.
-
-        They are appended in one piece when the batch is saved: the file has the lines of
-        confirmed batches, each once.
+    def append_json(
+        self, path: AnyPath, *records: Any, compress: Compression | None = None
+    ) -> None:
+        """Stage JSON lines for an append file, as `append_bytes` does for bytes.
 
         Args:
             path: The append file, relative to the output folder of the stream.
             records: JSON-like values; each becomes a line.
+            compress: As for `append_bytes`.
 
         Raises:
             NotEncodableError: a record is not JSON-like.
-            OutputError: the path is bad, or another stream appends to the file.
+            OutputError, MissingExtraError, ValueError: as for `append_bytes`.
 
         Durability: none yet; the lines are durable when the batch is confirmed.
         """
+        self._append(path, encode_lines(records), compress, is_json=True)
+
+    @from_any_thread
+    def append_bytes(
+        self,
+        path: AnyPath,
+        data: bytes | bytearray | memoryview,
+        *,
+        compress: Compression | None = None,
+    ) -> None:
+        """Stage bytes for an append file, which belongs to this stream.
+
+        They are appended in one piece when the batch is saved: the file has the bytes of
+        confirmed batches, each once.
+
+        Args:
+            path: The append file, relative to the output folder of the stream.
+            data: What is appended.
+            compress: ``"gzip"`` or ``"zstd"``: the bytes of a batch are one member or frame, so
+                the file can be read by the usual tools at any moment.  ``"zstd"`` needs the
+                extra `zstd`.
+
+        Raises:
+            OutputError: the path is bad, or another stream appends to the file.
+            MissingExtraError: what compresses is not installed.
+            ValueError: the session compresses the file in another way.
+
+        Durability: none yet; the bytes are durable when the batch is confirmed.
+        """
+        content = data if isinstance(data, bytes) else _bytes_of(data)
+        self._append(path, content, compress, is_json=False)
+
+    def _append(
+        self, path: AnyPath, data: bytes, compress: Compression | None, *, is_json: bool
+    ) -> None:
         self._check_staging()
         name = self._host.files.name(path)
-        self._host.files.claim_sink(name)
-        self._staged.lines.setdefault(name, bytearray()).extend(encode_lines(records))
+        self._host.files.stage_sink(name, compress, is_json=is_json)
+        self._staged.lines.setdefault(name, bytearray()).extend(data)
 
     async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
         """Write an output file, whole or not at all.

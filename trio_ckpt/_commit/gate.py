@@ -95,10 +95,11 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
-from .batch import AnyBatch, AttemptState, Batch, Staged, check_awaited, staged_of
+from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
 from .exits import CONFIRMED, GATE, Ending, Exit, GateAction, is_ended_from_outside
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
+from .staged import Staged
 from .stored_state import EncodedState
 from .stream_log import Lines
 

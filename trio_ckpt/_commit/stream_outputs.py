@@ -17,18 +17,21 @@ import trio
 
 from .._journal.record import Output
 from .._util.arguments import any_path
-from .._util.errors import OutputClaimedError, OutputExistsError
+from .._util.errors import OutputClaimedError, OutputError, OutputExistsError
 from .._util.log import at, get_logger
 from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import (
     AppendFile,
+    Compression,
     OutputDir,
     Validator,
     check_found,
     check_outputs,
+    compression_of,
     count_files,
+    load_compressor,
     status_of,
 )
 from .stream_log import Lines, StreamLog
@@ -48,6 +51,21 @@ _OWNER = struct.Struct("<Iq")  # the number of the stream, the batch
 _DIGEST_BYTES = 12
 _ENTRY_BYTES = _DIGEST_BYTES + _OWNER.size
 _ENTRIES = 64  # in a bucket, on average
+
+
+@attrs.define(eq=False)
+class _SinkKind:
+    """How an append file is written in this session.
+
+    Attributes:
+        compress: How it is compressed; None: not here, though its bytes may be already.
+        make: Makes a member of bytes.
+        has_json: Whether lines of JSON are appended.
+    """
+
+    compress: Compression | None
+    make: Callable[[bytes | bytearray], bytes] | None
+    has_json: bool = False
 
 
 @attrs.define(eq=False)
@@ -76,6 +94,7 @@ class StreamFiles:
     validator: Validator | None = None
     since: float = 0.0
     claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
+    _sink_kinds: dict[str, _SinkKind] = attrs.field(factory=dict[str, "_SinkKind"], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     def allow_replacing(self) -> None:
@@ -220,13 +239,62 @@ class StreamFiles:
 
     # -- append files -------------------------------------------------------------------------
 
+    def stage_sink(self, name: str, compress: Compression | None, *, is_json: bool) -> None:
+        """Reserve the name of an append file, and decide for the session how it is compressed.
+
+        Raises:
+            OutputClaimedError: a batch or another stream owns it.
+            MissingExtraError: the library that compresses is not installed.
+            ValueError: there is no such compression, or the session has another for the file.
+        """
+        self.claim_sink(name)
+        if name not in self._sink_kinds:
+            make = None if compress is None else load_compressor(compress)
+            self._sink_kinds[name] = _SinkKind(compress, make)
+        kind = self._sink_kinds[name]
+        if kind.compress != compress:
+            raise ValueError(
+                f"{self.path(name)!r} has compress={kind.compress!r} in this session, not "
+                f"{compress!r}: all that is appended to a file is compressed in one way"
+            )
+        kind.has_json |= is_json
+
     async def open_sinks(self, lines: Mapping[str, bytearray]) -> Lines:
-        """Open the append files that lines are staged for; returns them with their lines."""
+        """Open the append files that lines are staged for; returns them with what they get.
+
+        Raises:
+            OutputError: one cannot be opened, or is compressed in another way.
+            StoreConflictError: another process has taken the run over.
+        """
         for name in lines:
             await self.open_sink(name)
         return tuple(
-            (self.stream_log.sinks[name], bytes(data)) for name, data in lines.items() if data
+            [
+                (sink := self.stream_log.sinks[name], await self._piece(sink, data))
+                for name, data in lines.items()
+                if data
+            ]
         )
+
+    async def _piece(self, sink: AppendFile, data: bytearray) -> bytes:
+        """What is appended to a file for staged bytes.
+
+        Raises:
+            OutputError: an earlier session compressed the file in another way.
+        """
+        kind = self._sink_kinds[sink.path]
+        if sink.beginning and (kind.compress is not None or kind.has_json):
+            has = compression_of(sink.beginning)
+            if has != kind.compress:
+                raise OutputError(
+                    sink.path,
+                    f"was begun with compress={has!r}, so compress={kind.compress!r} would make "
+                    "it unreadable: give it another name",
+                )
+        if kind.make is None:
+            return bytes(data)
+        with trio.CancelScope(shield=True):
+            return await run_blocking(kind.make, data)
 
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.

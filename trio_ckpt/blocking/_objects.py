@@ -64,6 +64,7 @@ class BlockingBatch(Held[Batch[T]], Generic[T]):
     spend = passes(AnyBatch.spend)
     add = passes(AnyBatch.add)
     append_json = passes(AnyBatch.append_json)
+    append_bytes = passes(AnyBatch.append_bytes)
     confirm = waits(AnyBatch.confirm)
     write_bytes = waits(AnyBatch.write_bytes)
     write_text = waits(AnyBatch.write_text)

@@ -44,6 +44,11 @@ from ._dir import (
     keep_out_of as keep_out_of,
     status_of as status_of,
 )
+from ._members import (
+    Compression as Compression,
+    compression_of as compression_of,
+    load_compressor as load_compressor,
+)
 from ._system import System as System, SystemPath as SystemPath
 from ._tree import (
     ARCHIVE as ARCHIVE,

@@ -19,6 +19,7 @@ from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_o
 from .._util.plain import as_plain
 from .._util.text import plural
 from ._dir import OutputDir, tree_of
+from ._members import BEGINNING_BYTES
 from ._system import APPEND, output_errors, words, write_all
 from ._tree import ARCHIVE, AnyPath, Sync, Tree, above, numbered, pieces, write_pieces
 
@@ -56,6 +57,8 @@ class AppendFile:
         path: Relative to the output folder.
         confirmed: The number of bytes that records confirm.
         cut_bytes: The number of bytes that `begin` cut off.
+        beginning: The first confirmed bytes that `begin` found, as many as tell how they are
+            compressed.
     """
 
     path: str
@@ -64,6 +67,7 @@ class AppendFile:
     _tree: Tree
     _fd: int
     _end: int  # of the last append
+    beginning: bytes = attrs.field(default=b"", init=False)
     _problem: str = attrs.field(default="it is closed", init=False)
 
     @classmethod
@@ -117,6 +121,7 @@ class AppendFile:
                 if self.cut_bytes:
                     self._tree.sync(self._fd, self.path)
                 self._tree.sync(folder, above(self.path))
+            self.beginning = self.read_back(0, min(self.confirmed, BEGINNING_BYTES))
         except BaseException:
             self.close()
             raise
