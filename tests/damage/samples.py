@@ -15,7 +15,7 @@ import attrs
 import numpy as np
 import trio
 
-from trio_ckpt import Batch, Frontier, Run, open_run, run_batches
+from trio_ckpt import Batch, Frontier, OutputExistsError, Run, open_run, run_batches
 from trio_ckpt._journal.folds import encode_progress
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import decode_record
@@ -182,14 +182,23 @@ def make_sample(kind: str, root: Path, *, is_killed: bool = False) -> Sample:
     return Sample(name, kind, root, moments[at], tuple(moments[:at]))
 
 
-def finish(sample: Sample) -> Files:
-    """Resume every run and let it end; the outputs that there are then."""
+def finish(sample: Sample, *, may_begin_afresh: bool = False) -> Files:
+    """Resume every run and let it end; the outputs that there are then.
+
+    A run whose records are lost refuses to replace outputs that no record names.  Where the loss
+    was accepted, its user begins it afresh, as the refusal says.
+    """
 
     async def main() -> None:
         store = await open_sample(sample.url, create=False)
         try:
             for run_id in RUNS:
-                await work(store, sample.root, run_id)
+                try:
+                    await work(store, sample.root, run_id)
+                except OutputExistsError:
+                    if not may_begin_afresh:
+                        raise
+                    await work(store, sample.root, run_id, fresh=True)
         finally:
             await store.aclose()
 

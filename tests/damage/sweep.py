@@ -203,7 +203,7 @@ class Sweep:
             self.tally.broken.append(f"{planted}: it says {report.left}, and there is {left}")
         if not report.left:
             self._check_losses(planted, report)
-            self._check_resume(planted)
+            self._check_resume(planted, report)
         self.tally.repaired["left some" if left else "sound"] += 1
 
     def _check_losses(self, planted: Planted, report: RepairReport) -> None:
@@ -220,9 +220,10 @@ class Sweep:
                 if not was.items() <= there.items() and not is_told:
                     self.tally.broken.append(f"{planted}: {place} lost records, and it is not said")
 
-    def _check_resume(self, planted: Planted) -> None:
+    def _check_resume(self, planted: Planted, report: RepairReport) -> None:
+        is_lost = any(part.is_loss for part in report.done)
         try:
-            outputs = finish(planted.sample)
+            outputs = finish(planted.sample, may_begin_afresh=is_lost)
         except Exception as error:
             self.tally.broken.append(f"{planted}: after the repair a start fails: {error!r}")
             return

@@ -293,8 +293,7 @@ class StreamFiles:
                 )
         if kind.make is None:
             return bytes(data)
-        with trio.CancelScope(shield=True):
-            return await run_blocking(kind.make, data)
+        return await shielded(run_blocking, kind.make, data)
 
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
