@@ -28,7 +28,7 @@ from trio_ckpt.stores._postgres.connection import (
     is_broken,
 )
 from trio_ckpt.stores._postgres.owning import OwnedRun
-from trio_ckpt.stores._postgres.save import APPEND, RENEW, SAVE
+from trio_ckpt.stores._postgres.save import APPEND_ONE, RENEW, SAVE
 from trio_ckpt.stores._postgres.schema import ServerFacts
 from trio_ckpt.stores._postgres.store import PostgresStore, _Line
 
@@ -101,7 +101,7 @@ TAKEN_OVER = {"SELECT owner": [(2, 0, 6, True)]}
 def test_a_copy_that_landed_is_not_said_to_be_refused(refusal: Error) -> None:
     connection = Scripted([CUT, refusal, 1], dict(LANDED))
     assert save(connection, owned_run()) == [None]
-    assert connection.sent == [APPEND.name, APPEND.name, RENEW.name]
+    assert connection.sent == [APPEND_ONE.name, APPEND_ONE.name, RENEW.name]
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=str)
@@ -125,7 +125,7 @@ def test_a_save_that_is_refused_at_once_was_not_saved() -> None:
     connection = Scripted([errors.DiskFull("full")], {})
     with pytest.raises(errors.DiskFull):
         save(connection, owned_run())
-    assert connection.sent == [APPEND.name]
+    assert connection.sent == [APPEND_ONE.name]
 
 
 def test_an_undone_copy_is_sent_again() -> None:
@@ -147,7 +147,8 @@ def test_a_takeover_during_a_break_leaves_the_outcome_unknown() -> None:
 def test_a_save_that_is_found_is_proved_by_a_commit() -> None:
     connection = Scripted([CUT, 0, CUT, 0, 1], dict(LANDED))
     assert save(connection, owned_run()) == [None]
-    assert connection.sent == [APPEND.name, APPEND.name, RENEW.name, APPEND.name, RENEW.name]
+    copy, proof = APPEND_ONE.name, RENEW.name
+    assert connection.sent == [copy, copy, proof, copy, proof]
 
 
 @pytest.mark.parametrize("folds", [[], [Fold(STREAM, 5, b"sum")]])

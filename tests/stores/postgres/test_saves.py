@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -21,7 +22,7 @@ from trio_ckpt.stores._postgres.connection import (
     Statement,
     Values,
 )
-from trio_ckpt.stores._postgres.save import APPEND, FOLD_EVERY, RENEW, SAVE
+from trio_ckpt.stores._postgres.save import APPEND, APPEND_ONE, FOLD_EVERY, RENEW, SAVE
 
 A, B = '["a"]', '["b"]'
 
@@ -220,8 +221,26 @@ async def test_a_common_save_is_one_short_statement(url: str, losses: Losses) ->
         losses.sent.clear()
         await store.save(key, chain(A, 2, 65))
         await store.save(key, [])
+        await store.save(key, chain(A, 66, 66))
         await store.save(key, chain(B, 1, 1))
-        assert losses.sent == [APPEND.name, RENEW.name, SAVE.name]
+        assert losses.sent == [APPEND.name, RENEW.name, APPEND_ONE.name, SAVE.name]
+    assert await saved(store) == {A: 66, B: 1}
+    await store.aclose()
+
+
+@pytest.mark.parametrize("options", ["", "&pooler=transaction"])
+async def test_payloads_alone_and_together_come_back(url: str, options: str) -> None:
+    store = await open_store(url + options)
+    payloads = [b"first", b"", bytes(70_000), b"\0\xff", b"x", b"", b"y"]
+    cuts = (0, 1, 2, 3, 5, 7)  # the first makes the stream; of one and of two records
+    group = [Checkpoint(A, n, payload) for n, payload in enumerate(payloads, 1)]
+    async with store.lock_run("run") as owner:
+        for start, end in itertools.pairwise(cuts):
+            outcomes = await store.save(RunKey("run", 0, owner), group[start:end])
+            assert outcomes == [None] * (end - start)
+    stored = await store.read_run("run")
+    assert stored is not None
+    assert [record.payload for record in stored.streams[0].tail] == payloads
     await store.aclose()
 
 

@@ -31,7 +31,7 @@ from ..._util.log import get_logger
 from .._local.blobs import names_of, need_digest
 from .._local.fence import refuse_generation, save_each
 from . import binary
-from .binary import BYTEAS, FLOAT8, INT4, INT4S, INT8, INT8S, TEXTS
+from .binary import BYTEA, BYTEAS, FLOAT8, INT4, INT4S, INT8, INT8S, TEXTS
 from .connection import RETRY_S, UNDONE, PostgresConnection, Statement, is_broken
 from .owning import OwnedRun, PostgresHead
 from .texts import from_text, to_text
@@ -51,7 +51,15 @@ _GROUP = (INT4S, INT8S, INT8S, BYTEAS)  # stream, sequence, prev, payload
 
 RENEW = Statement("ckpt_renew", _FENCE, _FENCED)
 
-# The common save: no new stream, no fold, no blob.
+# The common saves: no new stream, no fold, no blob.  One record, as a single loop saves it, is not
+# unnested: the server takes a third less time for it.
+APPEND_ONE = Statement(
+    "ckpt_append_one",
+    f"WITH fence AS ({_FENCE} RETURNING id) "
+    "INSERT INTO {s}.log (run, position, stream, sequence, prev, payload) "
+    "SELECT fence.id, $4 + 1, $7, $8, $9, $10 FROM fence",
+    (*_FENCED, INT4, INT8, INT8, BYTEA),
+)
 APPEND = Statement(
     "ckpt_append",
     f"WITH fence AS ({_FENCE} RETURNING id) "
@@ -287,6 +295,8 @@ def _encode(
     if plan.is_plain and not plan.is_flushed and summary is None:
         if not rows:
             return RENEW, values
+        if len(rows) == 1:
+            return APPEND_ONE, [*values, *_fields(rows[0])]
         return APPEND, [*values, *_columns(rows)]
     is_new = plan.generation != owned.generation
     plan.is_flushed = plan.is_flushed or is_new
@@ -324,6 +334,11 @@ def _fence(
 
 def _follows(head: PostgresHead | None, fold: Fold) -> bool:
     return head is not None and 1 <= fold.through <= head.sequence
+
+
+def _fields(row: _Row) -> tuple[bytes, bytes, bytes, bytes]:
+    numbers = binary.int4(row.number), binary.int8(row.sequence), binary.int8(row.prev)
+    return (*numbers, row.payload)
 
 
 def _columns(rows: Sequence[_Row]) -> tuple[bytes, bytes, bytes, bytes]:
