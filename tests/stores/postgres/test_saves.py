@@ -121,7 +121,7 @@ async def test_a_takeover_before_a_save_is_sent_again_hides_its_outcome(
 ) -> None:
     store, other = await open_store(url), await open_store(url)
     expire = f"UPDATE {schema}.runs SET expires_at = clock_timestamp() - interval '1 s'"
-    take = f"UPDATE {schema}.runs SET owner = owner + 1"
+    take = f"UPDATE {schema}.runs SET owner = owner + 1, nonce = 1"
     async with store.lock_run("run") as owner:
         key = RunKey("run", 0, owner)
         await store.save(key, chain(A, 1, 1))

@@ -47,7 +47,7 @@ _PUT_PART = (
 )
 _FIND_OWN = (
     "SELECT upload FROM {s}.blobs b JOIN {s}.runs r ON r.id = b.run "
-    "WHERE run = %(run)s AND digest = %(digest)s AND owner = %(owner)s AND expires_at IS NOT NULL"
+    "WHERE run = %(run)s AND digest = %(digest)s AND nonce = %(nonce)s"
 )
 _DROP_UPLOAD = (
     "DELETE FROM {s}.parts p WHERE run = %(run)s AND upload = %(upload)s AND NOT EXISTS "
@@ -66,10 +66,7 @@ _IS_UNNAMED = (
     "NOT EXISTS (SELECT FROM {s}.log l WHERE l.run = b.run AND l.blob = b.digest) "
     "AND NOT EXISTS (SELECT FROM {s}.attached a WHERE a.run = b.run AND a.digest = b.digest)"
 )
-_IS_OWNER = (
-    "EXISTS (SELECT FROM {s}.runs WHERE id = %(run)s AND owner = %(owner)s "
-    "AND expires_at IS NOT NULL)"
-)
+_IS_OWNER = "EXISTS (SELECT FROM {s}.runs WHERE id = %(run)s AND nonce = %(nonce)s)"
 _FIND_UNNAMED = (
     "SELECT digest, size, upload FROM {s}.blobs b "
     f"WHERE run = %(run)s AND {_IS_UNNAMED} AND {_IS_OWNER}"

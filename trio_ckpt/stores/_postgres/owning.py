@@ -12,6 +12,9 @@ it has no mark.  The mark is only a hint: an owner that lives and is cut off may
 its lease ends, and the fence decides, as ever.
 
 A lock whose answer is lost is sent again: a `nonce` in the row says that it was this very one.
+What changes a run compares that nonce, which stands for the owner number and for more: where the
+name of the database leads to another one, or its tables were made again, numbers of rows and owners
+begin at 1 and could be equal, and the nonce is not.
 """
 
 from __future__ import annotations
@@ -48,10 +51,10 @@ _TAKE = (
     "RETURNING id, owner, generation, first, position, folded, numbers, "
     "EXISTS (SELECT FROM {s}.parts p WHERE p.run = r.id)"
 )
-# Compares the owner, renews its lease, and lets no other take the run until the statement ends.
+# Compares the lock, renews its lease, and lets no other take the run until the statement ends.
 OWNED = (
     "UPDATE {s}.runs SET expires_at = clock_timestamp() + %(lease_s)s * interval '1 second' "
-    "WHERE id = %(run)s AND owner = %(owner)s AND expires_at IS NOT NULL RETURNING id"
+    "WHERE id = %(run)s AND nonce = %(nonce)s RETURNING id"
 )
 _READ_LEASE = "SELECT owner, expires_at FROM {s}.runs WHERE run_id = %(run_id)s"
 _READ_OWNER = (
@@ -63,7 +66,7 @@ _READ_OWNER = (
 _GIVE_BACK = (
     "WITH fence AS (UPDATE {s}.runs SET expires_at = NULL, nonce = NULL, host = NULL, pid = NULL, "
     "since = NULL, folded = CASE WHEN position = %(position)s THEN position ELSE folded END "
-    "WHERE id = %(run)s AND owner = %(owner)s RETURNING id, position) "
+    "WHERE id = %(run)s AND nonce = %(nonce)s RETURNING id, position) "
     "UPDATE {s}.streams t SET sequence = u.sequence, last = u.last FROM fence, "
     "unnest(%(numbers)s::int[], %(sequences)s::bigint[], %(lasts)s::bigint[]) "
     "AS u(number, sequence, last) "
@@ -110,6 +113,7 @@ class OwnedRun:
         folded: The position that the heads in the database are true for.
         numbers: How many streams it has had, in all generations.
         may_have_blobs: Whether it had blobs when it was locked, which records may no longer name.
+        nonce: What no other lock has, also none of another store behind the same name.
         heads: The heads of the newest generation by key; None: they have to be read.
         dirty: The streams whose heads are newer than those in the database.
         pins: Blobs that were put under this lock, and how many puts no record has followed yet.
@@ -123,6 +127,7 @@ class OwnedRun:
     folded: int
     numbers: int
     may_have_blobs: bool
+    nonce: int = 0
     heads: dict[str, PostgresHead] | None = None
     dirty: set[str] = attrs.field(factory=set[str])
     pins: Counter[str] = attrs.field(factory=Counter[str])
@@ -130,7 +135,7 @@ class OwnedRun:
 
 def values_of(connection: PostgresConnection, owned: OwnedRun) -> dict[str, object]:
     """Return the values that a statement with `OWNED` needs."""
-    return {"run": owned.row, "owner": owned.owner, "lease_s": connection.address.lease_s}
+    return {"run": owned.row, "nonce": owned.nonce, "lease_s": connection.address.lease_s}
 
 
 class OwnedRuns:
@@ -173,9 +178,10 @@ class OwnedRuns:
             RunLockedError: the lease of another owner has not ended.
             psycopg.Error: the database refused.
         """
+        nonce = secrets.randbits(63)
         values = {
             "run_id": run_id,
-            "nonce": secrets.randbits(63),
+            "nonce": nonce,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "lease_s": connection.address.lease_s,
@@ -185,7 +191,7 @@ class OwnedRuns:
         while True:
             rows = connection.repeat(lambda: connection.query(_TAKE, values))
             if rows:
-                owned = self._owned[run_id] = OwnedRun(*rows[0])
+                owned = self._owned[run_id] = OwnedRun(*rows[0], nonce=nonce)
                 connection.mark(run_id, owned.owner)
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
@@ -224,7 +230,7 @@ class OwnedRuns:
         heads = [] if owned.heads is None else [owned.heads[key] for key in owned.dirty]
         values = {
             "run": owned.row,
-            "owner": owner,
+            "nonce": owned.nonce,
             "position": -1 if owned.heads is None else owned.position,  # -1: no heads are known
             "numbers": [head.number for head in heads],
             "sequences": [head.sequence for head in heads],

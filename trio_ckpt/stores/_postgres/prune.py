@@ -29,7 +29,7 @@ CHUNK = 10_000  # rows of the log that one statement removes
 
 _HIDE = (
     "UPDATE {s}.runs SET first = greatest(first, %(first)s) WHERE id = %(run)s "
-    "AND owner = %(owner)s AND generation = %(generation)s AND expires_at IS NOT NULL "
+    "AND nonce = %(nonce)s AND generation = %(generation)s "
     "RETURNING (SELECT coalesce(max(number), 0) FROM {s}.streams s "
     "WHERE s.run = runs.id AND s.generation < greatest(first, %(first)s))"
 )

@@ -1,10 +1,10 @@
 """`Store.save` of the PostgreSQL store: one statement a group.
 
 Theory of operation.  The statement compares the fence, moves the position, renews the lease and
-appends the group, all or nothing.  The fence is a row of ``runs``: owner, generation and position
-must be those that this owner knows.  READ COMMITTED compares them again after it has waited for
-another process's change of that row, so a takeover that comes first wins.  No lock is held between
-two statements, so an owner that is paused keeps no other process waiting.
+appends the group, all or nothing.  The fence is a row of ``runs``: the nonce of the lock,
+generation and position must be those that this owner knows.  READ COMMITTED compares them again
+after it has waited for another process's change of that row, so a takeover that comes first wins.
+No lock is held between two statements, so an owner that is paused keeps no other process waiting.
 
 That the position is compared and moved makes it safe to send a save again when the connection
 breaks and its outcome is not known: it lands once at most, whichever copy does.  A copy that finds
@@ -44,9 +44,9 @@ _FENCE = (
     "UPDATE {s}.runs SET position = position + $5, records = records + $5, "
     "updated_at = CASE WHEN $5 > 0 THEN clock_timestamp() ELSE updated_at END, "
     "expires_at = clock_timestamp() + $6 * interval '1 second' "
-    "WHERE id = $1 AND owner = $2 AND generation = $3 AND position = $4 AND expires_at IS NOT NULL"
+    "WHERE id = $1 AND nonce = $2 AND generation = $3 AND position = $4"
 )
-_FENCED = (INT8, INT8, INT4, INT8, INT8, FLOAT8)  # run, owner, generation, position, count, lease
+_FENCED = (INT8, INT8, INT4, INT8, INT8, FLOAT8)  # run, nonce, generation, position, count, lease
 _GROUP = (INT4S, INT8S, INT8S, BYTEAS)  # stream, sequence, prev, payload
 
 RENEW = Statement("ckpt_renew", _FENCE, _FENCED)
@@ -82,8 +82,7 @@ SAVE = Statement(
     "updated_at = CASE WHEN $5 > 0 THEN clock_timestamp() "
     "WHEN generation = $21 THEN updated_at END, "
     "expires_at = clock_timestamp() + $6 * interval '1 second' "
-    "WHERE id = $1 AND owner = $2 AND generation = $3 AND position = $4 "
-    "AND expires_at IS NOT NULL RETURNING id), "
+    "WHERE id = $1 AND nonce = $2 AND generation = $3 AND position = $4 RETURNING id), "
     "heads AS (SELECT h.number, h.sequence, h.last, f.through, f.fold "
     "FROM unnest($15, $16, $17) AS h(number, sequence, last) "
     "LEFT JOIN unnest($18, $19, $20) AS f(number, through, fold) ON f.number = h.number), "
@@ -121,11 +120,11 @@ _FIND_BLOBS = "SELECT digest FROM {s}.blobs WHERE run = %(run)s AND digest = ANY
 _READ_OUTCOME = (
     "SELECT owner, generation, position, EXISTS (SELECT FROM {s}.log l WHERE l.run = r.id AND "
     "l.position = %(last)s AND l.sequence = %(sequence)s AND l.stream = %(stream)s) "
-    "FROM {s}.runs r WHERE id = %(run)s"
+    "FROM {s}.runs r WHERE id = %(run)s AND nonce = %(nonce)s"
 )
 _MOVE_PAST = (
     "UPDATE {s}.runs SET position = position + 1 "
-    "WHERE id = %(run)s AND owner = %(owner)s AND position = %(position)s "
+    "WHERE id = %(run)s AND nonce = %(nonce)s AND position = %(position)s "
     "AND generation = %(generation)s RETURNING position"
 )
 
@@ -327,7 +326,7 @@ def _fence(
     connection: PostgresConnection, owned: OwnedRun, generation: int, position: int, count: int
 ) -> list[bytes]:
     return [
-        *(binary.int8(owned.row), binary.int8(owned.owner), binary.int4(generation)),
+        *(binary.int8(owned.row), binary.int8(owned.nonce), binary.int4(generation)),
         *(binary.int8(position), binary.int8(count), binary.float8(connection.address.lease_s)),
     ]
 
@@ -467,7 +466,7 @@ def _has_landed(
     last = plan.rows[-1] if plan.rows else None
     place = {
         "run": owned.row,
-        "owner": owned.owner,
+        "nonce": owned.nonce,
         "generation": owned.generation,
         "position": owned.position,
         "last": owned.position + len(plan.rows),
