@@ -50,7 +50,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        shutil.chown(folder, unprivileged_user())
+        shutil.chown(folder, unprivileged_user() or os.getuid())
         yield True
     finally:
         subprocess.run(["umount", "-l", folder], check=True)

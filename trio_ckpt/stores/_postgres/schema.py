@@ -30,7 +30,7 @@ OLDEST_SERVER = 130_000  # PostgreSQL 13
 TABLES = {
     "format": "CREATE TABLE {s}.format (version int NOT NULL, made_at timestamptz NOT NULL)",
     # `first` is the oldest generation that was not pruned; greater than `generation`: all were.
-    # `expires_at` is NULL where no process owns the run; `nonce` tells a lock that is sent again.
+    # `expires_at` is NULL where no process owns the run; `nonce` is that of its lock.
     "runs": """CREATE TABLE {s}.runs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id text COLLATE "C" NOT NULL UNIQUE,
