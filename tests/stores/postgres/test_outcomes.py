@@ -82,7 +82,7 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def owned_run() -> OwnedRun:
-    return OwnedRun(1, 1, 0, 0, 5, 0, 1, False, heads={STREAM: saving.PostgresHead(1, 5, 5)})
+    return OwnedRun(1, 1, 0, 0, 5, 0, 1, False, 7, heads={STREAM: saving.PostgresHead(1, 5, 5)})
 
 
 def save(
@@ -264,7 +264,7 @@ def test_an_error_that_ends_the_session_breaks_it(
 
 
 TAKEN: dict[str, list[Row] | Error] = {
-    "ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False)],
+    "ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False, 7)],
 }
 
 

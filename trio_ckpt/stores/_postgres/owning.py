@@ -49,7 +49,7 @@ _TAKE = (
     "WHERE r.expires_at IS NULL OR r.expires_at < clock_timestamp() OR r.nonce = excluded.nonce "
     "OR (r.owner = %(dead_owner)s AND r.expires_at = %(dead_until)s) "
     "RETURNING id, owner, generation, first, position, folded, numbers, "
-    "EXISTS (SELECT FROM {s}.parts p WHERE p.run = r.id)"
+    "EXISTS (SELECT FROM {s}.parts p WHERE p.run = r.id), nonce"
 )
 # Compares the lock, renews its lease, and lets no other take the run until the statement ends.
 OWNED = (
@@ -127,7 +127,7 @@ class OwnedRun:
     folded: int
     numbers: int
     may_have_blobs: bool
-    nonce: int = 0
+    nonce: int
     heads: dict[str, PostgresHead] | None = None
     dirty: set[str] = attrs.field(factory=set[str])
     pins: Counter[str] = attrs.field(factory=Counter[str])
@@ -178,10 +178,9 @@ class OwnedRuns:
             RunLockedError: the lease of another owner has not ended.
             psycopg.Error: the database refused.
         """
-        nonce = secrets.randbits(63)
         values = {
             "run_id": run_id,
-            "nonce": nonce,
+            "nonce": secrets.randbits(63),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "lease_s": connection.address.lease_s,
@@ -191,7 +190,7 @@ class OwnedRuns:
         while True:
             rows = connection.repeat(lambda: connection.query(_TAKE, values))
             if rows:
-                owned = self._owned[run_id] = OwnedRun(*rows[0], nonce=nonce)
+                owned = self._owned[run_id] = OwnedRun(*rows[0])
                 connection.mark(run_id, owned.owner)
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
