@@ -39,7 +39,7 @@ from .._util.plain import Plain, StreamKey, copy_plain, encode_key
 # ---------------------------------------------------------------------------------------
 
 
-class Output(msgspec.Struct, frozen=True, array_like=True):
+class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An output file of a batch.
 
     Attributes:
@@ -192,7 +192,7 @@ class RecordKind(enum.IntEnum):
     UNPIN = 14  # the pin of a label is removed
 
 
-class SinkLines(msgspec.Struct, frozen=True, array_like=True):
+class SinkLines(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The lines that a batch appended to one file; the sum of the sizes gives their offset."""
 
     path: str
@@ -233,7 +233,7 @@ _no_spending = cast("Callable[[], dict[str, Amount]]", dict)
 _no_metadata = cast("Callable[[], dict[str, Plain]]", dict)
 
 
-class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """One checkpoint.  Which fields are used depends on `kind`.
 
     A new field has a default and belongs here, not in one of the arrays above: these are always

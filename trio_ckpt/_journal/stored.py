@@ -29,7 +29,7 @@ class RunKey(msgspec.Struct, frozen=True):
     owner: int
 
 
-class Checkpoint(msgspec.Struct, frozen=True):  # one is made for each batch
+class Checkpoint(msgspec.Struct, frozen=True, gc=False):  # one is made for each batch
     """One record to be saved.
 
     Attributes:
