@@ -273,3 +273,19 @@ def test_statistics_are_there_after_the_loop_has_ended(is_complete: bool) -> Non
     assert (stream.remaining(), stream.expected_batches) == (
         ([], 30) if is_complete else ([25, 26, 27, 28, 29], 30)
     )
+
+
+async def test_a_stream_moves_while_its_batches_end(autojump_clock: MockClock) -> None:
+    """All are handed out at once, as the items of a job are: that was long ago when they end."""
+    found: list[float | None] = []
+
+    async with begin() as run, run.open_stream("s") as stream:
+
+        async def work(batch: Batch[int]) -> None:
+            await trio.sleep(10.0 * (batch.index + 1))
+            if batch.index == 20:
+                found.append(stream.statistics().eta_s)
+            batch.complete()
+
+        await run_batches(stream, range(30), work, concurrency=30)
+    assert found == [pytest.approx(10 * 10, rel=0.1)]

@@ -91,7 +91,7 @@ class OpenStream:
         phase: The phase of the run that was open when the stream was opened.
         opened_at: When it was opened; Unix time, s.  Its next record contains this.
         extent: How far it goes, and which part of it the newest loop works on.
-        handed_at: When the last attempt was handed out, on trio's clock.
+        moved_at: When the last attempt was handed out, or was over, on trio's clock.
         pause: Until when nothing is handed out, on trio's clock, and why.
         failure: The error with which the stream was failed; None: it was not.
         verdicts: The BatchFailedErrors that belong to exceptions of handlers, which leave
@@ -125,7 +125,7 @@ class OpenStream:
     )
     phase: str | None = None
     opened_at: float = attrs.field(factory=lambda: time.time())
-    handed_at: float = -math.inf
+    moved_at: float = -math.inf
     pause: tuple[float, str] | None = None
     failure: ErrorInfo | None = None
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
@@ -166,7 +166,7 @@ class OpenStream:
         if self.state_manager is not None:
             batch.resumed_from = self.state_manager.begin_batch(batch.index)
         self.open[batch.index] = batch
-        self.handed_at = self.portal.clock.current_time()
+        self.moved_at = self.portal.clock.current_time()
         self.stop.enter_batch(batch.token, task)
         if self.committer.observers.all:
             self.committer.observers.began(self.attempt_of(batch))
@@ -250,7 +250,7 @@ class OpenStream:
             session_s: For how long the stream was open in this session, in seconds.
         """
         usual_s = session_s / self.stream_log.confirmed if self.stream_log.confirmed else None
-        is_stuck = bool(self.open) and now - self.handed_at > stuck_after_s(usual_s)
+        is_stuck = bool(self.open) and now - self.moved_at > stuck_after_s(usual_s)
         if self.has_failed or self.failure is not None or is_stuck:
             return 0
         return self.extent.ahead
@@ -329,6 +329,7 @@ class OpenStream:
             self.state_manager.mark_durable(state, sequence, record.at, is_confirmed=True)
         if batch.index in self.files.claimed and ending.end is not AttemptEnd.RETRIED:
             self.files.release(batch.index, record.outputs)
+        self.moved_at = self.portal.clock.current_time()
         self.stream_log.count(ending.end)
 
     def _advance_frontier(self, frontier: FrontierItems[Any], batch: AnyBatch) -> None:

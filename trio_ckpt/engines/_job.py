@@ -39,6 +39,9 @@ from ..remote._foreman.attempt import ItemAttempt
 from ..remote._foreman.foreman import WATCH_EVERY_S
 from ..remote._foreman.job import Job
 from ..remote._foreman.job_reader import items_progress
+from ..remote._foreman.job_views import LiveTask
+from ..remote._foreman.live import ACCEPTED, CONFLICT, Action
+from ..remote._foreman.publisher import ForemanPublisher
 from ..remote._foreman.results import job_done, task_error
 from ..remote._foreman.task_checkpoints import TaskCheckpoints
 from ..remote._foreman.waiting import PendingItem
@@ -56,6 +59,7 @@ log = get_logger(__name__)
 WATCH_S = 5.0  # how often a running item asks whether its job is still wanted
 AGAIN_AFTER_S = 1.0  # when an item was lost: what lost it may still be going on
 CLEAN_UP_S = 5.0  # then the saved states of an item are removed with the last of the job
+TOLD_S = 1.0  # for the process that has cancelled a job to read the answer
 FEW_LOSSES = 1  # at once: most often another worker takes the item
 UNKNOWN = TaskError("Error", "its record does not say why")
 
@@ -219,6 +223,45 @@ def _as_failure(error: RemoteError, pending: PendingItem) -> TaskFailedError:
 
 
 @attrs.define(eq=False)
+class DriverJobs:
+    """The one job of a driver, as other processes see it and ask for it through the store.
+
+    Attributes:
+        store: The store of the job.
+        job: The job.
+        is_cancelled: Whether another process has cancelled it.
+    """
+
+    store: Store
+    job: Job
+    is_cancelled: bool = attrs.field(default=False, init=False)
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """The job, while it runs."""
+        return {} if self.job.over.is_set() else {self.job.job_id: self.job}
+
+    @property
+    def live(self) -> Mapping[str, LiveTask]:
+        """Nothing: the engine alone knows where its items run."""
+        return {}
+
+    async def control(self, action: Action, target: str) -> tuple[int, str]:
+        """Cancel the job; its items are the engine's.
+
+        Cancellation: a cancellation point.
+        """
+        await trio.lowlevel.checkpoint()
+        if action != "cancel":
+            return CONFLICT, "an engine runs the item, which cannot be asked"
+        if target not in self.jobs:
+            return CONFLICT, "the job is over"
+        self.is_cancelled = True
+        self.job.cancel()
+        return ACCEPTED, "the job is being cancelled"
+
+
+@attrs.define(eq=False)
 class JobDriver:
     """Runs a job with an engine, in this process.
 
@@ -261,6 +304,7 @@ class JobDriver:
             return
         runner = EngineRunner(self.store, self.calls, self.deliver)
         job = Job(self.job_id, self.store, runner, self.is_again)
+        jobs = DriverJobs(self.store, job)
         async with open_service_nursery() as nursery:
             nursery.start_soon(self._run_job, job)
             await job.ready.wait()
@@ -271,10 +315,13 @@ class JobDriver:
                 existing = progress.done.copy()
                 nursery.start_soon(self._deliver_failures, job, runner)
                 nursery.start_soon(self._watch_waiting, job, self.calls)
+                nursery.start_soon(ForemanPublisher(jobs).run)
                 runner.open(await self._take_seat(), self._interrupt)
                 await self._deliver_existing(generation, existing)
             await job.over.wait()
             await self._deliver_recorded(job, runner)
+            if jobs.is_cancelled:
+                await trio.sleep(TOLD_S)
         await self._end(job)
 
     async def _run_job(self, job: Job) -> None:

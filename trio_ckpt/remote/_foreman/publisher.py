@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from functools import partial
+from typing import Protocol
 
 import attrs
 import msgspec
 import trio
 
+from ..._journal.store import Store
 from ..._util.errors import StoreError, text_of
 from ..._util.log import get_logger
 from ..._util.text import one_line
 from .._wire.message import MAX_TEXT_CHARS
 from .._wire.names import split_task_id
-from .foreman import ForemanCore
+from .job import Job
 from .job_views import LiveTask
 from .live import (
+    Action,
     ActionReply,
     ActionRequest,
     LiveJob,
@@ -37,11 +41,34 @@ MAX_ANSWERS = 100
 _decode_request = msgspec.msgpack.Decoder(ActionRequest)
 
 
+class JobsHere(Protocol):
+    """The jobs that this process runs: a foreman's, or that of an engine's driver."""
+
+    @property
+    def store(self) -> Store:
+        """The store with the jobs."""
+        ...
+
+    @property
+    def jobs(self) -> Mapping[str, Job]:
+        """The jobs that are running."""
+        ...
+
+    @property
+    def live(self) -> Mapping[str, LiveTask]:
+        """The items that workers have, by their ids, as far as is known."""
+        ...
+
+    async def control(self, action: Action, target: str) -> tuple[int, str]:
+        """Carry out an action; see `Foreman.control`."""
+        ...
+
+
 @attrs.define(eq=False)
 class ForemanPublisher:
     """Publishes a foreman's state and answers requests."""
 
-    _foreman: ForemanCore
+    _foreman: JobsHere
     _name: str = attrs.field(factory=partial(secrets.token_hex, 16), init=False)
     _shown: dict[str, bytes] = attrs.field(factory=dict[str, bytes], init=False)
     _answers: dict[str, ActionReply] = attrs.field(factory=dict[str, ActionReply], init=False)

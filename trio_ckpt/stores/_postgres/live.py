@@ -4,6 +4,9 @@ Theory of operation.  A view is a row of an unlogged table, which has the owner 
 process that published it: that of a process that was killed is not shown.  Who reads sets the time
 in the row, or makes the row of the present owner, so that its first look counts; the owner
 publishes only while that time is recent.  A reader that may not write reads what there is.
+
+A name that no run has is for what processes tell each other about runs, as foremen do: its view has
+owner number 0, and is shown until it is removed.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ _NOTE_READ = (
     "WHERE l.owner <= excluded.owner"
 )
 _READ = (
-    "SELECT payload FROM {s}.live JOIN {s}.runs USING (run_id, owner) "
-    "WHERE run_id = %(run_id)s AND expires_at > clock_timestamp()"
+    "SELECT payload FROM {s}.live l LEFT JOIN {s}.runs r USING (run_id) WHERE run_id = %(run_id)s "
+    "AND CASE WHEN r.id IS NULL THEN l.owner = 0 "
+    "ELSE l.owner = r.owner AND r.expires_at > clock_timestamp() END"
 )
 _WRITE = (
     "INSERT INTO {s}.live (run_id, owner, payload) VALUES (%(run_id)s, %(owner)s, %(payload)s) "
