@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import attrs
 import trio
@@ -11,6 +11,7 @@ import trio
 from ..._journal.history import find_run
 from ..._journal.store import RunKey, Store
 from ..._maintenance.offline import open_maintenance
+from ..._runs.run_lock import take_lock
 from ..._util.errors import StoreDamagedError
 from ..._util.log import get_logger
 from ..._util.text import duration, printable
@@ -27,6 +28,7 @@ from .._wire.task_messages import (
 from .attempt import ItemAttempt
 from .lease import Ending, Lease, Lost
 from .pool import Pool
+from .renewal import keep_lock, lock_patience_s
 from .store_proxy import StoreProxy
 from .task_checkpoints import TaskCheckpoints, read_task_checkpoints
 from .waiting import PendingItem
@@ -84,7 +86,7 @@ class WorkItem:
         if saved.is_done:
             await self.attempt.settle(saved.result, saved, "")
             if not pending.options.keep_checkpoints:
-                await prune_task(self.store, pending.task_id)
+                await prune_task(self.store, pending.task_id, lock_patience_s(self.store))
             return True
         lease = await self.pool.take(
             pending,
@@ -131,13 +133,16 @@ class WorkItem:
                 return ending
             if saved.sequence:  # else no former lease has saved anything
                 saved = await self._reset_if_stale(is_held=lease.was is not None)
-            async with store.lock_run(task_id) as number:
-                proxy = StoreProxy(store, task_id, number)
+            async with AsyncExitStack() as lock:
+                wait_s = lock_patience_s(store)
+                number, owned_at = await take_lock(lock, store, task_id, wait_s)
+                proxy = StoreProxy(store, task_id, number, owned_at)
                 is_new = not saved.sequence and await _is_new(store, task_id)
                 message = self._assignment(lease, number, None if is_new else saved)
                 if not lease.offer(number, proxy, message):
                     return Lost.MESSAGE
-                ending = await lease.run(self._note_of_worker)
+                async with keep_lock(proxy):
+                    ending = await lease.run(self._note_of_worker)
                 if isinstance(ending, TaskResult):
                     saved = await read_task_checkpoints(store, task_id)
                     await self.attempt.settle(ending.value, saved, lease.holder.name)
@@ -248,8 +253,13 @@ async def _is_new(store: Store, task_id: str) -> bool:
     return stored is None or (stored.generation == 0 and not stored.streams)
 
 
-async def prune_task(store: Store, task_id: str) -> int:
+async def prune_task(store: Store, task_id: str, wait_s: float = 0.0) -> int:
     """Remove the saved states of an item that no worker has.
+
+    Args:
+        store: The foreman's store.
+        task_id: The item.
+        wait_s: How long to wait for another owner of its run, in seconds.
 
     Returns:
         The size of the removed states, in bytes.
@@ -262,7 +272,8 @@ async def prune_task(store: Store, task_id: str) -> int:
     """
     if await find_run(store, task_id) is None:
         return 0
-    async with store.lock_run(task_id) as number:
+    async with AsyncExitStack() as lock:
+        number, _ = await take_lock(lock, store, task_id, wait_s)
         return await remove_run(store, task_id, number)
 
 

@@ -100,6 +100,7 @@ class ForemanCore:
     jobs: dict[str, Job] = attrs.field(factory=dict[str, Job], init=False)
     _runner: WorkerRunner = attrs.field(init=False)
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _has_lost: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.pool = Pool(self.is_open, self.is_rebalancing)
@@ -143,6 +144,9 @@ class ForemanCore:
         finally:
             if self.jobs.get(job.job_id) is job:
                 del self.jobs[job.job_id]
+        if job.lost is not None and not self._has_lost:
+            self._has_lost = True  # one error ends the foreman, also where all its jobs are lost
+            raise job.lost
 
     async def _watch_waiting(self) -> None:
         """Log and publish why items wait that no worker can take."""

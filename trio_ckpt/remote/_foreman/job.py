@@ -23,7 +23,15 @@ from ..._runs.parallel import run_batches
 from ..._runs.run import Run, open_run_of
 from ..._runs.stream import Stream, loop_cursor_of
 from ..._tokens.token import TokenRegistry, touch
-from ..._util.errors import RunLockedError, StoreError, TrioCkptError, failures_in, text_of
+from ..._util.errors import (
+    LeaseLostError,
+    RunLockedError,
+    RunStoppedError,
+    StoreError,
+    TrioCkptError,
+    failures_in,
+    text_of,
+)
 from ..._util.log import at, get_logger
 from ..._util.plain import JOB_STREAM, Plain
 from ..._util.text import one_line
@@ -39,6 +47,7 @@ from .._wire.submission import JobSubmission, head_record, job_records, read_sub
 from .attempt import ItemAttempt
 from .dispatch import prune_task
 from .job_reader import has_submission, is_cancelled, items_progress
+from .renewal import lock_patience_s
 from .waiting import PendingItem
 
 log = get_logger(__name__)
@@ -146,6 +155,14 @@ class Job:
         return None if self._open_stream is None else self._open_stream.committer.run_key.owner
 
     @property
+    def lost(self) -> RunStoppedError | None:
+        """How it ended, if another process may have taken its run over; None: it did not."""
+        error = self.raised
+        if isinstance(error, RunStoppedError) and isinstance(error.__cause__, LeaseLostError):
+            return error
+        return None
+
+    @property
     def registry(self) -> TokenRegistry | None:
         """A counter that moves with each item."""
         return self._registry
@@ -225,7 +242,12 @@ class Job:
             view = await self.store.load_run(self.job_id)
             self._down_at = None if view is None else ended_at(view)
             async with (
-                open_run(self.job_id, store=self.store, handle_signals=False) as run,
+                open_run(
+                    self.job_id,
+                    store=self.store,
+                    handle_signals=False,
+                    wait_for_lock_s=lock_patience_s(self.store),
+                ) as run,
                 run.open_stream(
                     *ITEMS_STREAM, on_fail="record", retry_failed=self.is_again
                 ) as stream,

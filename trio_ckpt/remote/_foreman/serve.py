@@ -34,6 +34,7 @@ from ..._util.arguments import (
 from ..._util.forks import unshare
 from ..._util.log import get_logger
 from ..._util.network import check_binding, check_secret, is_address, is_unspecified, url_host
+from ..._util.nursery import open_service_nursery
 from ..._util.text import one_line
 from ..._util.threads import check_trio
 from .._wire.errors import ConnectionLostError
@@ -100,6 +101,8 @@ async def serve_foreman(
     Raises:
         UnsafeBindingError: `host` is beyond this machine, and there is no TLS.
         StoreError: the store cannot be read.
+        RunStoppedError: the lease of a job's run could not be renewed, so another foreman may take
+            its jobs over; start this one again.
         OSError: the port is taken.
         TypeError, ValueError: an argument is wrong; the message has its name and value.
 
@@ -138,7 +141,7 @@ async def serve_foreman(
     acceptor = Acceptor(
         core, terms, ssl_context, frozenset({*names, host}), max_connections, accept
     )
-    async with trio.open_nursery() as nursery:
+    async with open_service_nursery() as nursery:
         await core.begin(nursery)
         nursery.start_soon(ForemanPublisher(core).run)
         log.info("listening on %s", foreman.url)

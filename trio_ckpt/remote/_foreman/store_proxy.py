@@ -21,6 +21,7 @@ from typing import IO
 
 import attrs
 import msgspec
+import trio
 
 from ..._journal.history import stored_pages
 from ..._journal.record import Seal
@@ -71,11 +72,15 @@ class StoreProxy:
         store: The foreman's store.
         run_id: The item's run.
         owner: The owner number that the store issued for it.
+        owned_at: When the store was last asked who owns the run, and answered; trio's clock.
     """
 
     store: Store
     run_id: str
     owner: int
+    owned_at: float = attrs.field(factory=trio.current_time)
+    _generation: int | None = attrs.field(default=None, init=False)  # that is saved; not known yet
+    _saving: trio.Lock = attrs.field(factory=trio.Lock, init=False)  # also a renewal
     _incoming: _IncomingBlob | None = attrs.field(default=None, init=False)
     _finished: str = attrs.field(default="", init=False)  # the blob that was completed last
 
@@ -92,8 +97,10 @@ class StoreProxy:
         async def save() -> None:
             nonlocal ack
             try:
-                run = RunKey(self.run_id, message.generation, self.owner)
-                outcomes = await self._save(run, message.checkpoints, message.folds)
+                async with self._saving:
+                    run, asked_at = self._run_of(message), trio.current_time()
+                    outcomes = await self._save(run, message.checkpoints, message.folds)
+                    self._generation, self.owned_at = message.generation, asked_at
                 chars = min(MAX_TEXT_CHARS, FAULT_CHARS // max(1, len(outcomes)))
                 faults = tuple(
                     None if one is None else fault_of(one, chars=chars) for one in outcomes
@@ -104,6 +111,26 @@ class StoreProxy:
 
         await end_awake(save, SAVE_TIMEOUT_S)
         return ack
+
+    def _run_of(self, message: TaskCheckpoint) -> RunKey:
+        return RunKey(self.run_id, message.generation, self.owner)
+
+    async def renew(self) -> None:
+        """Renew the lease of the run by a save of nothing.
+
+        Raises:
+            StoreConflictError: another foreman has taken the run over.
+            StoreError: the store does not answer.
+
+        Cancellation: a cancellation point; the lease may be renewed or not.
+        """
+        async with self._saving:
+            if self._generation is None:
+                stored = await self.store.read_run(self.run_id)
+                self._generation = 0 if stored is None else stored.generation
+            asked_at = trio.current_time()
+            await self.store.save(RunKey(self.run_id, self._generation, self.owner), [])
+            self.owned_at = asked_at
 
     async def answer(self, message: StoreCall) -> list[StoreReply]:
         """Answer a call, in as many parts as it takes.

@@ -1,0 +1,141 @@
+"""A foreman on a store with a lease: it keeps what it has, waits for a former one, and ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.remote import functions
+from tests.remote.functions import gates, seen
+from tests.remote.site import F, open_site, until
+from trio_ckpt import LeaseLostError, RunStoppedError, StoreConflictError, StoreError
+from trio_ckpt.remote import TaskStatus, read_job
+from trio_ckpt.remote._foreman.renewal import keep_lock
+from trio_ckpt.remote._foreman.store_proxy import StoreProxy
+from trio_ckpt.stores import MemoryStore
+
+JOB, FIRST, LEASE_S = "job-x", "job-x.000000", 10.0
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    functions.reset()
+    yield
+    functions.reset()
+
+
+class SilentStore(MemoryStore):
+    """A store whose saves fail while it is silent."""
+
+    is_silent = False
+
+    async def save(self, *args: Any, **kwargs: Any) -> list[Exception | None]:
+        if self.is_silent:
+            raise StoreError("the server does not answer")
+        return await super().save(*args, **kwargs)
+
+
+async def test_an_item_that_saves_seldom_keeps_its_lock(autojump_clock: MockClock) -> None:
+    store = MemoryStore(lease_s=LEASE_S)
+    async with open_site(store) as site, site.client() as client:
+        await site.start_worker("box")
+        await client.submit(F + "wait", ["x"], job_id=JOB, checkpoint_interval_s=10_000.0)
+        await until(lambda: seen)
+        for _ in range(30):
+            await trio.sleep(LEASE_S / 3)
+            assert await store.read_owner(FIRST) is not None
+
+
+async def test_a_lock_is_renewed_only_where_nothing_is_saved(autojump_clock: MockClock) -> None:
+    store, count = MemoryStore(lease_s=LEASE_S), 0
+    save = store.save
+
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return await save(*args, **kwargs)
+
+    store.save = counted  # type: ignore[method-assign]
+    async with store.lock_run("r") as owner:
+        proxy = StoreProxy(store, "r", owner)
+        async with keep_lock(proxy):
+            for _ in range(10):
+                await trio.sleep(1)
+                proxy.owned_at = trio.current_time()
+            assert count == 0
+            await trio.sleep(LEASE_S * 0.9)
+        assert count == 2
+
+
+async def test_a_lock_that_another_has_ends_the_block(autojump_clock: MockClock) -> None:
+    store = MemoryStore(lease_s=LEASE_S)
+    async with store.lock_run("r") as owner:
+        proxy = StoreProxy(store, "r", owner - 1)
+        with pytest.raises(StoreConflictError):
+            async with keep_lock(proxy):
+                await trio.sleep_forever()
+
+
+async def test_a_lock_that_cannot_be_renewed_is_lost_in_time(autojump_clock: MockClock) -> None:
+    store = SilentStore(lease_s=LEASE_S)
+    async with store.lock_run("r") as owner:
+        store.is_silent, began = True, trio.current_time()
+        with pytest.raises(LeaseLostError, match="the server does not answer"):
+            async with keep_lock(StoreProxy(store, "r", owner)):
+                await trio.sleep_forever()
+        assert trio.current_time() - began < LEASE_S
+
+
+async def test_a_foreman_that_loses_a_job_ends(autojump_clock: MockClock) -> None:
+    """Another one may have it: the process exits with 75, and is started again."""
+    store = SilentStore(lease_s=LEASE_S)
+
+    async def run() -> None:
+        async with open_site(store) as site, site.client() as client:
+            await site.start_worker("box")
+            await client.submit(F + "wait", ["x", "y"], job_id=JOB)
+            await client.submit(F + "wait", ["z"], job_id="job-y")
+            store.is_silent = True
+            await trio.sleep(2 * LEASE_S)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run()
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, RunStoppedError)
+    assert error.exit_code == 75
+    assert isinstance(error.__cause__, LeaseLostError)
+
+
+async def test_a_foreman_waits_for_what_a_killed_one_has_left(autojump_clock: MockClock) -> None:
+    """Its locks hold until their leases end."""
+    store = MemoryStore(lease_s=LEASE_S)
+    async with trio.open_nursery() as holding:
+
+        async def hold(run_id: str, task_status: trio.TaskStatus[None]) -> None:
+            async with store.lock_run(run_id):
+                task_status.started()
+                await trio.sleep_forever()
+
+        async with open_site(store) as site, site.client() as client:
+            await site.start_worker("box")
+            await client.submit(F + "wait", ["x"], job_id=JOB, checkpoint_interval_s=1.0)
+            await until(lambda: seen)
+            await site.kill_foreman()
+            for run_id in (JOB, FIRST):
+                await trio.testing.wait_all_tasks_blocked()  # it has given them back
+                assert await store.read_owner(run_id) is None
+                await holding.start(hold, run_id)
+            began = trio.current_time()
+            await site.start_foreman()
+            gates["x"].set()
+            assert await client.attach(JOB) == ["x"]
+            assert LEASE_S - 1 < trio.current_time() - began < 2 * LEASE_S
+        holding.cancel_scope.cancel()
+    view = await read_job(store, JOB)
+    assert (view.status, view.tasks[0].attempts) == (TaskStatus.COMPLETED, 1)
