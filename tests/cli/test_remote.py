@@ -20,7 +20,7 @@ import trio
 
 from tests.cli.tools import Terminal
 from tests.hangs import HANG_S, PROGRAM_S
-from trio_ckpt import remote
+from trio_ckpt import RunStoppedError, remote
 from trio_ckpt.cli._remote import read_secret
 from trio_ckpt.stores import open_store
 
@@ -231,3 +231,18 @@ def test_a_module_that_no_worker_can_find_is_refused(
     said = run("worker", "ws://127.0.0.1:1", "--allow", "nosuchmodule")
     assert said.code == 7
     assert "module 'nosuchmodule' cannot be found" in said.err
+
+
+def test_a_foreman_that_loses_a_lease_exits_with_75(
+    run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service manager starts it again on that."""
+
+    async def serve(*_args: object, **_options: object) -> None:
+        raise RunStoppedError("job-x", exit_code=75, resume_command=None)
+
+    monkeypatch.setenv("TRIO_CKPT_SECRET", "a secret of 16 bytes or more")
+    monkeypatch.setattr("trio_ckpt.cli._remote.serve_foreman", serve)
+    said = run("foreman", tmp_path / "s", "--port", 0)
+    assert said.code == 75
+    assert "'job-x' was stopped" in said.err

@@ -9,6 +9,7 @@ import click
 
 from .._util.errors import (
     RunLockedError,
+    RunStoppedError,
     StoreError,
     TrioCkptError,
     UnknownRunError,
@@ -47,6 +48,8 @@ def exit_code_of(error: BaseException) -> int | None:
             return error.exit_code
         case MissingExtraError():
             return EXIT_NOT_INSTALLED
+        case RunStoppedError():
+            return error.exit_code
         case RunLockedError():
             return EXIT_OWNED
         case StoreError() | sqlite3.Error():
