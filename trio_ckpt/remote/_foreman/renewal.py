@@ -37,7 +37,7 @@ async def keep_lock(proxy: StoreProxy) -> AsyncGenerator[None]:
     """Renew the lease of an item's run during a block.
 
     Raises:
-        StoreConflictError: another foreman has the run, or may have it by now.
+        StoreConflictError: another foreman has the run, or may take it over.
     """
     async with open_service_nursery() as nursery:
         if proxy.store.lease_s is not None:
