@@ -25,11 +25,19 @@ class Ending:
         end: The kind of its end.
         error: What went wrong; None: nothing did, or no reason was given.
         retryable: Whether a plain resume may try the batch again.
+        is_chosen: Whether the body decided it, by a skip with a text as its reason.
     """
 
     end: AttemptEnd
     error: BaseException | str | None = None
     retryable: bool = True
+    is_chosen: bool = False
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether the attempt has failed: it is neither confirmed nor withdrawn nor chosen."""
+        ends = (AttemptEnd.FAILED, AttemptEnd.RETRIED, AttemptEnd.SKIPPED)
+        return self.end in ends and not self.is_chosen
 
 
 CONFIRMED = Ending(AttemptEnd.CONFIRMED)

@@ -263,9 +263,9 @@ class Gate:
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
             case GateAction.RECORD if batch.state is AttemptState.SKIPPED:
-                await self._save(
-                    batch, Ending(AttemptEnd.SKIPPED, settled_with or "it was skipped")
-                )
+                why = settled_with or "it was skipped"
+                is_chosen = isinstance(why, str)  # an exception is a failure: see `Limits`
+                await self._save(batch, Ending(AttemptEnd.SKIPPED, why, is_chosen=is_chosen))
             case GateAction.RECORD:
                 await self._save(batch, Ending(AttemptEnd.FAILED, settled_with or "it failed"))
             case GateAction.FAIL:

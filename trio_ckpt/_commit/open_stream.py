@@ -43,6 +43,7 @@ from .batch import AnyBatch, AttemptState, staged_of, task_of
 from .exits import CONFIRMED, Ending
 from .extent import Extent
 from .group_commit import GroupCommitter
+from .limit_watch import LimitWatch
 from .retry import LoopPolicy, RetryTable
 from .shutdown import Stop
 from .stored_state import EncodedState
@@ -102,6 +103,7 @@ class OpenStream:
         finish: The newest record of this session that says that it is complete.
         portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
+        limits: Counts for the limits of the run; None: it has none.
     """
 
     run_id: str
@@ -135,6 +137,7 @@ class OpenStream:
     awaited: dict[int, trio.Event] = attrs.field(factory=dict[int, trio.Event])
     finish: PendingCommit | None = None
     portal: Portal = attrs.field(factory=Portal.here)
+    limits: LimitWatch | None = None
 
     @property
     def has_failed(self) -> bool:
@@ -168,6 +171,8 @@ class OpenStream:
         self.open[batch.index] = batch
         self.moved_at = self.portal.clock.current_time()
         self.stop.enter_batch(batch.token, task)
+        if self.limits is not None:
+            self.limits.began(batch.token)
         if self.committer.observers.all:
             self.committer.observers.began(self.attempt_of(batch))
 
@@ -277,7 +282,10 @@ class OpenStream:
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `GroupCommitter.save`."""
-        return await self.committer.save(self.stream_log, self.introduce(record), blobs)
+        sequence = await self.committer.save(self.stream_log, self.introduce(record), blobs)
+        if self.limits is not None and record.spent:
+            self.limits.add_spent(record.spent)
+        return sequence
 
     def introduce(self, record: Record) -> Record:
         """Add to a record what the records do not have yet about the stream as a whole."""
@@ -331,6 +339,8 @@ class OpenStream:
             self.files.release(batch.index, record.outputs)
         self.moved_at = self.portal.clock.current_time()
         self.stream_log.count(ending.end)
+        if self.limits is not None:
+            self.limits.saved(batch.token, record, is_failure=ending.is_failure)
 
     def _advance_frontier(self, frontier: FrontierItems[Any], batch: AnyBatch) -> None:
         frontier.number(staged_of(batch).adds)
@@ -358,6 +368,8 @@ class OpenStream:
         was_open = self.open.pop(batch.index, None) is not None
         if was_open:
             self.stop.leave_batch(batch.token)
+            if self.limits is not None:
+                self.limits.ended(batch.token)
         batch.state = AttemptState.OVER
         if batch.index in self.awaited:
             self.awaited.pop(batch.index).set()

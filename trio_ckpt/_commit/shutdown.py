@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from heapq import nsmallest
 
@@ -43,6 +42,7 @@ class Stop:
         exit_code: What the command should exit with; 0 until the streams are cancelled.
         forced_code: What it should exit with if batches are still open then; the request with
             which the stop began decides it.
+        reason: Why it began, as text; empty: a signal or the program requested it.
         is_parking: Loops must wait instead of beginning another batch.
         scopes: The cancel scopes of the open streams.
         workers: Tasks of the library that work for the task of whose nursery they are.
@@ -62,6 +62,7 @@ class Stop:
         self._of_tasks: dict[trio.lowlevel.Task, list[AnyToken]] = {}
         self._ends_at = math.inf  # when the grace period is over, on trio's clock
         self.exit_code = 0
+        self.reason = ""
         self.forced_code = EXIT_SIGTERM
         self.is_parking = False
         self.scopes: set[trio.CancelScope] = set()
@@ -84,7 +85,7 @@ class Stop:
         """Whether a stop was requested; streams are cancelled for other reasons, too."""
         return self._is_requested
 
-    def request(self, forced_code: int = EXIT_SIGTERM) -> None:
+    def request(self, forced_code: int = EXIT_SIGTERM, *, reason: str = "") -> None:
         """Request a stop: from any task, any thread and any signal handler, any number of times.
 
         No loop gets another batch after this; trio's own thread does the rest.
@@ -92,9 +93,10 @@ class Stop:
         Args:
             forced_code: What the command should exit with if the stop begins with this, and
                 batches are still open when the streams are cancelled.
+            reason: Why, if the run stops by itself.
         """
         if not self._is_requested:
-            self.forced_code = forced_code
+            self.forced_code, self.reason = forced_code, reason
             self._is_requested = self.is_parking = True
             with suppress(trio.RunFinishedError):  # there is nothing left to stop
                 self._portal.trio_token.run_sync_soon(self._begin)
@@ -296,17 +298,3 @@ def obey_signal(stop: Stop, number: int) -> None:
     """Stop in good order at the first signal, and at once at the second."""
     log.info("%s: stopping in good order", signal.Signals(number).name)
     stop.request_by_signal(128 + number)
-
-
-@uninterrupted
-async def stop_at_time(stop: Stop, run_id: str, ends: datetime) -> None:
-    """Request a stop at a time, or at once if it is over.
-
-    The clock of the system is read once; the wait is one of trio's clock.
-
-    Cancellation: a cancellation point; no stop is requested after that.
-    """
-    await trio.sleep(max(0.0, (ends - datetime.now(UTC)).total_seconds()))
-    moment = ends.isoformat(timespec="seconds")
-    log.info("run %r: it is %s: stopping in good order", run_id, moment, extra=at(run_id))
-    stop.request()

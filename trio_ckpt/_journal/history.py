@@ -141,6 +141,7 @@ class SessionView(msgspec.Struct, frozen=True):
         output_dir: The folder of its outputs.
         counts: What it did: batches, skipped, retries, records, totals, spent.
         runtime_s: How long the sessions before it took together, in seconds.
+        reason: Why it stopped by itself, such as a limit; None: it did not.
     """
 
     number: int
@@ -155,6 +156,17 @@ class SessionView(msgspec.Struct, frozen=True):
     output_dir: str | None
     counts: Mapping[str, Plain]
     runtime_s: float
+    reason: str | None = None
+
+
+def how_ended(metadata: Mapping[str, Plain]) -> str:
+    """How a session ended, and why it stopped by itself if it did, as session metadata say."""
+    return how_text(metadata.get("ended", KILLED), metadata.get("reason"))
+
+
+def how_text(how: str, reason: str | None) -> str:
+    """How a session ended, with the reason why it stopped by itself."""
+    return how if reason is None else f"{how} by its {reason}"
 
 
 def session_metadata_of(view: RunView) -> dict[str, Plain]:
@@ -248,6 +260,7 @@ def _session(
         output_dir=metadata["output_dir"],
         counts={} if end is None else end["counts"],
         runtime_s=metadata["runtime_s"],
+        reason=None if end is None else end.get("reason"),
     )
 
 
@@ -463,6 +476,8 @@ class _SessionMetadata(msgspec.Struct):
     began: float
     manifest: int | None = None
     outputs_since: float = 0.0
+    limits: dict[str, Plain] = {}
+    reason: str | None = None
     ended: str | msgspec.UnsetType = msgspec.UNSET
     at: float | msgspec.UnsetType = msgspec.UNSET
     counts: SessionCounts | msgspec.UnsetType = msgspec.UNSET

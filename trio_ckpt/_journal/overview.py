@@ -44,6 +44,7 @@ class SessionOverview(msgspec.Struct, frozen=True, array_like=True):
         ended: How it ended, as text; None: it left no record of its end.
         at: When it ended; Unix time, s.
         counts: What it did.
+        reason: Why it stopped by itself, such as a limit; None: it did not.
     """
 
     number: int
@@ -54,6 +55,7 @@ class SessionOverview(msgspec.Struct, frozen=True, array_like=True):
     ended: str | None = None
     at: float | None = None
     counts: SessionCounts | None = None
+    reason: str | None = None
 
 
 class RunOverview(msgspec.Struct, frozen=True, array_like=True):
@@ -141,6 +143,7 @@ def _session_of(metadata: Mapping[str, Any]) -> SessionOverview:
         ended=metadata.get("ended"),
         at=metadata.get("at"),
         counts=None if counts is None else msgspec.convert(counts, SessionCounts),
+        reason=metadata.get("reason"),
     )
 
 

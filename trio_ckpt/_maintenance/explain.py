@@ -203,6 +203,8 @@ def _last_session(facts: Facts) -> Clause:
     last = facts.sessions[-1]
     at = "" if last.ended is None else f" at {moment(last.ended)}"
     reason = Reason.SESSION_KILLED if last.how == KILLED else Reason.SESSION_ENDED
+    if last.reason is not None:
+        reason = Reason.SESSION_LIMITED
     return reason, {"last": last, "at": at}
 
 

@@ -85,6 +85,13 @@ class Reason(enum.Enum):
         "{last.began:moment}) {last.how}{at}. No process has the run open: a start is free to."
     )
 
+    SESSION_LIMITED = (
+        "Session {last.number:raw} (process {last.pid:raw} on {last.host}, begun "
+        "{last.began:moment}) stopped by itself{at}, by its {last.reason}. Every open batch was "
+        "saved. No process has the run open: a start is free to, and hands out nothing while a "
+        "limit is exceeded."
+    )
+
     # What a start needs and would not find, and what went wrong.
     STATE_LOST = (
         "Stream {name} cannot go on, because its state{after} is not whole: {why:message}. A start "

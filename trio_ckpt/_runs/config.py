@@ -16,6 +16,7 @@ from typing import Literal, cast, get_args
 
 import attrs
 
+from .._commit.limits import Limits
 from .._commit.observers import Observers
 from .._journal.store import Store
 from .._tokens.coordinator import CheckpointCoordinator
@@ -67,7 +68,7 @@ class RunRequest:
     is_fresh: bool
     handle_signals: bool | None
     stop_signals: tuple[signal.Signals, ...]
-    stop_at: datetime | None
+    limits: Limits | None
     grace_s: float
     save_timeout_s: float
     wait_for_lock_s: float

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
 from typing import TypeVar, get_args
 
 import attrs
@@ -13,26 +12,24 @@ import trio
 
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
 from .._commit.lease import start_saving
+from .._commit.limits import Limits, checked_limits
 from .._commit.observers import Observers
 from .._commit.ownership import Ownership
 from .._commit.shutdown import (
     Stop,
     receive_signals,
     release_signals,
-    stop_at_time,
     take_signals,
 )
 from .._commit.stream_outputs import OWNER_AGE_S
 from .._journal.observer import Observer
 from .._journal.progress import Progress
 from .._journal.store import RunKey, RunView, Store
-from .._journal.summary import exit_code
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import (
     any_path,
     flag,
     instance,
-    moment,
     one_of,
     path_text,
     seconds,
@@ -40,14 +37,9 @@ from .._util.arguments import (
     signals,
     text,
 )
-from .._util.errors import (
-    EXIT_DRAINED,
-    RunStoppedError,
-    StreamsStillOpenError,
-)
+from .._util.errors import EXIT_DRAINED, RunStoppedError
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
-from .._util.patience import give_up_after
 from .._util.plain import StreamKey, check_run_id
 from .._util.text import plural, printable
 from .._util.threads import check_trio, run_blocking
@@ -56,15 +48,18 @@ from ..outputs import ARCHIVE, OutputDir, SystemPath, keep_out_of
 from ..state._shared_capture import ArrayTools
 from ..stores import folder_of, open_store
 from .announce import announce_start, announce_stop
+from .closing import close_run
 from .config import OnConfigChange, RunRequest, Settings, canonical_config
+from .limited import begin_limits, watch_limits
 from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
-from .opening import is_replaced, stopping_if_poisoned
+from .opening import stopping_if_poisoned
 from .run import Run
 from .run_lock import take_lock
 from .session import (
     ARCHIVING,
+    ROW_SINCE,
     ResumeReport,
     SessionRecorder,
     clear_outputs,
@@ -73,7 +68,6 @@ from .session import (
     replaced_by_next,
     report_of,
 )
-from .stream_operations import is_only_stopped
 from .stream_table import StreamTable
 from .verify import Verify
 
@@ -100,7 +94,7 @@ async def open_run(
     retry_failed: bool = False,
     handle_signals: bool | None = None,
     stop_signals: Collection[str] = ("SIGINT", "SIGTERM"),
-    stop_at: datetime | None = None,
+    limits: Limits | None = None,
     grace_s: float = DEFAULT_GRACE_S,
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
     wait_for_lock_s: float = 0.0,
@@ -133,8 +127,8 @@ async def open_run(
             for the first run that is open.  False: the program stops the run itself, and reports
             itself how the run resumes: that is logged as INFO, not as WARNING.
         stop_signals: The names of these signals.
-        stop_at: When the run stops in good order by itself: a datetime with a time zone, such
-            as `grace_s` before a scheduler ends the job.
+        limits: When the run stops in good order by itself: at a cost, a time, a number of
+            batches, a full disk, or failures that are an outage.
         grace_s: How long a stop waits for open batches, in seconds.
         save_timeout_s: How long a save may take, in seconds, before its outcome is unknown.
             Where the store has a lease, 80 % of that is the most.
@@ -149,7 +143,8 @@ async def open_run(
     Raises:
         RunLockedError: another live process owns it, still after `wait_for_lock_s`.
         ConfigChangedError: see `config`.
-        RunStoppedError: it was stopped; how to resume is logged as a WARNING.  Its cause is
+        RunStoppedError: it was stopped, or has reached a limit; how to resume is logged as a
+            WARNING.  Its cause is
             the reason why nothing more is saved, if there is one, such as `LeaseLostError`.
         StreamsStillOpenError: it was left while streams were open.
         StoreError: the store cannot be used.
@@ -168,7 +163,7 @@ async def open_run(
         is_fresh=flag("fresh", fresh),
         handle_signals=_optional(flag, "handle_signals", handle_signals),
         stop_signals=signals("stop_signals", stop_signals),
-        stop_at=_optional(moment, "stop_at", stop_at),
+        limits=checked_limits(limits),
         grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
         save_timeout_s=seconds("save_timeout_s", save_timeout_s, is_endless_allowed=True),
         wait_for_lock_s=seconds("wait_for_lock_s", wait_for_lock_s, is_endless_allowed=True),
@@ -202,6 +197,8 @@ async def open_run(
                         resources.store, session, generation.parts, resources.outputs
                     )
             own = _make_open_run(request, resources, generation, session, stop, nursery)
+            with stopping_if_poisoned(request, committer):
+                await begin_limits(own, generation.view, session.before)
             run = Run(own, found)
             if resources.store.has_live:
                 nursery.start_soon(publish_live, run)
@@ -353,6 +350,7 @@ async def _make_session(
         changes=generation.changes,
         output_dir=None if outputs is None else outputs.root,
         may_replace=request.is_fresh or generation.number > 0 or is_memory,
+        limits=request.limits,
     )
     if generation.archiving:
         session.metadata[ARCHIVING] = generation.archiving
@@ -384,6 +382,7 @@ def _make_open_run(
         resources.tools,
         request.command,
         StreamTable(session.committer, session.runtime_s, generation.parts),
+        watch_limits(request.run_id, request.limits, stop, request.grace_s, generation.parts),
     )
 
 
@@ -392,6 +391,8 @@ async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseExcept
 
     The end is saved last: the next start cleans up after a session without one.
     """
+    if run.limits is not None and not run.limits.streaks:
+        session.metadata.pop(ROW_SINCE, None)
     try:
         if run.outputs is not None:
             # Copies: a record may still come while the manifest is being made.
@@ -410,7 +411,7 @@ async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseExcept
 async def _background_tasks(
     committer: GroupCommitter, stop: Stop, request: RunRequest
 ) -> AsyncGenerator[trio.Nursery]:
-    """Run the group committer, the signal handler and the deadline while the block runs.
+    """Run the group committer and the signal handler while the block runs.
 
     A failure of a background task cancels the block; see `open_service_nursery`.
     """
@@ -422,8 +423,6 @@ async def _background_tasks(
                 nursery.start_soon(stop.carry_out)
                 if has_signals:
                     await nursery.start(receive_signals, stop, request.stop_signals)
-                if request.stop_at is not None:
-                    nursery.start_soon(stop_at_time, stop, request.run_id, request.stop_at)
                 yield nursery
             finally:
                 committer.close()
@@ -463,53 +462,3 @@ async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> N
             printable(strangers[0]),
             extra=at(run_id),
         )
-
-
-# -- the end ------------------------------------------------------------------------------------
-
-
-async def close_run(
-    run: OpenRun, error: BaseException | None, grace_s: float
-) -> BaseException | None:
-    """End streams that are still open; returns the exception that leaves the run's block.
-
-    Their tasks, and those that rewind a stream, have `grace_s` seconds to save what they do.
-
-    Cancellation: none.
-    """
-    table, registry = run.stream_table, run.coordinator.registry
-    table.is_closed = True
-    error = error or run.calls.problem(f"run {run.run_id!r}")
-    if table.opened:
-        names = ", ".join(repr("/".join(key)) for key in table.opened)
-        error = error or StreamsStillOpenError(
-            f"run {run.run_id!r} was left while streams were open in other tasks: {names}; "
-            "open the nursery inside open_run",
-            run_id=run.run_id,
-        )
-        run.stop.cancel_streams(EXIT_DRAINED)
-    if table.opened or run.rewinding:
-        with give_up_after(grace_s):
-            version = registry.version
-            while table.opened or run.rewinding:
-                version = await registry.wait_changed(version)
-        for open_stream in tuple(table.opened.values()):
-            open_stream.close()
-    table.ended = trio.current_time()
-    run.wake_waiters()
-    return _stop_instead(run, error)
-
-
-def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | None:
-    """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""
-    poison = run.committer.poison
-    if not run.stop.is_requested and poison is None:
-        return error
-    if error is None:
-        if poison is None and exit_code(run.stream_table.progress, has_ended=False) != EXIT_DRAINED:
-            return None  # a start would find nothing to do
-    elif not is_only_stopped(error, poison):
-        if error.__context__ is None and not isinstance(error, trio.Cancelled):
-            error.__context__ = run.stopped()
-        return error
-    return poison if is_replaced(poison) else run.stopped()

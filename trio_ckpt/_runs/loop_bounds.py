@@ -250,6 +250,8 @@ async def complete(open_stream: OpenStream, stop: int) -> None:
 
     Durability: as for `GroupCommitter.save_aside`.
     """
+    if open_stream.limits is not None and open_stream.limits.takes_back(open_stream.stream_log.key):
+        await open_stream.stop.park()  # what was skipped is re-queued: the loop has not ended
     progress = open_stream.stream_log.progress
     is_done = progress.covers(open_stream.first_index, stop)
     if not is_done:

@@ -10,6 +10,7 @@ import trio
 
 from .._commit.awaits import Calls
 from .._commit.group_commit import GroupCommitter
+from .._commit.limit_watch import LimitWatch
 from .._commit.open_stream import OpenStream
 from .._commit.retry import LoopPolicy, RetryTable
 from .._commit.shutdown import Stop
@@ -49,6 +50,7 @@ class OpenRun:
         tools: What captures of arrays share.
         resume_command: The command that the log shows for a resume.
         stream_table: Its streams, and their progress.
+        limits: Counts for its limits; None: it has none.
         waits: The waits for batches.
         path_owners: The batch, or the append file, that each output name belongs to.
         rewinding: The streams that are being rewound.
@@ -66,6 +68,7 @@ class OpenRun:
     tools: ArrayTools
     resume_command: str | None
     stream_table: StreamTable
+    limits: LimitWatch | None = None
     waits: Waits = attrs.field(init=False)
     path_owners: PathOwners = attrs.field(factory=PathOwners, init=False)
     rewinding: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
@@ -144,6 +147,7 @@ class OpenRun:
             failed=table.failures.setdefault(key, {}),
             settled=partial(self.waits.settled, key),
             waited=self.waits.of_batches,
+            limits=self.limits,
         )
         self.waits.opened(key)
         return open_stream
@@ -211,6 +215,7 @@ class OpenRun:
             exit_code=self.stop.exit_code or EXIT_DRAINED,
             resume_command=self.resume_command,
             poison=self.committer.poison,
+            reason=self.stop.reason or None,
         )
         error.__cause__ = self.committer.poison
         return error

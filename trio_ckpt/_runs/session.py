@@ -31,12 +31,14 @@ from msgspec.structs import asdict
 
 from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
+from .._commit.limits import Limits
 from .._commit.stream_log import StreamLog
 from .._journal.history import (
     ENDED,
     KILLED,
     STOPPED,
     ended_at,
+    how_ended,
     iter_records,
     run_runtime_s,
     session_metadata_of,
@@ -68,6 +70,7 @@ log = get_logger(__name__)
 MAX_SHOWN = 10  # names in one line of the log
 ARCHIVING = "archiving"  # in a record of the run's own stream: the generations still to archive
 ARCHIVED = "archived"  # in a later record: no generation is left
+ROW_SINCE = "row_since"  # in its records: a row of failures may have begun then; Unix time, s
 CLOCK_STEP_S = 2.0  # FAT rounds times down to 2 s; kernels stamp files by a coarser clock
 
 
@@ -107,7 +110,7 @@ class ResumeReport:
     @property
     def may_have_left_files(self) -> bool:
         """Whether the last session may have left temporary files: a kill or an error ended it."""
-        return self.last_end not in (None, ENDED, STOPPED)
+        return self.last_end not in (None, ENDED) and not str(self.last_end).startswith(STOPPED)
 
     def __str__(self) -> str:
         if self.last_end is None:
@@ -143,7 +146,7 @@ def report_of(view: RunView | None) -> ResumeReport:
         records=whole.records,
         totals=whole.totals,
         spent=whole.spent,
-        last_end=session_metadata.get("ended", KILLED) if session_metadata else None,
+        last_end=how_ended(session_metadata) if session_metadata else None,
         ended_at=ended_at(view) if session_metadata else None,
     )
 
@@ -196,6 +199,7 @@ class SessionRecorder:
         outputs_since: Files that are older were not written by the run; Unix time, s.
         committer: Saves the records of the session.
         metadata: The metadata of its records.
+        before: The metadata of the last session; empty: there was none.
     """
 
     def __init__(
@@ -207,6 +211,7 @@ class SessionRecorder:
         changes: tuple[tuple[str, str, str], ...],
         output_dir: str | None,
         may_replace: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         """Make one for a new session.
 
@@ -218,6 +223,7 @@ class SessionRecorder:
             output_dir: The folder of the outputs.
             may_replace: Whether files that no record names may be archived when outputs get
                 their names.
+            limits: When the session stops by itself.
         """
         own = view.streams.get(RUN_STREAM) if view is not None else None
         self.committer = committer
@@ -226,6 +232,7 @@ class SessionRecorder:
         )
         self.runtime_s = run_runtime_s(view) if view is not None else 0.0
         before, began = session_metadata_of(view) if view is not None else {}, time.time()
+        self.before: Mapping[str, Plain] = before
         # A new run has no files yet; later sessions allow for the coarser clock of files.
         since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
         self.outputs_since: float = 0.0 if may_replace else since if before else began
@@ -241,6 +248,10 @@ class SessionRecorder:
             "began": began,
             "outputs_since": 0.0 if may_replace else since,
         }
+        if limits is not None:
+            self.metadata["limits"] = limits.as_plain()
+            if limits.consecutive_failures is not None:
+                self.metadata[ROW_SINCE] = before.get(ROW_SINCE, began)
 
     async def begin(self) -> None:
         """Save that the session began, which also creates a new generation.
@@ -274,6 +285,8 @@ class SessionRecorder:
             return
         now = time.time()
         end = {"ended": _how_ended(error), "at": now, "counts": _counts(self.committer)}
+        if isinstance(error, RunStoppedError) and error.reason is not None:
+            end["reason"] = error.reason
         with trio.CancelScope(shield=True):
             try:
                 await self.save(Record(kind=RecordKind.END, at=now, metadata=self.metadata | end))

@@ -267,6 +267,8 @@ class RunStoppedError(TrioCkptError, SystemExit):
         exit_code: The exit code for a command: 75 when every open batch was saved or the run is
             poisoned, 130 or 143 when the stop was forced.
         resume_command: A shell line that resumes the run; None: it is not known.
+        reason: Why it stopped by itself, such as the limit that it has reached; None: a signal or
+            the program stopped it.
     """
 
     def __init__(
@@ -276,13 +278,16 @@ class RunStoppedError(TrioCkptError, SystemExit):
         exit_code: int,
         resume_command: str | None,
         poison: Exception | None = None,
+        reason: str | None = None,
     ) -> None:
         how = "every open batch is saved" if exit_code == EXIT_DRAINED else "at once"
         how = how if poison is None else f"nothing more can be saved: {poison}"
+        why = f" by its {reason}" if reason else ""
         then = f"; go on with: {resume_command}" if resume_command else ""
-        super().__init__(f"run {run_id!r} was stopped ({how}){then}", run_id=run_id)
+        super().__init__(f"run {run_id!r} was stopped{why} ({how}){then}", run_id=run_id)
         self.code = self.exit_code = exit_code  # `code` is what Python ends a process with
         self.resume_command = resume_command
+        self.reason = reason
 
 
 EXIT_COMPLETE = 0

@@ -10,7 +10,7 @@ from itertools import groupby
 
 from msgspec.structs import asdict
 
-from .._journal.history import SessionView, iter_records, read_sessions, read_troubles
+from .._journal.history import SessionView, how_text, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import RunStatus, is_over
@@ -189,7 +189,7 @@ def _session_row(session: SessionView) -> tuple[str, ...]:
         number(session.number),
         moment(session.began),
         took,
-        session.how,
+        how_text(session.how, session.reason),
         f"{session.pid} on {session.host}",
         session.config_digest[:12] if session.config else "none",
         counts_text(session.counts) if session.counts else "unknown",

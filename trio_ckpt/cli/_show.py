@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .._journal.history import KILLED, RUNNING, list_all_runs, run_runtime_s
+from .._journal.history import KILLED, RUNNING, how_text, list_all_runs, run_runtime_s
 from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of, read_overview
 from .._journal.progress import Progress
@@ -131,18 +131,20 @@ def _session_document(run: RunOverview) -> Document | None:
         "began": iso_moment(session.began),
         "ended": iso_moment(session.at),
         "how": _how(run.owner, session.ended),
+        "reason": None if run.owner is not None else session.reason,
     }
 
 
 def last_how(run: RunStatus) -> str:
     """How the last session ended, in words."""
-    return _how(run.owner, run.session_metadata.get("ended"))
+    metadata = run.session_metadata
+    return _how(run.owner, metadata.get("ended"), metadata.get("reason"))
 
 
-def _how(owner: Owner | None, ended: str | None) -> str:
+def _how(owner: Owner | None, ended: str | None, reason: str | None = None) -> str:
     if owner is not None:
         return RUNNING
-    return KILLED if ended is None else ended
+    return KILLED if ended is None else how_text(ended, reason)
 
 
 def _run_row(run: RunOverview, now: float) -> tuple[str, ...]:
@@ -151,7 +153,7 @@ def _run_row(run: RunOverview, now: float) -> tuple[str, ...]:
     if run.owner is not None:
         session = f"is running: process {run.owner.pid} on {run.owner.host}"
     elif run.session is not None:
-        session = f"{run.session.number} {_how(None, run.session.ended)}"
+        session = f"{run.session.number} {_how(None, run.session.ended, run.session.reason)}"
     return (
         run.run_id,
         run.status.value,

@@ -13,7 +13,7 @@ from typing import cast
 
 import attrs
 
-from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView
+from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, how_text
 from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of
 from .._journal.progress import Progress
@@ -187,7 +187,8 @@ def _session(glance: RunGlance) -> SessionLine | None:
     session, now = glance.run.session, glance.now
     if session is None:
         return None
-    counts, how = session.counts, KILLED if session.ended is None else session.ended
+    counts = session.counts
+    how = KILLED if session.ended is None else how_text(session.ended, session.reason)
     confirmed = None if counts is None else counts.batches
     return SessionLine(
         number=session.number,
@@ -209,6 +210,7 @@ def session_line(session: SessionView) -> SessionLine:
     return make_answer(
         SessionLine,
         session,
+        how=how_text(session.how, session.reason),
         seconds=_seconds(session.began, session.ended),
         confirmed=counts.get("batches"),
         skipped=counts.get("skipped"),

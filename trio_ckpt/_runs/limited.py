@@ -1,0 +1,136 @@
+"""A run with limits begins: what was overridden, whether a limit is exceeded already, its watchers.
+
+What is counted, and how a limit stops the run: `trio_ckpt._commit.limit_watch`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+
+import trio
+
+from .._commit.limit_watch import LimitWatch
+from .._commit.limits import LimitReached, Limits, over_spent, too_little_free
+from .._commit.shutdown import Stop
+from .._journal.progress import Progress
+from .._journal.store import RunView
+from .._journal.summary import in_order
+from .._util.exact_sum import ExactSum, add_sums
+from .._util.log import at, get_logger
+from .._util.plain import Plain, StreamKey
+from .._util.text import printable
+from .._util.threads import run_blocking
+from .._util.uninterrupted import uninterrupted
+from ..stores import folder_of
+from .brake import continue_outage
+from .open_run import OpenRun
+from .session import ROW_SINCE
+
+log = get_logger(__name__)
+
+FREE_EVERY_S = 5.0  # a disk that 100 MB/s are written to loses half a gigabyte in between
+
+
+def watch_limits(
+    run_id: str,
+    limits: Limits | None,
+    stop: Stop,
+    grace_s: float,
+    parts: Mapping[StreamKey, Progress],
+) -> LimitWatch | None:
+    """Make what counts for the limits of a run; None: it has none.
+
+    Args:
+        run_id: The run.
+        limits: Its limits.
+        stop: Its stop.
+        grace_s: How long a stop waits for open batches, in seconds.
+        parts: The progress of every stream.
+    """
+    if limits is None:
+        return None
+    spent = dict[str, ExactSum]()
+    for key in in_order(parts):
+        add_sums(spent, parts[key].spent)
+    return LimitWatch(run_id, limits, stop, grace_s, spent)
+
+
+@uninterrupted
+async def begin_limits(run: OpenRun, view: RunView | None, before: Mapping[str, Plain]) -> None:
+    """Say what was overridden, stop a run whose limit is exceeded, and watch time and disks.
+
+    Args:
+        run: The run, before it hands anything out.
+        view: The run as the last session left it; None: it is new.
+        before: The metadata of that session; empty: there was none.
+
+    Raises:
+        ValueError: `min_free_bytes` is given, and nothing is on a disk of this machine.
+        StoreError: the records of the last session cannot be read.
+
+    Cancellation: a cancellation point where records or disks are read.
+    """
+    watch = run.limits
+    _log_overrides(run.run_id, before, watch)
+    if watch is None:
+        return
+    if view is not None:
+        await continue_outage(run, view, before.get(ROW_SINCE))
+    watch.stop_at_start(over_spent(watch.limits, watch.spent))
+    if watch.limits.min_free_bytes is not None:
+        folders = _folders(run)
+        if not folders:
+            raise ValueError(
+                "limits: min_free_bytes needs a store or an output_dir in a folder of this machine"
+            )
+        watch.stop_at_start(await run_blocking(_too_little, watch.limits, folders))
+        run.nursery.start_soon(_watch_disks, watch, folders)
+    if watch.limits.has_deadline:
+        run.nursery.start_soon(watch.watch_time)
+
+
+def _log_overrides(run_id: str, before: Mapping[str, Plain], watch: LimitWatch | None) -> None:
+    """Log which limits are others than those of the last session.
+
+    It is a WARNING where a limit has stopped that session: somebody decided to go on.
+    """
+    was: Mapping[str, Plain] = before.get("limits", {})
+    now = {} if watch is None else watch.limits.as_plain()
+    write = log.warning if before.get("reason") else log.info
+    for name in sorted(was.keys() | now.keys()):
+        if before and was.get(name) != now.get(name):
+            write(
+                "run %r: limit %s: %s -> %s",
+                run_id,
+                printable(name),
+                was.get(name, "none"),
+                now.get(name, "none"),
+                extra=at(run_id),
+            )
+
+
+def _folders(run: OpenRun) -> list[str]:
+    """The folders of this machine that the run writes to."""
+    folders = [folder_of(run.store.url), "" if run.outputs is None else run.outputs.root]
+    return [folder for folder in folders if folder]
+
+
+def _too_little(limits: Limits, folders: list[str]) -> LimitReached | None:
+    """The limit on free space, if it is reached in one of the folders."""
+    for folder in folders:
+        reached = too_little_free(limits, shutil.disk_usage(folder).free, folder)
+        if reached is not None:
+            return reached
+    return None
+
+
+@uninterrupted
+async def _watch_disks(watch: LimitWatch, folders: list[str]) -> None:
+    """Stop a run when there is too little space.
+
+    Cancellation: a cancellation point.
+    """
+    while watch.reached is None:
+        await trio.sleep(FREE_EVERY_S)
+        watch.stop_for(await run_blocking(_too_little, watch.limits, folders))
