@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from trio_ckpt import (
     Batch,
     CheckpointCoordinator,
     CheckpointResult,
+    Limits,
     NotEncodableError,
     Retention,
     RetryRule,
@@ -167,14 +167,7 @@ OPEN_RUN = rows(
         ["SIGSTOP"],
         ["SIGTERM", ""],
     ),
-    stop_at=(
-        5,
-        1.8e9,
-        "2027-01-01T00:00:00Z",
-        timedelta(1),
-        date(2027, 1, 1),
-        datetime(2027, 1, 1),
-    ),
+    limits=(5, {"batches": 5}, Limits, [Limits()], {"spent": {"cost_usd": 50}}),
     grace_s=(*NO_SECONDS, *NO_SPAN, None),
     save_timeout_s=(*NO_SECONDS, *NO_SPAN, None),
     wait_for_lock_s=(*NO_SECONDS, *NO_SPAN, None),

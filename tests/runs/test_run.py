@@ -7,7 +7,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -247,35 +246,6 @@ async def test_a_named_signal_that_comes_twice_stops_at_once() -> None:
                     await trio.sleep(0.01)
                 await trio.sleep_forever()
     assert info.value.exit_code == 128 + signal.SIGUSR1
-
-
-@pytest.mark.parametrize("left_s", [10, 0, -86_400])
-async def test_a_run_stops_by_itself_at_its_time(
-    left_s: int, autojump_clock: trio.testing.MockClock
-) -> None:
-    begun, ended = 0, 0
-    with pytest.raises(RunStoppedError) as info:
-        async with (
-            begin("memory:", stop_at=datetime.now(UTC) + timedelta(seconds=left_s)) as run,
-            run.open_stream("s") as stream,
-        ):
-            async for batch in stream.batches():
-                begun += 1
-                await trio.sleep(4)
-                ended += 1
-                batch.complete()
-    assert info.value.exit_code == 75
-    assert begun == ended  # the open batch was waited for
-    assert trio.current_time() == pytest.approx({10: 12}.get(left_s, 0), abs=5e-3)
-
-
-async def test_a_time_after_the_end_of_a_run_changes_nothing(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    at = datetime.now(timezone(timedelta(hours=-5))) + timedelta(hours=1)
-    async with begin("memory:", stop_at=at) as run:
-        assert await work(run) == [0, 1, 2]
-    assert trio.current_time() < 1
 
 
 def begin_other(handle: bool | None) -> Any:
