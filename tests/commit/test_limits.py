@@ -14,6 +14,7 @@ from trio_ckpt._commit.limits import (
     checked_limits,
     out_of_time,
     over_spent,
+    plain_limits,
     too_little_free,
 )
 from trio_ckpt._util.exact_sum import ExactSum, add_amounts
@@ -62,12 +63,12 @@ def test_a_limit_that_is_none_is_refused(bad: dict[str, Any]) -> None:
 
 def test_the_record_has_only_the_limits_that_are_set() -> None:
     limits = Limits(spent={"cost_usd": 50}, stop_at=NEW_YEAR, failure_share=(0.2, 200))
-    assert limits.as_plain() == {
+    assert plain_limits(limits) == {
         "spent.cost_usd": 50,
         "stop_at": "2027-01-01T00:00:00+00:00",
         "failure_share": [0.2, 200],
     }
-    assert Limits().as_plain() == {}
+    assert plain_limits(Limits()) == {}
 
 
 def test_what_was_given_cannot_change_a_limit() -> None:

@@ -130,7 +130,7 @@ class LimitWatch:
     def ended(self, token: AnyToken) -> None:
         """Note that an attempt is over, however it ended."""
         _, began = self._begun.pop(token)
-        if self._ends_at != math.inf:
+        if self.has_deadline:
             self._longest_s = max(self._longest_s, trio.current_time() - began)
             self._timer.deadline = self._begins_to_stop_at()
 
@@ -207,6 +207,11 @@ class LimitWatch:
         if reached is not None:
             reason = f"{reached.reason}: nothing is handed out until that changes"
             self.stop_for(attrs.evolve(reached, reason=reason))
+
+    @property
+    def has_deadline(self) -> bool:
+        """Whether the session has to be over at some time."""
+        return self._ends_at != math.inf
 
     # -- time -----------------------------------------------------------------------------------
 

@@ -115,23 +115,19 @@ class Limits:
     )
     failure_share: tuple[float, int] | None = attrs.field(default=None, validator=_share)
 
-    @property
-    def has_deadline(self) -> bool:
-        """Whether a session has to be over at some time."""
-        return self.runtime_s is not None or self.stop_at is not None
 
-    def as_plain(self) -> dict[str, Plain]:
-        """The limits that are set, as the record of a session has them."""
-        plain: dict[str, Plain] = {f"spent.{name}": most for name, most in self.spent.items()}
-        for field in attrs.fields(Limits):
-            value = getattr(self, field.name)
-            if field.name != "spent" and value is not None:
-                plain[field.name] = value
-        if self.stop_at is not None:
-            plain["stop_at"] = self.stop_at.isoformat(timespec="seconds")
-        if self.failure_share is not None:
-            plain["failure_share"] = list(self.failure_share)
-        return plain
+def plain_limits(limits: Limits) -> dict[str, Plain]:
+    """The limits that are set, as the record of a session has them."""
+    plain: dict[str, Plain] = {f"spent.{name}": most for name, most in limits.spent.items()}
+    for field in attrs.fields(Limits):
+        value = getattr(limits, field.name)
+        if field.name != "spent" and value is not None:
+            plain[field.name] = value
+    if limits.stop_at is not None:
+        plain["stop_at"] = limits.stop_at.isoformat(timespec="seconds")
+    if limits.failure_share is not None:
+        plain["failure_share"] = list(limits.failure_share)
+    return plain
 
 
 def checked_limits(limits: Limits | None) -> Limits | None:

@@ -115,7 +115,7 @@ async def _requeue(run: OpenRun, streaks: Mapping[StreamKey, Streak]) -> None:
 
 
 @attrs.define(eq=False)
-class _Row:
+class _FailureRow:
     """The failures of one stream after its last confirmed batch, as its records have them."""
 
     key: StreamKey
@@ -161,9 +161,9 @@ async def continue_outage(run: OpenRun, view: RunView, since: float | None) -> N
         watch.continue_streak(streaks, count)
 
 
-async def _read_row(store: Store, view: RunView, key: StreamKey, since: float) -> _Row:
+async def _read_row(store: Store, view: RunView, key: StreamKey, since: float) -> _FailureRow:
     """Read the newest records of a stream, back to a confirmed batch, or to a time."""
-    row = _Row(key)
+    row = _FailureRow(key)
     newest = iter_records(store, view.run_id, view.generation, key, limit=PAGE)
     async with aclosing(newest) as records:
         async for _, record in records:

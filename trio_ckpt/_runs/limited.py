@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import trio
 
 from .._commit.limit_watch import LimitWatch
-from .._commit.limits import LimitReached, Limits, over_spent, too_little_free
+from .._commit.limits import LimitReached, Limits, over_spent, plain_limits, too_little_free
 from .._commit.shutdown import Stop
 from .._journal.progress import Progress
 from .._journal.store import RunView
@@ -86,17 +86,17 @@ async def begin_limits(run: OpenRun, view: RunView | None, before: Mapping[str, 
             )
         watch.stop_at_start(await run_blocking(_too_little, watch.limits, folders))
         run.nursery.start_soon(_watch_disks, watch, folders)
-    if watch.limits.has_deadline:
+    if watch.has_deadline:
         run.nursery.start_soon(watch.watch_time)
 
 
 def _log_overrides(run_id: str, before: Mapping[str, Plain], watch: LimitWatch | None) -> None:
     """Log which limits are others than those of the last session.
 
-    It is a WARNING where a limit has stopped that session: somebody decided to go on.
+    It is a WARNING where a limit has stopped that session: to go on was a decision.
     """
     was: Mapping[str, Plain] = before.get("limits", {})
-    now = {} if watch is None else watch.limits.as_plain()
+    now = {} if watch is None else plain_limits(watch.limits)
     write = log.warning if before.get("reason") else log.info
     for name in sorted(was.keys() | now.keys()):
         if before and was.get(name) != now.get(name):

@@ -31,7 +31,7 @@ from msgspec.structs import asdict
 
 from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
-from .._commit.limits import Limits
+from .._commit.limits import Limits, plain_limits
 from .._commit.stream_log import StreamLog
 from .._journal.history import (
     ENDED,
@@ -249,7 +249,7 @@ class SessionRecorder:
             "outputs_since": 0.0 if may_replace else since,
         }
         if limits is not None:
-            self.metadata["limits"] = limits.as_plain()
+            self.metadata["limits"] = plain_limits(limits)
             if limits.consecutive_failures is not None:
                 self.metadata[ROW_SINCE] = before.get(ROW_SINCE, began)
 

@@ -217,7 +217,7 @@ def test_depth_and_counts_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def nodes_counted(state: Any) -> int:
     flattener = flatten._Flattener(PLAN._classes)
     tree = encode_tree(flattener.node(state, None))
-    decode_tree(tree, format.Limits(max_nodes=flattener.nodes + 1))
+    decode_tree(tree, format.DecodeLimits(max_nodes=flattener.nodes + 1))
     return flattener.nodes
 
 
@@ -462,8 +462,8 @@ def test_limits_hold_before_anything_is_built() -> None:
     nodes = encode_tree([1, 2, {"a": 3}])
     for limits in ({"max_bytes": 7}, {"max_nodes": 5}, {"max_depth": 1}):
         with pytest.raises(StoreDamagedError):
-            decode_tree(nodes, format.Limits(**limits))
-    assert decode_tree(nodes, format.Limits(8, 6, 2)) == [1, 2, {"a": 3}]
+            decode_tree(nodes, format.DecodeLimits(**limits))
+    assert decode_tree(nodes, format.DecodeLimits(8, 6, 2)) == [1, 2, {"a": 3}]
 
 
 def test_a_saved_uuid_and_decimal_keep_their_text() -> None:

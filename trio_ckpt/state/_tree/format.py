@@ -168,7 +168,7 @@ MUTABLE = frozenset(
 
 
 @attrs.frozen
-class Limits:
+class DecodeLimits:
     """Limits that a decoder checks before it allocates memory.
 
     Attributes:
@@ -182,7 +182,7 @@ class Limits:
     max_depth: int = MAX_TREE_DEPTH
 
 
-LIMITS = Limits()
+LIMITS = DecodeLimits()
 
 # ---------------------------------------------------------------------------------------
 # Bytes
@@ -207,7 +207,7 @@ def encode_tree(tree: Tree) -> bytes:
     return bytes((FORMAT_VERSION,)) + body
 
 
-def decode_tree(data: bytes, limits: Limits = LIMITS) -> Tree:
+def decode_tree(data: bytes, limits: DecodeLimits = LIMITS) -> Tree:
     """Decode the bytes of a tree.
 
     All lengths and counts are checked before anything is built.
@@ -250,7 +250,7 @@ _LENGTHS = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bytes and s
 _COUNTS = {0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}  # list and dict
 
 
-def _scan(data: bytes, limits: Limits) -> None:
+def _scan(data: bytes, limits: DecodeLimits) -> None:
     """Check that `data` is a tree within the limits; builds nothing.
 
     Raises:
