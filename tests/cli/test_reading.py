@@ -89,6 +89,7 @@ def test_ls_as_json(run: Terminal, gh: Path) -> None:
                     "began": "2025-11-20T12:00:00+00:00",
                     "ended": "2025-11-20T12:01:00+00:00",
                     "how": "ended",
+                    "reason": None,
                 },
                 "exit_code": 75,
             }

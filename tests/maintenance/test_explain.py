@@ -219,6 +219,15 @@ def test_a_session_that_ended(how: str) -> None:
     ]
 
 
+def test_a_session_that_has_reached_a_limit() -> None:
+    limited = session(2, "was stopped", reason="limit batches: 9 of 9 batches are done")
+    assert said(facts_of({("a",): some()}, sessions=[limited]), "session") == [
+        "Session 2 (process 4711 on box, begun 2025-11-20 11:00:00 UTC) stopped by itself at "
+        "2025-11-20 11:01:00 UTC, by its limit batches: 9 of 9 batches are done. No process has "
+        "the run open: a start is free to, and hands out nothing while a limit is exceeded."
+    ]
+
+
 def test_a_run_without_a_config() -> None:
     assert said(facts_of({("a",): some()}), "config") == [
         "No config was given, so a start compares none."

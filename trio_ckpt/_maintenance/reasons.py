@@ -87,9 +87,8 @@ class Reason(enum.Enum):
 
     SESSION_LIMITED = (
         "Session {last.number:raw} (process {last.pid:raw} on {last.host}, begun "
-        "{last.began:moment}) stopped by itself{at}, by its {last.reason}. Every open batch was "
-        "saved. No process has the run open: a start is free to, and hands out nothing while a "
-        "limit is exceeded."
+        "{last.began:moment}) stopped by itself{at}, by its {last.reason}. No process has the "
+        "run open: a start is free to, and hands out nothing while a limit is exceeded."
     )
 
     # What a start needs and would not find, and what went wrong.
