@@ -503,6 +503,7 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
             {key: some(updated_at=THEN)}, owner=owner, pending_total=1, pending=[(key, 1, 1.0)]
         ),
         facts_of({key: some()}, troubles=[(key, NOW, "odd")] * 9, sessions=()),
+        facts_of({key: some()}, sessions=[session(1, "was stopped", reason="limit batches: 9")]),
         facts_of({}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),
         many(some([0, 2], last_index=9, failures={1: failure})),
