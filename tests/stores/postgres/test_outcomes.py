@@ -15,10 +15,12 @@ pytest.importorskip("psycopg", reason="psycopg is not installed")
 
 from psycopg import DatabaseError, Error, OperationalError, errors, pq
 
+from tests.hangs import HANG_S
 from trio_ckpt import SaveOutcomeUnknownError, StoreConflictError, StoreError
 from trio_ckpt.abc import Checkpoint, Fold, Pruned, RunKey
 from trio_ckpt.stores._postgres import connection as connecting, prune, save as saving
 from trio_ckpt.stores._postgres.address import parse_address
+from trio_ckpt.stores._postgres.blobs import PART_BYTES
 from trio_ckpt.stores._postgres.connection import (
     NONE,
     PostgresConnection,
@@ -315,3 +317,36 @@ async def test_no_end_waits_behind_a_renewal_that_hangs(hanging: threading.Event
         nursery.cancel_scope.cancel()
     await store.aclose()
     assert not hanging.is_set()
+
+
+@pytest.mark.parametrize("part", [".parts VALUES", ".blobs (run"], ids=["upload", "name"])
+async def test_a_put_that_hangs_is_abandoned(hanging: threading.Event, part: str) -> None:
+    begun, dropped, parts = threading.Event(), threading.Event(), list[str]()
+
+    class Hanging(Scripted):
+        """What is put does not end."""
+
+        def query(self, statement: str, values: Values = NONE) -> list[Row]:
+            if part in statement:
+                begun.set()
+                hanging.wait()
+            if ".parts VALUES" in statement:
+                parts.append(statement)
+            elif "DELETE FROM {s}.parts p WHERE run" in statement:
+                dropped.set()
+            return super().query(statement, values)
+
+    store = opened(Hanging([1], dict(TAKEN)))
+    store._uploading.connection = store._writing.connection
+    is_large = "parts" in part
+    payload = [bytes(PART_BYTES) for _ in range(9)] if is_large else b"small"
+    async with store.lock_run("run") as owner, trio.open_nursery() as nursery:
+        nursery.start_soon(store.put_blob, RunKey("run", 0, owner), payload)
+        await trio.to_thread.run_sync(begun.wait)
+        nursery.cancel_scope.cancel()
+    await store.aclose()
+    assert not hanging.is_set()
+    hanging.set()
+    if is_large:
+        assert await trio.to_thread.run_sync(dropped.wait, HANG_S)
+    assert len(parts) == is_large, "it goes on with the next part"

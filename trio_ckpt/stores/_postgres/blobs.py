@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import attrs
 
@@ -110,10 +110,22 @@ class Upload:
     rest: bytes
 
 
-def upload(connection: PostgresConnection, run: int, payload: BlobPayload) -> Upload:
+def upload(
+    connection: PostgresConnection,
+    run: int,
+    payload: BlobPayload,
+    is_abandoned: Callable[[], bool] = lambda: False,
+) -> Upload:
     """Take a payload, and upload it in parts if it is large.
 
+    Args:
+        connection: The connection.
+        run: The number of the run's row.
+        payload: The payload.
+        is_abandoned: Asked before each part whether no caller waits for it any more.
+
     Raises:
+        StoreError: it was abandoned.
         psycopg.Error: the database refused.
         Exception: the exception of the iterator of buffers.
     """
@@ -121,6 +133,8 @@ def upload(connection: PostgresConnection, run: int, payload: BlobPayload) -> Up
     number = secrets.randbits(63)
 
     def put_part(content: bytes) -> None:
+        if is_abandoned():
+            raise StoreError("putting a blob was abandoned")
         values = {"run": run, "upload": number, "place": place, "content": content}
         connection.repeat(lambda: connection.query(_PUT_PART, values))
 

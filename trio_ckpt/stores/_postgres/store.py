@@ -10,6 +10,7 @@ changes nothing, so it does not matter how long a process was paused.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -104,6 +105,7 @@ class PostgresStore(Store):
         self._uploading = _Line(PostgresConnection(address, asked), "uploads to")
         self._runs = OwnedRuns()
         self._in_doubt: set[str] = set()  # runs with a save whose outcome is unknown
+        self._is_upload_abandoned = False  # it may still hang
         self._is_closed = False
         self._process = this_process()
 
@@ -316,13 +318,22 @@ class PostgresStore(Store):
         """See `Store.put_blob`.
 
         Durability: it is committed on return.
-        Cancellation: not once it has begun.
+        Cancellation: it is abandoned, as when the lease of the run is lost: the upload ends with
+            the part that is on its way, and its buffers may be read until then.
         """
         self._check_open()
-        await trio.lowlevel.checkpoint()
-        owned = self._runs.find(run)
-        uploaded = await shielded(self._uploading.run, _upload, owned.row, payload)
-        return await shielded(self._writing.run, self._name, run, uploaded)
+        owned, is_abandoned = self._runs.find(run), threading.Event()
+        try:
+            uploaded = await self._uploading.run(_upload, owned.row, payload, is_abandoned)
+        except trio.Cancelled:
+            is_abandoned.set()
+            self._is_upload_abandoned = True
+            raise
+        try:
+            return await self._writing.run(self._name, run, uploaded)
+        except trio.Cancelled:
+            self._in_doubt.add(run.run_id)  # what gives the lock back would wait behind it
+            raise
 
     def _name(self, connection: PostgresConnection, run: RunKey, uploaded: blobs.Upload) -> str:
         with connection.explain("putting a blob"):
@@ -375,7 +386,8 @@ class PostgresStore(Store):
                 await self._reading.close(is_in_doubt=bool(self._in_doubt))
         finally:
             try:
-                await self._uploading.close(is_in_doubt=bool(self._in_doubt))
+                is_in_doubt = bool(self._in_doubt) or self._is_upload_abandoned
+                await self._uploading.close(is_in_doubt=is_in_doubt)
             finally:
                 await self._writing.close(is_in_doubt=bool(self._in_doubt))
 
@@ -406,9 +418,11 @@ def _take_step(_: PostgresConnection, step: Callable[[], list[Finding]]) -> list
     return step()
 
 
-def _upload(connection: PostgresConnection, row: int, payload: BlobPayload) -> blobs.Upload:
+def _upload(
+    connection: PostgresConnection, row: int, payload: BlobPayload, is_abandoned: threading.Event
+) -> blobs.Upload:
     with connection.explain("putting a blob"):
-        return blobs.upload(connection, row, payload)
+        return blobs.upload(connection, row, payload, is_abandoned.is_set)
 
 
 def _read_next(connection: PostgresConnection, run_id: str, parts: Iterable[BlobPart]) -> bool:
