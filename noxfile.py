@@ -78,6 +78,15 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "--strict")
     # Its notice of a newer release would ask the network.
     session.run("pyright", env={"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"})
+    # The projects that `trio-ckpt new` writes, as their users see them.
+    projects = Path(session.create_tmp(), "projects").absolute()
+    shutil.rmtree(projects, ignore_errors=True)
+    projects.mkdir()
+    for kind in sorted(path.name for path in Path("trio_ckpt/cli/_projects").iterdir()):
+        with session.chdir(projects):
+            session.run("python", "-m", "trio_ckpt", "new", kind, f"my_{kind}")
+        with session.chdir(projects / f"my_{kind}"):
+            session.run("mypy", "--strict", ".")
 
 
 @nox.session

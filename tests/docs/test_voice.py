@@ -35,7 +35,7 @@ WORDS = {
 LAST_OLD_DECISION = 22
 """Decisions up to this one keep their words: they are records of their time."""
 
-KINDS = {".py", ".md", ".js", ".html"}
+KINDS = {".py", ".py-tpl", ".md", ".js", ".html"}
 
 
 def pattern_of(phrase: str) -> re.Pattern[str]:

@@ -43,6 +43,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "reset": ("_change", "Archive a run: the next start begins it again."),
     "prune": ("_change", "Remove archived generations of a run."),
     "monitor": ("_monitor", "Show the runs of a store in a browser."),
+    "new": ("_new", "Write a small project with a test."),
     "init": ("_init", "Make a store that has no runs yet."),
     "doctor": ("_doctor", "Check this machine, and a store."),
     "foreman": ("_remote", "Accept jobs, and assign their items to workers."),
