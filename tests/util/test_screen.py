@@ -167,3 +167,22 @@ def test_the_exit_code_is_that_of_the_program(redirected: str) -> None:
 
 def test_it_is_public() -> None:
     assert trio_ckpt.progress.Screen is Screen
+
+
+class Notebook(io.StringIO):
+    """Standard error as Jupyter replaces it: the descriptor is that of the server."""
+
+    def __init__(self, server: TextIO) -> None:
+        super().__init__()
+        self.server = server
+
+    def fileno(self) -> int:
+        return self.server.fileno()
+
+
+def test_a_notebook_shows_text_below_its_cell(tmp_path: Path) -> None:
+    with open(tmp_path / "server.log", "w+", encoding="utf-8") as server:
+        cell = Notebook(server)
+        print("said below the cell", file=Screen(cell))
+        assert cell.getvalue() == "said below the cell\n"
+        assert server.read() == ""

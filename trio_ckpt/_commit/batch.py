@@ -33,6 +33,8 @@ from .._util.arguments import (
 from .._util.errors import describe_batch
 from .._util.exact_sum import Number, add_to_amount
 from .._util.plain import as_amounts, as_metadata, as_plain, canonical_json
+from .._util.shown import Shown
+from .._util.text import number, stream_name
 from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Compression, encode_lines
@@ -98,8 +100,8 @@ class BatchGate(Protocol):
 
 @uninterrupted
 @awaits_noted
-@attrs.define(eq=False)
-class Batch(Generic[T]):
+@attrs.define(eq=False, repr=False)
+class Batch(Shown, Generic[T]):
     """One attempt at one batch: settle it once, with `complete`, `fail` or `skip`.
 
     Attributes:
@@ -127,6 +129,14 @@ class Batch(Generic[T]):
     resumed_from: str | None = None
     _is_waiting: bool = attrs.field(default=False, init=False)
     _calls: Calls | None = attrs.field(default=None, init=False)
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [
+            ("batch", number(self.index)),
+            ("of", stream_name(self.token.stream)),
+            ("attempt", number(self.attempt)),
+            ("state", self.state.value),
+        ]
 
     # -- settling -----------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ A stream's history is its records, newest first.  The run's own stream has its s
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Literal
 
@@ -16,6 +16,8 @@ from .._util.errors import StoreDamagedError, UnknownRunError
 from .._util.exact_sum import Number, numbers
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key
+from .._util.shown import Shown
+from .._util.text import moment, number
 from .progress import Progress
 from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, check_times, decode_record
 from .store import RunView, Store
@@ -126,7 +128,7 @@ async def iter_records(
                 yield entry
 
 
-class SessionView(msgspec.Struct, frozen=True):
+class SessionView(Shown, msgspec.Struct, frozen=True):
     """One session of a run.
 
     Attributes:
@@ -167,6 +169,15 @@ def how_ended(metadata: Mapping[str, Plain]) -> str:
 def how_text(how: str, reason: str | None) -> str:
     """How a session ended, with the reason why it stopped by itself."""
     return how if reason is None else f"{how} by its {reason}"
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [
+            ("session", number(self.number)),
+            ("end", self.how),
+            ("process", f"{self.pid} on {self.host}"),
+            ("begun at", moment(self.began)),
+            ("ended at", "" if self.ended is None else moment(self.ended)),
+        ]
 
 
 def session_metadata_of(view: RunView) -> dict[str, Plain]:
@@ -338,7 +349,7 @@ async def live_records(
                 yield entry
 
 
-class CheckpointView(msgspec.Struct, frozen=True):
+class CheckpointView(Shown, msgspec.Struct, frozen=True):
     """One checkpoint of a stream.
 
     Attributes:
@@ -368,6 +379,16 @@ class CheckpointView(msgspec.Struct, frozen=True):
     metadata: Mapping[str, Plain]
     error: ErrorInfo | None
     state_bytes: int
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [
+            ("checkpoint", number(self.sequence)),
+            ("kind", self.kind),
+            ("saved at", moment(self.at)),
+            ("batch", "" if self.batch_index is None else number(self.batch_index)),
+            ("records", number(self.records)),
+            ("error", "" if self.error is None else self.error.type),
+        ]
 
 
 async def read_history(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Iterable
 
 import attrs
 import msgspec
@@ -17,6 +18,8 @@ from .._util.errors import StoreDamagedError
 from .._util.exact_sum import ExactSum, add_amounts, add_sums, decode_sums
 from .._util.index_set import IndexSet
 from .._util.plain import Plain, copy_plain
+from .._util.shown import Shown
+from .._util.text import batches_text, number
 from .record import ErrorInfo, Record, RecordKind, Status
 
 MAX_SUM = 2**63  # for counts of records and bytes of a file: the limit of a fold
@@ -72,8 +75,8 @@ def decode_marks(stored: bytes) -> int:
     return int.from_bytes(stored[:MARK_BYTES], "little")
 
 
-@attrs.define
-class Progress:
+@attrs.define(repr=False)
+class Progress(Shown):
     """The sum of the records of one stream.
 
     Attributes:
@@ -159,6 +162,15 @@ class Progress:
         repr=False,
         default=attrs.Factory(lambda self: self.confirmed.union(self.skipped), takes_self=True),
     )
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        done, skipped, failing = len(self.confirmed), len(self.skipped), len(self.failures)
+        return [
+            ("of a stream", self.status.value),
+            ("batches", batches_text(done, skipped, failing, self.left)),
+            ("records", number(self.records)),
+            ("newest checkpoint", number(self.sequence)),
+        ]
 
     @property
     def runtime_s(self) -> float:

@@ -16,13 +16,15 @@ import msgspec
 from .._util.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
 from .._util.exact_sum import ExactSum, Number, add_sums, shown
 from .._util.plain import JOB_STREAM, PHASE, RUN_STREAM, StreamKey
+from .._util.shown import Shown
+from .._util.text import amounts, batches_text, number, stream_name
 from .history import ENDED, session_metadata_of
 from .progress import Progress
 from .record import ErrorInfo, Status
 from .store import Owner, RunView, Store
 
 
-class Summary(msgspec.Struct, frozen=True, kw_only=True):
+class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True):
     """The sums of some streams; the statistics of a stream and of a run have them, too.
 
     Attributes:
@@ -60,6 +62,19 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     completed_at: float | None = None
     failed_at: float | None = None
     error: ErrorInfo | None = None
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        counts = [(count, status.value) for status, count in self.streams.items()]
+        streams = [f"{number(count)} {status}" for count, status in counts if count]
+        return [
+            ("of", stream_name(self.key)),
+            ("status", self.status.value),
+            ("streams", ", ".join(streams)),
+            ("batches", batches_text(self.confirmed, self.skipped, self.failing, self.left)),
+            ("records", number(self.records)),
+            ("produced", amounts(self.totals)),
+            ("spent", amounts(self.spent)),
+        ]
 
 
 def left_of(summary: Summary) -> int | None:

@@ -34,6 +34,8 @@ from .._util.arguments import (
 from .._util.errors import StreamBusyError
 from .._util.index_set import IndexSet
 from .._util.plain import PHASE, StreamKey, check_stream_key
+from .._util.shown import Shown
+from .._util.text import number
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
 from ..state._retention import Retention
@@ -51,7 +53,7 @@ S = TypeVar("S")
 
 @uninterrupted
 @awaits_noted
-class Run:
+class Run(Shown):
     """An open run; made by `open_run`.
 
     Attributes:
@@ -67,6 +69,15 @@ class Run:
         self._open_run = open_run
         self._stream_table = open_run.stream_table
         self._calls = open_run.calls
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        table = self._stream_table
+        state = "open" if table.ended is None else "closed"
+        return [
+            ("run", self.run_id),
+            ("state", "stopping" if table.ended is None and self.is_stopping else state),
+            ("streams", f"{number(len(table.opened))} open"),
+        ]
 
     @property
     def exit_code(self) -> int:

@@ -27,6 +27,8 @@ from .._journal.summary import status_of
 from .._util.arguments import flag, function, index_range, reason, text, whole_number, whole_numbers
 from .._util.errors import StreamBusyError
 from .._util.plain import Plain, StreamKey, as_metadata, as_plain, copy_plain
+from .._util.shown import Shown
+from .._util.text import batches_text, number, stream_name
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
 from .loop import Batches, Items, LoopCursor
@@ -45,7 +47,7 @@ T = TypeVar("T")
 
 @uninterrupted
 @awaits_noted
-class Stream(Generic[S]):
+class Stream(Shown, Generic[S]):
     """One ordered sequence of batches; made by ``run.open_stream``, used by that task.
 
     Attributes:
@@ -65,6 +67,18 @@ class Stream(Generic[S]):
         self._runtime_before = (
             open_stream.stream_log.progress.runtime_s - open_stream.stream_log.open_s
         )
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        progress = self._progress
+        done, skipped, failing = (
+            len(indexes) for indexes in (progress.confirmed, progress.skipped, progress.failures)
+        )
+        return [
+            ("stream", stream_name(self.key)),
+            ("status", self.status.value),
+            ("batches", batches_text(done, skipped, failing, progress.left)),
+            ("records", number(progress.records)),
+        ]
 
     # -- reading --------------------------------------------------------------------------
 

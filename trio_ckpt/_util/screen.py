@@ -109,8 +109,12 @@ def _write(file: TextIO, data: bytes) -> None:
 
 
 def _descriptor(file: TextIO) -> int | None:
-    """The descriptor for bytes; None where text goes through the file, as on Windows."""
-    if os.name != "posix":
+    """The descriptor for bytes; None where text goes through the file, as on Windows.
+
+    A notebook replaces standard error by an object of its own, which shows text below the cell;
+    its descriptor leads to the terminal of the server.
+    """
+    if os.name != "posix" or not isinstance(file, io.TextIOWrapper):
         return None
     with suppress(OSError, AttributeError):
         return file.fileno()

@@ -154,6 +154,14 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{ending}"
 
 
+def batches_text(confirmed: int, skipped: int, failing: int, left: int | None) -> str:
+    """``42 confirmed, 1 skipped, 18 left``: batches by what became of them."""
+    texts = [f"{confirmed:,} confirmed"]
+    texts += [f"{skipped:,} skipped"] if skipped else []
+    texts += [f"{failing:,} failing"] if failing else []
+    return ", ".join([*texts, "unknown left" if left is None else f"{left:,} left"])
+
+
 def are(count: int) -> str:
     """The verb for a count."""
     return "is" if count == 1 else "are"

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, cast, overload
 
 import attrs
 
+from .._util.shown import Shown
 from ._program import Program
 
 P = ParamSpec("P")
@@ -24,12 +25,19 @@ V = TypeVar("V")
 T = TypeVar("T")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Held(Generic[T]):
     """A synchronous object: an object of trio, and the program whose threads use it."""
 
     _program: Program
     _held: T
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._held!r}>"
+
+    def _repr_html_(self) -> str | None:
+        """The table that Jupyter shows; None: there is none, the line is shown."""
+        return self._held._repr_html_() if isinstance(self._held, Shown) else None
 
 
 AnyHeld = Held[Any]

@@ -1,0 +1,118 @@
+"""What a shell and a notebook show of an object: a line, a table, and nothing that is secret."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html.parser import HTMLParser
+
+from trio.testing import MockClock
+
+import trio_ckpt
+from trio_ckpt import blocking
+from trio_ckpt._util.shown import Shown
+from trio_ckpt.stores import MemoryStore
+
+SECRET = "hush-hush"
+
+
+class Texts(HTMLParser):
+    """The texts of a table, and its tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+class Named(Shown):
+    def __init__(self, *rows: tuple[str, str]) -> None:
+        self.rows = rows
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return self.rows
+
+
+def test_a_line_has_what_there_is_to_say_and_no_more() -> None:
+    assert repr(Named(("name", "a"), ("left", "3"), ("error", ""))) == "<Named a; left 3>"
+    assert repr(Named(("name", ""), ("left", "3"))) == "<Named; left 3>"
+
+
+def test_no_name_can_write_html_or_steer_a_terminal() -> None:
+    shown = Named(("name", "<script>alert(1)</script>\x1b[2J"), ("&", "<b>"))
+    table = Texts(shown._repr_html_())
+    assert table.tags == {"table", "tr", "th", "td"}
+    assert table.texts == ["name", "<script>alert(1)</script>\\x1b[2J", "&", "<b>"]
+    assert repr(shown) == "<Named <script>alert(1)</script>\\x1b[2J; & <b>>"
+
+
+async def test_every_object_says_what_it_is_and_nothing_secret(autojump_clock: MockClock) -> None:
+    store, lines, objects = MemoryStore(), list[str](), list[Shown]()
+
+    def look(thing: Shown) -> None:
+        objects.append(thing)
+        lines.append(repr(thing))
+
+    async with trio_ckpt.open_run("gh", store=store, config={"key": SECRET}) as run:
+        async with run.open_stream("org/repo", "pulls") as stream:
+            async for batch in stream.batches([SECRET, SECRET]):
+                if batch.index == 1:
+                    look(batch)
+                    look(run)
+                    look(stream)
+                metadata = {"cookie": SECRET}
+                batch.complete(records=3, cursor=SECRET, totals={"bytes": 5}, metadata=metadata)
+        look(stream.progress)
+        look(run.statistics())
+        look(stream.statistics())
+    look(run)
+    (session,) = await trio_ckpt.read_sessions(store, "gh")
+    look(session)
+    history = [c async for c in trio_ckpt.read_history(store, "gh", ("org/repo", "pulls"))]
+    look(history[-1])
+    assert lines[:7] == [
+        "<Batch 1; of org/repo/pulls; attempt 1; state open>",
+        "<Run gh; state open; streams 1 open>",
+        "<Stream org/repo/pulls; status in progress; batches 1 confirmed, 1 left; records 3>",
+        "<Progress complete; batches 2 confirmed, 0 left; records 6; newest checkpoint 3>",
+        "<RunStatistics; status complete; streams 1 complete; batches 2 confirmed, 0 left; "
+        "records 6; produced bytes 10>",
+        "<StreamStatistics org/repo/pulls; status complete; streams 1 complete; "
+        "batches 2 confirmed, 0 left; records 6; produced bytes 10>",
+        "<Run gh; state closed; streams 0 open>",
+    ]
+    assert lines[7].startswith("<SessionView 1; end ended; process ")
+    assert lines[8].startswith("<CheckpointView 1; kind batch; saved at ")
+    assert lines[8].endswith("; batch 0; records 3>")
+    for thing in objects:
+        shown = [repr(thing), thing._repr_html_()]
+        assert not [text for text in shown if SECRET in text]
+
+
+def test_a_synchronous_object_shows_the_one_that_it_holds() -> None:
+    with blocking.open_run("gh", store=MemoryStore(), handle_signals=False) as run:
+        with run.open_stream("pages") as stream:
+            for batch in stream.batches([SECRET]):
+                assert repr(batch) == (
+                    "<BlockingBatch of <Batch 0; of pages; attempt 1; state open>>"
+                )
+                assert SECRET not in (batch._repr_html_() or "")
+                batch.complete()
+        assert repr(run) == "<BlockingRun of <Run gh; state open; streams 0 open>>"
+        assert stream._repr_html_() == stream._held._repr_html_()
+    assert repr(run) == "<BlockingRun of <Run gh; state closed; streams 0 open>>"
+
+
+async def test_a_line_reads_none_of_the_streams(autojump_clock: MockClock) -> None:
+    async with trio_ckpt.open_run("many", store=MemoryStore()) as run:
+        await run.add_streams(("stream", str(number)) for number in range(10))
+        table = run._stream_table
+        progress, table.progress = table.progress, {}
+        assert repr(run) == "<Run many; state open; streams 0 open>"
+        table.progress = progress
