@@ -79,7 +79,7 @@ def _check_name(name: str) -> None:
 
 def _write_project(kind: str, folder: Path) -> list[str]:
     """Write the files of a project into a folder that does not exist; returns their names."""
-    templates = files(__package__).joinpath("_projects", kind)
+    templates = files("trio_ckpt.cli").joinpath("_projects", kind)
     folder.mkdir()
     names: list[str] = []
     for template in sorted(templates.iterdir(), key=lambda entry: entry.name):
