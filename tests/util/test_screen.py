@@ -186,3 +186,10 @@ def test_a_notebook_shows_text_below_its_cell(tmp_path: Path) -> None:
         print("said below the cell", file=Screen(cell))
         assert cell.getvalue() == "said below the cell\n"
         assert server.read() == ""
+
+
+def test_what_an_encoding_has_not_is_written_out_and_an_ellipsis_is_a_tilde() -> None:
+    below = io.BytesIO()
+    with io.TextIOWrapper(below, encoding="ascii") as file:
+        print("cut… é 日本… \U0001f980", file=Screen(file))
+        assert below.getvalue() == b"cut~ \\xe9 \\u65e5\\u672c~ \\U0001f980\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 from collections.abc import Iterable
@@ -16,6 +17,24 @@ if TYPE_CHECKING:  # rich is an extra, and imported where it is needed
     from rich.table import Table
 
 GAP_CELLS = 2  # between columns
+
+CUT_SHORT = {"…": "~"}
+"""What stands for a character of ours, in as many columns, where the encoding does not have it."""
+
+WRITTEN_OUT = "trio_ckpt.written_out"
+"""How an output for people takes what its encoding does not have, as ``errors=``: no name of a
+stream may fail it."""
+
+
+def _write_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    error.end = error.start + 1
+    stand_in = CUT_SHORT.get(error.object[error.start])
+    return codecs.backslashreplace_errors(error) if stand_in is None else (stand_in, error.end)
+
+
+codecs.register_error(WRITTEN_OUT, _write_out)
 
 
 def console_for(file: TextIO) -> Console:
@@ -56,7 +75,7 @@ class Screen(io.TextIOWrapper):
         super().__init__(
             _ScreenSink(file),
             encoding=getattr(file, "encoding", None) or "utf-8",
-            errors="backslashreplace",
+            errors=WRITTEN_OUT,
             newline="\n",
             line_buffering=True,  # a line is one write, which other processes cannot split
         )

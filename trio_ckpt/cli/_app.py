@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from .._util.errors import text_of
-from .._util.screen import Screen
+from .._util.screen import WRITTEN_OUT, Screen
 from .._util.text import one_line
 from ._exits import (
     EXIT_INTERRUPTED,
@@ -122,7 +122,7 @@ def _open_output() -> Generator[None]:
         return
     reconfigure = getattr(sys.stdout, "reconfigure", None)
     if reconfigure is not None:  # a name that it cannot encode must not fail the command
-        reconfigure(errors="backslashreplace")
+        reconfigure(errors=WRITTEN_OUT)
     yield
 
 

@@ -25,7 +25,7 @@ from ._options import (
     stream_option,
 )
 from ._pending import live_of
-from ._render import Block, CommandAnswer, Document, Table, error_part, owner_document
+from ._render import POINT, Block, CommandAnswer, Document, Table, error_part, owner_document
 from ._select import choose_stream, choose_streams, read_status
 from ._show import counts_text, error_text
 
@@ -85,7 +85,7 @@ def _bulleted(sentences: Sequence[Sentence]) -> Sequence[Block]:
     blocks: list[Block] = []
     for is_list, group in groupby(sentences, key=lambda sentence: sentence.about == "streams"):
         blocks += [""] if blocks else []
-        blocks += [f"- {sentence.text}" if is_list else sentence.text for sentence in group]
+        blocks += [f"{POINT}{sentence.text}" if is_list else sentence.text for sentence in group]
     return blocks
 
 

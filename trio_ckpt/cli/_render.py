@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # rich is imported where it is needed
 
 MAX_ROWS = 20  # of a table, unless all are asked for
 GAP = " " * GAP_CELLS
+POINT = "- "  # at the beginning of a text: it is a point of a list
 INDENT = "    "  # of what is set below its row
 MAX_PADDED_CELLS = 60  # a longer cell is not cut, but does not push the other rows aside
 MIN_CUT_CELLS = 8  # a column is not cut to less, or it would be unreadable
@@ -237,6 +238,8 @@ def print_blocks(blocks: Sequence[Block]) -> None:
         if isinstance(block, Table):
             console.print()
             _print_table(console, block)
+        elif isinstance(block, str) and block.startswith(POINT):
+            _print_point(console, block)
         elif isinstance(block, str) or console.width >= MIN_COLUMNS_CELLS:
             console.print(to_rich(block))
         else:
@@ -251,6 +254,18 @@ def _print_table(console: Console, table: Table) -> None:
     else:
         _print_lines(console, lines[:1], style="bold")
         _print_lines(console, lines[1:])
+
+
+def _print_point(console: Console, block: str) -> None:
+    """Print a point of a list; the lines after its first one begin below its text."""
+    from rich.text import Text
+
+    text = Text(printable(block.removeprefix(POINT)))
+    margin = POINT
+    for line in text.wrap(console, console.width - len(POINT)):
+        line.rstrip()
+        console.print(Text(margin).append_text(line), soft_wrap=True)
+        margin = " " * len(POINT)
 
 
 def _print_lines(console: Console, lines: Iterable[str], style: str | None = None) -> None:
