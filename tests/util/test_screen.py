@@ -188,7 +188,7 @@ def test_a_notebook_shows_text_below_its_cell(tmp_path: Path) -> None:
         assert server.read() == ""
 
 
-def test_what_an_encoding_has_not_is_written_out_and_an_ellipsis_is_a_tilde() -> None:
+def test_what_an_encoding_has_not_is_written_out() -> None:
     below = io.BytesIO()
     with io.TextIOWrapper(below, encoding="ascii") as file:
         print("cut… é 日本… \U0001f980", file=Screen(file))
