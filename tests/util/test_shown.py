@@ -88,8 +88,8 @@ async def test_every_object_says_what_it_is_and_nothing_secret(autojump_clock: M
         "<Run gh; state closed; streams 0 open>",
     ]
     assert lines[7].startswith("<SessionView 1; end ended; process ")
-    assert lines[8].startswith("<CheckpointView 1; kind batch; saved at ")
-    assert lines[8].endswith("; batch 0; records 3>")
+    assert lines[8].startswith("<CheckpointView 1, saved at ")
+    assert lines[8].endswith("; kind batch; batch 0; records 3>")
     for thing in objects:
         shown = [repr(thing), thing._repr_html_()]
         assert not [text for text in shown if SECRET in text]

@@ -160,6 +160,11 @@ class SessionView(Shown, msgspec.Struct, frozen=True):
     runtime_s: float
     reason: str | None = None
 
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        yield "session", number(self.number)
+        yield "end", how_text(self.how, self.reason)
+        yield "process", f"{self.pid} on {self.host}, begun at {moment(self.began)}"
+
 
 def how_ended(metadata: Mapping[str, Plain]) -> str:
     """How a session ended, and why it stopped by itself if it did, as session metadata say."""
@@ -169,15 +174,6 @@ def how_ended(metadata: Mapping[str, Plain]) -> str:
 def how_text(how: str, reason: str | None) -> str:
     """How a session ended, with the reason why it stopped by itself."""
     return how if reason is None else f"{how} by its {reason}"
-
-    def _shown(self) -> Iterable[tuple[str, str]]:
-        return [
-            ("session", number(self.number)),
-            ("end", self.how),
-            ("process", f"{self.pid} on {self.host}"),
-            ("begun at", moment(self.began)),
-            ("ended at", "" if self.ended is None else moment(self.ended)),
-        ]
 
 
 def session_metadata_of(view: RunView) -> dict[str, Plain]:
@@ -246,10 +242,8 @@ async def read_sessions(
                 metadata = check_session_metadata(record.metadata, is_end=True)
                 ends[metadata["session"]] = metadata
             elif record.kind is RecordKind.SESSION:
-                metadata, goes_on = (
-                    check_session_metadata(record.metadata),
-                    is_running and not sessions,
-                )
+                metadata = check_session_metadata(record.metadata)
+                goes_on = is_running and not sessions
                 sessions.append(_session(metadata, ends.get(metadata["session"]), goes_on=goes_on))
     return sessions[::-1]
 
@@ -381,14 +375,11 @@ class CheckpointView(Shown, msgspec.Struct, frozen=True):
     state_bytes: int
 
     def _shown(self) -> Iterable[tuple[str, str]]:
-        return [
-            ("checkpoint", number(self.sequence)),
-            ("kind", self.kind),
-            ("saved at", moment(self.at)),
-            ("batch", "" if self.batch_index is None else number(self.batch_index)),
-            ("records", number(self.records)),
-            ("error", "" if self.error is None else self.error.type),
-        ]
+        yield "checkpoint", f"{number(self.sequence)}, saved at {moment(self.at)}"
+        yield "kind", self.kind
+        yield "batch", "" if self.batch_index is None else number(self.batch_index)
+        yield "records", number(self.records)
+        yield "error", "" if self.error is None else self.error.type
 
 
 async def read_history(
