@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import trio_ckpt
+
 DAY_S = 86_400.0
 
 
@@ -44,6 +46,49 @@ def seconds(*, is_zero_allowed: bool = True) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def amount(text: str) -> float:
+    """An amount of money, more than nothing."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"an amount above 0, not {text!r}")
+    return value
+
+
+def add_limits(parser: argparse.ArgumentParser, *, has_cost: bool = False) -> None:
+    """Add the options that say when a run stops by itself; see `limits_of`."""
+    count = whole_number(1, 10**9)
+    parser.add_argument(
+        "--max-runtime",
+        type=seconds(is_zero_allowed=False),
+        metavar="S",
+        help="end after so many s",
+    )
+    parser.add_argument(
+        "--max-batches", type=count, metavar="N", help="do so many batches at a time"
+    )
+    parser.add_argument(
+        "--max-failures", type=count, metavar="N", help="stop after so many failures in a row"
+    )
+    if has_cost:
+        parser.add_argument(
+            "--max-cost", type=amount, metavar="USD", help="spend no more, in all starts together"
+        )
+
+
+def limits_of(options: argparse.Namespace) -> trio_ckpt.Limits:
+    """When the run stops by itself, as the options say."""
+    cost: float | None = getattr(options, "max_cost", None)
+    return trio_ckpt.Limits(
+        spent={} if cost is None else {"cost_usd": cost},
+        runtime_s=options.max_runtime,
+        batches=options.max_batches,
+        consecutive_failures=options.max_failures,
+    )
 
 
 def resume_command() -> str:

@@ -49,7 +49,7 @@ from ._collector.answers import (
     repo_names,
 )
 from ._collector.options import OWN_API, parse_options
-from ._command import lines_of, resume_command
+from ._command import limits_of, lines_of, resume_command
 from ._web import http
 
 log = logging.getLogger("collector")
@@ -344,6 +344,7 @@ async def run_with(client: Client, url: str, options: argparse.Namespace) -> int
         output_dir=options.out,
         config={"url": options.url or OWN_API, "per_page": options.per_page},
         fresh=options.fresh,
+        limits=limits_of(options),
         resume_command=resume_command(),
     ) as run:
         collector = Collector(client, url, options.per_page)

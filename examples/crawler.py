@@ -28,7 +28,7 @@ import trio
 import trio_ckpt
 from trio_ckpt.progress import Screen
 
-from ._command import lines_of, resume_command
+from ._command import limits_of, lines_of, resume_command
 from ._crawler.display import describe, shown
 from ._crawler.failures import (
     LONGEST_PAUSE_S,
@@ -243,6 +243,7 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
             },
             fresh=options.fresh,
             retry_failed=options.retry_failed,
+            limits=limits_of(options),
             resume_command=resume_command(),
         ) as run:
             return await crawl_in(run, client, scope, rules, options)

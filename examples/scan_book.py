@@ -41,7 +41,14 @@ import trio_ckpt
 from trio_ckpt.outputs import Validate
 from trio_ckpt.progress import Screen
 
-from ._command import lines_of, output_folder, seconds, whole_number
+from ._command import (
+    add_limits,
+    limits_of,
+    lines_of,
+    output_folder,
+    seconds,
+    whole_number,
+)
 
 log = logging.getLogger("scan_book")
 
@@ -278,6 +285,7 @@ async def scan(options: argparse.Namespace, read_page: ReadPage | None = None) -
             "model": options.model,
         },
         fresh=options.fresh,
+        limits=limits_of(options),
         resume_command=resume_command(),
     ) as run:
         if options.redo:
@@ -412,6 +420,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--log", type=Path, metavar="FILE", help="file for a line for each page that is begun"
     )
+    add_limits(parser, has_cost=True)
     options = parser.parse_args(words)
     if options.start and options.end and options.start > options.end:
         parser.error("--start is behind --end")

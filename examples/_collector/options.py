@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from examples._api.faults import Fault
-from examples._command import output_folder, whole_number
+from examples._command import add_limits, output_folder, whole_number
 from examples._web import urls
 
 OWN_API = "the API of the example"
@@ -59,6 +59,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="'WHAT[:SECONDS][*TIMES] TARGET'",
         help="what requests meet at the example's API: a status, reset or slow; repeatable",
     )
+    add_limits(parser)
     options = parser.parse_args(words)
     if options.url is not None and options.fault:
         parser.error("--fault is for the API of the example, not for another --url")

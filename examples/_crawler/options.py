@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from examples._command import output_folder, seconds, whole_number
+from examples._command import add_limits, output_folder, seconds, whole_number
 
 DEFAULT_USER_AGENT = "trio-ckpt-crawler/0.1 (+an example of the trio_ckpt library)"
 MAX_CONCURRENCY = 1_000  # sockets: common systems give a process 1,024 files
@@ -68,6 +68,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="TEXT",
         help="who we say we are",
     )
+    add_limits(parser)
     return parser.parse_args(words)
 
 

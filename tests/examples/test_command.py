@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from examples import collector, crawler, scan_book, train, train_on_workers
-from examples._command import output_folder, seconds, whole_number
+from examples._command import add_limits, amount, limits_of, output_folder, seconds, whole_number
+from trio_ckpt import Limits
 
 
 @pytest.mark.parametrize("text", ["1", "5", "10", "010"])
@@ -114,3 +115,24 @@ def test_what_went_wrong_is_a_line_each_however_deep(
     monkeypatch.setattr("trio.run", run)
     assert module.main() == 1
     assert capsys.readouterr().err.splitlines() == ["OSError: a", "ValueError: b", "KeyError: 'c'"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x", ""])
+def test_what_is_no_amount_of_money(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="an amount above 0, not"):
+        amount(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "limits"),
+    [
+        ([], Limits()),
+        (["--max-cost", "0.5"], Limits(spent={"cost_usd": 0.5})),
+        (["--max-runtime", "30", "--max-batches", "7"], Limits(runtime_s=30, batches=7)),
+        (["--max-failures", "20"], Limits(consecutive_failures=20)),
+    ],
+)
+def test_options_are_the_limits_of_the_run(words: list[str], limits: Limits) -> None:
+    parser = argparse.ArgumentParser()
+    add_limits(parser, has_cost=True)
+    assert limits_of(parser.parse_args(words)) == limits

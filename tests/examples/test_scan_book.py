@@ -295,3 +295,19 @@ def test_what_cannot_work_is_one_line(
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_the_model_costs_no_more_than_is_allowed(book: Path, tmp_path: Path) -> None:
+    allowed = price_of_half(book)
+    words = ("--workers", "1", "--max-cost")
+    for _ in range(2):
+        with pytest.raises(trio_ckpt.RunStoppedError, match="cost_usd are spent"):
+            await scan(book, tmp_path, *words, f"{allowed:.9f}")
+    assert 0 < len(pages(tmp_path)) < 2 * PAGES
+    assert await scan(book, tmp_path, *words, "50") == 0
+    assert len(pages(tmp_path)) == 2 * PAGES
+
+
+def price_of_half(book: Path) -> float:
+    """About half of what the model asks for one stage."""
+    return len(book.read_text()) * scan_book.USD_PER_CHARACTER / 2
