@@ -220,8 +220,11 @@ async def test_a_disk_that_fills_stops_the_run(
 
 
 async def test_a_run_without_a_disk_has_no_free_space(autojump_clock: Clock) -> None:
+    store = MemoryStore()
     with pytest.raises(ValueError, match="min_free_bytes needs a store or an output_dir"):
-        await work(MemoryStore(), Limits(min_free_bytes=1))
+        await work(store, Limits(min_free_bytes=1))
+    [session] = await read_sessions(store, "r")
+    assert session.how == "ended by ValueError"  # it was not killed
 
 
 async def test_what_a_cancelled_batch_has_cost_counts(autojump_clock: Clock) -> None:

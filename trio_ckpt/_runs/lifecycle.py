@@ -198,7 +198,7 @@ async def open_run(
                     )
             own = _make_open_run(request, resources, generation, session, stop, nursery)
             with stopping_if_poisoned(request, committer):
-                await begin_limits(own, generation.view, session.before)
+                await begin_limits(own, generation.view, session)
             run = Run(own, found)
             if resources.store.has_live:
                 nursery.start_soon(publish_live, run)

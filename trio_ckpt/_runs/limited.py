@@ -25,7 +25,7 @@ from .._util.uninterrupted import uninterrupted
 from ..stores import folder_of
 from .brake import continue_outage
 from .open_run import OpenRun
-from .session import ROW_SINCE
+from .session import ROW_SINCE, SessionRecorder
 
 log = get_logger(__name__)
 
@@ -57,13 +57,13 @@ def watch_limits(
 
 
 @uninterrupted
-async def begin_limits(run: OpenRun, view: RunView | None, before: Mapping[str, Plain]) -> None:
+async def begin_limits(run: OpenRun, view: RunView | None, session: SessionRecorder) -> None:
     """Say what was overridden, stop a run whose limit is exceeded, and watch time and disks.
 
     Args:
         run: The run, before it hands anything out.
         view: The run as the last session left it; None: it is new.
-        before: The metadata of that session; empty: there was none.
+        session: The session, which has begun; it ends if this fails.
 
     Raises:
         ValueError: `min_free_bytes` is given, and nothing is on a disk of this machine.
@@ -71,12 +71,20 @@ async def begin_limits(run: OpenRun, view: RunView | None, before: Mapping[str, 
 
     Cancellation: a cancellation point where records or disks are read.
     """
-    watch = run.limits
-    _log_overrides(run.run_id, before, watch)
-    if watch is None:
+    _log_overrides(run.run_id, session.before, run.limits)
+    if run.limits is None:
         return
-    if view is not None:
-        await continue_outage(run, view, before.get(ROW_SINCE))
+    try:
+        if view is not None:
+            await continue_outage(run, view, session.before.get(ROW_SINCE))
+        await _begin_watching(run, run.limits)
+    except BaseException as error:
+        await session.end(error)
+        raise
+
+
+async def _begin_watching(run: OpenRun, watch: LimitWatch) -> None:
+    """Stop a run whose limit is exceeded already, and begin to watch time and disks."""
     watch.stop_at_start(over_spent(watch.limits, watch.spent))
     if watch.limits.min_free_bytes is not None:
         folders = _folders(run)
