@@ -18,7 +18,8 @@ from tests.remote.misbehaving import RAISED
 from trio_ckpt import CheckpointCoordinator, CheckpointFailedError, RetryRule, RetryTable, Then
 from trio_ckpt._journal.record import describe_error
 from trio_ckpt._util.arguments import shown
-from trio_ckpt._util.errors import NotEncodableError, class_name, text_of
+from trio_ckpt._util.errors import NotEncodableError
+from trio_ckpt._util.exceptions import class_name, text_of
 from trio_ckpt._util.plain import as_plain
 from trio_ckpt.monitor._routes import refusal_of
 from trio_ckpt.outputs import Validator

@@ -213,6 +213,35 @@ def test_no_file_of_tests_has_two_topics() -> None:
     assert {path for path, lines in lengths.items() if lines > MAX_TEST_LINES} == set()
 
 
+MAX_LINES = 520
+"""How long a file of the package is at most."""
+
+MAX_BODY_LINES = 70
+"""How long a function is at most, without its signature and its docstring."""
+
+
+def test_no_file_of_the_package_is_too_long() -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert len(lengths) > 100
+    assert {str(path): lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_no_function_of_the_package_is_too_long() -> None:
+    bodies = {
+        f"{path.stem}.{node.name}": node.body[1:] if ast.get_docstring(node) else node.body
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    lengths = {
+        name: (body[-1].end_lineno or 0) - body[0].lineno + 1
+        for name, body in bodies.items()
+        if body
+    }
+    assert len(lengths) > 2000
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_BODY_LINES} == {}
+
+
 def test_each_file_of_the_law_has_its_file_of_tests() -> None:
     files = {path.stem for path in (PACKAGE / "_commit").glob("*.py")} - {"__init__"}
     tests = {path.stem.removeprefix("test_") for path in (TESTS / "commit").glob("test_*.py")}

@@ -22,8 +22,8 @@ from ._journal.statistics import RunStatistics
 from ._journal.summary import left_of, percent_of
 from ._runs.run import Run
 from ._util.arguments import function, instance, seconds
-from ._util.errors import text_of
 from ._util.exact_sum import Number
+from ._util.exceptions import text_of
 from ._util.extras import needs_extra
 from ._util.log import at, get_logger
 from ._util.screen import GAP_CELLS, Screen as Screen, console_for, grid_of

@@ -26,8 +26,8 @@ from trio_ckpt._journal.record import Record, RecordKind, encode_record
 from trio_ckpt._journal.store import MAX_INLINE_LIMIT_BYTES, FarStore
 from trio_ckpt._journal.summary import run_status_from
 from trio_ckpt._util.arguments import MAX_INDEX
-from trio_ckpt._util.errors import leaves_of
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
+from trio_ckpt._util.exceptions import leaves_of
 from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, RunKey
 from trio_ckpt.cli._render import to_json
 from trio_ckpt.cli._show import _run_document

@@ -25,7 +25,7 @@ from trio_ckpt import (
     run_batches,
 )
 from trio_ckpt._runs.stream import loop_cursor_of
-from trio_ckpt._util.errors import leaves_of
+from trio_ckpt._util.exceptions import leaves_of
 from trio_ckpt.stores import MemoryStore
 
 

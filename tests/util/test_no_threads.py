@@ -14,7 +14,7 @@ import trio
 from trio._core._thread_cache import clear_worker_threads
 
 import trio_ckpt
-from trio_ckpt._util.errors import leaves_of
+from trio_ckpt._util.exceptions import leaves_of
 from trio_ckpt._util.threads import WorkerThread, run_blocking
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.stores._local.beside import Beside

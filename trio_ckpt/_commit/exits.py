@@ -13,7 +13,8 @@ import attrs
 import trio
 
 from .._journal.observer import AttemptEnd
-from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, leaves_of
+from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError
+from .._util.exceptions import leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
 
 

@@ -84,10 +84,8 @@ from .._util.errors import (
     StreamFailedError,
     TokenNeverSettledError,
     TrioCkptError,
-    class_name,
-    failures_in,
-    text_of,
 )
+from .._util.exceptions import class_name, failures_in, text_of
 from .._util.log import get_logger
 from .._util.plain import copy_plain
 from .._util.text import one_line

@@ -43,9 +43,8 @@ from .._util.errors import (
     StoreConflictError,
     StoreError,
     TrioCkptError,
-    class_name,
-    text_of,
 )
+from .._util.exceptions import class_name, text_of
 from .._util.log import at, get_logger
 from .._util.patience import give_up_after
 from .._util.plain import StreamKey, encode_key

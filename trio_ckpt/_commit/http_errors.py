@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from .._util.errors import leaves_of
+from .._util.exceptions import leaves_of
 
 BROKEN = (
     TimeoutError,

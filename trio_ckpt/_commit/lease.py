@@ -38,7 +38,8 @@ import trio
 
 from .._journal.progress import Progress
 from .._journal.store import RunKey, Store
-from .._util.errors import LeaseLostError, text_of
+from .._util.errors import LeaseLostError
+from .._util.exceptions import text_of
 from .._util.nursery import open_service_nursery
 from .._util.plain import StreamKey
 from .._util.text import duration

@@ -28,7 +28,7 @@ from .._util.arguments import (
     several,
     whole_number,
 )
-from .._util.errors import failures_in
+from .._util.exceptions import failures_in
 from ..outputs import Validator
 
 

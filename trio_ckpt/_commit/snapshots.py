@@ -19,7 +19,8 @@ import trio
 from .._journal.record import Record, RecordKind, describe_error, trouble
 from .._tokens.token import portal_of, touch
 from .._util.arguments import checked_by, seconds
-from .._util.errors import NotEncodableError, text_of
+from .._util.errors import NotEncodableError
+from .._util.exceptions import text_of
 from .._util.log import get_logger
 from .._util.plain import as_metadata, check_point_label
 from .._util.text import printable

@@ -17,8 +17,9 @@ from .._journal.observer import AttemptEnd
 from .._journal.progress import MAX_SUM, Progress, apply
 from .._journal.record import Record, Seal
 from .._journal.store import Checkpoint, Fold
-from .._util.errors import NotEncodableError, text_of
+from .._util.errors import NotEncodableError
 from .._util.exact_sum import ExactSum, add_sums
+from .._util.exceptions import text_of
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey

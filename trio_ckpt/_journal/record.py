@@ -27,11 +27,10 @@ from .._util.errors import (
     StoreDamagedError,
     StreamFailedError,
     TrioCkptError,
-    class_name,
     describe_batch,
-    text_of,
 )
 from .._util.exact_sum import Amount, Number, StoredSum, check_amounts
+from .._util.exceptions import class_name, text_of
 from .._util.plain import Plain, StreamKey, copy_plain, encode_key
 
 # ---------------------------------------------------------------------------------------

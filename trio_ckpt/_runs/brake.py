@@ -31,7 +31,8 @@ from .._journal.history import iter_records
 from .._journal.progress import Progress, add_marks, encode_marks, item_mark
 from .._journal.record import Record, RecordKind, Taken
 from .._journal.store import RunView, Store
-from .._util.errors import TrioCkptError, text_of
+from .._util.errors import TrioCkptError
+from .._util.exceptions import text_of
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import JOB_STREAM, RUN_STREAM, StreamKey

@@ -23,7 +23,7 @@ from .._journal.live_view import (
 from .._journal.statistics import Stopping
 from .._journal.store import Store
 from .._tokens.token import AnyToken
-from .._util.errors import text_of
+from .._util.exceptions import text_of
 from .._util.log import at, get_logger
 from .._util.uninterrupted import uninterrupted
 from .run import Run, open_run_of

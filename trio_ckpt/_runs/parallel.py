@@ -17,7 +17,8 @@ from .._commit.open_stream import OpenStream
 from .._commit.retry import Again, LoopPolicy, RetryTable
 from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
-from .._util.errors import BatchFailedError, StreamFailedError, text_of
+from .._util.errors import BatchFailedError, StreamFailedError
+from .._util.exceptions import text_of
 from .._util.index_set import IndexSet
 from .._util.log import at_error, get_logger
 from .._util.text import one_line

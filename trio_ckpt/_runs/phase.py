@@ -19,7 +19,7 @@ from .._commit.stream_log import StreamLog
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Opened, Record, RecordKind, Status, describe_error
 from .._journal.summary import left_in_phase
-from .._util.errors import text_of
+from .._util.exceptions import text_of
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import one_line, plural, printable, stream_name

@@ -47,8 +47,9 @@ from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.store import RunView, Store
 from .._journal.summary import in_order, summarize
-from .._util.errors import ConfigChangedError, RunStoppedError, StoreDamagedError, class_name
+from .._util.errors import ConfigChangedError, RunStoppedError, StoreDamagedError
 from .._util.exact_sum import Number
+from .._util.exceptions import class_name
 from .._util.log import at, get_logger
 from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
 from .._util.text import number, plural

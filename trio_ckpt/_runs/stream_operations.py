@@ -28,9 +28,8 @@ from .._util.errors import (
     StreamEndedError,
     StreamFailedError,
     TrioCkptError,
-    leaves_of,
-    text_of,
 )
+from .._util.exceptions import leaves_of, text_of
 from .._util.log import get_logger
 from .._util.plain import Plain, StreamKey, copy_plain
 from .._util.text import one_line

@@ -51,9 +51,8 @@ from .._util.errors import (
     CheckpointFailedError,
     DuplicateCheckpointError,
     describe_batch,
-    failures_in,
-    text_of,
 )
+from .._util.exceptions import failures_in, text_of
 from .._util.plain import Plain, StreamKey
 from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted

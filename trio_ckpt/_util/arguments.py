@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 
 import attrs
 
-from .errors import qualname_of
+from .exceptions import qualname_of
 
 MAX_INDEX = 2**63 - 2
 """The greatest batch index: the end of an interval, one more, fits into 64 signed bits."""

@@ -15,7 +15,8 @@ import logging
 from types import TracebackType
 from typing import TypeAlias
 
-from .errors import TrioCkptError, class_name, text_of
+from .errors import TrioCkptError
+from .exceptions import class_name, text_of
 from .plain import StreamKey
 from .text import one_line, printable, stream_name
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from .errors import failures_in
+from .exceptions import failures_in
 from .uninterrupted import uninterrupted
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .._util.errors import text_of
+from .._util.exceptions import text_of
 from .._util.screen import WRITTEN_OUT, Screen
 from .._util.text import one_line
 from ._exits import (

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import trio
 
-from .._util.errors import leaves_of
+from .._util.exceptions import leaves_of
 from .._util.extras import needs_extra
 from .._util.screen import Screen
 from ..remote import Foreman, UnsafeBindingError, new_secret, run_worker, serve_foreman

@@ -17,7 +17,7 @@ from typing import Protocol, cast
 import attrs
 from outcome import Error, Outcome, Value
 
-from .._util.errors import text_of
+from .._util.exceptions import text_of
 from .._util.extras import needs_extra
 from .._util.log import get_logger
 from .._util.text import one_line

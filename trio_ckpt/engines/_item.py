@@ -33,7 +33,8 @@ import trio
 from .._journal.history import session_metadata_of
 from .._journal.store import Durability, RunKey, Store
 from .._runs.run_lock import take_lock
-from .._util.errors import StoreError, text_of
+from .._util.errors import StoreError
+from .._util.exceptions import text_of
 from .._util.forks import this_process
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery

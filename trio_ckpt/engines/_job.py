@@ -26,7 +26,8 @@ from .._journal.progress import Progress
 from .._journal.record import RecordKind, describe_error
 from .._journal.store import Durability, RunKey, Store
 from .._runs.run_lock import take_lock
-from .._util.errors import StoreDamagedError, StoreError, class_name, text_of
+from .._util.errors import StoreDamagedError, StoreError
+from .._util.exceptions import class_name, text_of
 from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery

@@ -12,7 +12,7 @@ import trio
 
 from .._journal.store import Store
 from .._util.arguments import instance, mapping, shown, text, whole_number
-from .._util.errors import text_of
+from .._util.exceptions import text_of
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery
 from .._util.patience import give_up_after

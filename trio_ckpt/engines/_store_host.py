@@ -27,7 +27,8 @@ import trio
 from outcome import Error, Outcome, Value
 
 from .._journal.store import Durability, Store
-from .._util.errors import StoreError, class_name, text_of
+from .._util.errors import StoreError
+from .._util.exceptions import class_name, text_of
 from .._util.forks import this_process
 from .._util.log import get_logger
 from .._util.nursery import open_service_nursery

@@ -19,8 +19,8 @@ from .._util.errors import (
     StoreError,
     UnknownRunError,
     UnknownStreamError,
-    text_of,
 )
+from .._util.exceptions import text_of
 from .._util.text import one_line
 from ..remote import UnknownJobError
 from ._access import AccessDenied, AccessRole

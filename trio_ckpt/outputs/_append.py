@@ -15,7 +15,8 @@ from contextlib import suppress
 import attrs
 import msgspec
 
-from .._util.errors import CannotRedoError, OutputError, SinkClosedError, text_of
+from .._util.errors import CannotRedoError, OutputError, SinkClosedError
+from .._util.exceptions import text_of
 from .._util.plain import as_plain
 from .._util.text import plural
 from ._dir import OutputDir, tree_of

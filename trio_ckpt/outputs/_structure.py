@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import attrs
 
 from .._util.arguments import shown
-from .._util.errors import class_name, text_of
+from .._util.exceptions import class_name, text_of
 from .._util.extras import needs_extra
 from .._util.text import plural
 from ._json import Json

@@ -20,7 +20,8 @@ import attrs
 
 from .._journal.record import Output
 from .._util.arguments import checked_by, whole_number
-from .._util.errors import OutputInvalidError, class_name
+from .._util.errors import OutputInvalidError
+from .._util.exceptions import class_name
 from ._dir import OutputDir
 from ._json import MAX_JSON_BYTES, Json, JsonError, parse_json
 from ._schema import make_schema_check

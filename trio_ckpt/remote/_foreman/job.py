@@ -29,9 +29,8 @@ from ..._util.errors import (
     RunStoppedError,
     StoreError,
     TrioCkptError,
-    failures_in,
-    text_of,
 )
+from ..._util.exceptions import failures_in, text_of
 from ..._util.log import at, get_logger
 from ..._util.plain import JOB_STREAM, Plain
 from ..._util.text import one_line

@@ -12,7 +12,8 @@ import msgspec
 import trio
 
 from ..._journal.store import Store
-from ..._util.errors import StoreError, text_of
+from ..._util.errors import StoreError
+from ..._util.exceptions import text_of
 from ..._util.log import get_logger
 from ..._util.text import one_line
 from .._wire.message import MAX_TEXT_CHARS

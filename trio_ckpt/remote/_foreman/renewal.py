@@ -18,7 +18,8 @@ import trio
 from ..._commit.group_commit import LOST_AFTER
 from ..._commit.lease import ASK_AGAIN_AFTER, LAST_QUESTION, RENEW_AFTER
 from ..._journal.store import Store
-from ..._util.errors import LeaseLostError, StoreConflictError, StoreError, text_of
+from ..._util.errors import LeaseLostError, StoreConflictError, StoreError
+from ..._util.exceptions import text_of
 from ..._util.nursery import open_service_nursery
 from ..._util.patience import give_up_after
 from ..._util.text import duration

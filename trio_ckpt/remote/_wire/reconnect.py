@@ -11,7 +11,7 @@ from typing import NoReturn
 import attrs
 import trio
 
-from ..._util.errors import text_of
+from ..._util.exceptions import text_of
 from ..._util.log import get_logger
 from ..._util.text import one_line, printable
 from .errors import ConnectionLostError, HandshakeRefusedError, ProtocolError

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from ..._util.errors import leaves_of
+from ..._util.exceptions import leaves_of
 from ..._util.extras import needs_extra
 from ..._util.forks import unshare
 from ..._util.log import get_logger

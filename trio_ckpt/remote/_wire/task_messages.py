@@ -13,9 +13,8 @@ from ..._util.errors import (
     StoreDamagedError,
     StoreError,
     StoreVersionError,
-    class_name,
-    text_of,
 )
+from ..._util.exceptions import class_name, text_of
 from ..._util.plain import Plain
 from .job_messages import TaskError
 from .message import (

@@ -19,7 +19,7 @@ from outcome import Error, Outcome, Value, acapture, capture
 from ..._commit.awaits import Calls, awaits_noted
 from ..._commit.snapshots import Snapshots, make_due
 from ..._runs.stream import Stream
-from ..._util.errors import text_of
+from ..._util.exceptions import text_of
 from ..._util.extras import needs_extra
 from ..._util.plain import Plain, check_point_label
 from ..._util.threads import Aside, run_blocking

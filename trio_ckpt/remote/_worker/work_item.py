@@ -13,15 +13,8 @@ import trio
 
 from ..._journal.store import FarStore
 from ..._runs.lifecycle import open_run
-from ..._util.errors import (
-    BatchFailedError,
-    RunStoppedError,
-    StoreDamagedError,
-    StoreError,
-    class_name,
-    leaves_of,
-    text_of,
-)
+from ..._util.errors import BatchFailedError, RunStoppedError, StoreDamagedError, StoreError
+from ..._util.exceptions import class_name, leaves_of, text_of
 from ..._util.log import at, get_logger
 from ..._util.plain import Plain
 from ..._util.text import message_of, one_line, printable

@@ -29,7 +29,8 @@ from typing import TypeAlias, cast
 import attrs
 import numpy as np
 
-from ..._util.errors import NotEncodableError, StoreDamagedError, text_of
+from ..._util.errors import NotEncodableError, StoreDamagedError
+from ..._util.exceptions import text_of
 from .._tree.flatten import tensor_kind
 from .._tree.frame import MAX_BYTES, Kind, View
 from .dtypes import Plain, describe_dtype, restore_dtype

@@ -11,7 +11,8 @@ from typing import cast
 import attrs
 import msgspec
 
-from ..._util.errors import StoreDamagedError, text_of
+from ..._util.errors import StoreDamagedError
+from ..._util.exceptions import text_of
 from .classes import ATOMS, CACHED_HASH, Classes, Field, Shape
 from .errors import MissingHereError, StateChangedError
 from .flatten import FACTORIES

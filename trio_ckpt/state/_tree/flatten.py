@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection
 
 import attrs
 
-from ..._util.errors import NotEncodableError, text_of
+from ..._util.errors import NotEncodableError
+from ..._util.exceptions import text_of
 from .classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
 from .format import Module, Tag, Tree, Value, kind_of, pack, pack_floats
 from .frame import Kind
