@@ -13,6 +13,10 @@ itself (``--url`` names another one). The blocks play the repositories, and each
 Stop it, kill it, unplug the machine: the same command goes on with the page it was at. See what
 it does about errors with --fault, say ``--fault "429:5 /blocks/kana/hiragana/characters?page=2"``.
 
+With ``--partitions 8`` the repositories are shared among eight partitions. Start the command some
+times, also on several machines with one ``--store``: each process collects one partition after the
+other, in a folder of its own below ``--out``.
+
 Whatever the API answers, to HTML or a cursor that comes back, at worst fails its own stream: the
 other repositories go on.
 
@@ -26,7 +30,7 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 from urllib.parse import quote, urlencode
@@ -57,6 +61,7 @@ log = logging.getLogger("collector")
 Batch = trio_ckpt.Batch[None]
 Repo = str
 
+NAME = "collector"
 DISCOVERY = ("repositories",)  # the stream of the list of all repositories
 UNUSABLE = "unusable names"  # a group of streams, one for each name that cannot be used
 ENDPOINTS = ("characters", "decompositions")
@@ -225,8 +230,14 @@ def failing(batch: Batch) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------
 
 
-async def discover(run: trio_ckpt.Run, collector: Collector) -> None:
-    """The first phase: find out which streams there are."""
+async def discover(run: trio_ckpt.Run, collector: Collector, holds: Callable[[str], bool]) -> None:
+    """The first phase: find out which streams there are.
+
+    Args:
+        run: The run.
+        collector: Gets the list of the repositories.
+        holds: Whether a repository is this run's.
+    """
     async with run.phase("discovery") as phase:
         if phase.complete:
             return
@@ -239,10 +250,11 @@ async def discover(run: trio_ckpt.Run, collector: Collector) -> None:
         ) as stream:
             await collector.collect_repos(stream)
             found = stream.state
-        for name in found.unusable:
+        for name in filter(holds, found.unusable):
             await refuse(run, name)
-        added = await run.add_streams((repo, name) for repo in found.repos for name in ENDPOINTS)
-        say(f"repositories {len(set(found.repos))}, streams that are new {len(added.new)}")
+        mine = list(filter(holds, found.repos))
+        added = await run.add_streams((repo, name) for repo in mine for name in ENDPOINTS)
+        say(f"repositories {len(set(mine))}, streams that are new {len(added.new)}")
 
 
 async def refuse(run: trio_ckpt.Run, name: str) -> None:
@@ -338,8 +350,11 @@ async def run_collector(options: argparse.Namespace) -> int:
 
 async def run_with(client: Client, url: str, options: argparse.Namespace) -> int:
     """Collect from an API that is there; returns the exit code."""
+    collector = Collector(client, url, options.per_page)
+    if options.partitions is not None:
+        return await collect_partitions(collector, options)
     async with trio_ckpt.open_run(
-        "collector",
+        NAME,
         store=options.store or options.out / "collector.ckpt",
         output_dir=options.out,
         config={"url": options.url or OWN_API, "per_page": options.per_page},
@@ -347,11 +362,46 @@ async def run_with(client: Client, url: str, options: argparse.Namespace) -> int
         limits=limits_of(options),
         resume_command=resume_command(),
     ) as run:
-        collector = Collector(client, url, options.per_page)
-        await discover(run, collector)
-        await collect(run, collector, options)
-        show_statistics(run)
+        await collect_run(run, collector, options, lambda repo: True)
         return run.exit_code
+
+
+async def collect_run(
+    run: trio_ckpt.Run,
+    collector: Collector,
+    options: argparse.Namespace,
+    holds: Callable[[str], bool],
+) -> None:
+    """Collect the repositories of a run."""
+    await discover(run, collector, holds)
+    await collect(run, collector, options)
+    show_statistics(run)
+
+
+async def collect_partitions(collector: Collector, options: argparse.Namespace) -> int:
+    """Collect partitions until none is left, beside any other process; returns the exit code."""
+    async with trio_ckpt.open_collection(
+        NAME,
+        store=options.store or options.out / "collector.ckpt",
+        partitions=options.partitions,
+        output_dir=options.out,
+        config={"url": options.url or OWN_API, "per_page": options.per_page},
+        retry_failed=options.retry_failed,
+        resume_command=resume_command(),
+    ) as collection:
+        while True:
+            async with collection.claim() as partition:
+                if partition is None:
+                    break
+                say(f"partition {partition.index} of {partition.partitions}")
+                await collect_run(partition.run, collector, options, partition.holds)
+        try:
+            async with collection.finish() as run:
+                if run is not None:
+                    say(f"all {collection.partitions} partitions are complete")
+        except trio_ckpt.PartitionsLeftError as error:
+            say(str(error))
+        return collection.exit_code
 
 
 @asynccontextmanager

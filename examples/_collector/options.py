@@ -50,6 +50,12 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         type=lambda repo: (repo,),
         help="leave out the repositories before this one",
     )
+    parser.add_argument(
+        "--partitions",
+        type=whole_number(1, 100_000),
+        metavar="N",
+        help="share the repositories among N partitions, and any number of processes",
+    )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument(
         "--fault",
@@ -63,6 +69,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.url is not None and options.fault:
         parser.error("--fault is for the API of the example, not for another --url")
+    if options.partitions is not None and options.fresh:
+        parser.error("--fresh is for a run without --partitions: choose another --out")
     return options
 
 

@@ -50,6 +50,7 @@ class Plan:
         partitions: How many partitions.
         processes: How many processes at a time.
         kills: How many of them are killed.
+        pause_s: How long each batch takes, in seconds.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Plan:
     partitions: int
     processes: int
     kills: int
+    pause_s: float = 0.0
 
 
 @attrs.frozen
@@ -88,7 +90,7 @@ def note(path: str, text: str) -> None:
         file.write(f"{text}\n")
 
 
-async def take_part(url: str, partitions: int, journal: str) -> int:
+async def take_part(url: str, partitions: int, pause_s: float, journal: str) -> int:
     """What each process does; returns its exit code."""
     async with open_collection(
         NAME, store=url, partitions=partitions, items=partitions * BATCHES
@@ -101,6 +103,7 @@ async def take_part(url: str, partitions: int, journal: str) -> int:
                 note(journal, f"claimed {partition.index}")
                 async with partition.run.open_stream(*STREAM) as stream:
                     async for batch in stream.batches(partition.range):
+                        await trio.sleep(pause_s)
                         batch.complete(records=1)
         async with collection.finish() as run:
             if run is not None:
@@ -126,7 +129,7 @@ class Herd:
         journal = plan.folder / f"journal-{self.starts}"
         command = [sys.executable, "-m", MODULE]
         command += ["--take-part", str(journal), "--store", plan.url]
-        command += ["--partitions", str(plan.partitions)]
+        command += ["--partitions", str(plan.partitions), "--pause-s", str(plan.pause_s)]
         self._living.append(subprocess.Popen(command, cwd=ROOT))
         self.starts += 1
 
@@ -225,16 +228,19 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--every-s", type=float, default=2.0)
+    parser.add_argument("--pause-s", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", default="")
     parser.add_argument("--take-part", default="")
     options = parser.parse_args()
     if options.take_part:
-        return trio.run(take_part, options.store, options.partitions, options.take_part)
+        given = (options.store, options.partitions, options.pause_s, options.take_part)
+        return trio.run(take_part, *given)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         url = options.store or f"sqlite:{folder / 'store'}"
-        plan = Plan(folder, url, options.partitions, options.processes, options.kills)
+        sizes = (options.partitions, options.processes, options.kills, options.pause_s)
+        plan = Plan(folder, url, *sizes)
         began = time.monotonic()
         found = kill_processes(plan, random.Random(options.seed), options.every_s)
         print(

@@ -130,110 +130,153 @@ def partition_state(store: Store, line: RunSummary, name: str, partitions: int) 
 # ---------------------------------------------------------------------------------------
 
 
+class CollectionLines(msgspec.Struct, frozen=True):
+    """A collection in a list of runs.
+
+    Attributes:
+        own: Its own run.
+        run: What the summary of that said when it was last left.
+        partitions: Its partitions that were begun.
+    """
+
+    own: RunSummary
+    run: RunOverview
+    partitions: list[RunSummary]
+
+    def has(self, run_id: str) -> bool:
+        """Whether a run has the name of one of its partitions."""
+        return partition_index(self.run.run_id, self.run.partitions or 0, run_id) is not None
+
+
+def split_collections(
+    store: Store, lines: Iterable[RunSummary]
+) -> tuple[dict[str, CollectionLines], list[RunSummary]]:
+    """The collections in a list of runs, by name; and the runs that are of none.
+
+    A collection without any partition that was begun, and one whose own run has no summary that
+    can be read, is not known to be one: its runs are listed as others are.
+    """
+    every = {line.run_id: line for line in lines}
+    places = {run_id: place for run_id in every if (place := split_partition_id(run_id))}
+    found = dict[str, CollectionLines]()
+    for name in {place[0] for place in places.values()} & every.keys():
+        last = last_overview(store, every[name])
+        if last is not None and last.partitions is not None and last.collection is None:
+            found[name] = CollectionLines(every[name], last, [])
+    others: list[RunSummary] = []
+    for run_id, line in every.items():
+        place = places.get(run_id)
+        mine = None if place is None else found.get(place[0])
+        if mine is not None and mine.has(run_id):
+            mine.partitions.append(line)
+        elif run_id not in found:
+            others.append(line)
+    return found, others
+
+
 class CollectionOverview(msgspec.Struct, frozen=True, kw_only=True):
     """What a list shows of a collection.
 
     Attributes:
-        run: Its own run.
-        partitions: How many partitions it has.
-        statuses: How many partitions have each status.
-        unseen: How many of them are not in the sums yet: they are in their first session, or it
-            was killed.
-        status: The status of the whole.
-        summary: The sums of all partitions and of its own run.
-        last_activity: When something was last saved; Unix time, s; None: nothing was.
-        runtime_s: For how long its runs were open, all together, in seconds.
+        run: What it shows of a run, added up of the collection's own and all partitions.
+        partitions: How many partitions have each status.
+        unseen: How many of those that were begun are not in the sums yet: they are in their first
+            session, or it was killed.
         eta_s: When the partitions are complete at the present number of owners, in seconds from
             now; None: no process works on them, or none is complete.
-        exit_code: The exit code for its status.
     """
 
     run: RunOverview
-    partitions: int
-    statuses: Mapping[Status, int]
+    partitions: Mapping[Status, int]
     unseen: int
-    status: Status
-    summary: Summary
-    last_activity: float | None
-    runtime_s: float
     eta_s: float | None
-    exit_code: int
 
 
-def sum_up_collection(
-    store: Store, run: RunOverview, lines: Iterable[RunSummary]
-) -> CollectionOverview:
-    """Add up a collection from the list of its runs.
+def sum_up_collection(store: Store, lines: CollectionLines) -> CollectionOverview:
+    """Add up a collection from the summaries of its runs, as they were last left.
 
     Args:
         store: Its store.
-        run: The collection's own run.
-        lines: Its partitions, as `Store.list_runs` has returned them.
+        lines: Its runs, as `Store.list_runs` has returned them.
     """
-    partitions = run.partitions or 0
+    own, total = lines.run, lines.run.partitions or 0
     found: list[RunOverview] = []
     statuses: list[Status] = []
-    for line in lines:
+    runtimes: list[float] = []
+    for line in lines.partitions:
         last = last_overview(store, line)
-        if last is not None:
+        status = _status_of(line, last, own.run_id)
+        statuses.append(status)
+        if last is not None and last.collection == own.run_id:
             found.append(last)
-        statuses.append(_status_of(line, last))
+            if status is Status.COMPLETE:
+                runtimes.append(last.runtime_s)
     counts = count_statuses(statuses)
-    counts[Status.PENDING] += partitions - len(statuses)
-    complete = [one for one in found if one.is_complete]
-    owned = counts[Status.IN_PROGRESS]
-    eta_s = None
-    if complete and owned:
-        mean_s = math.fsum(one.runtime_s for one in complete) / len(complete)
-        left = partitions - counts[Status.COMPLETE] - counts[Status.FAILED]
-        eta_s = mean_s * left / owned
-    every = [run, *found]
-    status = _whole_status(run, counts)
-    unseen = partitions - len(found)
-    summary = _sum_of([one.summary for one in every], status, is_whole=not unseen)
-    return CollectionOverview(
-        run=run,
-        partitions=partitions,
-        statuses=counts,
-        unseen=len(statuses) - len(found),
+    counts[Status.PENDING] += total - len(statuses)
+    is_done = own.is_complete and lines.own.is_current and not lines.own.is_owned
+    is_running = lines.own.is_owned or counts[Status.IN_PROGRESS] > 0
+    status = _status_of_all(counts, is_running=is_running, is_done=is_done)
+    every = [own, *found]
+    summary = _sum_of([one.summary for one in every], status, is_whole=len(found) == total)
+    run = msgspec.structs.replace(
+        own,
         status=status,
         summary=summary,
         last_activity=max(_known(one.last_activity for one in every), default=None),
         runtime_s=math.fsum(one.runtime_s for one in every),
-        eta_s=eta_s,
-        exit_code=_exit_code(run, counts, summary),
+        exit_code=_exit_code(own, counts, is_done=is_done, has_skipped=summary.skipped > 0),
+        is_complete=status is Status.COMPLETE,
+    )
+    return CollectionOverview(
+        run=run,
+        partitions=counts,
+        unseen=len(statuses) - len(found),
+        eta_s=_eta_s(counts, runtimes),
     )
 
 
-def _status_of(line: RunSummary, last: RunOverview | None) -> Status:
+def _status_of(line: RunSummary, last: RunOverview | None, name: str) -> Status:
+    """The status of a partition that was begun."""
     if line.is_owned:
         return Status.IN_PROGRESS
-    if last is None or not line.is_current:  # it was never begun, or its owner was killed
-        return Status.INTERRUPTED if line.records else Status.PENDING
+    if not line.records:
+        return Status.PENDING
+    if last is None or not line.is_current or last.collection != name:
+        return Status.INTERRUPTED  # its owner was killed; or the run is not of this collection
     if last.is_complete:
         return Status.COMPLETE
     return Status.FAILED if last.exit_code == EXIT_FAILED else Status.INTERRUPTED
 
 
-def _whole_status(run: RunOverview, counts: Mapping[Status, int]) -> Status:
+def _status_of_all(counts: Mapping[Status, int], *, is_running: bool, is_done: bool) -> Status:
     """The status of a collection: it is complete when its last phase is."""
-    if run.owner is not None or counts[Status.IN_PROGRESS]:
+    if is_running:
         return Status.IN_PROGRESS
-    if run.is_complete and not counts[Status.FAILED]:
+    if is_done and counts[Status.COMPLETE] == sum(counts.values()):
         return Status.COMPLETE
     status = group_status(status for status, count in counts.items() if count)
     return Status.INTERRUPTED if status in (Status.COMPLETE, Status.IN_PROGRESS) else status
 
 
-def _exit_code(run: RunOverview, counts: Mapping[Status, int], summary: Summary) -> int:
-    over = counts[Status.COMPLETE] + counts[Status.FAILED]
-    if over < sum(counts.values()):
+def _exit_code(
+    own: RunOverview, counts: Mapping[Status, int], *, is_done: bool, has_skipped: bool
+) -> int:
+    if counts[Status.COMPLETE] + counts[Status.FAILED] < sum(counts.values()):
         return EXIT_DRAINED
     if counts[Status.FAILED]:
         return EXIT_FAILED
-    if not run.is_complete:
-        return run.exit_code if run.exit_code == EXIT_FAILED else EXIT_DRAINED
-    return EXIT_SKIPPED if summary.skipped else EXIT_COMPLETE
+    if not is_done:
+        return EXIT_FAILED if own.exit_code == EXIT_FAILED else EXIT_DRAINED
+    return EXIT_SKIPPED if has_skipped else EXIT_COMPLETE
+
+
+def _eta_s(counts: Mapping[Status, int], runtimes: Sequence[float]) -> float | None:
+    """The time that a complete partition took, for each that is left to each owner."""
+    owned, left = counts[Status.IN_PROGRESS], sum(counts.values())
+    left -= counts[Status.COMPLETE] + counts[Status.FAILED]
+    if not (owned and runtimes):
+        return None
+    return math.fsum(runtimes) / len(runtimes) * left / owned
 
 
 def _sum_of(parts: Sequence[Summary], status: Status, *, is_whole: bool) -> Summary:

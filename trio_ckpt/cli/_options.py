@@ -159,6 +159,9 @@ mac_key_option = click.option(
     callback=_remember,
     help=f"The key that the store is sealed with; or set {MAC_KEY_VAR}.",
 )
+prefix_argument = click.argument(
+    "prefix", metavar="[PREFIX]", default="", shell_complete=_complete_run
+)
 any_run_argument = click.argument(
     "run_id", metavar="[RUN]", required=False, shell_complete=_complete_run
 )

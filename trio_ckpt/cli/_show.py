@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from .._journal.collection import CollectionOverview, split_collections, sum_up_collection
 from .._journal.history import KILLED, RUNNING, how_text, list_all_runs, run_runtime_s
 from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of, read_overview
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.store import Owner, Store
+from .._journal.store import Owner, RunSummary, Store
 from .._journal.summary import (
     RunStatus,
     Summary,
@@ -35,8 +36,21 @@ from .._util.text import (
     plural,
     stream_names,
 )
+from ._collections import (
+    collection_pairs,
+    owners_text,
+    partitions_document,
+    partitions_text,
+    read_collection,
+)
 from ._exits import EXIT_OK, EXIT_STORE, error_document
-from ._options import all_option, any_run_argument, store_command, stream_option
+from ._options import (
+    all_option,
+    any_run_argument,
+    prefix_argument,
+    store_command,
+    stream_option,
+)
 from ._pending import (
     left_out_pairs,
     live_of,
@@ -66,12 +80,21 @@ from ._select import choose_streams, read_status
 # ---------------------------------------------------------------------------------------
 
 
-@store_command("ls")
-async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
-    """List the runs of a store."""
+@store_command("ls", prefix_argument, all_option)
+async def list_runs(
+    store: Store, prefix: str = "", *, show_all: bool = False, now: float | None = None
+) -> CommandAnswer:
+    """List the runs of a store, a collection as one; or all whose names begin with PREFIX."""
     now = time.time() if now is None else now
-    found = dict[str, RunOverview | StoreError]()
-    for line in await list_all_runs(store):
+    lines: Sequence[RunSummary] = await list_all_runs(store, prefix)
+    collections = dict[str, CollectionOverview]()
+    if not (prefix or show_all):
+        parts, lines = split_collections(store, lines)
+        collections = {name: sum_up_collection(store, one) for name, one in parts.items()}
+    found = dict[str, RunOverview | StoreError](
+        (name, one.run) for name, one in collections.items()
+    )
+    for line in lines:
         try:
             overview = await read_overview(store, line)
         except StoreError as error:  # the others can be read
@@ -79,22 +102,27 @@ async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
         else:
             if overview is not None:  # else it was removed since
                 found[line.run_id] = overview
+    if collections:
+        found = dict(sorted(found.items()))
     runs = [run for run in found.values() if isinstance(run, RunOverview)]
     errors = {run_id: one_line(str(e)) for run_id, e in found.items() if isinstance(e, StoreError)}
 
     def document() -> Document:
         documents = [
-            _run_document(run)
+            _run_document(run, collections.get(run_id))
             if isinstance(run, RunOverview)
             else {"run": run_id, **error_document(run, errors[run_id], EXIT_STORE)}
             for run_id, run in found.items()
         ]
         return {"store": store.url, "runs": documents}
 
+    def rows() -> list[tuple[str, ...]]:
+        return [_run_row(run, now, collections.get(run.run_id)) for run in runs]
+
     def blocks() -> Sequence[Block]:
         if not found:
             return [f"{store.url} has no runs yet"]
-        table = [Table(_RUN_COLUMNS, [_run_row(run, now) for run in runs])] if runs else []
+        table = [Table(_RUN_COLUMNS, rows())] if runs else []
         damaged = [f"run {run_id!r} cannot be read: {error}" for run_id, error in errors.items()]
         return [f"store {store.url}", *table, *damaged]
 
@@ -104,7 +132,7 @@ async def list_runs(store: Store, *, now: float | None = None) -> CommandAnswer:
 _RUN_COLUMNS = ("run", "status", "streams", ">done", ">left", ">skipped", "last saved", "session")
 
 
-def _run_document(run: RunOverview) -> Document:
+def _run_document(run: RunOverview, collection: CollectionOverview | None) -> Document:
     parts = summary_document(run.summary)
     return {
         "run": run.run_id,
@@ -113,6 +141,7 @@ def _run_document(run: RunOverview) -> Document:
         "running": run.owner is not None,
         "owner": owner_document(run.owner),
         "streams": parts["streams"],
+        "partitions": partitions_document(collection),
         "batches": parts["batches"],
         "last_activity": iso_moment(run.last_activity),
         "session": _session_document(run),
@@ -147,17 +176,21 @@ def _how(owner: Owner | None, ended: str | None, reason: str | None = None) -> s
     return KILLED if ended is None else how_text(ended, reason)
 
 
-def _run_row(run: RunOverview, now: float) -> tuple[str, ...]:
+def _run_row(
+    run: RunOverview, now: float, collection: CollectionOverview | None
+) -> tuple[str, ...]:
     summary, saved = run.summary, run.last_activity
-    session = "none"
-    if run.owner is not None:
+    streams, session = per_status(summary.streams), "none"
+    if collection is not None:
+        streams, session = partitions_text(collection), owners_text(collection)
+    elif run.owner is not None:
         session = f"is running: process {run.owner.pid} on {run.owner.host}"
     elif run.session is not None:
         session = f"{run.session.number} {_how(None, run.session.ended, run.session.reason)}"
     return (
         run.run_id,
         run.status.value,
-        per_status(summary.streams),
+        streams,
         *_batch_cells(summary),
         "never" if saved is None else f"{duration(now - saved)} ago",
         session,
@@ -192,28 +225,35 @@ async def show_run(
     """Show where a run stands: totals, phases, groups, streams."""
     run = await read_status(store, run_id)
     live, now = await live_of(run), time.time()
+    collection = await read_collection(run)
     keys = choose_streams(run.keys, stream)
     only = None if stream is None else keys
     limit = row_limit(show_all=show_all)
     return CommandAnswer(
         lambda: {
-            **_show_document(run, keys, only),
+            **_show_document(run, keys, only, collection),
             "pending": pending_document(live, now),
             "stopping": stopping_document(live),
         },
         lambda: [
             *_show_blocks(run, keys, live, limit),
+            *_collection_blocks(collection),
             *pending_blocks(live, stream_names(run.keys), only, now, limit),
         ],
     )
 
 
 def _show_document(
-    run: RunStatus, keys: Sequence[StreamKey], only: Sequence[StreamKey] | None
+    run: RunStatus,
+    keys: Sequence[StreamKey],
+    only: Sequence[StreamKey] | None,
+    collection: CollectionOverview | None,
 ) -> Document:
+    whole = None if collection is None else summary_document(collection.run.summary)
     return {
         "store": run.store.url,
-        **_run_document(overview_of(run)),
+        **_run_document(overview_of(run), collection),
+        "collection": whole,
         "only": None if only is None else [list(key) for key in only],
         "phase": current_phase(run.parts),
         "phases": {name: word_of(s) for name, s in phase_statuses(run.parts).items()},
@@ -249,6 +289,17 @@ def _show_blocks(
     if len(keys) == 1:
         blocks.append(_one_stream(run.parts[keys[0]]))
     return blocks
+
+
+def _collection_blocks(collection: CollectionOverview | None) -> list[Block]:
+    """The partitions of a collection, and the sums of all of them."""
+    if collection is None:
+        return []
+    status = ("collection", collection.run.status.value)
+    return [
+        "",
+        Pairs([status, *collection_pairs(collection), *total_pairs(collection.run.summary)]),
+    ]
 
 
 _GROUP_COLUMNS = ("group", "status", "streams", ">done", ">left", ">skipped", ">records", "spent")

@@ -165,8 +165,11 @@ class RunLine(WorkLine, frozen=True):
         session: Its newest session.
         phase: The newest phase that is not complete.
         streams: How many there are of each status.
+        partitions: How many partitions of a collection have each status; null: it is none.  Its
+            batches and sums are those of its partitions, as they were last left.
         rate_per_s: Batches per second of this session; null before it is warm.
-        eta_s: Seconds until nothing is left at that rate.
+        eta_s: Seconds until nothing is left at that rate; of a collection, until its partitions
+            are complete at the present number of owners.
         pending: Tokens that are pending now; null where that cannot be seen.
         oldest_pending_at: When the oldest of them was made.
         stuck: How many of them are older than ``stuck_after_s``.
@@ -185,6 +188,7 @@ class RunLine(WorkLine, frozen=True):
     session: SessionLine | None
     phase: str | None
     streams: dict[str, int]
+    partitions: dict[str, int] | None
     rate_per_s: float | None
     eta_s: float | None
     pending: int | None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 import trio
 
 from .._journal.history import read_history_page, read_sessions
 from .._journal.live_view import LiveView
+from .._journal.record import Status
 from .._maintenance.offline import open_maintenance
 from .._util.errors import StoreError, UnknownRunError, UnknownStreamError
 from .._util.plain import StreamKey
@@ -37,6 +38,7 @@ from ._jobs import Jobs, NotPossibleError
 from ._metrics import Metrics, PendingGauge
 from ._sources import CoordinatorSource, RunSource, WatchedSource
 from ._views import (
+    RunGlance,
     RunSnapshot,
     checkpoint_lines,
     failure_lines,
@@ -140,7 +142,14 @@ class MonitorApi:
         return await self._page(ids, after, limit)
 
     async def _ids(self, search: str = "") -> list[str]:
-        return [run_id for run_id in await self.source.list_ids() if _has(run_id, search)]
+        """The runs whose names contain a text; without a text partitions are not among them."""
+        ids = await self.source.list_ids()
+        if search:
+            return [run_id for run_id in ids if _has(run_id, search)]
+        hidden: set[str] = set()
+        for lines in (await self.source.list_collections()).values():
+            hidden.update(line.run_id for line in lines.partitions)
+        return [run_id for run_id in ids if run_id not in hidden]
 
     async def _page(self, ids: Sequence[str], after: str, limit: int) -> RunList:
         later = [run_id for run_id in ids if run_id > after]
@@ -168,17 +177,25 @@ class MonitorApi:
         return await self._detail(run_id)
 
     async def _detail(self, run_id: str) -> RunDetail:
-        snapshot = await self.source.snapshot(run_id)
+        snapshot, glance = await self._look(run_id)
         throughput = self._throughput(run_id)
         if snapshot.seen != "inside":
-            confirmed = sum(len(p.confirmed) for p in snapshot.run.parts.values())
-            throughput.sample(snapshot.at, confirmed)
-        return run_detail(snapshot, throughput.points())
+            throughput.sample(snapshot.at, glance.run.summary.confirmed)
+        return run_detail(snapshot, glance, throughput.points())
+
+    async def _look(self, run_id: str) -> tuple[RunSnapshot, RunGlance]:
+        """A run, and what a list shows of it: of a collection the sums with its partitions."""
+        snapshot = await self.source.snapshot(run_id)
+        whole = await self.source.collection(run_id)
+        glance = snapshot.glance
+        if whole is None:
+            return snapshot, glance
+        return snapshot, attrs.evolve(glance, run=whole.run, collection=whole)
 
     async def statistics(self, run_id: str) -> Statistics:
         """The numbers of a run."""
         await self.source.look_at([run_id])
-        return statistics(await self.source.snapshot(run_id))
+        return statistics(*await self._look(run_id))
 
     async def streams(self, run_id: str, *, after: int, limit: int, search: str = "") -> StreamPage:
         """A page of the streams."""
@@ -246,7 +263,12 @@ class MonitorApi:
 
     async def metrics_text(self) -> bytes:
         """The metrics, in the text format of Prometheus."""
-        return self.metrics.text(await self._gauges())
+        partitions = dict[str, Mapping[Status, int]]()
+        for run_id in await self.source.list_collections():
+            collection = await self.source.collection(run_id)
+            if collection is not None:
+                partitions[run_id] = collection.partitions
+        return self.metrics.text(await self._gauges(), partitions)
 
     async def _gauges(self) -> Sequence[PendingGauge]:
         if isinstance(self.source, RunSource):

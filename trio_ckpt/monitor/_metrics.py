@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import attrs
 import trio
@@ -11,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .._journal.observer import Attempt, AttemptEnd, Observer
+from .._journal.record import Status
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -33,17 +35,22 @@ class PendingGauge:
     oldest_age_s: float
 
 
-class _Pending(Collector):
-    def __init__(self, look: Callable[[], Iterable[PendingGauge]]) -> None:
-        self._look = look
+@attrs.define(eq=False)
+class _Moment(Collector):
+    """The gauges, as they were at the last request.
+
+    Attributes:
+        pending: What is pending.
+        partitions: How many partitions of each collection have each status.
+    """
+
+    pending: Sequence[PendingGauge] = ()
+    partitions: Mapping[str, Mapping[Status, int]] = MappingProxyType({})
 
     def describe(self) -> Iterable[Metric]:
-        return self._families(())
+        return _Moment().collect()
 
     def collect(self) -> Iterable[Metric]:
-        return self._families(self._look())
-
-    def _families(self, gauges: Iterable[PendingGauge]) -> Iterator[Metric]:
         pending = GaugeMetricFamily(
             "ckpt_pending_tokens", "Tokens that are neither durable nor failed.", labels=["run"]
         )
@@ -52,11 +59,18 @@ class _Pending(Collector):
             "How long the oldest pending token has been pending; 0: there is none.",
             labels=["run"],
         )
-        for gauge in gauges:
+        for gauge in self.pending:
             pending.add_metric([gauge.run], gauge.pending)
             oldest.add_metric([gauge.run], gauge.oldest_age_s)
         yield pending
         yield oldest
+        partitions = GaugeMetricFamily(
+            "ckpt_partitions", "Partitions of a collection, by status.", labels=["run", "status"]
+        )
+        for run_id, counts in self.partitions.items():
+            for status, count in counts.items():
+                partitions.add_metric([run_id, status.name.lower()], count)
+        yield partitions
 
 
 @attrs.define(eq=False)
@@ -77,7 +91,7 @@ class Metrics(Observer):
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
-        self._gauges: Callable[[], Iterable[PendingGauge]] = tuple
+        self._moment = _Moment()
         self._times: dict[Attempt, _Times] = {}
         self._settle = Histogram(
             "ckpt_settle_seconds",
@@ -103,16 +117,20 @@ class Metrics(Observer):
             "ckpt_bytes", "Bytes that the store has taken.", ["run"], registry=self.registry
         )
         self.confirmed: dict[str, int] = {}
-        self.registry.register(_Pending(lambda: self._gauges()))
+        self.registry.register(self._moment)
 
-    def text(self, gauges: Iterable[PendingGauge] = ()) -> bytes:
+    def text(
+        self,
+        gauges: Iterable[PendingGauge] = (),
+        partitions: Mapping[str, Mapping[Status, int]] = MappingProxyType({}),
+    ) -> bytes:
         """What Prometheus reads.
 
         Args:
             gauges: What is pending now.
+            partitions: How many partitions of each collection have each status.
         """
-        found = tuple(gauges)
-        self._gauges = lambda: found
+        self._moment.pending, self._moment.partitions = tuple(gauges), partitions
         return generate_latest(self.registry)
 
     def attempt_began(self, attempt: Attempt) -> None:

@@ -14,9 +14,15 @@ from datetime import UTC, datetime
 import attrs
 import trio
 
+from .._journal.collection import (
+    CollectionLines,
+    CollectionOverview,
+    split_collections,
+    sum_up_collection,
+)
 from .._journal.history import list_all_runs, session_metadata_of
 from .._journal.live_view import LiveView, first_look_s, read_live
-from .._journal.overview import stored_overview
+from .._journal.overview import RunOverview, stored_overview
 from .._journal.store import WATCHED_FOR_S, Owner, RunSummary, RunView, Store
 from .._journal.summary import run_status_from
 from .._runs.live_publisher import live_tokens, live_view
@@ -78,6 +84,24 @@ class WatchedSource(ABC):
             StoreError: the store cannot be read.
         """
         return await self.list_ids()
+
+    async def list_collections(self) -> dict[str, CollectionLines]:
+        """The collections among the runs of `list_ids`, by name; their partitions are there, too.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        await trio.lowlevel.checkpoint()
+        return {}
+
+    async def collection(self, run_id: str) -> CollectionOverview | None:
+        """A collection, added up of the summaries of its runs; None: the run is none.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        await trio.lowlevel.checkpoint()
+        return None
 
     async def look_at(self, run_ids: Iterable[str]) -> None:
         """Have the owners of runs publish what they are at, before snapshots of them are taken.
@@ -196,6 +220,12 @@ class StoreSource(WatchedSource):
     store: Store
     stuck_after_s: float | None = None
     _known: dict[str, RunSummary] = attrs.field(factory=dict[str, RunSummary], init=False)
+    _collections: dict[str, CollectionLines] = attrs.field(
+        factory=dict[str, CollectionLines], init=False
+    )
+    _sums: dict[str, tuple[CollectionLines, CollectionOverview]] = attrs.field(
+        factory=dict[str, tuple[CollectionLines, CollectionOverview]], init=False
+    )
     _listed_at: float = attrs.field(default=-math.inf, init=False)
     _views: OrderedDict[str, tuple[_Version, RunView]] = attrs.field(
         factory=OrderedDict[str, tuple[_Version, RunView]], init=False
@@ -214,6 +244,10 @@ class StoreSource(WatchedSource):
         if trio.current_time() - self._listed_at >= FRESH_S:
             lines = await list_all_runs(self.store)
             self._known = {line.run_id: line for line in lines if not is_task_id(line.run_id)}
+            self._collections, _ = split_collections(self.store, lines)
+            self._sums = {
+                name: one for name, one in self._sums.items() if name in self._collections
+            }
             self._listed_at = trio.current_time()
         else:
             await trio.lowlevel.checkpoint()
@@ -236,10 +270,31 @@ class StoreSource(WatchedSource):
 
     async def glance(self, run_id: str) -> RunGlance:
         """See `WatchedSource.glance`: of a run that no process owns its summary is enough."""
-        overview = stored_overview(self.store, await self._line(run_id))
+        line = await self._line(run_id)
+        collection = await self.collection(run_id)
+        if collection is not None:
+            overview: RunOverview | None = collection.run
+        else:
+            overview = stored_overview(self.store, line)
         if overview is None:
             return (await self.snapshot(run_id)).glance
-        return RunGlance(overview, None, "stored", time.time(), self.stuck_after_s)
+        now = time.time()
+        return RunGlance(overview, None, "stored", now, self.stuck_after_s, collection=collection)
+
+    async def list_collections(self) -> dict[str, CollectionLines]:
+        """See `WatchedSource.list_collections`."""
+        await self._list()
+        return self._collections
+
+    async def collection(self, run_id: str) -> CollectionOverview | None:
+        """See `WatchedSource.collection`; added up again only if a run of it has changed."""
+        lines = (await self.list_collections()).get(run_id)
+        if lines is None:
+            return None
+        found = self._sums.get(run_id)
+        if found is None or found[0] != lines:
+            found = self._sums[run_id] = lines, sum_up_collection(self.store, lines)
+        return found[1]
 
     async def list_owned(self) -> list[str]:
         """See `WatchedSource.list_owned`."""

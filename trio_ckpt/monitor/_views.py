@@ -13,6 +13,7 @@ from typing import cast
 
 import attrs
 
+from .._journal.collection import CollectionOverview
 from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, how_text
 from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of
@@ -97,6 +98,7 @@ class RunGlance:
         run: What its records add up to.
         live, seen, at, stuck_after_s: As those of a `RunSnapshot`.
         keys: Its streams, where their names are needed.
+        collection: What it adds up to with its partitions; None: it is no collection.
     """
 
     run: RunOverview
@@ -105,6 +107,7 @@ class RunGlance:
     at: float
     stuck_after_s: float | None = None
     keys: Sequence[StreamKey] = ()
+    collection: CollectionOverview | None = None
 
     @property
     def now(self) -> LiveView | None:
@@ -142,7 +145,7 @@ def stuck_after(snapshot: RunSnapshot | RunGlance) -> float:
 
 def run_line(glance: RunGlance) -> RunLine:
     """A run, on one line."""
-    run, now, summary = glance.run, glance.now, glance.run.summary
+    run, now, summary, whole = glance.run, glance.now, glance.run.summary, glance.collection
     after_s = stuck_after(glance)
     tokens = now.tokens if now is not None else ()
     return make_answer(
@@ -151,16 +154,17 @@ def run_line(glance: RunGlance) -> RunLine:
         run=run.run_id,
         status=word(run.status),
         seen=glance.seen,
-        running=run.owner is not None,
+        running=run.owner is not None or _is_worked_on(whole),
         owner=run.owner,
         generation=run.generation,
         session=_session(glance),
         phase=run.phase,
         streams=_per_status(summary.streams),
+        partitions=None if whole is None else _per_status(whole.partitions),
         batches=make_answer(BatchCounts, summary, left=left_of(summary)),
-        progress_percent=_percent(summary),
+        progress_percent=_percent(summary) if whole is None else _percent_of_partitions(whole),
         rate_per_s=now.rate_per_s if now is not None else None,
-        eta_s=now.eta_s if now is not None and glance.at - now.at <= after_s else None,
+        eta_s=_eta_s(glance, after_s),
         pending=now.pending if now is not None else None,
         oldest_pending_at=tokens[0].created_at if tokens else None,
         stuck=sum(glance.at - token.created_at >= after_s for token in tokens),
@@ -173,6 +177,23 @@ def run_line(glance: RunGlance) -> RunLine:
         updated_at=run.last_activity,
         exit_code=run.exit_code,
     )
+
+
+def _is_worked_on(whole: CollectionOverview | None) -> bool:
+    return whole is not None and whole.partitions[Status.IN_PROGRESS] > 0
+
+
+def _percent_of_partitions(whole: CollectionOverview) -> float:
+    total = sum(whole.partitions.values())
+    return round(100 * whole.partitions[Status.COMPLETE] / total, 2)
+
+
+def _eta_s(glance: RunGlance, after_s: float) -> float | None:
+    """As its owner says it, or the partitions of a collection; None: it is not known."""
+    if glance.collection is not None:
+        return glance.collection.eta_s
+    now = glance.now
+    return now.eta_s if now is not None and glance.at - now.at <= after_s else None
 
 
 def _runtime_s(glance: RunGlance) -> float:
@@ -250,7 +271,9 @@ def _stopping(glance: RunGlance) -> StoppingLine | None:
     )
 
 
-def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> RunDetail:
+def run_detail(
+    snapshot: RunSnapshot, glance: RunGlance, throughput: Sequence[ThroughputPoint]
+) -> RunDetail:
     """A run with what the page shows of it."""
     run = snapshot.run
     names, failures = stream_names(run.keys), list(failure_lines(snapshot))
@@ -258,7 +281,7 @@ def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> 
     return make_answer(
         RunDetail,
         at=snapshot.at,
-        run=run_line(snapshot.glance),
+        run=run_line(glance),
         phases={name: word(status) for name, status in phase_statuses(run.parts).items()},
         groups=groups[:MAX_SHOWN],
         groups_total=len(groups),
@@ -272,9 +295,9 @@ def run_detail(snapshot: RunSnapshot, throughput: Sequence[ThroughputPoint]) -> 
     )
 
 
-def statistics(snapshot: RunSnapshot) -> Statistics:
+def statistics(snapshot: RunSnapshot, glance: RunGlance) -> Statistics:
     """The numbers of a run."""
-    line, run = run_line(snapshot.glance), snapshot.run
+    line, run = run_line(glance), snapshot.run
     groups = count_statuses(summary.status for summary in run.groups().values())
     session = line.session
     return make_answer(

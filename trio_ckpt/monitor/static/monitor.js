@@ -141,6 +141,8 @@ function stopText(stop) {
 
 const percentText = (percent) => (percent === null ? "" : `${percent >= 99.95 && percent < 100 ? "99.9" : percent.toFixed(percent === 100 ? 0 : 1)} %`);
 
+const sumOf = (counts) => Object.values(counts).reduce((sum, count) => sum + count, 0);
+
 function drawRuns() {
   const { store } = state.runs;
   const { runs, unreadable, total } = state.found.runs ?? state.runs;
@@ -204,18 +206,20 @@ function drawRun() {
   show($("run-phase"), Boolean(run.phase));
   text($("run-phase"), run.phase ? `phase ${run.phase}` : "");
   text($("percent"), percentText(run.progress_percent));
-  text($("progress-text"), batches.left === null
+  text($("progress-text"), run.partitions
+    ? `${number(run.partitions.complete)} of ${plural(sumOf(run.partitions), "partition")} complete; ${plural(done, "batch", "batches")} done`
+    : batches.left === null
     ? `${plural(done, "batch", "batches")} done; how many there are is unknown`
     : `${number(done)} of ${plural(done + batches.left, "batch", "batches")}${batches.left ? `, ${number(batches.left)} left` : ""}`);
   text($("eta"), eta(run));
-  const all = batches.left === null ? null : done + batches.left;
+  const all = run.partitions ? sumOf(run.partitions) : batches.left === null ? null : done + batches.left;
   const bar = $("bar");
   bar.classList.toggle("unknown", all === null && run.status !== "complete");
   if (run.progress_percent === null) bar.removeAttribute("aria-valuenow");
   else bar.setAttribute("aria-valuenow", String(run.progress_percent));
   bar.setAttribute("aria-valuetext", $("progress-text").textContent);
-  $("bar-done").style.width = all ? `${(100 * batches.confirmed) / all}%` : "0";
-  $("bar-skipped").style.width = all ? `${(100 * batches.skipped) / all}%` : "0";
+  $("bar-done").style.width = all ? `${(100 * (run.partitions?.complete ?? batches.confirmed)) / all}%` : "0";
+  $("bar-skipped").style.width = all && !run.partitions ? `${(100 * batches.skipped) / all}%` : "0";
   document.title = [run.stopping ? "stopping" : percentText(run.progress_percent) || words(run.status), run.run].join(" · ");
   drawFacts();
   drawFailures();
