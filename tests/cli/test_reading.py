@@ -74,6 +74,7 @@ def test_ls_as_json(run: Terminal, gh: Path) -> None:
                     "failed": 2,
                     "interrupted": 1,
                 },
+                "partitions": None,
                 "batches": {
                     "confirmed": 17,
                     "skipped": 1,

@@ -23,6 +23,7 @@ from trio_ckpt.monitor._metrics import PendingGauge
 NAMES = {
     "ckpt_pending_tokens",
     "ckpt_oldest_pending_age_seconds",
+    "ckpt_partitions",
     "ckpt_settle_seconds",
     "ckpt_save_seconds",
     "ckpt_batches",
