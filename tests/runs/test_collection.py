@@ -310,6 +310,19 @@ async def test_a_failed_partition_does_not_stop_the_others() -> None:
                 pass
 
 
+async def test_work_that_was_left_keeps_the_last_phase_from_beginning() -> None:
+    async with take_part(MemoryStore(), partitions=1, items=2) as collection:
+        with pytest.raises(KeyError):
+            async with collection.claim() as partition:
+                raise KeyError("a bug")
+        async with collection.claim() as partition:
+            assert partition is None
+        with pytest.raises(PartitionsLeftError) as caught:
+            async with collection.finish():
+                pass
+    assert (caught.value.failed, caught.value.left) == ((), ("crawl.00000",))
+
+
 async def test_a_failed_partition_is_claimed_again_on_request() -> None:
     store = MemoryStore()
     async with take_part(store, partitions=2, items=2) as collection:
