@@ -21,7 +21,7 @@ ALL_SUPPORTED = [
     for classifier in PYPROJECT["project"]["classifiers"]
     if classifier.startswith(VERSION_CLASSIFIER)
 ]
-FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking,postgres"
+FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking,postgres,objects"
 """The extras that bring what the package imports."""
 
 

@@ -15,7 +15,7 @@ A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
     3  _tokens              one-shot tokens and their registry
        state                what a loop goes on from: _tree (values), _arrays (NumPy)
        outputs              durable files
-       stores               bytes in, bytes out: _local, and _sqlite, _json, _postgres on it
+       stores               bytes in, bytes out: _local; _sqlite, _json, _postgres, _objects
        abc                  the contracts, for users
     2  _journal             records, progress, history, sums, the contract of stores
     1  _util                errors, checked arguments, plain values, text, threads

@@ -33,7 +33,7 @@ from .._util.threads import run_blocking
 from ..remote import read_job
 from ..remote._wire.names import is_job_id
 from ..state._chain import read_chain
-from ..stores import folder_of, is_server, open_store
+from ..stores import folder_of, is_bucket, is_server, open_store
 from ..stores._local.store import LocalStore
 from ._app import app
 from ._exits import EXIT_OK, EXIT_PROBLEMS
@@ -136,6 +136,9 @@ async def _store_findings(url: str) -> AsyncGenerator[Finding]:
         elif is_server(store.url):
             for finding in await _server_findings(store):
                 yield finding
+        elif is_bucket(store.url):
+            for finding in await _bucket_findings(store):
+                yield finding
     finally:
         await store.aclose()
 
@@ -218,6 +221,15 @@ async def _server_findings(store: Store) -> list[Finding]:
 
     assert isinstance(store, PostgresStore)
     found = await store.examine_server()
+    return [checked(one.where, one.severity, one.what, one.advice) for one in found]
+
+
+async def _bucket_findings(store: Store) -> list[Finding]:
+    """What the bucket under a store is good for, and what it costs to save in it."""
+    from ..stores._objects.store import ObjectsStore
+
+    assert isinstance(store, ObjectsStore)
+    found = await store.examine_bucket()
     return [checked(one.where, one.severity, one.what, one.advice) for one in found]
 
 

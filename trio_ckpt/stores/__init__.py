@@ -33,10 +33,14 @@ else:  # a process uses one kind of store, most of them this one
 
 __all__ = ["JsonStore", "MemoryStore", "SqliteStore", "open_store"]
 
-_KNOWN = "sqlite:FOLDER (or just the folder), json:FOLDER, postgresql://HOST/DATABASE, memory:"
+_KNOWN = (
+    "sqlite:FOLDER (or just the folder), json:FOLDER, postgresql://HOST/DATABASE, "
+    "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX, file:///FOLDER, memory:"
+)
 _OF_FOLDERS = frozenset({"sqlite", "json"})
 _OF_SERVERS = frozenset({"postgresql", "postgres"})
-_SCHEMES = _OF_FOLDERS | _OF_SERVERS | {"memory"}
+_OF_BUCKETS = frozenset({"s3", "gs", "az", "file"})
+_SCHEMES = _OF_FOLDERS | _OF_SERVERS | _OF_BUCKETS | {"memory"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(.*)", re.DOTALL)  # one letter is a drive, C:\x
 
 
@@ -58,6 +62,10 @@ async def open_store(
     ``postgresql://h/db``  tables in a PostgreSQL database, for many machines; the URL is
                            libpq's, and may have ``schema=``, ``lease_s=`` and
                            ``pooler=transaction`` in its query (extra ``postgres``)
+    ``s3://bucket/prefix`` objects in a bucket, for many machines; so are ``gs://bucket/prefix``
+                           and ``az://container/prefix``.  Their query may have ``lease_s=``
+                           and, for a server of one's own, ``endpoint=`` (extra ``objects``)
+    ``file:///folder``     the same objects in a folder, to try that out (extra ``objects``)
     ``memory:``            in memory, lost with the object; each one is a separate store
     =====================  ===============================================================
 
@@ -106,6 +114,13 @@ async def open_store(
             inline_limit_bytes=inline_limit_bytes,
             create=create,
         )
+    if scheme in _OF_BUCKETS:
+        with needs_extra("objects", "a store in a bucket"):
+            from ._objects.store import ObjectsStore
+
+        return await ObjectsStore.open(
+            str(url), mac_key=mac_key, inline_limit_bytes=inline_limit_bytes, create=create
+        )
     found = await run_blocking(_kind_in, path)
     if scheme and found and found != scheme:
         raise StoreError(
@@ -138,6 +153,11 @@ def is_server(address: str) -> bool:
     return address.partition(":")[0] in _OF_SERVERS
 
 
+def is_bucket(address: str) -> bool:
+    """Whether a store is in a bucket of an object store, from its address or URL."""
+    return address.partition(":")[0] in _OF_BUCKETS
+
+
 def _kind_in(folder: str) -> str | None:
     """Return the kind of the store in a folder, by the files that only that kind has."""
     try:
@@ -164,6 +184,9 @@ def _split(url: str) -> tuple[str, str]:
         raise StoreError(f"{shown!r} names no folder; write '{scheme}:FOLDER', without '//'")
     if scheme in _OF_SERVERS and not rest.startswith("//"):
         raise StoreError(f"{shown!r} names no server; write '{scheme}://HOST/DATABASE'")
+    if scheme in _OF_BUCKETS and not rest.startswith("//"):
+        kind = "file:///FOLDER" if scheme == "file" else f"{scheme}://BUCKET/PREFIX"
+        raise StoreError(f"{shown!r} names no bucket; write '{kind}'")
     if scheme and scheme not in _SCHEMES:
         raise StoreError(
             f"{shown!r}: there are no stores of kind {scheme + ':'!r}; known are {_KNOWN}. "

@@ -1,0 +1,256 @@
+"""A bucket: the one file that talks to obstore, the library for object stores.
+
+Each method is one request (`list` one for each 1,000 objects), blocks, and is sent once.  Its
+errors say what is known afterwards: that the request changed nothing, or that no answer came.
+https://developmentseed.org/obstore/latest/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+
+import attrs
+import obstore
+from obstore import exceptions
+from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
+
+from ..._util.errors import StoreDamagedError, StoreError
+from ..._util.text import message_of
+from .address import ObjectsAddress
+
+TIMEOUT_S = 20.0  # of a request, but for those that move a whole blob
+LONG_TIMEOUT_S = 300.0
+CONNECT_TIMEOUT_S = 5.0
+MAX_OBJECT_BYTES = 2**30  # of an object that is read whole
+PART_BYTES = 8 * 2**20  # of an upload in parts; providers take 10,000 of them
+WRITE_BYTES = 2**20
+LIST_AT_ONCE = 1_000
+
+# A status that says that the server has refused the request itself.  It may answer these in time:
+# 408 timeout, 409 another write at this moment, 412 the condition, 429 too many requests.
+_REFUSED = re.compile(r"status code: 4(?!08|09|12|29)[0-9]{2}", re.ASCII)
+_CODE = re.compile("<Code>([^<]+)</Code>")
+_MESSAGE = re.compile("<Message>([^<]+)</Message>")
+_REFUSALS = (
+    exceptions.PermissionDeniedError,
+    exceptions.UnauthenticatedError,
+    exceptions.NotSupportedError,
+    exceptions.InvalidPathError,
+    exceptions.UnknownConfigurationKeyError,
+    PermissionError,
+    ValueError,
+)
+
+
+class KeyTakenError(Exception):
+    """There may be an object of that key: a server says so also while another write goes on."""
+
+
+class RefusedError(StoreError):
+    """The server has refused a request: it changed nothing, and sending it again will not help."""
+
+
+class NoAnswerError(StoreError):
+    """No answer came, or the server failed: whether the request had an effect is unknown."""
+
+
+@attrs.frozen
+class StoredObject:
+    """An object in a list: its key, its size, and when the store says that it was written."""
+
+    key: str
+    size: int
+    modified: datetime
+
+
+class Bucket:
+    """A bucket, or what stands for one."""
+
+    def __init__(self, shown: str, quick: ObjectStore, patient: ObjectStore) -> None:
+        self.shown = shown
+        self._quick = quick
+        self._patient = patient
+        self._is_sorted = not isinstance(quick, LocalStore)  # its lists come in any order
+
+    def create(self, key: str, data: bytes) -> None:
+        """Put an object that must not exist.
+
+        Raises:
+            KeyTakenError: there is one.
+        """
+        with self._explain("PUT", key):
+            try:
+                obstore.put(self._quick, key, data, mode="create", use_multipart=False)
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+                raise KeyTakenError(key) from error
+
+    def put(self, key: str, data: bytes) -> None:
+        """Put an object whose key no other writer uses."""
+        with self._explain("PUT", key):
+            obstore.put(self._patient, key, data, use_multipart=False)
+
+    def get(self, key: str) -> bytes | None:
+        """Read a whole object; None: there is none."""
+        with self._explain("GET", key), suppress(FileNotFoundError):
+            found = obstore.get(self._quick, key)
+            if found.meta["size"] > MAX_OBJECT_BYTES:
+                raise StoreDamagedError(f"{self.shown}: {key} is too large to be an object of it")
+            return bytes(found.bytes())
+        return None
+
+    def get_range(self, key: str, offset: int, size: int) -> bytes | None:
+        """Read a part of an object, maybe a shorter one; None: there is no such object."""
+        with self._explain("GET", key), suppress(FileNotFoundError):
+            return bytes(obstore.get_range(self._patient, key, start=offset, length=size))
+        return None
+
+    def find(self, key: str) -> StoredObject | None:
+        """Look at an object without reading it; None: there is none."""
+        with self._explain("HEAD", key), suppress(FileNotFoundError):
+            return _entry_of(obstore.head(self._quick, key))
+        return None
+
+    def list(self, folder: str, after: str | None = None) -> Iterator[StoredObject]:
+        """List the objects of a folder in the order of their keys.
+
+        Args:
+            folder: What their keys begin with, before a slash.
+            after: Only objects whose keys come after it.
+        """
+        with self._explain("LIST", folder):
+            stream = obstore.list(self._quick, folder, offset=after, chunk_size=LIST_AT_ONCE)
+            chunks = iter(stream) if self._is_sorted else iter([stream.collect()])
+        while True:
+            with self._explain("LIST", folder):
+                found = [_entry_of(meta) for meta in next(chunks, ())]
+            if not found:
+                return
+            yield from sorted(found, key=lambda entry: entry.key)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that do not exist are passed over."""
+        with self._explain("DELETE", keys[0]):
+            try:
+                obstore.delete(self._quick, keys)
+            except FileNotFoundError:  # a folder stops at the first
+                for key in keys:
+                    with suppress(FileNotFoundError):
+                        obstore.delete(self._quick, key)
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object, within the server."""
+        with self._explain("COPY", source):
+            obstore.copy(self._patient, source, target)
+
+    def upload(self, key: str, views: Iterable[memoryview]) -> None:
+        """Write an object in parts; if an error is raised, there is none.
+
+        Raises:
+            Exception: the exception of the iterator of views.
+        """
+        with self._explain("PUT", key):
+            writer = obstore.open_writer(self._patient, key, buffer_size=PART_BYTES)
+        for view in views:
+            for start in range(0, len(view), WRITE_BYTES):
+                with self._explain("PUT", key):
+                    writer.write(view[start : start + WRITE_BYTES])
+        with self._explain("PUT", key):
+            writer.close()
+
+    @contextmanager
+    def _explain(self, verb: str, key: str) -> Generator[None]:
+        """Turn errors of the library into ours."""
+        try:
+            yield
+        except FileNotFoundError as error:  # of a write: there is no bucket
+            raise RefusedError(f"{self.shown}: there is no such bucket or folder") from error
+        except _REFUSALS as error:
+            raise RefusedError(self._words(verb, key, error)) from error
+        except (exceptions.BaseError, OSError) as error:
+            kind = RefusedError if _REFUSED.search(str(error)) else NoAnswerError
+            raise kind(self._words(verb, key, error)) from error
+
+    def _words(self, verb: str, key: str, error: Exception) -> str:
+        return f"{self.shown}: {verb} {key}: {_reason_of(error)}"
+
+
+def _reason_of(error: Exception) -> str:
+    """What the server says, if it says something, else what the library says."""
+    text = str(error)
+    code, message = _CODE.search(text), _MESSAGE.search(text)
+    if code is None:
+        return message_of(text)
+    return message_of(code[1] if message is None else f"{code[1]}: {message[1]}")
+
+
+def _entry_of(meta: obstore.ObjectMeta) -> StoredObject:
+    return StoredObject(meta["path"], meta["size"], meta["last_modified"])
+
+
+def open_bucket(address: ObjectsAddress) -> Bucket:
+    """Open the bucket of a URL; it asks nothing yet.
+
+    Raises:
+        StoreError: it cannot be used so.
+    """
+    try:
+        quick, patient = _open(address, TIMEOUT_S), _open(address, LONG_TIMEOUT_S)
+    except (exceptions.BaseError, ValueError, OSError) as error:
+        raise StoreError(f"{address.shown}: {message_of(str(error))}") from error
+    return Bucket(address.shown, quick, patient)
+
+
+def memory_bucket(shown: str = "memory") -> Bucket:
+    """A bucket in memory, for tests."""
+    store = MemoryStore()
+    return Bucket(shown, store, store)
+
+
+def _open(address: ObjectsAddress, timeout_s: float) -> ObjectStore:
+    if address.scheme == "file":
+        return LocalStore(address.bucket, mkdir=True)
+    is_plain = address.endpoint is not None and address.endpoint.startswith("http://")
+    client = {
+        "timeout": f"{timeout_s:.0f}s",
+        "connect_timeout": f"{CONNECT_TIMEOUT_S:.0f}s",
+        "allow_http": is_plain,
+    }
+    # A request is sent again by `requests`, which knows what may have happened.
+    retry = {"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_s)}
+    config = {
+        name: value
+        for name, value in (
+            ("endpoint", address.endpoint),
+            ("region", address.region),
+            ("account_name", address.account),
+        )
+        if value is not None
+    }
+    kinds: dict[str, Callable[..., ObjectStore]] = {
+        "s3": S3Store,
+        "gs": GCSStore,
+        "az": AzureStore,
+    }
+    return kinds[address.scheme](
+        address.bucket, config=config, client_options=client, retry_config=retry
+    )
+
+
+def joined(*parts: str) -> str:
+    """A key of parts, those that are empty left out."""
+    return "/".join(filter(None, parts))
+
+
+def in_batches(keys: Iterable[str], size: int = LIST_AT_ONCE) -> Iterator[list[str]]:
+    """Keys as they are deleted, so many at once."""
+    batch = list[str]()
+    for key in keys:
+        batch.append(key)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,135 @@
+"""Merging: entries of a log become one page, and a base says what all of them amount to.
+
+Theory of operation.  The order is page, base, removal.  Whatever ends the process in between, the
+log is whole: a page that no base knows is no part of it, and an entry that a base has in it is not
+read.  An owner that was paused anywhere in it does no harm when it goes on.  Its page has its owner
+number in its key.  Its base is true, and older than that of its heir.  It removes only entries that
+its base has in it, and never one that begins an owner.
+
+So that a base stays small it has at most `FAN_OUT` pages twice: the older half goes into an index,
+indexes into an index of indexes.  It is written when the entries behind the last one are as large
+as it is, so all bases together are not larger than the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..._util.errors import StoreError
+from ..._util.log import get_logger
+from .layout import LogPage, RunKeys, seal, unseal
+from .owning import OwnedLog
+from .requests import Requests
+
+logger = get_logger(__name__)
+
+EVERY = 64  # entries at least between two bases: so many requests share three
+AT_MOST = 512  # entries: so many are read by the next owner, one by one
+AT_MOST_BYTES = 32 * 2**20
+AT_RELEASE = 16  # entries: fewer are left as they are when a run is given back
+FAN_OUT = 64
+
+
+def merge_if_due(requests: Requests, owned: OwnedLog) -> None:
+    """Merge the entries of a run behind its base, if there are many; errors are logged.
+
+    What was saved is durable already, so a failure here must not make its outcome unknown, nor a
+    server that does not answer hold it up: each request is sent once.
+    """
+    loaded = owned.loaded
+    if loaded.state.position - max(loaded.base, owned.merged_at) < EVERY:
+        return
+    size = sum(loaded.sizes.values())
+    if len(loaded.tail) < AT_MOST and size < min(loaded.base_bytes, AT_MOST_BYTES):
+        return
+    try_to_merge(requests, owned)
+
+
+def try_to_merge(requests: Requests, owned: OwnedLog) -> None:
+    """Merge the entries of a run behind its base; errors are logged."""
+    owned.merged_at = owned.loaded.state.position
+    try:
+        merge(requests.within(0), owned)
+    except StoreError as error:
+        logger.warning("run %r: its log is merged later: %s", owned.keys.run_id, error)
+
+
+def merge(requests: Requests, owned: OwnedLog) -> None:
+    """Merge the entries of a run behind its base.
+
+    Raises:
+        StoreError: the store does not answer, or refuses; the run is as it was.
+    """
+    loaded, keys = owned.loaded, owned.keys
+    state, before = loaded.state, loaded.base
+    if state.position == before:
+        return
+    pages, doomed = _without_pruned(requests, keys, state.pages, state.start)
+    kept = {at: one for at, one in loaded.tail.items() if at >= state.start and one.records}
+    if kept:
+        page = LogPage(min(kept), max(kept), state.owner)
+        requests.put(keys.page(page), seal(kept))
+        pages = _with_page(requests, keys, pages, page)
+    old, state.pages = state.pages, pages
+    data = seal(state)
+    try:
+        is_ours = requests.create(keys.base(state.position), data)
+    except StoreError:
+        state.pages = old
+        raise
+    if not is_ours:
+        state.pages = old
+        raise StoreError(f"base {state.position} of run {keys.run_id!r} is another one")
+    loaded.base, loaded.base_bytes = state.position, len(data)
+    entries = [keys.log(at) for at, group in loaded.tail.items() if group.holder is None]
+    loaded.tail.clear()
+    loaded.sizes.clear()
+    if before:  # first, so that a reader which still finds it has missed no entry
+        requests.delete([keys.base(before)])
+    requests.delete([*doomed, *entries])
+
+
+def _with_page(
+    requests: Requests, keys: RunKeys, pages: list[list[LogPage]], page: LogPage
+) -> list[list[LogPage]]:
+    """The pages and indexes with one page more."""
+    levels = [list(level) for level in pages] or [[]]
+    levels[0].append(page)
+    level = 0
+    while len(levels[level]) >= 2 * FAN_OUT:
+        older, levels[level] = levels[level][:FAN_OUT], levels[level][FAN_OUT:]
+        index = LogPage(older[0].first, older[-1].last, page.owner)
+        level += 1
+        requests.put(keys.page(index, level), seal(older))
+        if level == len(levels):
+            levels.append([])
+        levels[level].append(index)
+    return levels
+
+
+def _without_pruned(
+    requests: Requests, keys: RunKeys, pages: list[list[LogPage]], start: int
+) -> tuple[list[list[LogPage]], list[str]]:
+    """The pages and indexes without those before a position, and the keys of these.
+
+    An index that has pages on both sides stays, and so do its pages until it goes.
+    """
+    kept = [[page for page in level if page.last >= start] for level in pages]
+    doomed = [
+        key
+        for number, level in enumerate(pages)
+        for page in level
+        if page.last < start
+        for key in keys_below(requests, keys, page, number)
+    ]
+    return kept, doomed
+
+
+def keys_below(requests: Requests, keys: RunKeys, page: LogPage, level: int) -> Iterator[str]:
+    """The keys of a page, or of an index and all that is below it."""
+    key = keys.page(page, level)
+    yield key
+    if level:
+        data = requests.get(key)
+        for lower in [] if data is None else unseal(data, list[LogPage], key):
+            yield from keys_below(requests, keys, lower, level - 1)
