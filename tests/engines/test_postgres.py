@@ -26,6 +26,7 @@ STEPS_LOST = 12  # of an item that is killed: one interval, and the time of a sa
 WORKERS = 2
 WORKER_TRANSACTIONS = 8  # of an item in the process that runs it
 TRANSACTIONS = 19  # of an item in all: with its result in the job, and the end of its own run
+JOB_TRANSACTIONS = 25  # of the job itself: its run, and the first items of its workers
 
 _STATEMENT = re.compile(r"^(\d+) LOG: +(?:statement|execute [^:]*): (.*)$", re.MULTILINE)
 
@@ -63,11 +64,15 @@ class ServerLog:
         return cls(path, path.stat().st_size)
 
     def transactions(self, sessions: Collection[int] | None = None) -> int:
-        """How many transactions there were: statements, but for those of one BEGIN."""
+        """How many transactions there were: statements, but for those of one BEGIN.
+
+        Those of live views are left out: they come by time, not by item.
+        """
         text, count = self.path.read_bytes()[self.since :].decode(), 0
         is_inside = dict[str, bool]()
         for session, statement in _STATEMENT.findall(text):
-            if sessions is None or int(session) in sessions:
+            is_live = ".live " in statement
+            if (sessions is None or int(session) in sessions) and not is_live:
                 count += not is_inside.get(session, False)
             begins = statement.startswith("BEGIN")
             is_inside[session] = begins or (
@@ -97,7 +102,7 @@ async def test_an_item_costs_few_transactions(logged: Server, tmp_path: Path) ->
             await run_items(url, tmp_path / "side", count, executor, f"job-{count}")
             all_of[count], workers_of[count] = log.transactions(), log.transactions(workers)
     assert workers_of[many] - workers_of[few] <= (many - few) * WORKER_TRANSACTIONS
-    assert all_of[many] - all_of[few] <= (many - few) * TRANSACTIONS
+    assert all_of[many] <= JOB_TRANSACTIONS + many * TRANSACTIONS
 
 
 async def test_an_item_that_is_started_twice_runs_once(url: str, tmp_path: Path) -> None:
