@@ -168,7 +168,7 @@ class Collection:
             RunStoppedError: the collection was stopped; see `open_run`.
             ConfigChangedError: a run that has the name of a partition is not of this collection.
             StoreError: the store cannot be used.
-            Others: as `open_run`.
+            TrioCkptError: as `open_run` raises it.
 
         Durability: confirmed batches survive kill -9 and power loss, as the store promises.
         Cancellation: completed batches are saved before it takes effect.
@@ -423,8 +423,9 @@ async def open_collection(
         handle_signals: Whether to stop in good order on signals.  Default: in the main thread,
             if no open run does.
         stop_at: When this process stops in good order by itself: a datetime with a time zone.
-        config, exclude, tunable, verify, redo_missing, stop_signals, grace_s, save_timeout_s,
-            resume_command, coordinator, observe: Those of `open_run`, for each of its runs.
+        config, exclude, tunable, verify, redo_missing: Those of `open_run`, for each of its runs.
+        stop_signals, grace_s, save_timeout_s, resume_command: Likewise.
+        coordinator, observe: Likewise.
 
     Yields:
         The collection.

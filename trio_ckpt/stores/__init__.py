@@ -54,20 +54,20 @@ async def open_store(
 ) -> Store:
     r"""Open a store by its URL.
 
-    =====================  ===============================================================
-    ``gh.ckpt``            the store in that folder, of either kind; if it does not exist, an
-                           SQLite store is created
-    ``sqlite:gh.ckpt``     a folder with an SQLite database
-    ``json:gh.ckpt``       a folder with a readable ``checkpoint.json`` per run
-    ``postgresql://h/db``  tables in a PostgreSQL database, for many machines; the URL is
-                           libpq's, and may have ``schema=``, ``lease_s=`` and
-                           ``pooler=transaction`` in its query (extra ``postgres``)
-    ``s3://bucket/prefix`` objects in a bucket, for many machines; so are ``gs://bucket/prefix``
-                           and ``az://container/prefix``.  Their query may have ``lease_s=``
-                           and, for a server of one's own, ``endpoint=`` (extra ``objects``)
-    ``file:///folder``     the same objects in a folder, to try that out (extra ``objects``)
-    ``memory:``            in memory, lost with the object; each one is a separate store
-    =====================  ===============================================================
+    ======================  ==============================================================
+    ``gh.ckpt``             the store in that folder, of either kind; if it does not exist, an
+                            SQLite store is created
+    ``sqlite:gh.ckpt``      a folder with an SQLite database
+    ``json:gh.ckpt``        a folder with a readable ``checkpoint.json`` per run
+    ``postgresql://h/db``   tables in a PostgreSQL database, for many machines; the URL is
+                            libpq's, and may have ``schema=``, ``lease_s=`` and
+                            ``pooler=transaction`` in its query (extra ``postgres``)
+    ``s3://bucket/prefix``  objects in a bucket, for many machines; so are ``gs://bucket/prefix``
+                            and ``az://container/prefix``.  Their query may have ``lease_s=``
+                            and, for a server of one's own, ``endpoint=`` (extra ``objects``)
+    ``file:///folder``      the same objects in a folder, to try that out (extra ``objects``)
+    ``memory:``             in memory, lost with the object; each one is a separate store
+    ======================  ==============================================================
 
     Text before a colon is a scheme if it has two letters or more and no slash:
     ``C:\x``, ``./a:b`` and any `pathlib.Path` are folders; a folder whose own name looks like a
