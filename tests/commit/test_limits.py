@@ -143,3 +143,13 @@ def test_the_ring_of_outcomes_counts_like_a_list(window: int) -> None:
         counter.add(is_failure=outcome)
         newest = outcomes[max(0, end - window) : end]
         assert (counter.reached("") is not None) is (sum(newest) > 0.5 * window)
+
+
+def test_a_share_is_not_rounded_down() -> None:
+    """0.29 * 100 is 28.999…"""
+    counter = FailureCounter(Limits(failure_share=(0.29, 100)))
+    for _ in range(29):
+        counter.add(is_failure=True)
+    assert counter.reached("x") is None
+    counter.add(is_failure=True)
+    assert counter.reached("x") is not None

@@ -1,5 +1,7 @@
 """The brake: an outage stops the run, and is not the fault of its items."""
 
+# ruff: noqa: PT012  (what a whole block does is the claim)
+
 from __future__ import annotations
 
 import pytest
@@ -12,7 +14,11 @@ from trio_ckpt import (
     Limits,
     RetryRule,
     RetryTable,
+    Run,
     RunStoppedError,
+    Status,
+    Stream,
+    StreamFailedError,
     Then,
     open_run,
     read_history,
@@ -22,7 +28,7 @@ from trio_ckpt._commit.limit_watch import Streak
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._journal.summary import read_run_status
-from trio_ckpt._runs.brake import requeue_record
+from trio_ckpt._runs.brake import REASON, _ends_row, requeue_record
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import World, explore_crashes
@@ -278,3 +284,99 @@ def test_no_kill_in_an_outage_leaves_a_batch_skipped() -> None:
     found = explore_crashes(down_until_it_stops, nothing_is_skipped, schedules=40)
     assert found.points["store"] > 8
     assert not found.left_out
+
+
+async def test_a_batch_on_which_others_built_stays_skipped(autojump_clock: Clock) -> None:
+    """With a cursor it cannot be done again alone: it would begin after the ones behind it."""
+    store = MemoryStore()
+    is_braking, has_begun = trio.Event(), trio.Event()
+
+    async def with_cursor(run: Run) -> None:
+        stream: Stream[None]
+        async with run.open_stream("a", retry=ONCE) as stream:
+            async for batch in stream.batches(range(4)):
+                if batch.index == 0:
+                    batch.skip(ConnectionError("down"))
+                    continue
+                has_begun.set()
+                await is_braking.wait()
+                batch.complete(cursor=batch.index)
+
+    async def failing(run: Run) -> None:
+        stream: Stream[None]
+        await has_begun.wait()
+        async with run.open_stream("b", retry=ONCE) as stream:
+            async for batch in stream.batches(range(9)):
+                batch.skip(ConnectionError("down"))
+
+    with pytest.raises(RunStoppedError):
+        async with (
+            begin(store, limits=Limits(consecutive_failures=4)) as run,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(with_cursor, run)
+            nursery.start_soon(failing, run)
+            await trio.sleep(1)
+            is_braking.set()
+    view = await store.load_run("r")
+    assert view is not None
+    assert list(view.streams[("a",)].progress.skipped) == [0]
+    assert list(view.streams[("a",)].progress.confirmed) == [1]
+    assert not view.streams[("b",)].progress.skipped
+
+
+async def test_an_outage_is_one_beside_another_limit(autojump_clock: Clock) -> None:
+    store = MemoryStore()
+    with pytest.raises(RunStoppedError, match="5 of 5 batches are done"):
+        await fail_all(store, range(5), Limits(batches=5, consecutive_failures=5))
+    view = await store.load_run("r")
+    assert view is not None
+    assert not view.streams[("s",)].progress.skipped
+
+
+async def fail_all(store: Store, indexes: range, limits: Limits) -> None:
+    stream: Stream[None]
+    async with begin(store, limits=limits) as run, run.open_stream("s", retry=ONCE) as stream:
+        async for batch in stream.batches(indexes):
+            batch.skip(ConnectionError("down"))
+        pytest.fail("the loop has ended, though its batches are re-queued")
+
+
+async def test_a_loop_that_is_cut_has_not_ended_either(autojump_clock: Clock) -> None:
+    stream: Stream[None]
+    with pytest.raises(RunStoppedError):
+        async with (
+            begin(limits=Limits(consecutive_failures=5)) as run,
+            run.open_stream("s", retry=ONCE) as stream,
+        ):
+            async for batch in stream.batches(lambda: iter(range(50)), end=4):
+                batch.skip(ConnectionError("down"))
+            pytest.fail("the loop has ended, though its batches are re-queued")
+
+
+async def test_a_stream_that_the_program_failed_stays_failed(autojump_clock: Clock) -> None:
+    store = MemoryStore()
+    stream: Stream[None]
+    with pytest.raises(RunStoppedError):
+        async with begin(store, limits=Limits(consecutive_failures=4)) as run:
+            with pytest.raises(StreamFailedError):
+                async with run.open_stream("a", retry=ONCE) as stream:
+                    async for batch in stream.batches(range(4)):
+                        if batch.index == 0:
+                            batch.skip(ConnectionError("down"))
+                            continue
+                        await stream.fail("the list is wrong", retryable=False)
+            async with run.open_stream("b", retry=ONCE) as stream:
+                async for batch in stream.batches(range(9)):
+                    batch.skip(ConnectionError("down"))
+    view = await store.load_run("r")
+    assert view is not None
+    assert view.streams[("a",)].progress.status is Status.FAILED
+    assert not view.streams[("b",)].progress.skipped
+
+
+def test_a_damage_that_was_redone_does_not_end_a_row() -> None:
+    redone = Record(kind=RecordKind.REDO, at=1.0, metadata={"reason": "an output was damaged"})
+    assert not _ends_row(redone)
+    assert _ends_row(Record(kind=RecordKind.REDO, at=1.0, metadata={"reason": REASON}))
+    assert _ends_row(Record(kind=RecordKind.RETRY, at=1.0))

@@ -1,8 +1,11 @@
 """Runs that reach a limit: they stop in good order, and say why wherever one looks."""
 
+# ruff: noqa: PT012  (what a whole block does is the claim)
+
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,14 +19,22 @@ from tests.opening import begin
 from trio_ckpt import (
     Batch,
     Limits,
+    RetryRule,
+    RetryTable,
     RunStoppedError,
+    Stream,
+    Then,
     read_sessions,
     run_batches,
 )
+from trio_ckpt._commit.limits import plain_limits
 from trio_ckpt._runs import limited
+from trio_ckpt._runs.limited import FREE_EVERY_S
 from trio_ckpt.stores import MemoryStore
 
 Clock = trio.testing.MockClock
+
+ONCE = RetryTable([RetryRule((OSError,), attempts=1, then=Then.SKIP)])
 
 
 async def work(
@@ -166,7 +177,9 @@ async def test_a_body_that_is_longer_than_the_others_has_the_grace(autojump_cloc
 async def test_a_run_ends_by_its_time(left_s: int, autojump_clock: Clock) -> None:
     at = datetime.now(timezone(timedelta(hours=-5))) + timedelta(seconds=left_s)
     begun = await work(MemoryStore(), Limits(stop_at=at), body_s=4)
-    assert reason() == f"limit stop_at: its time ends at {at.isoformat(timespec='seconds')}"
+    is_late = ": nothing is handed out until that changes" if left_s <= 0 else ""
+    at_text = at.isoformat(timespec="seconds")
+    assert reason() == f"limit stop_at: its time ends at {at_text}{is_late}"
     assert begun == ([0, 1] if left_s == 10 else [])
     assert trio.current_time() == pytest.approx(8 if left_s == 10 else 0, abs=0.05)
 
@@ -194,7 +207,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         def free(self) -> int:
             return free[0]
 
-    monkeypatch.setattr(limited.shutil, "disk_usage", lambda _path: Usage())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: Usage())
     return lambda amount: free.__setitem__(0, amount)
 
 
@@ -243,3 +256,66 @@ async def test_what_a_cancelled_batch_has_cost_counts(autojump_clock: Clock) -> 
     with pytest.raises(RunStoppedError, match="6 of 5 cost_usd are spent"):
         await spend()
     assert begun == []
+
+
+async def test_a_deadline_that_is_over_hands_out_nothing(autojump_clock: Clock) -> None:
+    stream: Stream[None]
+    limits = Limits(stop_at=datetime.now(UTC) - timedelta(hours=1))
+    handed_out = list[int]()
+    with pytest.raises(RunStoppedError, match="nothing is handed out"):
+        async with begin(limits=limits) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(3)):
+                handed_out.append(batch.index)
+                batch.complete()
+    assert handed_out == []
+
+
+async def test_a_share_is_one_of_a_session(autojump_clock: Clock) -> None:
+    """What failed in the last one is a row, not a part of the share of this one."""
+    stream: Stream[None]
+    store, limits = MemoryStore(), Limits(failure_share=(0.09, 100), consecutive_failures=50)
+    counts = list[int]()
+    for _ in range(2):
+        counts.append(0)
+        with pytest.raises(RunStoppedError, match="10 of the newest 10 attempts"):
+            async with (
+                begin(store, limits=limits) as run,
+                run.open_stream("s", retry=ONCE) as stream,
+            ):
+                async for batch in stream.batches(range(50)):
+                    counts[-1] += 1
+                    batch.skip(ConnectionError("down"))
+    assert counts == [10, 10]
+
+
+async def test_a_folder_that_goes_away_ends_no_run(tmp_path: Path, autojump_clock: Clock) -> None:
+    stream: Stream[None]
+    folder = tmp_path / "out"
+    limits = Limits(min_free_bytes=1)
+    async with (
+        begin("memory:", output_dir=folder, limits=limits) as run,
+        run.open_stream("s") as stream,
+    ):
+        async for batch in stream.batches(range(1)):
+            shutil.rmtree(folder)
+            await trio.sleep(3 * FREE_EVERY_S)
+            folder.mkdir()
+            batch.complete()
+    assert run.exit_code == 0
+
+
+def test_limits_of_other_classes_of_numbers_are_kept_as_plain_ones() -> None:
+    numpy = pytest.importorskip("numpy")
+    limits = Limits(
+        spent={"tokens": 2**64, "cost": numpy.float64(1.5)},
+        batches=numpy.int64(5),
+        failure_share=(numpy.float64(0.5), 9),
+    )
+    plain = plain_limits(limits)
+    assert plain == {
+        "spent.tokens": 2.0**64,
+        "spent.cost": 1.5,
+        "batches": 5,
+        "failure_share": [0.5, 9],
+    }
+    assert {type(value) for value in plain.values()} == {int, float, list}

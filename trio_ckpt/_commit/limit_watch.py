@@ -59,6 +59,11 @@ class Streak:
     failed: set[int] = attrs.field(factory=set[int])
     skipped: dict[int, bytes] = attrs.field(factory=dict[int, bytes])
 
+    @property
+    def indexes(self) -> set[int]:
+        """All of them."""
+        return self.failed | self.skipped.keys()
+
     def discard(self, index: int | None) -> None:
         """Take out a batch that has not failed after all."""
         self.failed.discard(-1 if index is None else index)
@@ -184,15 +189,17 @@ class LimitWatch:
             failures: How many attempts failed in a row.
         """
         self.streaks.update(streaks)
-        for _ in range(failures):
-            self._failures.add(is_failure=True)
+        self._failures.in_a_row = failures
 
     def stop_for(self, reached: LimitReached | None) -> None:
         """Stop the run in good order if a limit is reached; the first one is the reason."""
-        if reached is None or self.reached is not None:
+        if reached is None:
+            return
+        # An outage is one also where another limit was reached before it.
+        self.is_braking = self.is_braking or reached.limit == "consecutive_failures"
+        if self.reached is not None:
             return
         self.reached = reached
-        self.is_braking = reached.limit == "consecutive_failures"
         log.info(
             "run %r: limit %s: %s: stopping in good order",
             self.run_id,
@@ -213,6 +220,11 @@ class LimitWatch:
         """Whether the session has to be over at some time."""
         return self._ends_at != math.inf
 
+    @property
+    def is_late(self) -> bool:
+        """Whether the time of the session is over."""
+        return self._ends_at <= trio.current_time()
+
     # -- time -----------------------------------------------------------------------------------
 
     def _begins_to_stop_at(self) -> float:
@@ -227,7 +239,11 @@ class LimitWatch:
         self._timer.deadline = self._begins_to_stop_at()
         with self._timer:
             await trio.sleep_forever()
-        self.stop_for(out_of_time(self.limits, is_runtime=self._is_runtime))
+        self.stop_for(self.out_of_time())
+
+    def out_of_time(self) -> LimitReached:
+        """The deadline of the session."""
+        return out_of_time(self.limits, is_runtime=self._is_runtime)
 
 
 def _name_of(error: ErrorInfo | None) -> str:

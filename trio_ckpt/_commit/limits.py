@@ -3,8 +3,8 @@
 This is the pure part: what the limits are, and which of them is reached.  `LimitWatch` counts for
 an open run (`trio_ckpt._commit.limit_watch`).
 
-A limit never cuts anything off.  The run that reaches one begins a stop: loops get no further
-batch, the open ones are finished and saved.  So what is counted goes over a limit by what the
+A run that reaches a limit begins a stop: loops get no further batch, and the open ones are finished
+and saved, as long as they end within `grace_s`.  So what is counted goes over a limit by what the
 batches add that were open then, one for each task of `run_batches`.
 """
 
@@ -34,7 +34,7 @@ from .._util.plain import Plain
 from .._util.text import duration, number, printable
 
 _NOTHING: Mapping[str, Number] = {}
-MAX_WINDOW = 1_000_000  # attempts of which a share is taken: one bit each is kept
+MAX_WINDOW = 1_000_000  # attempts of which a share is taken: one byte each is kept
 
 
 @attrs.frozen
@@ -75,6 +75,9 @@ def _share(
 @attrs.frozen(kw_only=True)
 class Limits:
     """When a run stops by itself, in good order and with exit code 75; see `open_run`.
+
+    As after a signal, batches that are open longer than `grace_s` of the run are cut off; the exit
+    code says so.
 
     Attributes:
         spent: The most that all attempts of all sessions may cost, by the names that
@@ -118,16 +121,24 @@ class Limits:
 
 def plain_limits(limits: Limits) -> dict[str, Plain]:
     """The limits that are set, as the record of a session has them."""
-    plain: dict[str, Plain] = {f"spent.{name}": most for name, most in limits.spent.items()}
-    for field in attrs.fields(Limits):
-        value = getattr(limits, field.name)
-        if field.name != "spent" and value is not None:
-            plain[field.name] = value
+    plain: dict[str, Plain] = {
+        f"spent.{name}": _plain_number(most) for name, most in limits.spent.items()
+    }
+    for name in ("batches", "runtime_s", "min_free_bytes", "consecutive_failures"):
+        value: Number | None = getattr(limits, name)
+        if value is not None:
+            plain[name] = _plain_number(value)
     if limits.stop_at is not None:
         plain["stop_at"] = limits.stop_at.isoformat(timespec="seconds")
     if limits.failure_share is not None:
-        plain["failure_share"] = list(limits.failure_share)
+        plain["failure_share"] = [_plain_number(value) for value in limits.failure_share]
     return plain
+
+
+def _plain_number(value: Number) -> Number:
+    """A number of any class, such as one of NumPy, as a record can have it."""
+    whole = int(value)
+    return whole if whole == value and whole < 2**63 else float(value)
 
 
 def checked_limits(limits: Limits | None) -> Limits | None:
@@ -215,7 +226,7 @@ class FailureCounter:
             failed = f"{number(self.in_a_row)} attempts in a row have failed"
             return LimitReached("consecutive_failures", f"{failed}, the last one by {last_error}")
         # So many failures are over the share also where the attempts to come all succeed.
-        if share is not None and self._failed > share[0] * share[1]:
+        if share is not None and self._failed / share[1] > share[0]:
             failed = f"{number(self._failed)} of the newest {number(len(self._newest))} attempts"
             return LimitReached("failure_share", f"{failed} have failed, the last by {last_error}")
         return None

@@ -45,17 +45,28 @@ PAGE = 100  # records read at once: most rows are short
 REASON = "it failed in an outage, see Limits.consecutive_failures"
 
 _FAILURES = (RecordKind.ATTEMPT, RecordKind.SKIP)
-_REQUEUES = (RecordKind.REDO, RecordKind.RETRY)
 
 
 def requeue_record(progress: Progress, streak: Streak) -> Record | None:
     """The record that re-queues what failed in an outage; None: nothing of it is left.
 
+    A skipped batch on which later ones have built, by a state or a cursor, stays skipped: it cannot
+    be done again alone.  A stream that the program itself has failed for good stays so.
+
     Args:
         progress: The progress of the stream.
         streak: What failed.
     """
-    skipped = {index: item for index, item in streak.skipped.items() if index in progress.skipped}
+    if progress.has_failed_for_good and (
+        progress.error is None or progress.error.batch_index not in streak.indexes
+    ):
+        return None
+    free_from = progress.confirmed.stop if progress.has_order else 0
+    skipped = {
+        index: item
+        for index, item in streak.skipped.items()
+        if index in progress.skipped and index >= free_from
+    }
     failed = [index for index in streak.failed if index in progress.failures]
     if not skipped and not failed:
         return None
@@ -77,7 +88,7 @@ def requeue_record(progress: Progress, streak: Streak) -> Record | None:
 async def requeue_outage(run: OpenRun) -> None:
     """Re-queue what failed or was skipped in the outage that has stopped a run, if one has.
 
-    A failure to save is logged: the next start does it.
+    A failure to save is logged: the next start with `consecutive_failures` does it.
 
     Durability: when this returns without a warning in the log, the records are durable.
     Cancellation: none.
@@ -91,7 +102,8 @@ async def requeue_outage(run: OpenRun) -> None:
             watch.streaks.clear()
         except TrioCkptError as error:
             log.warning(
-                "what failed in the outage is not re-queued, the next start does it: %s",
+                "what failed in the outage is not re-queued; the next start with "
+                "consecutive_failures does it: %s",
                 text_of(error),
                 extra=at(run.run_id),
             )
@@ -168,7 +180,7 @@ async def _read_row(store: Store, view: RunView, key: StreamKey, since: float) -
     newest = iter_records(store, view.run_id, view.generation, key, limit=PAGE)
     async with aclosing(newest) as records:
         async for _, record in records:
-            if record.kind in _REQUEUES or record.at < since:
+            if _ends_row(record) or record.at < since:
                 break
             if record.kind is RecordKind.BATCH:
                 row.confirmed_at = record.at
@@ -177,6 +189,12 @@ async def _read_row(store: Store, view: RunView, key: StreamKey, since: float) -
                 row.failures.append(record)
     row.failures.reverse()
     return row
+
+
+def _ends_row(record: Record) -> bool:
+    """Whether a record has re-queued the failures before it, and not only what was damaged."""
+    is_own = record.kind is RecordKind.REDO and record.metadata.get("reason") == REASON
+    return is_own or record.kind is RecordKind.RETRY
 
 
 def _is_failure(record: Record) -> bool:

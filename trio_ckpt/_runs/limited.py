@@ -17,6 +17,7 @@ from .._journal.progress import Progress
 from .._journal.store import RunView
 from .._journal.summary import in_order
 from .._util.exact_sum import ExactSum, add_sums
+from .._util.exceptions import text_of
 from .._util.log import at, get_logger
 from .._util.plain import Plain, StreamKey
 from .._util.text import printable
@@ -94,7 +95,9 @@ async def _begin_watching(run: OpenRun, watch: LimitWatch) -> None:
             )
         watch.stop_at_start(await run_blocking(_too_little, watch.limits, folders))
         run.nursery.start_soon(_watch_disks, watch, folders)
-    if watch.has_deadline:
+    if watch.is_late:
+        watch.stop_at_start(watch.out_of_time())
+    elif watch.has_deadline:
         run.nursery.start_soon(watch.watch_time)
 
 
@@ -141,4 +144,9 @@ async def _watch_disks(watch: LimitWatch, folders: list[str]) -> None:
     """
     while watch.reached is None:
         await trio.sleep(FREE_EVERY_S)
-        watch.stop_for(await run_blocking(_too_little, watch.limits, folders))
+        try:
+            reached = await run_blocking(_too_little, watch.limits, folders)
+        except OSError as error:  # such as a network file system that is away for a while
+            log.debug("run %r: the free space is not known: %s", watch.run_id, text_of(error))
+        else:
+            watch.stop_for(reached)

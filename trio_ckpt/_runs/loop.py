@@ -43,6 +43,7 @@ from .loop_bounds import (
     check_source,
     complete,
     complete_if_last,
+    park_if_taken_back,
 )
 
 T = TypeVar("T")
@@ -434,6 +435,7 @@ class LoopCursor:
             source: The source.
             end: The index at which it was found to end; None: it was not read to its end.
         """
+        await park_if_taken_back(self.open_stream)
         if source.is_open_ended:
             await complete_if_last(self.open_stream)
         elif (stop := end if source.stop is None else source.stop) is not None:

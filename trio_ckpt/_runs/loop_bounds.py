@@ -245,13 +245,21 @@ async def begin_range(
         await open_stream.save_plain(Record(kind=RecordKind.NOTE, at=time.time(), metadata=note))
 
 
+async def park_if_taken_back(open_stream: OpenStream) -> None:
+    """Wait for the end of a stop for an outage: what was skipped is re-queued, so the loop goes on.
+
+    Cancellation: a cancellation point if it waits.
+    """
+    if open_stream.limits is not None and open_stream.limits.takes_back(open_stream.stream_log.key):
+        await open_stream.stop.park()
+
+
 async def complete(open_stream: OpenStream, stop: int) -> None:
     """Save that the stream is complete, if all batches below `stop` are done.
 
     Durability: as for `GroupCommitter.save_aside`.
     """
-    if open_stream.limits is not None and open_stream.limits.takes_back(open_stream.stream_log.key):
-        await open_stream.stop.park()  # what was skipped is re-queued: the loop has not ended
+    await park_if_taken_back(open_stream)
     progress = open_stream.stream_log.progress
     is_done = progress.covers(open_stream.first_index, stop)
     if not is_done:
