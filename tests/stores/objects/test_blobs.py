@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from tests.stores.objects.buckets import KEYS, LEASE_S, ClockedBucket, HandClock
+from tests.stores.objects.buckets import KEYS, LEASE_S, ClockedBucket, HandClock, Process
 from trio_ckpt._util.errors import StoreConflictError, StoreDamagedError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import open_store
@@ -144,3 +144,21 @@ async def test_two_equal_puts_at_once_leave_one_blob(monkeypatch: pytest.MonkeyP
         assert len(blobs_in(bucket)) == 1
         assert store._runs["run"].puts.popitem()[1].pins == 5
     monkeypatch.setattr(blobs, "SMALL_BYTES", 10)
+
+
+def test_a_paused_owner_removes_no_blob_of_its_heir() -> None:
+    """It was paused after it took the run, before it lists what a former owner left."""
+    clock = HandClock()
+    bucket = ClockedBucket(clock)
+    former, heir = Process.on(bucket), Process.on(bucket)
+    former.take()
+    clock.now += LEASE_S + 1
+    heir.take()
+    assert former.owned is not None
+    assert heir.owned is not None
+    spooled = blobs.spool(heir.requests, heir.owned.keys, b"payload")
+    name = blobs.upload(heir.requests, heir.owned.keys, spooled)
+    blobs.pin_new(heir.requests, heir.owned, spooled, name)
+    with pytest.raises(StoreConflictError):
+        blobs.remove_unnamed(former.requests, former.owned)
+    assert blobs.read_whole(heir.requests, heir.owned.keys, spooled.digest, name) == b"payload"

@@ -163,6 +163,45 @@ def test_a_process_paused_while_it_takes_a_run_loses_nothing(
     assert paused >= 5
 
 
+def pause_taker_for_two(at: int) -> bool:
+    """At a request of a process that takes a run, its own lease ends, and another one takes it."""
+    clock = HandClock()
+    bucket = ClockedBucket(clock)
+    former, taker, heir = Process.on(bucket), Process.on(bucket), Process.on(bucket)
+    former.take()
+    former.save()
+    clock.now += LEASE_S + 1
+
+    def take_over() -> None:
+        clock.now += LEASE_S + 1
+        with suppress(RunLockedError):
+            heir.take()
+        for _ in range(3):
+            if heir.owned is not None:
+                heir.save()
+        if heir.owned is not None:
+            heir.merge()
+
+    interruption = Interruption(bucket, at, take_over)
+    with suppress(RunLockedError):
+        taker.take()
+    bucket.before = nothing
+    assert not former.save(), "a former owner saved"
+    for process in (taker, heir):
+        if process.owned is not None:
+            process.save()
+    check_confirmed(bucket, former, taker, heir)
+    return interruption.is_over
+
+
+def test_a_taker_paused_at_any_request_frees_no_position() -> None:
+    """Its entry keeps a former owner out, even where it is void."""
+    paused = 0
+    while pause_taker_for_two(paused):
+        paused += 1
+    assert paused >= 5
+
+
 def test_a_hundred_owners_in_a_row_are_each_paused_and_fenced() -> None:
     """Each owner is paused before its next save, half of them while their log is merged."""
     clock = HandClock()

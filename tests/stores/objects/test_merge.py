@@ -165,3 +165,15 @@ def test_a_run_given_back_has_its_names_once() -> None:
         assert process.owned is not None
         give_back(process.requests, process.clock, process.owned)
     assert [one.key for one in bucket.list(KEYS.names)] == [KEYS.name("run")]
+
+
+def test_large_entries_are_merged_before_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is read in one request."""
+    monkeypatch.setattr(merge, "AT_MOST_BYTES", 1_000)
+    bucket = ClockedBucket(HandClock())
+    process = Process.on(bucket)
+    process.take()
+    while process.owned is not None and process.owned.loaded.base == 0:
+        assert process.save(5)
+        assert process.saved < 100
+    assert len(payloads_in(bucket)) == process.saved

@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 import pytest
 import trio
 
-from tests.stores.objects.buckets import ClockedBucket, HandClock, Process, run_keys
+from tests.stores.objects.buckets import (
+    LEASE_S,
+    ClockedBucket,
+    HandClock,
+    Process,
+    payloads_in,
+    run_keys,
+)
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores._objects.bucket import memory_bucket
@@ -131,3 +138,28 @@ async def test_a_closed_store_answers_no_more() -> None:
     await store.aclose()
     with trio.fail_after(5), pytest.raises(Exception, match="is closed"):
         await store.list_runs()
+
+
+def test_a_reader_is_not_misled_by_a_base_that_stays() -> None:
+    """That of a former owner, which wrote it after its heir had begun."""
+    clock = HandClock()
+    bucket = ClockedBucket(clock)
+    former, heir = Process.on(bucket), Process.on(bucket)
+    former.take()
+    former.save()
+    clock.now += LEASE_S + 1
+    heir.take()
+    former.merge()
+    has_merged = False
+
+    def go_on(verb: str, key: str) -> None:
+        nonlocal has_merged
+        if verb == "list" and key == run_keys().logs and not has_merged:
+            has_merged = True
+            for _ in range(5):
+                heir.save()
+            heir.merge()
+
+    bucket.before = go_on
+    assert payloads_in(bucket) == former.confirmed + heir.confirmed
+    assert has_merged

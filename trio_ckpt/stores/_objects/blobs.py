@@ -134,10 +134,17 @@ def pin_new(requests: Requests, owned: OwnedLog, spooled: Spooled, name: str) ->
 
 
 def remove_unnamed(requests: Requests, owned: OwnedLog) -> None:
-    """Remove the blobs that a former owner left, and that no record names."""
+    """Remove the blobs that a former owner left, and that no record names.
+
+    Raises:
+        StoreConflictError: another process has the run: what is listed may be its own.
+    """
     named = owned.loaded.state.uploads
     doomed = list[str]()
-    for entry in requests.list_all(owned.keys.blobs):
+    entries = list(requests.list_all(owned.keys.blobs))
+    if entries:
+        need_next_free(requests, owned)  # so all that was listed is older than any heir
+    for entry in entries:
         digest, name = upload_of(entry.key)
         if digest not in named or named[digest].name != name:
             doomed.append(entry.key)
@@ -198,8 +205,11 @@ def read_whole(requests: Requests, keys: RunKeys, digest: str, upload: str) -> b
     Raises:
         StoreDamagedError: it is missing, or was altered.
     """
-    content = requests.get(keys.blob(digest, upload))
-    if content is None or hashlib.sha256(content).hexdigest() != digest:
+    key = keys.blob(digest, upload)
+    entry = requests.find(key)
+    parts = () if entry is None else _parts_of(requests, entry)
+    content = b"".join(parts)
+    if entry is None or hashlib.sha256(content).hexdigest() != digest:
         raise StoreDamagedError(f"blob {digest} of run {keys.run_id!r} is missing or was altered")
     return content
 
@@ -207,7 +217,13 @@ def read_whole(requests: Requests, keys: RunKeys, digest: str, upload: str) -> b
 def blob_problem(requests: Requests, entry: StoredObject, digest: str) -> str | None:
     """Why a blob is not the one of its name; None: it is."""
     hasher = hashlib.sha256()
+    for part in _parts_of(requests, entry):
+        hasher.update(part)
+    return None if hasher.hexdigest() == digest else "its content does not match its name"
+
+
+def _parts_of(requests: Requests, entry: StoredObject) -> Iterator[bytes]:
+    """Read an object in parts, so that no request takes long; a part that is gone is empty."""
     for offset in range(0, entry.size, HASH_BYTES):
         size = min(HASH_BYTES, entry.size - offset)
-        hasher.update(requests.get_range(entry.key, offset, size) or b"")
-    return None if hasher.hexdigest() == digest else "its content does not match its name"
+        yield requests.get_range(entry.key, offset, size) or b""

@@ -95,9 +95,9 @@ def _load_once(requests: Requests, keys: RunKeys) -> LoadedRun:
 
 def _is_newest(requests: Requests, loaded: LoadedRun) -> bool:
     """Whether nothing was merged before the log was listed: what is read next is not older."""
-    if loaded.base:
-        return requests.find(loaded.keys.base(loaded.base)) is not None
-    return not requests.list_all(loaded.keys.bases)
+    bases = requests.list_all(loaded.keys.bases)
+    newest = position_of(bases[0].key, is_base=True) if bases else 0
+    return newest == loaded.base
 
 
 def _load_base(requests: Requests, keys: RunKeys) -> LoadedRun:

@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 EVERY = 64  # entries at least between two bases: so many requests share three
 AT_MOST = 512  # entries: so many are read by the next owner, one by one
-AT_MOST_BYTES = 32 * 2**20
+AT_MOST_BYTES = 32 * 2**20  # of entries: a page is read in one request
 AT_RELEASE = 16  # entries: fewer are left as they are when a run is given back
 FAN_OUT = 64
 
@@ -37,9 +37,12 @@ def merge_if_due(requests: Requests, owned: OwnedLog) -> None:
     server that does not answer hold it up: each request is sent once.
     """
     loaded = owned.loaded
-    if loaded.state.position - max(loaded.base, owned.merged_at) < EVERY:
-        return
     size = sum(loaded.sizes.values())
+    has_failed = owned.merged_at > loaded.base
+    if loaded.state.position - max(loaded.base, owned.merged_at) < EVERY and (
+        size < AT_MOST_BYTES or has_failed
+    ):
+        return
     if len(loaded.tail) < AT_MOST and size < min(loaded.base_bytes, AT_MOST_BYTES):
         return
     try_to_merge(requests, owned)

@@ -10,7 +10,8 @@ is paused before it creates its entry at the next.  Meanwhile the run goes on, a
 position is merged and removed.  When the process goes on, it creates an entry that is never read.
 So a process that has created its entry looks at the bases once more.  A base is written before
 what is in it is removed, so if the position was ever free again, there is a base that reaches it:
-then the entry is void, and the process begins again.
+then the entry is void, and the process begins again.  A void entry is not removed either, or its
+position would be free for a former owner; it lies below a base, so it is never read.
 
 The *lease* only says when another process may take the run.  Each entry renews it, also an empty
 one, and the store's clock writes the time beside it.
@@ -161,8 +162,7 @@ def take(
         bases = requests.list_all(keys.bases)
         if any(position_of(base.key, is_base=True) >= position for base in bases):
             logger.info("run %r has gone on since it was read: it is read again", run_id)
-            requests.delete([keys.log(position)])
-            continue
+            continue  # the entry stays: a former owner may be about to create one there
         state.apply(group)
         loaded.tail[position], loaded.sizes[position] = group, len(data)
         owned = OwnedLog(loaded, thread, merged_at=loaded.base)

@@ -155,6 +155,11 @@ class ObjectsStore(Store):
             await self._leave(owned, has_failed=has_failed)
 
     def _lock(self, run_id: str, thread: WorkerThread) -> OwnedLog:
+        if not self._clock.is_measured:
+            raise StoreError(
+                f"{self.url}: this user may not write to it, so whether it keeps a run to one "
+                "owner is unknown; runs can only be read"
+            )
         owned = take(self._requests, self._layout, self._clock, run_id, self._lease_s, thread)
         try:
             blobs.remove_unnamed(self._requests, owned)
