@@ -454,10 +454,10 @@ def test_what_is_accepted_is_read_back(
         view = await store.load_run("r")
         if view is not None:
             read = overview_of(run_status_from(store, view, None))
-            shown = [to_json(_run_document(read))]
+            shown = [to_json(_run_document(read, None))]
             for line in await store.list_runs():
                 stored = stored_overview(store, line)  # None where a sum is over 64 bits
-                shown += [] if stored is None else [to_json(_run_document(stored))]
+                shown += [] if stored is None else [to_json(_run_document(stored, None))]
             assert len(set(shown)) == 1
 
     for _ in range(2):

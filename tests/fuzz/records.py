@@ -179,8 +179,8 @@ def open_overview() -> Reader:
         found = stored_overview(store, RunSummary("r", 2, 1, 3, 5, summary=summary))
         if found is None:
             return "nothing"
-        json.loads(to_json(_run_document(found)))
-        (line,) = to_lines([Table(_RUN_COLUMNS, [_run_row(found, 2e9)])])[2:]
+        json.loads(to_json(_run_document(found, None)))
+        (line,) = to_lines([Table(_RUN_COLUMNS, [_run_row(found, 2e9, None)])])[2:]
         law(holds=line.isprintable(), broken="it would steer the terminal")
         run_line(RunGlance(found, None, "stored", 2e9))
         return "read"

@@ -5,6 +5,9 @@ errors say what is known afterwards: that the request changed nothing, or that n
 https://developmentseed.org/obstore/latest/
 """
 
+# The stubs of obstore name types of pyarrow, which is not needed.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import re
