@@ -46,7 +46,7 @@ async def test_colon_in_a_folder(url: str, tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / url.removeprefix("sqlite:") / "state.db").exists()
 
 
-@pytest.mark.parametrize("url", ["mysql://h/d", "s3://b/p", "re:2025", "SQLITE:x"])
+@pytest.mark.parametrize("url", ["mysql://h/d", "ftp://b/p", "re:2025", "SQLITE:x"])
 async def test_unknown_scheme(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
