@@ -147,6 +147,11 @@ async def _watch_disks(watch: LimitWatch, folders: list[str]) -> None:
         try:
             reached = await run_blocking(_too_little, watch.limits, folders)
         except OSError as error:  # such as a network file system that is away for a while
-            log.debug("run %r: the free space is not known: %s", watch.run_id, text_of(error))
+            log.debug(
+                "run %r: the free space is not known: %s",
+                watch.run_id,
+                text_of(error),
+                extra=at(watch.run_id),
+            )
         else:
             watch.stop_for(reached)
