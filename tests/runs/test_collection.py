@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +13,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.opening import begin
+from tests.runs.claims import do_items, take_part, work
 from trio_ckpt import (
-    Collection,
     ConfigChangedError,
-    Partition,
-    PartitionsLeftError,
     RunStoppedError,
-    open_collection,
 )
 from trio_ckpt._journal.history import list_all_runs
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
 
 LEASE_S = 30.0
-
-
-def take_part(
-    store: Any, name: str = "crawl", partitions: int = 10, items: int | None = 100, **options: Any
-) -> AbstractAsyncContextManager[Collection]:
-    """Open a collection that leaves the signals to pytest."""
-    given = {"partitions": partitions, "items": items, "handle_signals": False}
-    return open_collection(name, store=store, **given | options)
-
-
-async def do_items(partition: Partition, done: list[int], *, seconds: float = 0.0) -> None:
-    async with partition.run.open_stream("pages") as stream:
-        async for batch in stream.batches(partition.range):
-            await trio.sleep(seconds)
-            batch.complete(records=1)
-            done.append(partition.range[batch.index])
-
-
-async def work(
-    store: Any, *, seconds: float = 0.0, finished: list[str] | None = None, **options: Any
-) -> tuple[list[int], list[int]]:
-    """Do all that one process gets; returns the items and the partitions that it did."""
-    done: list[int] = []
-    claimed: list[int] = []
-    async with take_part(store, **options) as collection:
-        while True:
-            async with collection.claim() as partition:
-                if partition is None:
-                    break
-                claimed.append(partition.index)
-                await do_items(partition, done, seconds=seconds)
-        async with collection.finish() as run:
-            if run is not None and finished is not None:
-                finished.append("once")
-        assert collection.exit_code == 0
-    return done, claimed
 
 
 @pytest.fixture(params=["memory", "sqlite", "json"])
@@ -271,124 +231,6 @@ async def test_items_are_chosen_by_their_keys() -> None:
                 with pytest.raises(ValueError, match="items="):
                     _ = partition.range
     assert sorted(found) == sorted(keys)
-
-
-async def test_a_failed_partition_does_not_stop_the_others() -> None:
-    store = MemoryStore()
-    async with take_part(store) as collection:
-        with pytest.raises(KeyError):
-            async with collection.claim() as partition:
-                raise KeyError("a bug")
-        async with collection.claim() as partition:
-            assert partition is not None
-            async with partition.run.open_stream("pages", on_fail="record") as stream:
-                await stream.fail("it is gone", retryable=False)
-        done: list[int] = []
-        while True:
-            async with collection.claim() as partition:
-                if partition is None:
-                    break
-                await do_items(partition, done)
-        assert len(done) == 80
-        assert collection.exit_code == 75
-        with pytest.raises(PartitionsLeftError) as caught:
-            async with collection.finish():
-                pass
-    assert (len(caught.value.failed), len(caught.value.left)) == (1, 1)
-    assert "1 failed for good, such as 'crawl.0000" in str(caught.value)
-    assert "1 were left with work" in str(caught.value)
-    async with take_part(store) as collection:
-        async with collection.claim() as partition:
-            assert partition is not None
-            assert partition.run.run_id == caught.value.left[0]
-            await do_items(partition, done)
-        async with collection.claim() as partition:
-            assert partition is None
-        assert collection.exit_code == 69
-        with pytest.raises(PartitionsLeftError, match="retry_failed=True"):
-            async with collection.finish():
-                pass
-
-
-async def test_work_that_was_left_keeps_the_last_phase_from_beginning() -> None:
-    async with take_part(MemoryStore(), partitions=1, items=2) as collection:
-        with pytest.raises(KeyError):
-            async with collection.claim() as partition:
-                raise KeyError("a bug")
-        async with collection.claim() as partition:
-            assert partition is None
-        with pytest.raises(PartitionsLeftError) as caught:
-            async with collection.finish():
-                pass
-    assert (caught.value.failed, caught.value.left) == ((), ("crawl.00000",))
-
-
-async def test_a_failed_partition_is_claimed_again_on_request() -> None:
-    store = MemoryStore()
-    async with take_part(store, partitions=2, items=2) as collection:
-        for _ in range(2):
-            async with collection.claim() as partition:
-                assert partition is not None
-                async with partition.run.open_stream("pages", on_fail="record") as stream:
-                    await stream.fail("it is gone", retryable=False)
-    done, claimed = await work(store, partitions=2, items=2, retry_failed=True)
-    assert (sorted(done), sorted(claimed)) == ([0, 1], [0, 1])
-
-
-async def test_skipped_batches_show_in_the_exit_code() -> None:
-    store = MemoryStore()
-    async with take_part(store, partitions=1, items=2) as collection:
-        async with collection.claim() as partition:
-            assert partition is not None
-            async with partition.run.open_stream("pages") as stream:
-                async for batch in stream.batches(partition.range):
-                    if batch.index:
-                        batch.skip("it is empty")
-                    else:
-                        batch.complete()
-        async with collection.claim() as partition:
-            assert partition is None
-        async with collection.finish():
-            pass
-        assert collection.exit_code == 3
-
-
-async def test_the_last_phase_is_resumed_until_it_is_done() -> None:
-    store = MemoryStore()
-    async with take_part(store, partitions=1, items=1) as collection:
-        async with collection.claim() as partition:
-            assert partition is not None
-            await do_items(partition, [])
-        with pytest.raises(KeyError):
-            async with collection.finish() as run:
-                raise KeyError("a bug")
-        assert collection.exit_code == 75
-    async with take_part(store, partitions=1, items=1) as collection:
-        async with collection.finish() as run:
-            assert run is not None
-            async with run.open_stream("merge") as stream:
-                async for batch in stream.batches(range(1)):
-                    batch.complete()
-        assert collection.exit_code == 0
-        async with collection.finish() as run:
-            assert run is None
-
-
-async def test_the_last_phase_waits_for_partitions(autojump_clock: MockClock) -> None:
-    store = MemoryStore()
-    async with take_part(store, partitions=1, items=10) as first:
-        async with take_part(store, partitions=1, items=10) as second:
-            async with trio.open_nursery() as nursery:
-                async with first.claim() as partition:
-                    assert partition is not None
-
-                    async def finish() -> None:
-                        async with second.finish() as run:
-                            assert run is not None
-                            assert trio.current_time() >= 10
-
-                    nursery.start_soon(finish)
-                    await do_items(partition, [], seconds=1)
 
 
 async def test_partitions_have_folders_of_their_own(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ from .._util.errors import (
     PartitionsLeftError,
     RunLockedError,
     RunStoppedError,
+    StoreDamagedError,
 )
 from .._util.nursery import open_service_nursery
 from .._util.plain import PHASE, Plain, check_run_id
@@ -230,20 +231,27 @@ class Collection:
         run_id = self._list.run_id(index)
         place = partition_config(self.name, index, self.partitions, self.items)
         async with AsyncExitStack() as own:
-            run = await self._open(own, run_id, place)
+            try:
+                run = await self._open(own, run_id, place)
+            except (ConfigChangedError, StoreDamagedError):
+                self._list.claim(index)  # the next claim is for another one
+                raise
             if run is None:
                 return None
             self._list.claim(index)
-            if run.found.last_end == ENDED and self._is_over(run.exit_code):
-                self._list.end(index, run.exit_code)  # it was completed since it was listed
+            if self._is_over(run):
+                self._list.end(index, run.exit_code)  # since it was listed
                 return None
             stack.push_async_exit(own.pop_all())
         return Partition(run, index, self.partitions, self.items)
 
-    def _is_over(self, exit_code: int) -> bool:
-        if self._options.retry_failed:
-            return exit_code == EXIT_COMPLETE
-        return exit_code != EXIT_DRAINED
+    def _is_over(self, run: Run) -> bool:
+        """Whether a partition that was just opened has nothing left for this process."""
+        if run.exit_code in (EXIT_FAILED, EXIT_SKIPPED) and self._options.retry_failed:
+            return False
+        return run.exit_code == EXIT_FAILED or (
+            run.found.last_end == ENDED and run.exit_code != EXIT_DRAINED
+        )
 
     async def _take_own_run(self, stack: AsyncExitStack) -> Run | None:
         """Take the collection's own run; None: the last phase is done."""

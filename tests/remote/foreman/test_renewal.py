@@ -112,6 +112,39 @@ async def test_a_foreman_that_loses_a_job_ends(autojump_clock: MockClock) -> Non
     assert isinstance(error.__cause__, LeaseLostError)
 
 
+class HangingStore(MemoryStore):
+    """A store whose saves do not end while it hangs."""
+
+    is_hanging = False
+
+    async def save(self, *args: Any, **kwargs: Any) -> list[Exception | None]:
+        if self.is_hanging:
+            await trio.sleep_forever()
+        return await super().save(*args, **kwargs)
+
+
+async def test_a_foreman_whose_save_hangs_ends_with_its_lease(autojump_clock: MockClock) -> None:
+    """Nobody knows whether it still has its job."""
+    store = HangingStore(lease_s=LEASE_S)
+
+    async def run() -> None:
+        async with open_site(store) as site, site.client() as client:
+            await site.start_worker("box")
+            await client.submit(F + "wait", ["x"], job_id=JOB)
+            await until(lambda: seen)
+            store.is_hanging = True
+            gates["x"].set()
+            await trio.sleep(2 * LEASE_S)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await run()
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, RunStoppedError)
+    assert error.exit_code == 75
+
+
 async def test_a_foreman_waits_for_what_a_killed_one_has_left(autojump_clock: MockClock) -> None:
     """Its locks hold until their leases end."""
     store = MemoryStore(lease_s=LEASE_S)

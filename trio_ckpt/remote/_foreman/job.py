@@ -24,7 +24,6 @@ from ..._runs.run import Run, open_run_of
 from ..._runs.stream import Stream, loop_cursor_of
 from ..._tokens.token import TokenRegistry, touch
 from ..._util.errors import (
-    LeaseLostError,
     RunLockedError,
     RunStoppedError,
     StoreError,
@@ -157,9 +156,9 @@ class Job:
     def lost(self) -> RunStoppedError | None:
         """How it ended, if another process may have taken its run over; None: it did not."""
         error = self.raised
-        if isinstance(error, RunStoppedError) and isinstance(error.__cause__, LeaseLostError):
-            return error
-        return None
+        if self.store.lease_s is None or not isinstance(error, RunStoppedError):
+            return None
+        return error if isinstance(error.__cause__, StoreError) else None
 
     @property
     def registry(self) -> TokenRegistry | None:

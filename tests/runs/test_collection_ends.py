@@ -1,0 +1,183 @@
+"""How a collection ends: partitions that failed or were left, what was skipped, the last phase."""
+
+# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tests.opening import begin
+from tests.runs.claims import do_items, take_part, work
+from trio_ckpt import (
+    ConfigChangedError,
+    PartitionsLeftError,
+    StreamFailedError,
+)
+from trio_ckpt._runs.partition_list import Window
+from trio_ckpt.stores import MemoryStore
+
+
+async def test_a_failed_partition_does_not_stop_the_others() -> None:
+    store = MemoryStore()
+    async with take_part(store) as collection:
+        with pytest.raises(KeyError):
+            async with collection.claim() as partition:
+                raise KeyError("a bug")
+        async with collection.claim() as partition:
+            assert partition is not None
+            async with partition.run.open_stream("pages", on_fail="record") as stream:
+                await stream.fail("it is gone", retryable=False)
+        done: list[int] = []
+        while True:
+            async with collection.claim() as partition:
+                if partition is None:
+                    break
+                await do_items(partition, done)
+        assert len(done) == 80
+        assert collection.exit_code == 75
+        with pytest.raises(PartitionsLeftError) as caught:
+            async with collection.finish():
+                pass
+    assert (len(caught.value.failed), len(caught.value.left)) == (1, 1)
+    assert "1 failed for good, such as 'crawl.0000" in str(caught.value)
+    assert "1 were left with work" in str(caught.value)
+    async with take_part(store) as collection:
+        async with collection.claim() as partition:
+            assert partition is not None
+            assert partition.run.run_id == caught.value.left[0]
+            await do_items(partition, done)
+        async with collection.claim() as partition:
+            assert partition is None
+        assert collection.exit_code == 69
+        with pytest.raises(PartitionsLeftError, match="retry_failed=True"):
+            async with collection.finish():
+                pass
+
+
+async def test_a_partition_that_failed_since_it_was_listed_is_over() -> None:
+    store, others = MemoryStore(), 0
+    async with take_part(store, partitions=1, items=2) as collection:
+        read = collection._list.read
+
+        async def read_and_be_late(window: int) -> Window:
+            nonlocal others
+            found = await read(window)
+            if others == 0:
+                others = 1
+                async with take_part(store, partitions=1, items=2) as other:
+                    with pytest.raises(StreamFailedError, match="it is gone"):
+                        async with other.claim() as partition:
+                            assert partition is not None
+                            async with partition.run.open_stream("pages") as stream:
+                                await stream.fail("it is gone", retryable=False)
+            return found
+
+        collection._list.read = read_and_be_late  # type: ignore[method-assign]
+        async with collection.claim() as partition:
+            assert partition is None
+        assert others == 1
+        assert collection.exit_code == 69
+
+
+async def test_a_partition_that_cannot_be_opened_is_not_tried_again() -> None:
+    """Others are not kept from being done by it."""
+    store = MemoryStore()
+    async with begin(store, "crawl.00001"):
+        pass  # it has the name of a partition only
+    claimed: list[int] = []
+    refusals = 0
+    async with take_part(store, partitions=4, items=4) as collection:
+        while len(claimed) + refusals < 4:
+            try:
+                async with collection.claim() as partition:
+                    assert partition is not None
+                    await do_items(partition, [])
+                    claimed.append(partition.index)
+            except ConfigChangedError:
+                refusals += 1
+        async with collection.claim() as partition:
+            assert partition is None
+    assert (sorted(claimed), refusals) == ([0, 2, 3], 1)
+
+
+async def test_work_that_was_left_keeps_the_last_phase_from_beginning() -> None:
+    async with take_part(MemoryStore(), partitions=1, items=2) as collection:
+        with pytest.raises(KeyError):
+            async with collection.claim() as partition:
+                raise KeyError("a bug")
+        async with collection.claim() as partition:
+            assert partition is None
+        with pytest.raises(PartitionsLeftError) as caught:
+            async with collection.finish():
+                pass
+    assert (caught.value.failed, caught.value.left) == ((), ("crawl.00000",))
+
+
+async def test_a_failed_partition_is_claimed_again_on_request() -> None:
+    store = MemoryStore()
+    async with take_part(store, partitions=2, items=2) as collection:
+        for _ in range(2):
+            async with collection.claim() as partition:
+                assert partition is not None
+                async with partition.run.open_stream("pages", on_fail="record") as stream:
+                    await stream.fail("it is gone", retryable=False)
+    done, claimed = await work(store, partitions=2, items=2, retry_failed=True)
+    assert (sorted(done), sorted(claimed)) == ([0, 1], [0, 1])
+
+
+async def test_skipped_batches_show_in_the_exit_code() -> None:
+    store = MemoryStore()
+    async with take_part(store, partitions=1, items=2) as collection:
+        async with collection.claim() as partition:
+            assert partition is not None
+            async with partition.run.open_stream("pages") as stream:
+                async for batch in stream.batches(partition.range):
+                    if batch.index:
+                        batch.skip("it is empty")
+                    else:
+                        batch.complete()
+        async with collection.claim() as partition:
+            assert partition is None
+        async with collection.finish():
+            pass
+        assert collection.exit_code == 3
+
+
+async def test_the_last_phase_is_resumed_until_it_is_done() -> None:
+    store = MemoryStore()
+    async with take_part(store, partitions=1, items=1) as collection:
+        async with collection.claim() as partition:
+            assert partition is not None
+            await do_items(partition, [])
+        with pytest.raises(KeyError):
+            async with collection.finish() as run:
+                raise KeyError("a bug")
+        assert collection.exit_code == 75
+    async with take_part(store, partitions=1, items=1) as collection:
+        async with collection.finish() as run:
+            assert run is not None
+            async with run.open_stream("merge") as stream:
+                async for batch in stream.batches(range(1)):
+                    batch.complete()
+        assert collection.exit_code == 0
+        async with collection.finish() as run:
+            assert run is None
+
+
+async def test_the_last_phase_waits_for_partitions(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    async with take_part(store, partitions=1, items=10) as first:
+        async with take_part(store, partitions=1, items=10) as second:
+            async with trio.open_nursery() as nursery:
+                async with first.claim() as partition:
+                    assert partition is not None
+
+                    async def finish() -> None:
+                        async with second.finish() as run:
+                            assert run is not None
+                            assert trio.current_time() >= 10
+
+                    nursery.start_soon(finish)
+                    await do_items(partition, [], seconds=1)
