@@ -21,6 +21,13 @@ from trio_ckpt.stores import MemoryStore, open_store
 PAGES = 30
 
 
+@pytest.fixture(autouse=True, params=["small", "large"])
+def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are checked by one thread, large ones by several."""
+    if request.param == "large":
+        monkeypatch.setattr("trio_ckpt._runs.verify.LARGE_BYTES", 0)
+
+
 async def write_pages(
     run: Run, name: str = "s", count: int = PAGES, worked: list[int] | None = None
 ) -> None:

@@ -31,7 +31,8 @@ log = get_logger(__name__)
 
 Verify = Literal["off", "size", "sha256"]
 
-PARALLEL = 4  # threads that check files: hashing and disk reads release the GIL
+PARALLEL = 4  # threads that check large files: hashing and disk reads release the GIL
+LARGE_BYTES = 64 * 1024  # of smaller files it is the calls that cost: threads would contend
 MISSING_MANY = 10  # with more than these, and more than a tenth, the folder may be the wrong one
 MISSING_SHARE = 0.1
 MISSING = "missing"
@@ -181,21 +182,22 @@ async def find_damages(
 
     Cancellation: files that the threads have begun are finished.
     """
-    if mode == "size" and validator is None:  # a call of the system each: threads would contend
+    if mode == "size" and validator is None:
         entries = await run_blocking(_find_changed, outputs, entries)
+    large = [entry for entry in entries if _is_large(entry.record)]
+    small = [entry for entry in entries if not _is_large(entry.record)]
+    parts = [small, *(large[part::PARALLEL] for part in range(PARALLEL))]
     found: list[Damage] = []
     errors: list[Exception] = []
 
-    async def check_part(part: int) -> None:
+    async def check_part(part: Sequence[LiveRecord]) -> None:
         try:
-            found.extend(
-                await run_blocking(_find_damages, outputs, entries[part::PARALLEL], mode, validator)
-            )
+            found.extend(await run_blocking(_find_damages, outputs, part, mode, validator))
         except Exception as error:  # raised below, alone
             errors.append(error)
 
     async with trio.open_nursery() as nursery:
-        for part in range(min(PARALLEL, len(entries))):
+        for part in filter(None, parts):
             nursery.start_soon(check_part, part)
     if errors:
         raise errors[0]
@@ -227,6 +229,10 @@ def find_lines_damages(
             if reason is not None:
                 damages.append(Damage(entry, lines.path, reason))
     return damages
+
+
+def _is_large(record: Record) -> bool:
+    return any(output.size >= LARGE_BYTES for output in record.outputs)
 
 
 def _find_changed(outputs: OutputDir, entries: Sequence[LiveRecord]) -> list[LiveRecord]:

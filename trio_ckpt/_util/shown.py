@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from html import escape
 
 from .text import printable
 
@@ -29,6 +28,8 @@ class Shown:
 
     def _repr_html_(self) -> str:
         """The table that Jupyter shows; every text is escaped."""
+        from html import escape  # few programs are notebooks
+
         rows = [
             f'<tr><th style="text-align: left">{escape(what)}</th>'
             f'<td style="text-align: left">{escape(printable(text))}</td></tr>'

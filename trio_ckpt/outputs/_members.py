@@ -7,7 +7,6 @@ with it, and a file is readable at any moment.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Callable
 from typing import Literal, TypeAlias, get_args
 
@@ -48,4 +47,6 @@ def compression_of(beginning: bytes) -> Compression | None:
 
 
 def _gzip(data: bytes | bytearray) -> bytes:
+    import gzip  # few runs compress
+
     return gzip.compress(data, GZIP_LEVEL, mtime=0)  # a second attempt leaves the same bytes

@@ -7,7 +7,6 @@ environment, in a profile or from the machine.
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,10 @@ import attrs
 
 from ..._util.errors import StoreError
 from ..._util.text import redacted_url
+from .._local.lease import read_lease
 
 SCHEMES = frozenset({"s3", "gs", "az", "file"})
 DEFAULT_LEASE_S = 60.0  # each renewal is a request that costs
-MAX_LEASE_S = 86_400.0
 MAX_PREFIX_CHARS = 400  # of the 1,024 that a key may have
 
 _OPTIONS = {
@@ -81,7 +80,7 @@ def parse_address(url: str) -> ObjectsAddress:
         )
     options = _read_options(scheme, query, shown)
     if scheme == "file":
-        return _in_folder(url, place, _lease_of(options, shown), shown)
+        return _in_folder(url, place, read_lease(options, DEFAULT_LEASE_S, shown), shown)
     bucket, _, prefix = place.partition("/")
     prefix = prefix.rstrip("/")
     if not _BUCKET.fullmatch(bucket):
@@ -95,7 +94,7 @@ def parse_address(url: str) -> ObjectsAddress:
         scheme,
         bucket,
         prefix,
-        _lease_of(options, shown),
+        read_lease(options, DEFAULT_LEASE_S, shown),
         _match(options, "endpoint", _ENDPOINT, "a URL such as https://minio.example:9000", shown),
         _match(options, "region", _WORD, "a name such as eu-central-1", shown),
         _match(options, "account", _WORD, "the name of a storage account", shown),
@@ -141,19 +140,6 @@ def _check_prefix(prefix: str, shown: str) -> None:
             f"{shown!r}: {prefix!r} is not a prefix: letters, digits and _ . = - between single "
             f"slashes, at most {MAX_PREFIX_CHARS} characters"
         )
-
-
-def _lease_of(options: Mapping[str, str], shown: str) -> float:
-    text = options.get("lease_s", str(DEFAULT_LEASE_S))
-    try:
-        lease_s = float(text)
-    except ValueError:
-        lease_s = math.nan
-    if not 0 < lease_s <= MAX_LEASE_S:
-        raise StoreError(
-            f"{shown!r}: lease_s={text!r} is not a number of seconds, at most {MAX_LEASE_S:,.0f}"
-        )
-    return lease_s
 
 
 def _match(

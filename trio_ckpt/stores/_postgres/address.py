@@ -7,7 +7,6 @@ a service file.  https://www.postgresql.org/docs/current/libpq-connect.html
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Mapping
 from urllib.parse import unquote
@@ -18,10 +17,10 @@ from psycopg import conninfo, pq
 
 from ..._util.errors import StoreError
 from ..._util.text import redacted_url
+from .._local.lease import read_lease
 
 DEFAULT_SCHEMA = "trio_ckpt"
 DEFAULT_LEASE_S = 30.0
-MAX_LEASE_S = 86_400.0
 OPTIONS = ("schema", "lease_s", "pooler")
 
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}", re.ASCII)  # PostgreSQL cuts longer names
@@ -79,7 +78,7 @@ def parse_address(url: str) -> PostgresAddress:
         url,
         conninfo.make_conninfo("", **{**parameters, **unset, "client_encoding": "utf8"}),
         _schema_of(own, shown),
-        _lease_of(own, shown),
+        read_lease(own, DEFAULT_LEASE_S, shown),
         _is_pooled(own, shown),
     )
 
@@ -149,19 +148,6 @@ def _schema_of(own: Mapping[str, str], shown: str) -> str:
             "_, at most 63, and none of PostgreSQL's own (pg_)"
         )
     return schema
-
-
-def _lease_of(own: Mapping[str, str], shown: str) -> float:
-    text = own.get("lease_s", str(DEFAULT_LEASE_S))
-    try:
-        lease_s = float(text)
-    except ValueError:
-        lease_s = math.nan
-    if not 0 < lease_s <= MAX_LEASE_S:
-        raise StoreError(
-            f"{shown!r}: lease_s={text!r} is not a number of seconds, at most {MAX_LEASE_S:,.0f}"
-        )
-    return lease_s
 
 
 def _is_pooled(own: Mapping[str, str], shown: str) -> bool:
