@@ -91,6 +91,11 @@ def limits_of(options: argparse.Namespace) -> trio_ckpt.Limits:
     )
 
 
+def command_of(program: str) -> str:
+    """How an example is called, from a checkout and from an installed package."""
+    return f"python -m {__package__}.{program}"
+
+
 def resume_command() -> str:
     """The command that resumes: this one, without options that must act only once."""
     return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))

@@ -25,6 +25,8 @@ from pathlib import Path
 import attrs
 import trio
 
+from ._command import command_of
+
 # The server renders a page by importing the module; these act on import, or take long.
 EXCLUDE = r"/(test|idlelib|lib2to3|turtledemo|turtle|tkinter|antigravity|this|search|get|topic)\b"
 PACKAGES = (
@@ -124,7 +126,7 @@ async def wait_listening(port: int) -> None:
 @asynccontextmanager
 async def run_crawler(url: str, out: Path) -> AsyncGenerator[trio.Process]:
     """Run the crawler as a process of its own, which ends with the block."""
-    command = [sys.executable, "-m", "examples.crawler", url, "--out", str(out)]
+    command = [sys.executable, "-m", f"{__package__}.crawler", url, "--out", str(out)]
     command += ["--concurrency", "8", "--include", INCLUDE, "--exclude", EXCLUDE]
     print(f"$ {' '.join(command[1:6])} ...", flush=True)
     process = await trio.lowlevel.open_process(command)
@@ -194,7 +196,7 @@ def prove(out: Path, proxy: CountingProxy, code: int) -> int:
 
 def main() -> int:
     """Run the demonstration."""
-    parser = argparse.ArgumentParser(prog="python -m examples.crawl_demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command_of("crawl_demo"), description=__doc__)
     parser.add_argument("--kill-after", type=int, default=100, help="pages before the kill (100)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

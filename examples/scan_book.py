@@ -43,6 +43,7 @@ from trio_ckpt.progress import Screen
 
 from ._command import (
     add_limits,
+    command_of,
     limits_of,
     lines_of,
     output_folder,
@@ -389,7 +390,7 @@ def resume_command() -> str:
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one ends the program with 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.scan_book",
+        prog=command_of("scan_book"),
         description="Extract and correct the pages of a book, resumably: stop or kill it, and "
         "the same command goes on.",
         epilog="exit codes: 0 complete, 69 complete but for what failed for good, "

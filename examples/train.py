@@ -21,17 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import matplotlib
-import numpy as np
-import numpy.typing as npt
 import trio
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 import trio_ckpt
+from trio_ckpt._util.extras import needs_extra
 from trio_ckpt.progress import Screen
 from trio_ckpt.stores import open_store
 
-from ._command import output_folder, whole_number
+from ._command import command_of, output_folder, whole_number
+
+with needs_extra("train", "the example training"):
+    import matplotlib
+    import numpy as np
+    import numpy.typing as npt
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 Floats = npt.NDArray[np.float64]
 
@@ -222,7 +225,7 @@ async def main(options: argparse.Namespace) -> int:
 
 def command() -> int:
     """Run the command; an error is one line, not a traceback."""
-    parser = argparse.ArgumentParser(prog="python -m examples.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command_of("train"), description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=output_folder, required=True, help="the folder to work in")
     parser.add_argument("--epochs", type=whole_number(1, 10**6), default=40)

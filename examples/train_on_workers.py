@@ -22,16 +22,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import trio
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 import trio_ckpt
-from examples._command import output_folder, whole_number
-from examples.train import BATCH_SIZE, TrainState, accuracy, digest, take_step
 from trio_ckpt import remote
+from trio_ckpt._util.extras import needs_extra
 from trio_ckpt.engines import map_tasks
 from trio_ckpt.progress import Screen
+
+from ._command import command_of, output_folder, whole_number
+from .train import BATCH_SIZE, TrainState, accuracy, digest, take_step
+
+with needs_extra("train", "the example training"):
+    import numpy as np
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it has no types
 
 INTERVAL_S = 0.5  # what a killed worker may lose
 JOB_ID = "job-train-on-workers"
@@ -72,7 +76,7 @@ async def main(options: argparse.Namespace) -> int:
         {"hidden": 16 + 8 * number, "seed": options.seed + number, "epochs": options.epochs}
         for number in range(options.networks)
     ]
-    name = "examples.train_on_workers:train"
+    name = f"{__package__}.train_on_workers:train"
     job_id = f"{JOB_ID}-{options.seed}-{options.networks}-{options.epochs}"
     if options.foreman is not None:
         secret = options.secret_file.read_text(encoding="utf-8").strip()
@@ -97,7 +101,9 @@ async def main(options: argparse.Namespace) -> int:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=command_of("train_on_workers"), description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument(
         "--out", type=output_folder, default=Path("trained"), help="the folder of the store"
     )

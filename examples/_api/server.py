@@ -25,11 +25,16 @@ from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
 import attrs
-import h11
 import trio
 
+from trio_ckpt._util.extras import needs_extra
+
+from .._command import command_of
 from .faults import Fault, Plan
 from .records import BLOCKS, ENDPOINTS
+
+with needs_extra("crawler", "the example API"):
+    import h11
 
 HOST = "127.0.0.1"
 DEFAULT_PER_PAGE = 50
@@ -227,7 +232,7 @@ async def run_server(api: Api, port: int) -> None:
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples._api.server",
+        prog=command_of("_api.server"),
         description="Serve the Unicode character database, by page and by cursor.",
     )
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (8000)")

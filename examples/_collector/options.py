@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from examples._api.faults import Fault
-from examples._command import add_limits, output_folder, whole_number
-from examples._web import urls
+from .._api.faults import Fault
+from .._command import add_limits, command_of, output_folder, whole_number
+from .._web import urls
 
 OWN_API = "the API of the example"
 
@@ -15,7 +15,7 @@ OWN_API = "the API of the example"
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one ends the program with 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.collector",
+        prog=command_of("collector"),
         description="Collect the pages of every endpoint of every repository of an API, "
         "resumably: stop or kill it, and the same command goes on.",
         epilog="exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work "

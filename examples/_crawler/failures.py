@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import trio_ckpt
-from examples._web import errors, http
-from examples._web.charsets import UnreadableText
-from examples._web.retry_after import retry_after_s
 from trio_ckpt.outputs import OutputDir
+
+from .._web import errors, http
+from .._web.charsets import UnreadableText
+from .._web.retry_after import retry_after_s
 
 # A site that asks for more is better left, and resumed another time.
 LONGEST_PAUSE_S = 3_600.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from examples._command import add_limits, output_folder, seconds, whole_number
+from .._command import add_limits, command_of, output_folder, seconds, whole_number
 
 DEFAULT_USER_AGENT = "trio-ckpt-crawler/0.1 (+an example of the trio_ckpt library)"
 MAX_CONCURRENCY = 1_000  # sockets: common systems give a process 1,024 files
@@ -14,7 +14,7 @@ MAX_CONCURRENCY = 1_000  # sockets: common systems give a process 1,024 files
 def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; a bad one ends the program with 2."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples.crawler",
+        prog=command_of("crawler"),
         description="Crawl a site, resumably: stop or kill it, and the same command goes on.",
         epilog="exit codes: 0 complete, 3 complete but for what failed.jsonl and the final line "
         "name, 75 stopped in good order with work left, 130 and 143 stopped at once, 1 it cannot "

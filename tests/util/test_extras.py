@@ -87,6 +87,10 @@ PROGRAMS: dict[str, tuple[str, str, str]] = {
         "from trio_ckpt.outputs import load_compressor\nload_compressor('zstd')",
     ),
     "spans": ("opentelemetry", "otel", "trio_ckpt.trace_batches()"),
+    "the example crawler": ("lxml", "crawler", "import examples.crawler"),
+    "the example collector": ("h11", "crawler", "import examples.collector"),
+    "the example training": ("sklearn", "train", "import examples.train"),
+    "the training on workers": ("sklearn", "train", "import examples.train_on_workers"),
     "a display": (
         "rich",
         "cli",
