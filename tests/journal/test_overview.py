@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -289,6 +290,18 @@ async def test_a_list_reads_no_run_that_has_ended() -> None:
     async with begin(store, "run-07"), begin(store, "run-11"):
         await list_runs(store)
         assert store.reads == 2 + 2  # those of the list, and those of the two starts
+
+
+async def test_a_list_gives_the_garbage_collector_nothing_to_walk() -> None:
+    store = MemoryStore()
+    await collect(store, "a")
+    line = await line_of(store)
+    found = stored_overview(store, line)
+    assert found is not None
+    assert found.session is not None
+    assert found.session.counts is not None
+    for part in (line, found, found.summary, found.session, found.session.counts):
+        assert not gc.is_tracked(part)
 
 
 async def test_lists_say_the_same_with_summaries_and_without() -> None:

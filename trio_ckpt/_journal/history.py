@@ -465,7 +465,7 @@ def _checkpoint(sequence: int, record: Record) -> CheckpointView:
 ENDED, STOPPED = "ended", "was stopped"  # recorded by sessions that ended in good order
 
 
-class SessionCounts(msgspec.Struct):
+class SessionCounts(msgspec.Struct, gc=False):
     """What a session did; 0 for an imported session, which does not know it."""
 
     batches: int = 0

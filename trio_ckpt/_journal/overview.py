@@ -33,7 +33,7 @@ PARTITION = "@partition"  # the field of that of a partition, which says of what
 SUMMARY: StreamKey = ("@summary",)  # the place that summaries are sealed for; no stream has it
 
 
-class SessionOverview(msgspec.Struct, frozen=True, array_like=True):
+class SessionOverview(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a list shows of the newest session of a run.
 
     Attributes:
@@ -58,7 +58,7 @@ class SessionOverview(msgspec.Struct, frozen=True, array_like=True):
     reason: str | None = None
 
 
-class RunOverview(msgspec.Struct, frozen=True, array_like=True):
+class RunOverview(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a list shows of a run.
 
     Attributes:
@@ -196,10 +196,8 @@ def _decode(payload: bytes, line: RunSummary) -> RunOverview:
     """Decode a summary; what it shows can be shown."""
     found = _decoder.decode(payload)
     sums, session = found.summary, found.session
-    check_times(found.last_activity, sums.started_at, sums.updated_at)
-    check_times(sums.completed_at, sums.failed_at)
-    if session is not None:
-        check_times(session.began, session.at)
+    times = (found.last_activity, sums.started_at, sums.updated_at, sums.completed_at)
+    check_times(*times, sums.failed_at, *(() if session is None else (session.began, session.at)))
     if (found.run_id, found.generation, found.owner) != (line.run_id, line.generation, None):
         raise StoreDamagedError("it is not of this run")
     return found

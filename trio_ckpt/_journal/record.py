@@ -114,7 +114,7 @@ class Status(enum.Enum):
     INTERRUPTED = "interrupted"
 
 
-class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An error as it is saved.
 
     Attributes:

@@ -168,7 +168,7 @@ def sealed_part(summary: bytes) -> bytes:
     return summary[_SUMMARY_HEAD.size :]
 
 
-class RunSummary(msgspec.Struct, frozen=True):
+class RunSummary(msgspec.Struct, frozen=True, gc=False):  # one is made for each run
     """One line of a list of runs.
 
     Attributes:
@@ -210,7 +210,7 @@ class RunSummary(msgspec.Struct, frozen=True):
         return self.is_current and self.summary[:1] == b"\x01"
 
 
-class Owner(msgspec.Struct, frozen=True):
+class Owner(msgspec.Struct, frozen=True, gc=False):
     """The process that owns a run at this moment.
 
     Attributes:

@@ -24,7 +24,7 @@ from .record import ErrorInfo, Status
 from .store import Owner, RunView, Store
 
 
-class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True):
+class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The sums of some streams; the statistics of a stream and of a run have them, too.
 
     Attributes:

@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -109,6 +110,7 @@ def _check_text(what: str, text: object, max_chars: int) -> None:
 _key_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))  # as for `_canonical`
 
 
+@lru_cache(maxsize=256)  # a list of runs asks for one key for each of them
 def encode_key(parts: StreamKey) -> str:
     """A stream's key as stores spell it: the JSON array of its parts."""
     return _key_encoder.encode(parts)

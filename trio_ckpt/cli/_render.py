@@ -161,15 +161,19 @@ def _lines(table: Table, rows: Sequence[Sequence[str]], widths: Sequence[int]) -
     return [*lines, table.note] if table.note else lines
 
 
-def _texts(table: Table) -> list[list[str]]:
+def _texts(table: Table) -> list[Sequence[str]]:
     """Headings and rows, printable."""
     headings = [heading.lstrip(">=") for heading in table.columns]
-    return [headings, *([printable(cell) for cell in row] for row in table.rows)]
+    return [headings, *map(_printable_row, table.rows)]
+
+
+def _printable_row(row: Sequence[str]) -> Sequence[str]:
+    return row if "".join(row).isprintable() else [printable(cell) for cell in row]
 
 
 def _width(rows: Sequence[Sequence[str]], at: int, limit: int | None = None) -> int:
     """Of a column; cells that are wider than the limit do not count."""
-    widths = set(map(display_width, [row[at] for row in rows]))
+    widths = set(map(display_width, {row[at] for row in rows}))
     return max(width for width in widths if limit is None or width <= limit)
 
 
