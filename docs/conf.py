@@ -13,17 +13,26 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
 sys.path.insert(0, str(ROOT))
 
+from docs import api_pages  # noqa: E402  # the path comes first
+
 project = "trio_ckpt"
 author = PROJECT["authors"][0]["name"]
 copyright = author
 version = release = PROJECT["version"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 
+autosummary_generate = False  # docs/api_pages.py writes the pages
 autodoc_member_order = "bysource"
+python_maximum_signature_line_length = 88
 autodoc_typehints = "signature"
 napoleon_use_ivar = True  # else an attribute that is also a property has two entries
 napoleon_use_rtype = False
@@ -92,8 +101,21 @@ def find_public(app: Any, env: Any, node: Any, content: Any) -> Any:
     return None
 
 
+def write_api_pages(app: Any) -> None:
+    """Write a page for each public name."""
+    api_pages.write_pages(Path(app.srcdir) / "reference")
+
+
+def read_overview(_app: Any, docname: str, source: list[str]) -> None:
+    """Show names that lead to their pages where `api.md` has the directives."""
+    if docname == "reference/api":
+        source[0] = api_pages.overview(source[0])
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("builder-inited", write_api_pages)
+    app.connect("source-read", read_overview)
     app.connect("autodoc-process-docstring", set_apart, priority=400)  # before napoleon's 500
     app.connect("autodoc-process-signature", show_as_context_manager)
     app.connect("missing-reference", find_public)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import trio_ckpt
+import trio_ckpt.abc
 import trio_ckpt.blocking
 import trio_ckpt.engines
 import trio_ckpt.from_asyncio
@@ -19,6 +20,7 @@ import trio_ckpt.outputs
 import trio_ckpt.remote
 import trio_ckpt.stores
 import trio_ckpt.testing
+from docs import api_pages
 from tests.loggers import LOGGERS
 from trio_ckpt._util import errors as _errors
 
@@ -116,12 +118,37 @@ def test_every_public_name_for_tests_is_documented() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [trio_ckpt.remote, trio_ckpt.engines, trio_ckpt.blocking, trio_ckpt.from_asyncio],
+    [
+        *(trio_ckpt.abc, trio_ckpt.remote, trio_ckpt.engines),
+        *(trio_ckpt.blocking, trio_ckpt.from_asyncio),
+    ],
     ids=lambda module: module.__name__,
 )
 def test_every_public_name_of_a_module_is_documented(module: ModuleType) -> None:
     names = DIRECTIVE.findall(section(read("api.md"), module.__name__))
     assert sorted(names) == sorted(public(module))
+
+
+def test_every_name_of_the_reference_has_a_page_of_its_own(tmp_path: Path) -> None:
+    text = read("api.md")
+    (tmp_path / "api.md").write_text(text, encoding="utf-8")
+    (tmp_path / "api").mkdir()
+    (tmp_path / "api" / "trio_ckpt.Gone.rst").write_text("a name that is not there any more")
+    api_pages.write_pages(tmp_path)
+    pages = {path.stem: path.read_text("utf-8") for path in (tmp_path / "api").iterdir()}
+    names = [f"{entry.module}.{entry.name}" for _, entry in api_pages.read_entries(text)]
+    assert len(names) == len(DIRECTIVE.findall(text)) == len(pages)
+    for name in names:
+        module, _, last = name.rpartition(".")
+        assert section(pages[name], module).split()[2].partition("(")[0] == last
+    shown = api_pages.overview(text)
+    assert re.findall(r"^api/(\S+)$", shown, re.MULTILINE) == names
+    assert DIRECTIVE.findall(shown) == []
+
+
+def test_what_the_pages_of_names_would_leave_out_is_refused() -> None:
+    with pytest.raises(ValueError, match="automodule"):
+        api_pages.overview("```{eval-rst}\n.. automodule:: trio_ckpt.abc\n   :members:\n```\n")
 
 
 def test_every_error_of_the_remote_side_says_what_to_do() -> None:
