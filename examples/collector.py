@@ -387,6 +387,7 @@ async def collect_partitions(collector: Collector, options: argparse.Namespace) 
         output_dir=options.out,
         config={"url": options.url or OWN_API, "per_page": options.per_page},
         retry_failed=options.retry_failed,
+        limits=limits_of(options),
         resume_command=resume_command(),
     ) as collection:
         while True:

@@ -72,12 +72,10 @@ if typing.TYPE_CHECKING:
         open_maintenance as open_maintenance,
     )
     from ._maintenance.read_arrays import read_arrays as read_arrays
-    from ._runs.collection import (
-        Collection as Collection,
-        open_collection as open_collection,
-    )
+    from ._runs.collection import Collection as Collection
     from ._runs.lifecycle import open_run as open_run
     from ._runs.loop import Batches as Batches
+    from ._runs.open_collection import open_collection as open_collection
     from ._runs.parallel import run_batches as run_batches
     from ._runs.partition import Partition as Partition, partition_of as partition_of
     from ._runs.phase import Phase as Phase
@@ -160,9 +158,10 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_maintenance.import_": "import_run",
             "_maintenance.offline": "Maintenance open_maintenance",
             "_maintenance.read_arrays": "read_arrays",
-            "_runs.collection": "Collection open_collection",
+            "_runs.collection": "Collection",
             "_runs.loop": "Batches",
             "_runs.lifecycle": "open_run",
+            "_runs.open_collection": "open_collection",
             "_runs.parallel": "run_batches",
             "_runs.partition": "Partition partition_of",
             "_runs.phase": "Phase",

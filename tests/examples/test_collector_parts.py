@@ -16,7 +16,7 @@ from examples._api.records import BLOCKS, characters_of, decompositions_of
 from examples.collector import parse_options
 from tests.examples.collecting import Direct, api, collect, lines, pages
 from tests.hangs import PROGRAM_S
-from trio_ckpt import partition_of
+from trio_ckpt import RunStoppedError, partition_of
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
@@ -61,6 +61,12 @@ async def test_what_failed_for_good_shows_in_the_exit_code(
     assert await collect(Direct(api()), tmp_path, *WORDS, "--retry-failed") == 0
     check = folder_of(tmp_path, "kana/hiragana")
     assert lines(check, "kana/hiragana") == characters_of("kana/hiragana")
+
+
+async def test_limits_hold_for_partitions(tmp_path: Path, autojump_clock: MockClock) -> None:
+    with pytest.raises(RunStoppedError, match="limit batches: 1 of 1 batches are done"):
+        await collect(Direct(api()), tmp_path, *WORDS, "--max-batches", "1")
+    assert await collect(Direct(api()), tmp_path, *WORDS) == 0
 
 
 def test_fresh_and_partitions_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,10 @@ from trio.testing import MockClock
 from tests.opening import begin
 from tests.runs.claims import do_items, take_part, work
 from trio_ckpt import (
+    Collection,
     ConfigChangedError,
     PartitionsLeftError,
+    RunStoppedError,
     StreamFailedError,
 )
 from trio_ckpt._runs.partition_list import Window
@@ -143,6 +145,36 @@ async def test_skipped_batches_show_in_the_exit_code() -> None:
         async with collection.finish():
             pass
         assert collection.exit_code == 3
+
+
+@pytest.mark.parametrize("is_stream_opened", [False, True])
+async def test_a_partition_left_at_once_is_not_complete(is_stream_opened: bool) -> None:
+    store = MemoryStore()
+
+    async def leave_early(collection: Collection) -> None:
+        async with collection.claim() as partition:
+            assert partition is not None
+            if is_stream_opened:
+                async with partition.run.open_stream("pages"):
+                    return
+
+    async with take_part(store, partitions=1, items=3) as collection:
+        with pytest.raises(RuntimeError, match=r"'crawl\.00000': its block has ended"):
+            await leave_early(collection)
+        assert collection.exit_code == 75
+        with pytest.raises(PartitionsLeftError):
+            async with collection.finish():
+                pass
+    done, claimed = await work(store, partitions=1, items=3)
+    assert (done, claimed) == ([0, 1, 2], [0])
+
+
+async def test_a_partition_left_at_once_by_a_stop_says_so() -> None:
+    async with take_part(MemoryStore(), partitions=1, items=3) as collection:
+        with pytest.raises(RunStoppedError):
+            async with collection.claim() as partition:
+                assert partition is not None
+                collection.request_stop()
 
 
 async def test_the_last_phase_is_resumed_until_it_is_done() -> None:

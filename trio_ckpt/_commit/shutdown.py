@@ -11,7 +11,6 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime
 from functools import partial
 from heapq import nsmallest
 
@@ -299,17 +298,3 @@ def obey_signal(stop: Stop, number: int) -> None:
     """Stop in good order at the first signal, and at once at the second."""
     log.info("%s: stopping in good order", signal.Signals(number).name)
     stop.request_by_signal(128 + number)
-
-
-@uninterrupted
-async def stop_at_time(stop: Stop, run_id: str, ends: datetime) -> None:
-    """Request a stop at a time, or at once if it is over.
-
-    The clock of the system is read once; the wait is one of trio's clock.
-
-    Cancellation: a cancellation point; no stop is requested after that.
-    """
-    await trio.sleep(max(0.0, (ends - datetime.now(UTC)).total_seconds()))
-    moment = ends.isoformat(timespec="seconds")
-    log.info("run %r: it is %s: stopping in good order", run_id, moment, extra=at(run_id))
-    stop.request()

@@ -4,6 +4,7 @@ It may not know of other processes, of commands, or of the network.
 
     config, lifecycle          the arguments of `open_run`; from the lock of a run to its end
     run, open_run              a run as its program holds it; its live state
+    open_collection            the arguments, the signals and the deadline of a collection
     collection, partition      many runs that are one collection; one of them
     partition_list             which of them are left
     session, manifest          what a session found and how it ended; the list of all outputs

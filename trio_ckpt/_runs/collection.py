@@ -7,28 +7,22 @@ dies.  Processes that find no partition free wait for those that are owned.  The
 lock of the collection's own run then does the last phase; the others find it done.
 """
 
-# A collection's private fields are those of this file.
-# pyright: reportPrivateUsage=false
-
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Collection as Container, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime
-from signal import Signals
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 
 import attrs
 import trio
 
-from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S
-from .._commit.shutdown import Stop, receive_signals, release_signals, stop_at_time, take_signals
+from .._commit.limits import Limits
+from .._commit.shutdown import Stop
 from .._journal.collection import (
     FINISH,
-    MAX_PARTITIONS,
     collection_config,
     partition_config,
-    partition_id,
 )
 from .._journal.history import ENDED, session_metadata_of
 from .._journal.observer import Observer
@@ -36,16 +30,6 @@ from .._journal.record import Status
 from .._journal.store import RunView, Store
 from .._journal.summary import exit_code, phase_statuses
 from .._tokens.coordinator import CheckpointCoordinator
-from .._util.arguments import (
-    any_path,
-    flag,
-    moment,
-    path_text,
-    seconds,
-    several,
-    signals,
-    whole_number,
-)
 from .._util.errors import (
     EXIT_COMPLETE,
     EXIT_DRAINED,
@@ -57,21 +41,17 @@ from .._util.errors import (
     RunStoppedError,
     StoreDamagedError,
 )
-from .._util.nursery import open_service_nursery
-from .._util.plain import PHASE, Plain, check_run_id
-from .._util.threads import check_trio
+from .._util.plain import PHASE, RUN_STREAM, Plain
 from .._util.uninterrupted import uninterrupted
-from ..stores import open_store
 from .announce import announce_stop
 from .config import (
     canonical_config,
     diff_config,
-    fields_of,
     refused_changes,
     resume_command_of,
     without_fields,
 )
-from .lifecycle import DEFAULT_GRACE_S, close_store, open_run
+from .lifecycle import open_run
 from .open_run import OpenRun
 from .partition import Partition
 from .partition_list import PartitionList
@@ -84,7 +64,7 @@ MAX_SHARE = 0.05  # of the time of a process that waits goes into reading the li
 
 
 @attrs.frozen(kw_only=True)
-class _RunOptions:
+class RunOptions:
     """What every run of a collection is opened with; see `open_collection`."""
 
     exclude: tuple[str, ...]
@@ -92,6 +72,7 @@ class _RunOptions:
     verify: Verify
     redo_missing: bool
     retry_failed: bool
+    limits: Limits | None
     grace_s: float
     save_timeout_s: float
     resume_command: str | None
@@ -117,7 +98,7 @@ class Collection:
         items: int | None,
         output_dir: str | None,
         config: dict[str, object],
-        options: _RunOptions,
+        options: RunOptions,
     ) -> None:
         self.name = name
         self.partitions = partitions
@@ -166,7 +147,10 @@ class Collection:
             The partition; None: no partition is left that this process can work on.
 
         Raises:
-            RunStoppedError: the collection was stopped; see `open_run`.
+            RunStoppedError: the collection was stopped, or a limit is reached; see `open_run`.
+            RuntimeError: the block has opened no stream, so the partition is not complete; or it
+                is inside of a block of a partition or of the last phase, for whose end it would
+                wait.
             ConfigChangedError: a run that has the name of a partition is not of this collection.
             StoreError: the store cannot be used.
             TrioCkptError: as `open_run` raises it.
@@ -174,8 +158,15 @@ class Collection:
         Durability: confirmed batches survive kill -9 and power loss, as the store promises.
         Cancellation: completed batches are saved before it takes effect.
         """
+        self._check_not_inside()
         async with AsyncExitStack() as stack:
-            yield await self._take(stack)
+            partition = await self._take(stack)
+            if partition is None:
+                yield None
+                return
+            with self._inside():
+                yield partition
+            self._check_begun(partition.run)
 
     @asynccontextmanager
     async def finish(self) -> AsyncGenerator[Run | None]:
@@ -189,12 +180,15 @@ class Collection:
 
         Raises:
             PartitionsLeftError: partitions have failed for good, or were left with work.
-            RunStoppedError: the collection was stopped; see `open_run`.
+            RunStoppedError: the collection was stopped, or a limit is reached; see `open_run`.
+            RuntimeError: it is inside of a block of a partition or of the last phase, for whose
+                end it would wait.
             StoreError: the store cannot be used.
 
         Durability: when the block has ended, how it ended is durable.
         Cancellation: completed batches are saved before it takes effect.
         """
+        self._check_not_inside()
         await self._wait_for_partitions()
         async with AsyncExitStack() as stack:
             run = await self._take_own_run(stack)
@@ -202,8 +196,44 @@ class Collection:
                 yield None
                 return
             async with run.phase(FINISH) as phase:
-                yield None if phase.complete else run
+                with self._inside():
+                    yield None if phase.complete else run
             self._finish_code = run.exit_code
+
+    # -- blocks inside of blocks -----------------------------------------------------------
+
+    def _check_not_inside(self) -> None:
+        if any(block.collection is self and block.is_open for block in _blocks_around.get()):
+            raise RuntimeError(
+                f"collection {self.name!r}: claim() and finish() wait for what is owned, and this "
+                "task is inside of a block of one of them: leave that block first"
+            )
+
+    @contextmanager
+    def _inside(self) -> Generator[None]:
+        """Open a block in which this task, and those begun in it, own a run of the collection."""
+        block = _Block(self)
+        token = _blocks_around.set((*_blocks_around.get(), block))
+        try:
+            yield
+        finally:
+            block.is_open = False
+            _blocks_around.reset(token)
+
+    def _check_begun(self, run: Run) -> None:
+        """Check that the block of a partition has not ended before it did anything.
+
+        A run that ends so is complete: the next start of its program would find out.  A partition
+        that is complete is not claimed again.
+        """
+        parts = open_run_of(run).parts()
+        if run.is_stopping or any(key != RUN_STREAM and parts[key].sequence for key in parts):
+            return
+        self._check_going_on()
+        raise RuntimeError(
+            f"partition {run.run_id!r}: its block has ended, and no stream was opened in it; where "
+            "there is nothing to do for it, loop over the batches of a stream without items"
+        )
 
     # -- taking a run ----------------------------------------------------------------------
 
@@ -352,7 +382,7 @@ class Collection:
         """Pass a stop on to the runs that are open; a second signal cancels them."""
         is_second = self._stop.exit_code != 0
         for own in tuple(self._open_runs):
-            own.stop.request(self._stop.forced_code)
+            own.stop.request(self._stop.forced_code, reason=self._stop.reason)
             if is_second:
                 own.stop.cancel_streams(own.stop.forced_code if own.stop.busy else EXIT_DRAINED)
                 own.stop.body.cancel()
@@ -370,6 +400,7 @@ class Collection:
             self.name,
             exit_code=EXIT_DRAINED,
             resume_command=resume_command_of(self._options.resume_command),
+            reason=self._stop.reason or None,
         )
         announce_stop(self.name, error)
         return error
@@ -383,126 +414,20 @@ class Collection:
         return min(2 * pause_s, MAX_PAUSE_S)
 
 
+@attrs.define(eq=False)
+class _Block:
+    """A block of a collection in which a run is owned."""
+
+    collection: Collection
+    is_open: bool = True
+
+
+# Those around the code that runs now; a task has those that were around its beginning.
+_blocks_around = ContextVar[tuple[_Block, ...]]("trio_ckpt blocks of collections", default=())
+
+
 def _code_if_finished(view: RunView) -> int | None:
     """The exit code of a collection's own run; None: its last phase is not done."""
     parts = {key: entry.progress for key, entry in view.streams.items()}
     is_done = phase_statuses(parts).get(FINISH) is Status.COMPLETE
     return exit_code(parts, has_ended=True) if is_done else None
-
-
-@asynccontextmanager
-@uninterrupted
-async def open_collection(
-    name: str,
-    *,
-    store: Store | str | os.PathLike[str],
-    partitions: int,
-    items: int | None = None,
-    config: object = None,
-    exclude: Container[str] = (),
-    tunable: Container[str] = (),
-    output_dir: str | os.PathLike[str] | None = None,
-    verify: Verify = "size",
-    redo_missing: bool = False,
-    retry_failed: bool = False,
-    handle_signals: bool | None = None,
-    stop_signals: Container[str] = ("SIGINT", "SIGTERM"),
-    stop_at: datetime | None = None,
-    grace_s: float = DEFAULT_GRACE_S,
-    save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
-    resume_command: str | None = None,
-    coordinator: CheckpointCoordinator | None = None,
-    observe: Sequence[Observer] = (),
-) -> AsyncGenerator[Collection]:
-    """Take part in a collection for a block: begin it, or work on it with other processes.
-
-    Every process that takes part opens it with the same arguments, at any time.
-
-    Args:
-        name: Its name; the runs of its partitions are named after it: ``crawl.00012``.
-        store: Where it is kept, a folder, a URL or a store: one that all processes reach.
-        partitions: How many partitions it has, which never changes: 4 to 10 for each process
-            that may work on it, each with some 10,000 items.
-        items: How many items it has, where they are known by their index: then each partition has
-            a `Partition.range`, and this never changes either.
-        output_dir: The folder in which each partition has a folder of its own, named as its run.
-        retry_failed: Whether partitions that failed for good, or skipped batches, are claimed
-            again, once by each process.
-        handle_signals: Whether to stop in good order on signals.  Default: in the main thread,
-            if no open run does.
-        stop_at: When this process stops in good order by itself: a datetime with a time zone.
-        config, exclude, tunable, verify, redo_missing: Those of `open_run`, for each of its runs.
-        stop_signals, grace_s, save_timeout_s, resume_command: Likewise.
-        coordinator, observe: Likewise.
-
-    Yields:
-        The collection.
-
-    Raises:
-        ConfigChangedError: it was begun with other partitions, items or another config.
-        RunStoppedError: it was stopped.
-        StoreError: the store cannot be used.
-
-    Durability: the number of partitions is durable when the block begins.
-    Cancellation: completed batches are saved before it takes effect.
-    """
-    check_trio()
-    partitions = whole_number("partitions", partitions, least=1, most=MAX_PARTITIONS)
-    options = _RunOptions(
-        exclude=several("exclude", exclude, "names of fields"),
-        tunable=several("tunable", tunable, "names of fields"),
-        verify=verify,
-        redo_missing=redo_missing,
-        retry_failed=flag("retry_failed", retry_failed),
-        grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
-        save_timeout_s=save_timeout_s,
-        resume_command=resume_command,
-        coordinator=coordinator,
-        observe=several("observe", observe, "observers"),
-    )
-    canonical_config(config, options.exclude)  # only checked: each run adds its place
-    numbers = signals("stop_signals", stop_signals)
-    ends = None if stop_at is None else moment("stop_at", stop_at)
-    folder = None if output_dir is None else path_text("output_dir", output_dir)
-    check_run_id(partition_id(check_run_id(name), partitions - 1, partitions))
-    opened = store if isinstance(store, Store) else any_path("store", store)
-    async with AsyncExitStack() as stack:
-        if not isinstance(opened, Store):
-            opened = await open_store(opened)
-            stack.push_async_callback(close_store, opened)
-        collection = Collection(
-            name,
-            opened,
-            partitions,
-            None if items is None else whole_number("items", items),
-            folder,
-            dict(fields_of(config) or {}),
-            options,
-        )
-        async with _stopping_tasks(collection, handle_signals, numbers, ends):
-            await collection._begin()
-            with collection._body:
-                yield collection
-            if collection._body.cancelled_caught:
-                raise collection._stopped()
-
-
-@asynccontextmanager
-async def _stopping_tasks(
-    collection: Collection,
-    handle_signals: bool | None,
-    numbers: tuple[Signals, ...],
-    ends: datetime | None,
-) -> AsyncGenerator[None]:
-    """Run the signal handler and the deadline while the block runs."""
-    has_signals, stop = take_signals(handle_signals), collection._stop
-    try:
-        async with open_service_nursery() as nursery:
-            if has_signals:
-                await nursery.start(receive_signals, stop, numbers)
-            if ends is not None:
-                nursery.start_soon(stop_at_time, stop, collection.name, ends)
-            yield
-    finally:
-        if has_signals:
-            release_signals()
