@@ -65,7 +65,8 @@ async def test_ls_shows_a_collection_on_one_line() -> None:
         async with collection.claim() as partition:
             assert partition is not None
             document = (await list_runs(store, now=0.0)).document()
-        assert store.reads == 1  # of the claim itself
+            assert store.reads == 1  # of the claim itself
+            await do_items(partition)
     runs = document["runs"]
     assert isinstance(runs, list)
     assert [run["run"] for run in runs] == ["crawl", "crawl.00001x", "crawl.2", "other"]

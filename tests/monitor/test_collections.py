@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.cli.test_collections import OPTIONS, CountingStore, do_some
+from tests.cli.test_collections import OPTIONS, CountingStore, do_items, do_some
 from tests.monitor.test_sources import api_of
 from trio_ckpt import open_collection
 from trio_ckpt.monitor._sources import FRESH_S, StoreSource
@@ -18,11 +18,13 @@ async def test_a_collection_is_one_run_of_the_list(autojump_clock: MockClock) ->
     store = CountingStore()
     async with open_collection("crawl", store=store, **OPTIONS) as collection:
         await do_some(collection, 3)
-        async with collection.claim():
+        async with collection.claim() as partition:
+            assert partition is not None
             api = api_of(store)
             store.reads = 0
             (line,) = (await api.runs()).runs
             assert store.reads == 0
+            await do_items(partition)
     assert (line.run, line.status, line.running) == ("crawl", "in_progress", True)
     assert line.partitions == {
         "pending": 2,
