@@ -30,6 +30,7 @@ if typing.TYPE_CHECKING:
     from ._commit.batch import Batch as Batch
     from ._commit.http_retries import http_retries as http_retries
     from ._commit.limits import Limits as Limits
+    from ._commit.rate_limit import RateLimit as RateLimit, RequestTurn as RequestTurn
     from ._commit.retry import (
         Again as Again,
         GiveUp as GiveUp,
@@ -144,6 +145,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_commit.batch": "Batch",
             "_commit.http_retries": "http_retries",
             "_commit.limits": "Limits",
+            "_commit.rate_limit": "RateLimit RequestTurn",
             "_commit.retry": "Again GiveUp RetryRule RetryTable Then",
             "_commit.snapshots": "Snapshots",
             "_journal.history": "CheckpointView SessionView read_history read_sessions",

@@ -11,7 +11,7 @@ import math
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC
 from typing import Any
 
@@ -67,6 +67,9 @@ UNREACHABLE = frozenset(
     }
 )
 """Numbers of an OSError that are about the network and have no Python class of their own."""
+
+TOO_MANY_REQUESTS = 429
+FORBIDDEN = 403
 
 FIRST_DATE_S = 1_000_000_000
 """From here on a number is a date (of 2001 or later, Unix time), not a number of seconds."""
@@ -144,9 +147,22 @@ def retry_after_of(error: BaseException) -> float | None:
     return _until_reset(error)
 
 
+def is_limited(
+    error: BaseException,
+    *,
+    status_of: Callable[[BaseException], int | None] = status_of,
+    retry_after: Callable[[BaseException], float | None] = retry_after_of,
+) -> bool:
+    """Whether the server has refused because of a rate: 429, or 403 that says how long to wait."""
+    status = status_of(error)
+    if status != FORBIDDEN:
+        return status == TOO_MANY_REQUESTS
+    return is_used_up(error) or retry_after(error) is not None
+
+
 def _until_reset(error: BaseException) -> float | None:
     text = header_of(error, "X-RateLimit-Reset")
-    if text is None or not (is_used_up(error) or status_of(error) == 429):
+    if text is None or not (is_used_up(error) or status_of(error) == TOO_MANY_REQUESTS):
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= 12):
         return None

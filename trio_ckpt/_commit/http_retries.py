@@ -9,9 +9,7 @@ from .._util.arguments import exception_classes, function
 from . import http_errors
 from .retry import RetryRule, RetryTable, Then
 
-TOO_MANY_REQUESTS = 429
-FORBIDDEN = 403
-REFUSED = frozenset({401, FORBIDDEN, 404, 410, 451})  # asking again changes nothing
+REFUSED = frozenset({401, 403, 404, 410, 451})  # asking again changes nothing
 PASSING = frozenset({408, 425})  # "you were too slow" and "too early" (RFC 9110, RFC 8470)
 SERVER_ERROR = 500
 
@@ -71,11 +69,6 @@ def http_retries(
     def status(error: BaseException) -> int:
         return status_of(error) or 0
 
-    def is_limited(error: BaseException) -> bool:
-        if status(error) != FORBIDDEN:
-            return status(error) == TOO_MANY_REQUESTS
-        return http_errors.is_used_up(error) or retry_after(error) is not None
-
     def is_passing(error: BaseException) -> bool:
         code = status(error)
         return code >= SERVER_ERROR or code in PASSING or is_broken(error)
@@ -99,5 +92,6 @@ def http_retries(
         then=Then.FAIL_STREAM,
         retryable=False,
     )
+    is_limited = partial(http_errors.is_limited, status_of=status_of, retry_after=retry_after)
     limited = again(when=is_limited, max_retry_after_s=MAX_LIMITED_S)
     return RetryTable((limited, refused, again(when=is_passing)))
