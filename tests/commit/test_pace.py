@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_ckpt._commit.pace import LEAST_SHARE, TokenBucket, Pace
+from trio_ckpt._commit.pace import LEAST_SHARE, Pace, TokenBucket
 
 ONE = {"requests": 1.0, "tokens": 0.0}
 

@@ -18,7 +18,7 @@ from .._util.shown import Shown
 from .._util.text import number
 from .batch import Batch
 from .http_errors import is_limited, retry_after_of
-from .pace import TokenBucket, Pace
+from .pace import Pace, TokenBucket
 
 
 @attrs.define(eq=False)
