@@ -26,7 +26,7 @@ FEATURES = "cli,validate,train,crawler,monitor,otel,remote,parallel,blocking,pos
 
 
 def run_tests(session: nox.Session) -> None:
-    session.install("-e", f".[tests,{FEATURES},dask,ray]")
+    session.install("-e", f".[tests,docs,{FEATURES},dask,ray]")
     session.run("python", "-m", "pytest", *session.posargs)
 
 

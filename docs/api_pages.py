@@ -7,7 +7,7 @@ and the pages, which are written beside it before each build.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -67,6 +67,21 @@ def overview(text: str) -> str:
         blocks.setdefault(number, []).append(entry)
     tables = (_table(entries) for entries in blocks.values())
     return BLOCK.sub(lambda _: next(tables), text)
+
+
+def listing(text: str, summaries: Mapping[str, str]) -> str:
+    """The overview as Markdown that Sphinx need not read.
+
+    Args:
+        text: Of `api.md`.
+        summaries: What each page says first, by its name.
+    """
+    blocks: dict[int, list[str]] = {}
+    for number, entry in read_entries(text):
+        line = f"- [{entry.name}]({FOLDER}/{entry.page}.md): {summaries[entry.page]}\n"
+        blocks.setdefault(number, []).append(line)
+    lists = ("".join(lines) for lines in blocks.values())
+    return BLOCK.sub(lambda _: next(lists), text)
 
 
 def _table(entries: list[Entry]) -> str:

@@ -9,11 +9,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from sphinx.builders.text import TextBuilder
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-8"))["project"]
 sys.path.insert(0, str(ROOT))
 
-from docs import api_pages  # noqa: E402  # the path comes first
+from docs import api_pages, llms  # noqa: E402  # the path comes first
 
 project = "trio_ckpt"
 author = PROJECT["authors"][0]["name"]
@@ -55,6 +58,7 @@ nitpick_ignore_regex = [
 html_theme = "furo"
 html_title = f"{project} {release}"
 
+OVERVIEW = "reference/api"
 PUBLIC = ("abc", "outputs", "stores", "testing")
 SAYS = re.compile(r"(Cancellation|Durability): (.*)")
 
@@ -108,14 +112,56 @@ def write_api_pages(app: Any) -> None:
 
 def read_overview(_app: Any, docname: str, source: list[str]) -> None:
     """Show names that lead to their pages where `api.md` has the directives."""
-    if docname == "reference/api":
+    if docname == OVERVIEW:
         source[0] = api_pages.overview(source[0])
+
+
+def write_markdown(app: Any, error: Exception | None) -> None:
+    """Write `llms.txt`, and each page as Markdown beside its HTML."""
+    if error is not None or app.builder.format != "html":
+        return
+    pages = [page_of(app.env, name) for name in sorted(app.env.found_docs)]
+    app.outdir.joinpath("llms.txt").write_text(llms.index(project, pages), encoding="utf-8")
+    summaries = {page.name.rpartition("/")[2]: page.summary for page in pages}
+    as_text: Any = TextBuilder(app, app.env)
+    as_text.secnumbers = {}
+    for page in pages:
+        source = app.env.doc2path(page.name)
+        if source.suffix == ".md":
+            text = source.read_text(encoding="utf-8")
+        else:
+            tree = app.env.get_doctree(page.name)
+            translator = as_text.create_translator(tree, as_text)
+            tree.walkabout(translator)
+            text = llms.as_markdown(page.title, translator.body)
+        if page.name == OVERVIEW:
+            text = api_pages.listing(text, summaries)
+        app.outdir.joinpath(f"{page.name}.md").write_text(text, encoding="utf-8")
+
+
+def page_of(env: Any, name: str) -> llms.Page:
+    """What is said of a page in `llms.txt`; the status of a decision is not how it begins."""
+    paragraphs = (part.astext() for part in env.get_doctree(name).findall(nodes.paragraph))
+    begins = next(text for text in paragraphs if not text.startswith("Status:"))
+    return llms.Page(name, env.titles[name].astext(), llms.first_sentence(begins))
+
+
+def lead_to_markdown(
+    _app: Any, name: str, _template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Say in the head of a page where it is as Markdown."""
+    if doctree is not None:
+        page = name.rpartition("/")[2]
+        link = f'<link rel="alternate" type="text/markdown" href="{page}.md">'
+        context["metatags"] = context.get("metatags", "") + link
 
 
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", write_api_pages)
     app.connect("source-read", read_overview)
+    app.connect("html-page-context", lead_to_markdown)
+    app.connect("build-finished", write_markdown)
     app.connect("autodoc-process-docstring", set_apart, priority=400)  # before napoleon's 500
     app.connect("autodoc-process-signature", show_as_context_manager)
     app.connect("missing-reference", find_public)
