@@ -8,7 +8,8 @@ the clocks of machines need not agree; the owner counts the time since it asked 
 An owner that was killed need not be waited for as long.  Its session has an advisory lock, its
 *mark*, which ends with it.  Who finds no mark, and after `grace_of` the lease neither a mark nor a
 renewal, takes the run before the lease ends.  An owner that lives renews within that time, also if
-it has no mark.  The mark is only a hint: an owner that lives and is cut off may lose its run before
+it has no mark.  Of a process of this machine that does not exist any more no renewal is waited for.
+The mark is only a hint: an owner that lives and is cut off may lose its run before
 its lease ends, and the fence decides, as ever.
 
 A lock whose answer is lost is sent again: a `nonce` in the row says that it was this very one.
@@ -56,7 +57,7 @@ OWNED = (
     "UPDATE {s}.runs SET expires_at = clock_timestamp() + %(lease_s)s * interval '1 second' "
     "WHERE id = %(run)s AND nonce = %(nonce)s RETURNING id"
 )
-_READ_LEASE = "SELECT owner, expires_at FROM {s}.runs WHERE run_id = %(run_id)s"
+_READ_LEASE = "SELECT owner, expires_at, host, pid FROM {s}.runs WHERE run_id = %(run_id)s"
 _READ_OWNER = (
     "SELECT host, pid, since, extract(epoch FROM expires_at - clock_timestamp())::float8 "
     "FROM {s}.runs "
@@ -78,17 +79,36 @@ RENEWS_WITHIN = 1 / 3  # of the lease: an idle owner saves nothing then, which r
 GRACE_S = 1.0  # for that save to arrive
 
 
-def grace_of(lease_s: float) -> float:
-    """Return how long an owner without a mark is given to show that it lives, in seconds."""
-    return lease_s * RENEWS_WITHIN + GRACE_S
-
-
 @attrs.frozen
 class Suspect:
-    """An owner that shows no sign of life: its number, and the end of its lease."""
+    """An owner that shows no sign of life: its number, the end of its lease, and its process."""
 
     owner: int
     expires_at: datetime
+    host: str
+    pid: int
+
+
+def grace_of(lease_s: float, suspect: Suspect) -> float:
+    """Return how long an owner without a mark is given to show that it lives, in seconds.
+
+    Two machines may have one name, and containers have processes of their own: then an owner that
+    lives and has lost its connection may be taken for one that is gone, and is fenced.
+    """
+    return GRACE_S if _is_gone(suspect) else lease_s * RENEWS_WITHIN + GRACE_S
+
+
+def _is_gone(suspect: Suspect) -> bool:
+    """Return whether it was a process of this machine that does not exist any more."""
+    if os.name != "posix" or suspect.host != socket.gethostname():
+        return False
+    try:
+        os.kill(suspect.pid, 0)  # no signal: only whether there is such a process
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        return False
+    return False
 
 
 @attrs.define

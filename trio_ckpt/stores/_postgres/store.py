@@ -177,7 +177,7 @@ class PostgresStore(Store):
             suspect = await shielded(self._writing.run, self._suspect, run_id)
             if suspect is None:
                 raise
-        await trio.sleep(grace_of(self._writing.connection.address.lease_s))
+        await trio.sleep(grace_of(self._writing.connection.address.lease_s, suspect))
         if await shielded(self._writing.run, self._suspect, run_id) != suspect:
             suspect = None
         return await shielded(self._writing.run, self._lock, run_id, suspect)
