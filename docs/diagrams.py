@@ -17,6 +17,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import kept, targets  # noqa: E402  # the path comes first
+from tests.fuzz.found import FOUND  # noqa: E402
+from tests.fuzz.table import TARGETS  # noqa: E402
 from tests.proof import read_rows  # noqa: E402  # the path comes first
 from trio_ckpt._commit.exits import GATE, Exit  # noqa: E402  # the path comes first
 from trio_ckpt._tokens.token import TRANSITIONS, TokenState  # noqa: E402
@@ -62,6 +64,9 @@ def gate_table() -> str:
 
 
 KINDS = ("sqlite", "json", "plain", "far")  # what many figures are of: a column each
+FUZZING = ("fuzz ", "mutate ")
+"""How the rows of proof.json begin that are of fuzzing: guided, and not."""
+
 MANY = 8  # more figures than these are rows, not columns
 
 
@@ -69,6 +74,8 @@ def proof_tables() -> str:
     """What the long sweeps found when they were run last: those of one shape in one table."""
     shapes: dict[tuple[str, ...], dict[str, dict[str, int | str]]] = {}
     for name, figures in read_rows().items():
+        if name.startswith(FUZZING):
+            continue
         names = tuple(what for what in figures if what not in ("day", "where"))
         shapes.setdefault(names, {})[name] = figures
     tables = list[str]()
@@ -81,6 +88,37 @@ def proof_tables() -> str:
                 rows.append([name, *(_shown(figures[what]) for what in names), _when(figures)])
             tables.append(_table(rows))
     return "\n\n".join(tables)
+
+
+def fuzz_table() -> str:
+    """What fuzzing found when it was run last: a row for each target, and the sum of all."""
+    kept_rows = read_rows()
+    rows = [["target", *(way.strip() for way in FUZZING), "findings", "peak MiB", "seconds", "on"]]
+    rows.append(["---", *["--:"] * (len(FUZZING) + 3), "---"])
+    names = [name for name in kept_rows if name.startswith(FUZZING)]
+    for target in sorted(TARGETS):
+        found = {way: kept_rows.get(f"{way}{target}", {}) for way in FUZZING}
+        ran = [figures for figures in found.values() if figures]
+        if not ran:
+            rows.append([target, *[""] * (len(FUZZING) + 3), "not run for long"])
+            continue
+        rows.append(
+            [
+                target,
+                *(_shown(figures.get("executions", "")) for figures in found.values()),
+                _shown(sum(int(figures["findings"]) for figures in ran)),
+                _shown(max(int(figures["peak MiB"]) for figures in ran)),
+                _shown(sum(int(figures["seconds"]) for figures in ran)),
+                " and ".join(sorted({_when(figures) for figures in ran})),
+            ]
+        )
+    executions = sum(int(kept_rows[name]["executions"]) for name in names)
+    return f"{_table(rows)}\n\n{executions:,} inputs in all."
+
+
+def found_table() -> str:
+    """What fuzzing found, which was mended; the tests read each of these inputs again."""
+    return _table([["target", "what an input did"], ["---", "---"], *(row[:2] for row in FOUND)])
 
 
 def performance_table(run: kept.Run | None = None) -> str:
@@ -148,6 +186,7 @@ def _shown(value: int | str) -> str:
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     EXPLANATION / "how-it-works.md": {"token": token_diagram, "gate": gate_table},
     EXPLANATION / "guarantees.md": {"proof": proof_tables},
+    EXPLANATION / "fuzzing.md": {"fuzz": fuzz_table, "found": found_table},
     EXPLANATION / "performance.md": {"performance": performance_table},
 }
 

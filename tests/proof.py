@@ -1,4 +1,4 @@
-"""What the long sweeps printed last: one row each, shown in docs/explanation/guarantees.md.
+"""What the long sweeps printed last: a row each, shown in docs/explanation/.
 
 A sweep that is run by hand with ``--keep`` replaces its row; tests never write here.
 """

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from docs import diagrams
+from tests.fuzz.found import FOUND
+from tests.fuzz.table import TARGETS
 from tests.proof import read_rows
 from trio_ckpt._commit.exits import GATE, Exit
 from trio_ckpt._tokens.token import TRANSITIONS
@@ -34,12 +36,38 @@ def test_a_page_without_markers_is_refused() -> None:
 
 def test_every_kept_figure_is_in_a_table() -> None:
     tables = diagrams.proof_tables()
-    for name, figures in read_rows().items():
+    sweeps = {n: row for n, row in read_rows().items() if not n.startswith(diagrams.FUZZING)}
+    for name, figures in sweeps.items():
         (table,) = [part for part in tables.split("\n\n") if f"| {name}" in part]
         cells = [cell.strip() for cell in table.replace("\n", "|").split("|")]
         for what, value in figures.items():
             shown = f"{value:,}" if isinstance(value, int) else value
             assert shown in cells or (what in ("day", "where") and shown in table), (name, what)
+
+
+def test_every_kept_figure_of_fuzzing_is_in_its_table() -> None:
+    def split(line: str) -> list[str]:
+        return [cell.strip() for cell in line.strip("|").split("|")]
+
+    lines = diagrams.fuzz_table().splitlines()
+    columns = split(lines[0])
+    rows = {cells[0]: cells for line in lines[2:-2] if (cells := split(line))}
+    kept = {n: row for n, row in read_rows().items() if n.startswith(diagrams.FUZZING)}
+    assert len(kept) > 40
+    for name, figures in kept.items():
+        way, _, target = name.partition(" ")
+        cells = dict(zip(columns, rows[target], strict=True))
+        assert cells[way] == f"{figures['executions']:,}"
+        assert int(cells["peak MiB"]) >= int(figures["peak MiB"])
+        assert int(cells["findings"]) >= int(figures["findings"])
+        assert f"{figures['day']}, {figures['where']}" in cells["on"]
+    assert rows.keys() == TARGETS.keys()
+    assert lines[-1] == f"{sum(int(row['executions']) for row in kept.values()):,} inputs in all."
+
+
+def test_every_input_that_broke_a_law_is_told() -> None:
+    table = diagrams.found_table()
+    assert all(f"| {target} | {what} |" in table for target, what, _ in FOUND)
 
 
 def test_the_diagram_has_every_state_and_every_transition() -> None:
