@@ -25,10 +25,12 @@ from .._journal.store import Pruned, RunKey, RunView, Store
 from .._journal.summary import in_order
 from .._runs.manifest import MANIFEST, RunContents, set_manifest_aside, write_manifest
 from .._runs.resume import up_to
+from .._runs.run_lock import take_lock
 from .._runs.session import ARCHIVING, archive_generations, archived_note, replaced_by_next
 from .._util.arguments import (
     MAX_INDEX,
     instance,
+    seconds,
     several,
     stream_key,
     text,
@@ -228,7 +230,11 @@ class Maintenance:
 
 @asynccontextmanager
 async def open_maintenance(
-    store: Store, run_id: str, *, output_dir: AnyPath | None = None
+    store: Store,
+    run_id: str,
+    *,
+    output_dir: AnyPath | None = None,
+    wait_for_lock_s: float = 0.0,
 ) -> AsyncGenerator[Maintenance]:
     """Own a run for a block, without working on it.
 
@@ -236,17 +242,20 @@ async def open_maintenance(
         store: The run's store.
         run_id: The run.
         output_dir: The run's output folder; default: that of its last session.
+        wait_for_lock_s: How long to wait for another owner of the run to end, in seconds.
 
     Raises:
         UnknownRunError: there is no such run.
-        RunLockedError: another live process owns it.
+        RunLockedError: another live process owns it, still after `wait_for_lock_s`.
         StoreError: the store cannot be used.
 
     Durability: see the methods.
     Cancellation: waits for a save in progress.
     """
+    wait_s = seconds("wait_for_lock_s", wait_for_lock_s, is_endless_allowed=True)
     await read_known_run(store, run_id)  # before the lock, which would create the run
-    async with store.lock_run(run_id) as owner, AsyncExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        owner, _ = await take_lock(stack, store, run_id, wait_s)
         view = await store.load_run(run_id)
         if view is None:
             raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)

@@ -17,11 +17,19 @@ from tests.beside import opened
 from tests.remote import functions
 from tests.remote.functions import gates, seen
 from tests.remote.site import F, Site, open_site, until
-from trio_ckpt import remote
+from trio_ckpt import StoreError, remote
 from trio_ckpt.abc import Store
 from trio_ckpt.monitor._jobs import Jobs, NotPossibleError
 from trio_ckpt.remote import TaskStatus, UnknownJobError
-from trio_ckpt.remote._foreman.live import read_live_job, request_action
+from trio_ckpt.remote._foreman.live import (
+    LiveJob,
+    encode,
+    job_name,
+    names_of,
+    read_live_job,
+    request_action,
+)
+from trio_ckpt.remote._foreman.publisher import WITHDRAW_S
 from trio_ckpt.stores import MemoryStore
 
 JOB, FIRST, SECOND = "job-x", "job-x.000000", "job-x.000001"
@@ -296,3 +304,52 @@ async def test_why_items_wait_is_shown(autojump_clock: MockClock, tmp_path: Path
         await site.start_worker("box")
         await client.attach(JOB)
         assert (await jobs.job(JOB, after=0, limit=1)).waits is None
+
+
+class SlowLiveStore(MemoryStore):
+    """A store in memory that keeps live values, and at last answers nothing about them."""
+
+    has_live = True
+    is_slow = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = dict[str, bytes]()
+
+    async def publish(self, run_id: str, payload: bytes) -> None:
+        if self.is_slow:
+            await trio.sleep(3)
+            raise StoreError("the server does not answer")
+        self.values[run_id] = payload
+        if not payload:
+            del self.values[run_id]
+
+    async def read_live(self, run_id: str) -> bytes:
+        return self.values.get(run_id, b"")
+
+
+@pytest.mark.parametrize("jobs", [1, 20])
+async def test_a_store_that_hangs_holds_no_foreman(jobs: int, autojump_clock: MockClock) -> None:
+    store = SlowLiveStore()
+    async with open_site(store) as site, site.client() as client:
+        await site.start_worker("box")
+        for number in range(jobs):
+            await client.submit(F + "wait", ["x"], job_id=f"job-{number}")
+        await until(lambda: len(store.values) == jobs)
+        store.is_slow, began = True, trio.current_time()
+        site.stop_foreman()
+        await trio.testing.wait_all_tasks_blocked()
+    assert trio.current_time() - began <= WITHDRAW_S
+
+
+async def test_requests_to_a_foreman_that_was_killed_are_removed(autojump_clock: MockClock) -> None:
+    store = SlowLiveStore()
+    async with open_site(store) as site, site.client() as client:
+        store.values[job_name(JOB)] = encode(LiveJob(1, "killed", {}))
+        store.values |= dict.fromkeys(names_of("killed"), b"an old one")
+        store.values |= dict.fromkeys(names_of("another"), b"of a foreman of other jobs")
+        await site.start_worker("box")
+        await client.submit(F + "wait", ["x"], job_id=JOB)
+        await until(lambda: not store.values.keys() & set(names_of("killed")))
+        assert {*names_of("another")} < store.values.keys()
+        await until(lambda: store.values[job_name(JOB)] != encode(LiveJob(1, "killed", {})))

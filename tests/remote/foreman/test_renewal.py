@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -12,10 +13,19 @@ from trio.testing import MockClock
 from tests.remote import functions
 from tests.remote.functions import gates, seen
 from tests.remote.site import F, open_site, until
-from trio_ckpt import LeaseLostError, RunStoppedError, StoreConflictError, StoreError
+from trio_ckpt import (
+    LeaseLostError,
+    RunStoppedError,
+    StoreConflictError,
+    StoreDamagedError,
+    StoreError,
+)
+from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus, read_job
+from trio_ckpt.remote._foreman import dispatch
 from trio_ckpt.remote._foreman.renewal import keep_lock
 from trio_ckpt.remote._foreman.store_proxy import StoreProxy
+from trio_ckpt.remote._foreman.task_checkpoints import TaskCheckpoints, read_task_checkpoints
 from trio_ckpt.stores import MemoryStore
 
 JOB, FIRST, LEASE_S = "job-x", "job-x.000000", 10.0
@@ -88,6 +98,54 @@ async def test_a_lock_that_cannot_be_renewed_is_lost_in_time(autojump_clock: Moc
             async with keep_lock(StoreProxy(store, "r", owner)):
                 await trio.sleep_forever()
         assert trio.current_time() - began < LEASE_S
+
+
+async def test_a_save_that_is_answered_keeps_a_lock_meanwhile(autojump_clock: MockClock) -> None:
+    """Renewals are not answered for a while, and what the worker saves then is."""
+    store = SilentStore(lease_s=LEASE_S)
+    async with store.lock_run("r") as owner:
+        store.is_silent, proxy = True, StoreProxy(store, "r", owner)
+        async with keep_lock(proxy):
+            await trio.sleep(LEASE_S * 0.6)
+            proxy.owned_at = trio.current_time()
+            await trio.sleep(LEASE_S * 0.5)
+            store.is_silent = False
+            await trio.sleep(2 * LEASE_S)
+
+
+@pytest.mark.parametrize("what", ["too old", "damaged"])
+async def test_a_state_that_a_killed_foreman_had_is_discarded(
+    what: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that it has left is waited for."""
+    reads = 0
+
+    async def found(store: Store, task_id: str) -> TaskCheckpoints:
+        nonlocal reads
+        reads += 1
+        saved = await read_task_checkpoints(store, task_id)
+        if reads == 1 and what == "damaged":
+            raise StoreDamagedError("a record is not what was saved")
+        if what == "too old" and saved.last_checkpoint_at is not None:
+            return msgspec.structs.replace(saved, last_checkpoint_at=0.0)
+        return saved
+
+    store = MemoryStore(lease_s=LEASE_S)
+    async with open_site(store) as site, site.client() as client:
+        await site.start_worker("box")
+        options = {"max_age_s": 1e3} if what == "too old" else {}
+        await client.submit(F + "train", [1], job_id=JOB, checkpoint_interval_s=1.0, **options)
+        await until(lambda: len(seen) > 3)
+        left = store.after_crash()
+        assert await left.read_owner(FIRST) is not None
+        await site.kill_foreman(left)
+        site.kill_worker("box")
+        monkeypatch.setattr(dispatch, "read_task_checkpoints", found)
+        await site.start_foreman()
+        await site.start_worker("other")
+        assert (await client.attach(JOB))[0]["steps"] == functions.STEPS
+    begun = [done for name, done, *_ in seen if name == 1]
+    assert begun == [0, 0], "it did not start from the beginning"
 
 
 async def test_a_foreman_that_loses_a_job_ends(autojump_clock: MockClock) -> None:

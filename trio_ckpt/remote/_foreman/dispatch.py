@@ -203,7 +203,9 @@ class WorkItem:
             f"{duration(pending.options.max_age_s)}: it starts from the beginning"
         )
         log.warning("%s: %s", pending.task_id, text, extra=pending.place)
-        async with open_maintenance(self.store, pending.task_id) as maintenance:
+        async with open_maintenance(
+            self.store, pending.task_id, wait_for_lock_s=lock_patience_s(self.store)
+        ) as maintenance:
             await maintenance.reset(text)
         await self.attempt.note(text)
         return TaskCheckpoints()
@@ -219,7 +221,7 @@ class WorkItem:
         except StoreDamagedError as error:
             text = f"its records are damaged, so it starts from the beginning: {error}"
             log.error("%s: %s", pending.task_id, text, extra=pending.place)
-            await prune_task(self.store, pending.task_id)
+            await prune_task(self.store, pending.task_id, lock_patience_s(self.store))
             await self.attempt.note(text)
             return TaskCheckpoints()
 

@@ -106,6 +106,11 @@ def answer_name(foreman: str) -> str:
     return f"answers of foreman {foreman}"
 
 
+def names_of(foreman: str) -> tuple[str, str]:
+    """The names of what a foreman and those who ask it tell each other."""
+    return request_name(foreman), answer_name(foreman)
+
+
 async def read_live_job(store: Store, job_id: str, owner: int) -> LiveJob | None:
     """Read what the foreman that owns a job has published of it; None: nothing valid.
 

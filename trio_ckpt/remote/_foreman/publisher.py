@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from ..._journal.store import Store
 from ..._util.errors import StoreError
 from ..._util.exceptions import text_of
 from ..._util.log import get_logger
+from ..._util.patience import give_up_after
 from ..._util.text import one_line
 from .._wire.message import MAX_TEXT_CHARS
 from .._wire.names import split_task_id
@@ -28,6 +29,7 @@ from .live import (
     answer_name,
     encode,
     job_name,
+    names_of,
     read_published,
     request_name,
 )
@@ -38,8 +40,10 @@ EVERY_S = 0.5  # how often a foreman reads requests, and publishes what has chan
 MAX_COST_FRACTION = 0.02  # of the foreman's time
 MAX_ITEMS = 2_000  # of a job: those that were started first
 MAX_ANSWERS = 100
+WITHDRAW_S = 5.0  # for a store that hangs: what stays behind is of no owner, so it is not shown
 
 _decode_request = msgspec.msgpack.Decoder(ActionRequest)
+_decode_job = msgspec.msgpack.Decoder(LiveJob)
 
 
 class JobsHere(Protocol):
@@ -79,7 +83,7 @@ class ForemanPublisher:
 
         A store that refuses published values is left alone: it does not end a job.
 
-        Cancellation: ends it; the removal is shielded.
+        Cancellation: ends it; the removal is shielded, and takes `WITHDRAW_S` at most.
         """
         if not self._foreman.store.has_live:
             return
@@ -98,7 +102,7 @@ class ForemanPublisher:
                     is_failing = True
                 pause_s = max(EVERY_S, (trio.current_time() - began) / MAX_COST_FRACTION)
         finally:
-            with trio.CancelScope(shield=True):
+            with give_up_after(WITHDRAW_S):
                 await self._withdraw()
 
     async def _show(self) -> None:
@@ -119,11 +123,20 @@ class ForemanPublisher:
     async def _publish(self, job_id: str, payload: bytes) -> None:
         if self._shown.get(job_id, b"") == payload:
             return
+        if job_id not in self._shown:
+            await self._remove_former(job_id)
         await self._foreman.store.publish(job_name(job_id), payload)
         if payload:
             self._shown[job_id] = payload
         else:
             self._shown.pop(job_id, None)
+
+    async def _remove_former(self, job_id: str) -> None:
+        """Remove the requests to a foreman that was killed while it had the job."""
+        published = await self._foreman.store.read_live(job_name(job_id))
+        former = read_published(_decode_job, published)
+        if former is not None and former.foreman != self._name:
+            await self._remove(names_of(former.foreman))
 
     async def _answer(self) -> None:
         store = self._foreman.store
@@ -139,9 +152,12 @@ class ForemanPublisher:
     async def _withdraw(self) -> None:
         names = [job_name(job_id) for job_id in self._shown]
         if self._answers:
-            names += [request_name(self._name), answer_name(self._name)]
+            names += names_of(self._name)
+        try:
+            await self._remove(names)
+        except StoreError as error:  # each of the others would wait for the store as long
+            log.debug("published values stay behind: %s", one_line(text_of(error)))
+
+    async def _remove(self, names: Iterable[str]) -> None:
         for name in names:
-            try:
-                await self._foreman.store.publish(name, b"")
-            except StoreError as error:
-                log.debug("published values stay behind: %s", one_line(text_of(error)))
+            await self._foreman.store.publish(name, b"")

@@ -59,10 +59,17 @@ async def _renew(proxy: StoreProxy, lease_s: float) -> None:
     Raises:
         StoreConflictError: it is lost.
     """
-    problem = "it has not answered"
+    owned_at, problem = proxy.owned_at, "it has not answered"
     last_s = lease_s * LAST_QUESTION  # also for a process that was stopped, and wakes too late
     lost_at = max(proxy.owned_at + lease_s * LOST_AFTER, trio.current_time() + last_s)
-    while (left_s := lost_at - trio.current_time()) > 0:
+    while proxy.owned_at == owned_at:  # else a save of the worker has renewed it
+        left_s = lost_at - trio.current_time()
+        if left_s <= 0:
+            raise LeaseLostError(
+                f"run {proxy.run_id!r}: its lease of {duration(lease_s)} could not be renewed in "
+                f"the store ({problem}), so another foreman may take the item over",
+                run_id=proxy.run_id,
+            )
         # A store may keep a lock after a question that was abandoned, so its answer is waited for.
         with give_up_after(left_s):
             try:
@@ -73,8 +80,3 @@ async def _renew(proxy: StoreProxy, lease_s: float) -> None:
             except StoreError as error:
                 problem = text_of(error)
         await trio.sleep(lease_s * ASK_AGAIN_AFTER)
-    raise LeaseLostError(
-        f"run {proxy.run_id!r}: its lease of {duration(lease_s)} could not be renewed in the store "
-        f"({problem}), so another foreman may take the item over",
-        run_id=proxy.run_id,
-    )
