@@ -7,8 +7,8 @@ import tracemalloc
 
 import pytest
 
-from trio_ckpt._commit import stream_outputs
-from trio_ckpt._commit.stream_outputs import SINK, PathOwners
+from trio_ckpt._commit import path_owners
+from trio_ckpt._commit.path_owners import SINK, PathOwners
 
 MAX_BYTES_EACH = 40
 
@@ -17,7 +17,7 @@ MAX_BYTES_EACH = 40
 def test_owners_are_those_that_a_dict_would_have(
     monkeypatch: pytest.MonkeyPatch, entries: int
 ) -> None:
-    monkeypatch.setattr(stream_outputs, "_ENTRIES", entries)
+    monkeypatch.setattr(path_owners, "_ENTRIES", entries)
     chance, owners = random.Random(4), PathOwners()
     plain: dict[str, tuple[str, int]] = {}
     for step in range(6_000):
@@ -40,13 +40,13 @@ def test_owners_are_those_that_a_dict_would_have(
 
 def test_a_digest_is_found_only_at_the_begin_of_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of a batch, and the end of one entry with the begin of the next, are none."""
-    monkeypatch.setattr(stream_outputs, "_ENTRIES", 64)
+    monkeypatch.setattr(path_owners, "_ENTRIES", 64)
     owners = PathOwners()
     for index in range(50):
         owners.confirm(f"{index}", ("s", index))
     (bucket,) = owners._buckets
     for at in range(len(bucket) - 12):
-        found = stream_outputs._position(bucket, bytes(bucket[at : at + 12]))
+        found = path_owners._position(bucket, bytes(bucket[at : at + 12]))
         assert found == (at if at % 24 == 0 else -1)
 
 

@@ -7,7 +7,9 @@ It may not know who holds a run or how its loops are written.
     stream_log, group_commit   from submitted to durable, progress and token
     ownership, lease           who owns the run, and proof that this process lives
     retry, http_retries        whether a failed batch runs again; http_errors: what a server said
-    stream_outputs, adopt      who owns which file; files that no record names
+    rate_limit, pace           a rate that tasks share; how fast requests may go
+    stream_outputs             the files of a stream; path_owners: who owns which
+    adopt                      files that no record names
     state_manager              the state: stored_state, snapshots, archive_states (which ones stay)
     redo                       batches that are re-queued
     shutdown                   a stop in good order

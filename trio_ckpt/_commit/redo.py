@@ -38,8 +38,8 @@ from .._util.threads import run_blocking
 from ..outputs import OutputDir, keep_tail
 from ..state._chain import blobs_of, read_chain
 from .group_commit import GroupCommitter
+from .path_owners import PathOwners
 from .stream_log import StreamLog
-from .stream_outputs import PathOwners
 
 log = get_logger(__name__)
 

@@ -12,9 +12,10 @@ from .._commit.awaits import Calls
 from .._commit.group_commit import GroupCommitter
 from .._commit.limit_watch import LimitWatch
 from .._commit.open_stream import OpenStream
+from .._commit.path_owners import SINK, PathOwners
 from .._commit.retry import LoopPolicy, RetryTable
 from .._commit.shutdown import Stop
-from .._commit.stream_outputs import SINK, PathOwners, StreamFiles
+from .._commit.stream_outputs import StreamFiles
 from .._journal.progress import Progress
 from .._journal.store import RunView, Store, StreamView
 from .._tokens.coordinator import CheckpointCoordinator
