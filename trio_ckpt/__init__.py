@@ -11,7 +11,8 @@ A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
        blocking             the runs of synchronous programs; trio in a thread beside them
        from_asyncio         bridges between asyncio and trio
     5  _runs                what users hold: runs, streams, loops, how they resume
-    4  _commit              the law of order: batch, gate, group commit, confirmed
+    4  sinks                rows in a database of the user, with the record of their batch
+       _commit              the law of order: batch, gate, group commit, confirmed
     3  _tokens              one-shot tokens and their registry
        state                what a loop goes on from: _tree (values), _arrays (NumPy)
        outputs              durable files
@@ -119,6 +120,8 @@ if typing.TYPE_CHECKING:
         RunStoppedError as RunStoppedError,
         SaveOutcomeUnknownError as SaveOutcomeUnknownError,
         SinkClosedError as SinkClosedError,
+        SinkError as SinkError,
+        SinkFencedError as SinkFencedError,
         SourceChangedError as SourceChangedError,
         StoreConflictError as StoreConflictError,
         StoreDamagedError as StoreDamagedError,
@@ -180,7 +183,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "NoThreadError OutputClaimedError OutputError OutputExistsError "
             "OutputInvalidError OutputsMissingError PartitionsLeftError RunLockedError "
             "RunStoppedError "
-            "SaveOutcomeUnknownError SinkClosedError SourceChangedError "
+            "SaveOutcomeUnknownError SinkClosedError SinkError SinkFencedError SourceChangedError "
             "StoreConflictError StoreDamagedError StoreError StoreVersionError "
             "StreamBusyError StreamEndedError StreamFailedError StreamsStillOpenError "
             "TokenNeverSettledError TrioCkptError UnknownRunError UnknownStreamError",
@@ -189,5 +192,5 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "state": "Frontier StateChangedError",
             "state._retention": "Retention",
         },
-        modules=("outputs", "state", "stores"),
+        modules=("outputs", "sinks", "state", "stores"),
     )

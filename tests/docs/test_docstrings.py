@@ -17,8 +17,8 @@ from trio_ckpt.abc import Observer, Store
 PUBLIC = (
     *("trio_ckpt", "trio_ckpt.abc", "trio_ckpt.blocking", "trio_ckpt.from_asyncio"),
     *("trio_ckpt.engines", "trio_ckpt.monitor", "trio_ckpt.outputs"),
-    *("trio_ckpt.progress", "trio_ckpt.remote", "trio_ckpt.state", "trio_ckpt.stores"),
-    "trio_ckpt.testing",
+    *("trio_ckpt.progress", "trio_ckpt.remote", "trio_ckpt.sinks", "trio_ckpt.state"),
+    *("trio_ckpt.stores", "trio_ckpt.testing"),
 )
 
 

@@ -18,6 +18,7 @@ import trio_ckpt.engines
 import trio_ckpt.from_asyncio
 import trio_ckpt.outputs
 import trio_ckpt.remote
+import trio_ckpt.sinks
 import trio_ckpt.stores
 import trio_ckpt.testing
 from docs import api_pages

@@ -39,7 +39,7 @@ from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Compression, encode_lines
 from .awaits import Calls, awaits_noted
-from .staged import UNSET, Staged
+from .staged import UNSET, RowsCommit, Staged
 from .stream_outputs import AnyPath, StreamFiles
 
 T = TypeVar("T")
@@ -95,6 +95,10 @@ class BatchGate(Protocol):
 
     async def confirm(self, batch: AnyBatch) -> None:
         """Pass the gate now, before the batch is left."""
+        ...
+
+    async def commit(self, batch: AnyBatch, rows: RowsCommit) -> None:
+        """Pass the gate at the end of a transaction, with what commits its rows."""
         ...
 
 
@@ -475,6 +479,18 @@ AnyBatch: TypeAlias = Batch[Any]
 def staged_of(batch: AnyBatch) -> Staged:
     """What will be saved with an attempt: for the gate, out of reach of the body."""
     return batch._staged
+
+
+async def commit_rows(batch: AnyBatch, rows: RowsCommit) -> None:
+    """Confirm a batch together with its rows in a database; see `trio_ckpt.sinks`.
+
+    Raises:
+        Exception: why neither is saved.
+
+    Durability: when this returns rows and checkpoint are durable.
+    Cancellation: none once the rows are being committed.
+    """
+    await batch._gate.commit(batch, rows)
 
 
 def check_awaited(batch: AnyBatch, *, is_left: bool = False) -> None:

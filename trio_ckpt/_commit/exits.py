@@ -7,14 +7,17 @@ test has each of its cells.  `trio_ckpt._commit.gate` carries it out.
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import trio
 
 from .._journal.observer import AttemptEnd
-from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError
-from .._util.exceptions import leaves_of
+from .._journal.record import Record, RecordKind, describe_error
+from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, TrioCkptError
+from .._util.exceptions import failures_in, leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
 
 
@@ -49,6 +52,7 @@ class Exit(enum.Enum):
 
     NEXT = "next batch"
     CONFIRM = "confirm()"
+    COMMIT = "transaction() ends"
     EXIT = "block left normally"
     ERROR = "left by an exception"
     CANCEL = "left by cancellation"
@@ -81,6 +85,7 @@ GATE: dict[AttemptState, dict[Exit, GateAction]] = {
     AttemptState.OPEN: {
         Exit.NEXT: GateAction.FORGOTTEN,
         Exit.CONFIRM: GateAction.REFUSE,
+        Exit.COMMIT: GateAction.REFUSE,
         Exit.EXIT: GateAction.FORGOTTEN,
         Exit.ERROR: GateAction.FAIL,
         Exit.CANCEL: GateAction.CANCEL,
@@ -88,6 +93,7 @@ GATE: dict[AttemptState, dict[Exit, GateAction]] = {
     AttemptState.COMPLETED: {
         Exit.NEXT: GateAction.SAVE,
         Exit.CONFIRM: GateAction.SAVE,
+        Exit.COMMIT: GateAction.SAVE,
         Exit.EXIT: GateAction.SAVE,
         Exit.ERROR: GateAction.REJECT,
         Exit.CANCEL: GateAction.SAVE_OR_REJECT,
@@ -96,14 +102,16 @@ GATE: dict[AttemptState, dict[Exit, GateAction]] = {
     AttemptState.FAILED: {
         Exit.NEXT: GateAction.DECIDE,
         Exit.CONFIRM: GateAction.GIVE_UP,
+        Exit.COMMIT: GateAction.PASS,
         Exit.EXIT: GateAction.GIVE_UP,
         Exit.ERROR: GateAction.RECORD,
         Exit.CANCEL: GateAction.RECORD,
     },
-    AttemptState.SKIPPED: dict.fromkeys(Exit, GateAction.RECORD),
+    AttemptState.SKIPPED: dict.fromkeys(Exit, GateAction.RECORD) | {Exit.COMMIT: GateAction.PASS},
     AttemptState.WITHDRAWN: {
         Exit.NEXT: GateAction.END,
         Exit.CONFIRM: GateAction.ILLEGAL,
+        Exit.COMMIT: GateAction.PASS,
         Exit.EXIT: GateAction.END,
         Exit.ERROR: GateAction.FORGET,
         Exit.CANCEL: GateAction.FORGET,
@@ -155,3 +163,29 @@ def decisive(errors: Sequence[BaseException]) -> BaseException:
         return 2
 
     return min(errors, key=rank)
+
+
+def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
+    """The record of an attempt that is not confirmed; without an error it was withdrawn."""
+    staged, now = staged_of(batch), time.time()
+    if ending.error is None:
+        last = batch.index - 1
+        return Record(kind=RecordKind.SAVE, at=now, spent=staged.spent, last_index=last)
+    return Record(
+        kind=RecordKind.SKIP if ending.end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
+        at=now,
+        index=batch.index,
+        item=staged.digest,
+        attempts=batch.attempt,
+        spent=staged.spent,
+        error=describe_error(ending.error, retryable=ending.retryable, batch_index=batch.index),
+        metadata=_details_of(ending.error),
+    )
+
+
+def _details_of(error: BaseException | str) -> dict[str, Any]:
+    """The details stored beside the text of an error; for a group those of its first error."""
+    for part in () if isinstance(error, str) else failures_in(error):
+        if isinstance(part, TrioCkptError) and part.details:
+            return dict(part.details)
+    return {}

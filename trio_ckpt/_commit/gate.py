@@ -14,7 +14,7 @@ Whatever the table says, there is one way for an attempt to become durable, and 
 goes it: `Gate._save`.  A confirmed batch, a failed attempt, a skip and a withdrawal differ in what
 they have to say.  The steps, and their order, are the same:
 
-    check -> capture -> encode -> submit -> durable -> advance -> token -> wake
+    check -> capture -> encode -> (commit) -> submit -> durable -> advance -> token -> wake
 
 **Check** comes first, because a record is believed: a resume takes its outputs for written and
 valid.  What fails here is the attempt, not the save.  Nothing is queued yet, so the attempt, which
@@ -31,6 +31,11 @@ the stream, those of a large record as a blob, and queues them without a schedul
 the number and the queue, so that no other record takes the number.  From here on nothing is
 abandoned: a cancelled loop waits, since nothing could tell it afterwards whether its batch was
 saved.
+
+**Commit** is for a batch whose rows go into a database of the user (`trio_ckpt.sinks`).  The record
+is in that transaction, too, so the next start saves it if this process ends before it is saved.  A
+commit that is refused makes the attempt a failed one.  After a commit the record has to follow:
+where it cannot be saved, the run ends, because the batch must not run again beside its rows.
 
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
 and fsynced, the record in the store.  Then `PendingCommit.end` moves progress, record by record.
@@ -83,21 +88,29 @@ from .._util.errors import (
     StreamBusyError,
     StreamFailedError,
     TokenNeverSettledError,
-    TrioCkptError,
 )
-from .._util.exceptions import class_name, failures_in, text_of
+from .._util.exceptions import class_name, text_of
 from .._util.log import get_logger
 from .._util.plain import copy_plain
 from .._util.text import one_line
-from .._util.uninterrupted import uninterrupted
+from .._util.uninterrupted import shielded, uninterrupted
 from ..outputs import lines_digest
 from .archive_states import prune_states
 from .awaits import NeverAwaitedError
 from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
-from .exits import CONFIRMED, GATE, Ending, Exit, GateAction, is_ended_from_outside
+from .exits import (
+    CONFIRMED,
+    GATE,
+    Ending,
+    Exit,
+    GateAction,
+    is_ended_from_outside,
+    record_of_end,
+)
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
-from .staged import Staged
+from .rows import commit_staged, end_run_if_committed
+from .staged import RowsCommit, Staged
 from .stored_state import EncodedState
 from .stream_log import Lines
 
@@ -205,6 +218,26 @@ class Gate:
         """
         await self.pass_gate(batch, Exit.CONFIRM)
 
+    async def commit(self, batch: AnyBatch, rows: RowsCommit) -> None:
+        """Pass the gate at the end of a transaction, with what commits its rows.
+
+        Raises:
+            Exception: why they are not committed; the attempt has failed with it.
+
+        Cancellation: none once the rows are being committed.
+        """
+        staged = staged_of(batch)
+        staged.commit = rows
+        try:
+            await self.pass_gate(batch, Exit.COMMIT)
+        except Exception as problem:
+            poison = self.open_stream.committer.poison
+            if staged.is_committed and poison is not None:
+                raise poison from problem  # the run ends with it
+            raise
+        if batch.state is AttemptState.FAILED and isinstance(staged.error, BaseException):
+            raise staged.error
+
     def _answer(self, action: GateAction, batch: AnyBatch, way: Exit) -> Passed:
         """Carry out an action that changes nothing."""
         if action is GateAction.REFUSE:
@@ -228,6 +261,8 @@ class Gate:
                     if await self._save(batch, CONFIRMED):
                         return Passed.GO_ON
                     action = GATE[batch.state][way]  # its checks have made it a failed one
+                    if action is GateAction.PASS:
+                        return Passed.GO_ON  # its loop decides what follows
                 return await self._end_unconfirmed(action, batch, error)
         except BaseException as problem:
             if not self._end_unsaved(batch, problem, way):
@@ -240,6 +275,7 @@ class Gate:
         if isinstance(problem, TokenNeverSettledError | BatchFailedError | StreamFailedError):
             return False  # the verdict on an attempt that is saved
         if not isinstance(problem, Exception):  # KeyboardInterrupt before the submission, say
+            end_run_if_committed(self.open_stream, batch, problem)
             if stream.open.get(batch.index) is batch:
                 stream.drop(batch, CANCELLED)  # else a task that waits for it waits for ever
             return False
@@ -342,7 +378,7 @@ class Gate:
         Cancellation: none once it is submitted.
         """
         stream, staged, is_done = self.open_stream, staged_of(batch), ending is CONFIRMED
-        states, state, lines = stream.state_manager, None, _NO_LINES
+        states, state, lines, refused = stream.state_manager, None, _NO_LINES, None
         batch.state = AttemptState.SUBMITTED
         try:
             if is_done:
@@ -354,18 +390,22 @@ class Gate:
             record = stream.introduce(
                 self._batch_record(batch, staged, state, lines)
                 if is_done
-                else _record_of_end(batch, ending)
+                else record_of_end(batch, ending)
             )
             payload = encode_record(record)  # encode
+            blobs = () if state is None else state.stored.blobs
+            if is_done and staged.commit is not None:
+                refused = await shielded(commit_staged, staged, payload, bool(blobs or lines))
         except _REFUSALS as problem:
             if not is_done:
                 raise
-            batch.state, staged.error = AttemptState.FAILED, problem
+            refused = problem
+        if refused is not None:
+            batch.state, staged.error = AttemptState.FAILED, refused
             return False
 
         if stream.committer.observers.all:
             stream.committer.observers.settled(stream.attempt_of(batch))
-        blobs = () if state is None else state.stored.blobs
         on_outcome = partial(self._on_outcome, batch, ending, state, record)
         pending = await stream.committer.submit(  # submit
             stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
@@ -435,6 +475,7 @@ class Gate:
 
     def _give_up_save(self, batch: AnyBatch, problem: BaseException) -> None:
         """End an attempt that could not be saved, so that the batch runs again."""
+        end_run_if_committed(self.open_stream, batch, problem)
         if isinstance(problem, Exception):
             staged_of(batch).problem = problem
         self.open_stream.drop(batch, failure_of(problem))
@@ -471,29 +512,3 @@ class Gate:
         where = self.open_stream.where(batch.index)
         message = f"{where} was left without complete(), fail(), skip() or withdraw()"
         return self.open_stream.error(TokenNeverSettledError, message, batch.index)
-
-
-def _record_of_end(batch: AnyBatch, ending: Ending) -> Record:
-    """The record of an attempt that is not confirmed; without an error it was withdrawn."""
-    staged, now = staged_of(batch), time.time()
-    if ending.error is None:
-        last = batch.index - 1
-        return Record(kind=RecordKind.SAVE, at=now, spent=staged.spent, last_index=last)
-    return Record(
-        kind=RecordKind.SKIP if ending.end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
-        at=now,
-        index=batch.index,
-        item=staged.digest,
-        attempts=batch.attempt,
-        spent=staged.spent,
-        error=describe_error(ending.error, retryable=ending.retryable, batch_index=batch.index),
-        metadata=_details_of(ending.error),
-    )
-
-
-def _details_of(error: BaseException | str) -> dict[str, Any]:
-    """The details stored beside the text of an error; for a group those of its first error."""
-    for part in () if isinstance(error, str) else failures_in(error):
-        if isinstance(part, TrioCkptError) and part.details:
-            return dict(part.details)
-    return {}

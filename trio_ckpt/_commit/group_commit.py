@@ -212,7 +212,7 @@ class GroupCommitter:
                 name = await self._store.put_blob(self.run_key, counted(payload, sizes))
             except StoreError as error:  # also one that comes after the lease was lost
                 is_lost = isinstance(error, StoreConflictError)
-                if (reason := self._set_poison(error) if is_lost else self.poison) is not None:
+                if (reason := self.set_poison(error) if is_lost else self.poison) is not None:
                     raise reason from reason.__cause__
                 raise
             finally:
@@ -251,7 +251,7 @@ class GroupCommitter:
         try:
             return await self.ownership.ask(min(limit_s, self._save_timeout_s))
         except (StoreConflictError, SaveOutcomeUnknownError) as error:
-            reason = self._set_poison(error)
+            reason = self.set_poison(error)
             raise reason from reason.__cause__
 
     async def save(
@@ -366,7 +366,7 @@ class GroupCommitter:
                 await self._save_last_folds()
             except BaseException as error:  # a bug of a store or a key function: all waiters wake
                 self._idle_task = None
-                self._set_poison(self._unknown(f"a save raised {class_name(error)}"))
+                self.set_poison(self._unknown(f"a save raised {class_name(error)}"))
                 raise
             finally:
                 self._is_over = True
@@ -429,7 +429,7 @@ class GroupCommitter:
     def _report_failed(self, count: int, error: Exception) -> None:
         """Log why a group was not saved, or poison the run where its outcome is not known."""
         if isinstance(error, StoreConflictError | SaveOutcomeUnknownError):
-            self._set_poison(error)
+            self.set_poison(error)
             return
         log.error(
             "saving %s failed: %s",
@@ -457,9 +457,9 @@ class GroupCommitter:
         )
 
     def _poison_for_time(self, what: str, limit_s: float) -> TrioCkptError:
-        """Poison the run, because something did not end in time; see `_set_poison`."""
+        """Poison the run, because something did not end in time; see `set_poison`."""
         name = "save_timeout_s" if limit_s == self._timeout_s else f"{LOST_AFTER:.0%} of the lease"
-        return self._set_poison(self._unknown(f"{what} took longer than {limit_s:g} s ({name})"))
+        return self.set_poison(self._unknown(f"{what} took longer than {limit_s:g} s ({name})"))
 
     def lose(self, error: LeaseLostError) -> None:
         """Poison the run because its lease is lost, and abandon what is being saved."""
@@ -467,7 +467,7 @@ class GroupCommitter:
         if not all(pending.is_over for pending in self._taken):
             reason = self._unknown("a save was not confirmed before the lease was lost")
             reason.__cause__ = error
-        self._set_poison(reason)
+        self.set_poison(reason)
         for scope in (self._saving, *self._putting):
             scope.cancel()
 
@@ -487,7 +487,7 @@ class GroupCommitter:
                 else:
                     stack.callback(pending.end, error)
 
-    def _set_poison(self, error: TrioCkptError) -> TrioCkptError:
+    def set_poison(self, error: TrioCkptError) -> TrioCkptError:
         """Save nothing more; returns the reason, which may be an earlier one."""
         if self.poison is not None:
             return self.poison

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from typing import Any
 
 import attrs
@@ -42,6 +42,8 @@ from .path_owners import PathOwners
 from .stream_log import StreamLog
 
 log = get_logger(__name__)
+
+Reverting = Callable[[IndexSet], AbstractAsyncContextManager[None]]
 
 
 @attrs.define(eq=False)
@@ -94,6 +96,8 @@ class Redo:
         on_requeued: Called with the index of each batch as soon as progress says that it is
             re-queued: the batch may be handed out from then on.
         begin_change: Called after all checks have passed, before anything is saved.
+        reverting: A block, for the batches, in which the record is saved.  Entering it refuses by
+            `CannotRedoError`; leaving it takes their rows in a database of the user back.
     """
 
     store: Store
@@ -103,6 +107,7 @@ class Redo:
     path_owners: PathOwners = attrs.field(factory=PathOwners)
     on_requeued: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
+    reverting: Reverting = lambda _indexes: nullcontext()
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
         """Re-queue single batches that are confirmed or skipped.
@@ -271,8 +276,9 @@ class Redo:
                 return
             reversal = Reversal()
             reversal.add(index, entry.record)
-            await self._set_aside(index, entry.record.outputs)
-            await self._save(reversal, {"path": path, "reason": reason})
+            async with self.reverting(reversal.indexes):
+                await self._set_aside(index, entry.record.outputs)
+                await self._save(reversal, {"path": path, "reason": reason})
 
     # -- how ----------------------------------------------------------------------------------
 
@@ -293,7 +299,8 @@ class Redo:
             one_line(reason),
             extra=at(self.committer.run_key.run_id, self.stream_log.key),
         )
-        await self._save(reversal, {"reason": reason}, **fields)
+        async with self.reverting(reversal.indexes):
+            await self._save(reversal, {"reason": reason}, **fields)
         with trio.CancelScope(shield=True):
             await self._archive(reversal.confirmed)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -11,6 +12,13 @@ from .._util.exact_sum import Amount, Number
 from .stream_outputs import AnyPath
 
 UNSET = msgspec.UNSET
+
+RowsCommit: TypeAlias = Callable[[bytes, bool], Awaitable[Exception | None]]
+"""Commits the rows of a batch in a database of the user, with its record beside them.
+
+It gets the encoded record, and whether the record names blobs or lines, which the database does not
+have.  It returns None, or why the database has none of the rows.
+"""
 
 
 class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost least to make
@@ -26,6 +34,8 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
         error: What the attempt was failed or skipped with.
         is_final: No retry, whatever the table says.
         problem: Why it was not saved.
+        commit: Commits its rows, before its record is submitted; None: it has none.
+        is_committed: Its rows are committed, so that its record has to follow.
     """
 
     digest: bytes = b""
@@ -42,3 +52,5 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
     error: BaseException | str | None = None
     is_final: bool = False
     problem: Exception | None = None
+    commit: RowsCommit | None = None
+    is_committed: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -18,9 +18,12 @@ from .._journal.history import read_pages
 from .._journal.record import Record, RecordKind, Status
 from .._journal.store import Store
 from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
+from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
+from ..sinks._sink import Sink, close_rows, open_rows
+from ..sinks._stream_rows import StreamRows
 from ..state import Frontier, FrontierItems, StateChangedError
 from ..state._frontier import items_of
 from ..state._retention import Versions
@@ -46,6 +49,8 @@ class Resume:
     open_stream: OpenStream
     settings: Settings
     tools: ArrayTools
+    sink: Sink | None = None
+    _rows: StreamRows | None = attrs.field(default=None, init=False)
     _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
     _named: set[int] = attrs.field(factory=set[int], init=False)  # records that name blobs
@@ -59,6 +64,7 @@ class Resume:
             open_stream.files.root,
             open_stream.files.path_owners,
             on_requeued=open_stream.requeued,
+            reverting=self._reverting,
         )
 
     async def open(self, state: S | None, nursery: trio.Nursery) -> Stream[S]:
@@ -74,10 +80,13 @@ class Resume:
             OutputError: confirmed outputs are damaged; see `trio_ckpt._runs.verify`.
             TypeError: the stream has a saved state, and `state` is None.
             StateChangedError: the saved state does not fit `state`.
+            SinkError: the database of the sink cannot be used; see `StreamRows.open`.
         """
         self._check_kind(state)
         await self._take_up_failed()
         await self._open_sinks()
+        if self.sink is not None:
+            self._rows = await open_rows(self.sink, self.open_stream, self._pages)
         if isinstance(state, Frontier):
             await self._load_frontier(items_of(cast("Frontier[object]", state)))
         else:
@@ -111,6 +120,14 @@ class Resume:
         """
         if self._beside is not None:
             await self._beside.close()
+
+    def release(self) -> None:
+        """Drop the stream in its sink, when no batch of it is open any more."""
+        if self.sink is not None:
+            close_rows(self.sink, self.open_stream)
+
+    def _reverting(self, indexes: IndexSet) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._rows is None else self._rows.reverting(indexes)
 
     async def _wait_verified(self) -> bool:
         return False if self._beside is None else await self._beside.wait()

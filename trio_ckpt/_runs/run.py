@@ -38,6 +38,7 @@ from .._util.shown import Shown
 from .._util.text import number
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
+from ..sinks._sink import Sink
 from ..state._retention import Retention
 from .open_run import OpenRun
 from .phase import Phase, open_phase
@@ -116,6 +117,7 @@ class Run(Shown):
         retry_failed: bool | None = None,
         retention: Retention | None = None,
         recover: bool = False,
+        sink: Sink | None = None,
     ) -> AbstractAsyncContextManager[Stream[None]]: ...
 
     @overload
@@ -131,6 +133,7 @@ class Run(Shown):
         retry_failed: bool | None = None,
         retention: Retention | None = None,
         recover: bool = False,
+        sink: Sink | None = None,
     ) -> AbstractAsyncContextManager[Stream[S]]: ...
 
     @asynccontextmanager
@@ -146,6 +149,7 @@ class Run(Shown):
         retry_failed: bool | None = None,
         retention: Retention | None = None,
         recover: bool = False,
+        sink: Sink | None = None,
     ) -> AsyncGenerator[Stream[S]]:
         """Own a stream for a block.
 
@@ -169,6 +173,8 @@ class Run(Shown):
             retention: Which saved states keep their large arrays; default: the newest two.
             recover: Whether a damaged state is replaced by the newest one that is whole; the
                 batches after that one are re-queued.
+            sink: A database that gets the rows of its batches; see `trio_ckpt.sinks`.  Batches
+                whose rows are there and whose checkpoint is not are confirmed first.
 
         Raises:
             StreamBusyError: it is open already.
@@ -179,6 +185,7 @@ class Run(Shown):
             StateChangedError: the saved state does not fit `state`.
             OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
             ValueError: a bad key, or another `first_index` than before.
+            SinkError: the database cannot be used, or its markers are not those of the stream.
 
         Durability: when the block has ended, completed batches are durable.
         Cancellation: entering and leaving are schedule points; completed batches are saved.
@@ -189,6 +196,8 @@ class Run(Shown):
             NO_RETRIES if retry is None else instance("retry", retry, RetryTable, "a RetryTable")
         )
         one_of("on_fail", on_fail, ("raise", "record"))
+        if sink is not None:
+            instance("sink", sink, Sink, "a Sink")
         validator = None if validate is None else Validator.of(validate)
         settings = attrs.evolve(
             run.settings,
@@ -197,7 +206,7 @@ class Run(Shown):
             retention=run.settings.retention if retention is None else retention,
         )
         open_stream = run.open_stream(key, first_index, retries, validator, output_dir)
-        resume = Resume(run.store, open_stream, settings, run.tools)
+        resume = Resume(run.store, open_stream, settings, run.tools, sink)
         scope = trio.CancelScope()
         run.stop.scopes.add(scope)
         try:
@@ -223,6 +232,7 @@ class Run(Shown):
         finally:
             run.stop.scopes.discard(scope)
             await resume.close()
+            resume.release()
             run.close_stream(open_stream)
 
     # -- the list of streams ------------------------------------------------------------------

@@ -377,6 +377,19 @@ class SinkClosedError(OutputError):
 
 
 # ---------------------------------------------------------------------------------------
+# Databases of users
+# ---------------------------------------------------------------------------------------
+
+
+class SinkError(TrioCkptError):
+    """A database of the user cannot be used with a stream; the message says which and why."""
+
+
+class SinkFencedError(SinkError):
+    """The database knows a newer owner of the stream: this process commits nothing more there."""
+
+
+# ---------------------------------------------------------------------------------------
 # Stores
 # ---------------------------------------------------------------------------------------
 

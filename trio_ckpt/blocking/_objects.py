@@ -30,6 +30,7 @@ from .._util.arguments import function, instance
 from .._util.nursery import open_service_nursery
 from .._util.plain import Plain, StreamKey
 from ..outputs import Validate
+from ..sinks._sink import Sink
 from ..state._retention import Retention
 from ._methods import Held, HeldField, Seen, Settable, passes, reads, waits
 from ._program import Block
@@ -229,6 +230,7 @@ class BlockingRun(Held[Run]):
         retry_failed: bool | None = None,
         retention: Retention | None = None,
         recover: bool = False,
+        sink: Sink | None = None,
     ) -> AbstractContextManager[BlockingStream[None]]: ...
 
     @overload
@@ -244,6 +246,7 @@ class BlockingRun(Held[Run]):
         retry_failed: bool | None = None,
         retention: Retention | None = None,
         recover: bool = False,
+        sink: Sink | None = None,
     ) -> AbstractContextManager[BlockingStream[S]]: ...
 
     def open_stream(
