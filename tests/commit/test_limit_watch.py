@@ -43,7 +43,7 @@ def held(watch: LimitWatch) -> set[int]:
 
 async def test_the_first_limit_is_the_reason() -> None:
     watch = make_watch(batches=1, spent={"cost_usd": 1})
-    watch.add_spent({"cost_usd": 2})
+    watch.add_cost(Record(at=1.0, spent={"cost_usd": 2}))
     [token] = make_tokens(1)
     watch.began(token)
     end(watch, token)

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from trio_ckpt import Retention, abc
-from trio_ckpt._commit import snapshots, state_manager, stored_state
+from trio_ckpt._commit import intents, snapshots, state_manager, stored_state
 from trio_ckpt._journal import folds, overview, progress, record, stored
 from trio_ckpt._journal.record import Record, RecordKind, Seal
 from trio_ckpt._util import plain
@@ -157,7 +157,7 @@ def test_a_limit_is_as_the_code_has_it(row: list[str]) -> None:
     homes = {"MAX_DEPTH": [identity]}
     modules = homes.get(
         row[0],
-        [format, flatten, leaves, compress, frame, snapshots, record, plain, abc],
+        [format, flatten, leaves, compress, frame, snapshots, intents, record, plain, abc],
     )
     found = {constants(module)[row[0]] for module in modules if row[0] in constants(module)}
     assert found == {int(row[1])}

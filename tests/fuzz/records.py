@@ -68,6 +68,7 @@ RECORDS = [
     Record(kind=RecordKind.ADD, at=12.0, position=4),
     Record(kind=RecordKind.PIN, at=13.0, index=1, metadata={"label": "best", "lineage": "00" * 8}),
     Record(kind=RecordKind.UNPIN, at=14.0, metadata={"label": "best"}),
+    Record(kind=RecordKind.INTENT, at=15.0, index=5, metadata={"id": ["b", 1]}, reserved={"c": 2}),
 ]
 PAYLOADS = [encode_record(record) for record in RECORDS]
 
@@ -86,6 +87,10 @@ def look_at(progress: Progress) -> None:
     progress.first_left(progress.first_index)
     shown(progress.totals)
     shown(progress.spent)
+    shown(progress.reserved)
+    if progress.notes is not None:
+        for index in progress.notes.by_batch:
+            progress.notes.of(index)
     str(progress.confirmed)
     for at in (progress.started_at, progress.updated_at, progress.opened_at, progress.worked_at):
         if at is not None:

@@ -76,6 +76,7 @@ RECORDS = st.builds(
     lines=st.lists(st.builds(SinkLines, TEXT, COUNT, st.binary()), max_size=2).map(tuple),
     totals=AMOUNTS,
     spent=AMOUNTS,
+    reserved=st.none() | AMOUNTS,
     cursor=st.just(msgspec.UNSET) | PLAIN,
     metadata=st.dictionaries(TEXT, PLAIN, max_size=2),
     state=st.binary(max_size=8),

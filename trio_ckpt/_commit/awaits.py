@@ -22,7 +22,8 @@ from typing import Any, Protocol, TypeVar
 import attrs
 import trio
 
-from .._util.errors import TrioCkptError
+from .._tokens.token import AnyToken
+from .._util.errors import TrioCkptError, describe_batch
 
 T = TypeVar("T", bound=type[Any])
 
@@ -119,6 +120,23 @@ def _unfinished(call: _Call, where: str) -> NeverAwaitedError:
         f"{call.name}() of another task has not ended ({where}): wait for it before the batch is "
         "left, with a nursery in the body"
     )
+
+
+def check_awaited(calls: Calls | None, token: AnyToken, *, is_left: bool = False) -> None:
+    """Check that no method of a batch was called without await.
+
+    Args:
+        calls: The calls of its async methods; None: there were none.
+        token: Its token.
+        is_left: Calls of other tasks have to have ended, too.
+
+    Raises:
+        NeverAwaitedError: a method was called without await, or its call has not ended.
+    """
+    if calls is not None and calls.has_open():
+        where = describe_batch(token.run_id, token.stream, token.batch_index)
+        if (error := calls.problem(where, is_left=is_left)) is not None:
+            raise error
 
 
 def _coroutines_of_tasks() -> set[int]:

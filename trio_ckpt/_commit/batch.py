@@ -11,10 +11,9 @@ gate (`trio_ckpt._commit.gate`) saves all of it together.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
 import trio
@@ -30,76 +29,21 @@ from .._util.arguments import (
     text as text_of,
     whole_number,
 )
-from .._util.errors import describe_batch
 from .._util.exact_sum import Number, add_to_amount
-from .._util.plain import as_amounts, as_metadata, as_plain, canonical_json
+from .._util.plain import Plain, as_amounts, as_metadata, as_plain, canonical_json
 from .._util.shown import Shown
 from .._util.text import number, stream_name
 from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Compression, encode_lines
-from .awaits import Calls, awaits_noted
-from .staged import UNSET, RowsCommit, Staged
-from .stream_outputs import AnyPath, StreamFiles
+from .awaits import Calls, awaits_noted, check_awaited
+from .batch_host import BatchGate, BatchHost
+from .staged import UNSET, AttemptState as AttemptState, RowsCommit, Staged
+from .stream_outputs import AnyPath
 
 T = TypeVar("T")
 
 _NONE: tuple[AnyPath, ...] = ()
-
-
-class AttemptState(enum.Enum):
-    """The state of an attempt."""
-
-    OPEN = "open"
-    COMPLETED = "completed"
-    SUBMITTED = "submitted"
-    FAILED = "failed"
-    SKIPPED = "skipped"
-    WITHDRAWN = "withdrawn"
-    OVER = "over"
-
-    __hash__ = object.__hash__
-
-
-class BatchHost(Protocol):
-    """What a batch asks of its stream."""
-
-    @property
-    def files(self) -> StreamFiles:
-        """The outputs of the stream."""
-        ...
-
-    def check_withdraw(self, batch: AnyBatch) -> None:
-        """Raise RuntimeError where the batch cannot be withdrawn."""
-        ...
-
-    def check_last(self, batch: AnyBatch) -> None:
-        """Raise ValueError where the source defines the last batch."""
-        ...
-
-    def check_cursor(self) -> None:
-        """Raise ValueError where batches run side by side."""
-        ...
-
-    def stage_items(self, items: Iterable[Any]) -> dict[str, Any]:
-        """Copy items for the frontier, by their keys; TypeError if the stream has no frontier."""
-        ...
-
-    def aside(self, batch: AnyBatch) -> AbstractAsyncContextManager[None]:
-        """A block that a stop does not wait for."""
-        ...
-
-
-class BatchGate(Protocol):
-    """What every exit of a batch passes."""
-
-    async def confirm(self, batch: AnyBatch) -> None:
-        """Pass the gate now, before the batch is left."""
-        ...
-
-    async def commit(self, batch: AnyBatch, rows: RowsCommit) -> None:
-        """Pass the gate at the end of a transaction, with what commits its rows."""
-        ...
 
 
 @uninterrupted
@@ -123,8 +67,8 @@ class Batch(Shown, Generic[T]):
     item: T
     attempt: int
     token: CheckpointToken[CheckpointResult]
-    _host: BatchHost
-    _gate: BatchGate
+    _host: BatchHost[AnyBatch]
+    _gate: BatchGate[AnyBatch]
     _given: T  # the item itself: attempts can change only their copies
     _task: trio.lowlevel.Task
     _portal: Portal  # to the trio run in which it was handed out
@@ -185,7 +129,7 @@ class Batch(Shown, Generic[T]):
         if self.state is not AttemptState.OPEN or not may(self.token, TokenEvent.COMPLETE):
             return False
         if self._calls is not None:
-            check_awaited(self)
+            check_awaited(self._calls, self.token)
         paths = _NONE if outputs is _NONE else several("outputs", outputs, "paths")
         if last is not False and flag("last", last):
             self._host.check_last(self)
@@ -298,6 +242,52 @@ class Batch(Shown, Generic[T]):
         finally:
             self._is_waiting = False
 
+    # -- on record before it is done ----------------------------------------------------
+
+    @property
+    def notes(self) -> Mapping[str, Plain]:
+        """Copies of the batch's notes by name, also those of attempts and sessions before."""
+        return self._host.intents.notes_of(self.index)
+
+    async def note(self, name: str, value: Any) -> None:
+        """Keep a value with the batch until it is confirmed; later attempts read it in `notes`.
+
+        Args:
+            name: Its name; a note of this name is replaced.
+            value: A JSON-like value of at most 64 KiB; it is copied.
+
+        Raises:
+            NotEncodableError: the value is not JSON-like, or is too large.
+            ValueError: the batch or its stream has too many notes.
+            RuntimeError: this attempt is settled.
+            Exception: the reason why it was not saved.
+
+        Durability: when this returns the note is durable.
+        Cancellation: a save that has begun is waited for.
+        """
+        await self._host.intents.note(self, name, value)
+
+    async def reserve(self, /, **amounts: Number) -> None:
+        """Put on record what a call may cost at most, before it is made; `spend` settles it.
+
+        Each `spend` of a name settles one reservation of that name.  What is not settled stays
+        reserved, and counts as spent.  Where ``Limits(spent=...)`` has no room for it, the run
+        stops, and this does not return.
+
+        Args:
+            amounts: What may be spent, by name.
+
+        Raises:
+            NotEncodableError: an amount is not a finite number >= 0.
+            RuntimeError: this attempt is settled.
+            Exception: the reason why it was not saved.
+
+        Durability: when this returns the reservation is durable.
+        Cancellation: a save that has begun is waited for; where the limit has no room, it is
+            cancelled when all other batches are saved.
+        """
+        await self._host.intents.reserve(self, amounts)
+
     # -- staging ------------------------------------------------------------------------
 
     def _check_staging(self) -> None:
@@ -321,9 +311,11 @@ class Batch(Shown, Generic[T]):
             RuntimeError: this attempt is over; all methods that stage raise it.
         """
         self._check_staging()
-        spent = self._staged.spent
+        spent, reservations = self._staged.spent, self._staged.reservations
         for name, amount in as_amounts(amounts, "spend", least=0).items():
             spent[name] = add_to_amount(spent[name], amount) if name in spent else amount
+            if reservations is not None:
+                reservations.settle(name)
 
     @from_any_thread
     def add(self, items: Iterable[Any]) -> None:
@@ -493,21 +485,9 @@ async def commit_rows(batch: AnyBatch, rows: RowsCommit) -> None:
     await batch._gate.commit(batch, rows)
 
 
-def check_awaited(batch: AnyBatch, *, is_left: bool = False) -> None:
-    """Check that no method of the batch was called without await.
-
-    Args:
-        batch: The attempt.
-        is_left: Calls of other tasks have to have ended, too.
-
-    Raises:
-        NeverAwaitedError: a method was called without await, or its call has not ended.
-    """
-    if batch._calls is not None and batch._calls.has_open():
-        token = batch.token
-        where = describe_batch(token.run_id, token.stream, batch.index)
-        if (error := batch._calls.problem(where, is_left=is_left)) is not None:
-            raise error
+def calls_of(batch: AnyBatch) -> Calls | None:
+    """The calls of the async methods of an attempt; None: there were none."""
+    return batch._calls
 
 
 def given_of(batch: Batch[T]) -> T:

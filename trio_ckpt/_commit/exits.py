@@ -19,6 +19,7 @@ from .._journal.record import Record, RecordKind, describe_error
 from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, TrioCkptError
 from .._util.exceptions import failures_in, leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
+from .staged import settlement_of
 
 
 @attrs.frozen
@@ -168,9 +169,10 @@ def decisive(errors: Sequence[BaseException]) -> BaseException:
 def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
     """The record of an attempt that is not confirmed; without an error it was withdrawn."""
     staged, now = staged_of(batch), time.time()
+    reserved = settlement_of(staged)
     if ending.error is None:
-        last = batch.index - 1
-        return Record(kind=RecordKind.SAVE, at=now, spent=staged.spent, last_index=last)
+        last, kind = batch.index - 1, RecordKind.SAVE
+        return Record(kind=kind, at=now, spent=staged.spent, reserved=reserved, last_index=last)
     return Record(
         kind=RecordKind.SKIP if ending.end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
         at=now,
@@ -178,6 +180,7 @@ def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
         item=staged.digest,
         attempts=batch.attempt,
         spent=staged.spent,
+        reserved=reserved,
         error=describe_error(ending.error, retryable=ending.retryable, batch_index=batch.index),
         metadata=_details_of(ending.error),
     )

@@ -96,8 +96,8 @@ from .._util.text import one_line
 from .._util.uninterrupted import shielded, uninterrupted
 from ..outputs import lines_digest
 from .archive_states import prune_states
-from .awaits import NeverAwaitedError
-from .batch import AnyBatch, AttemptState, Batch, check_awaited, staged_of
+from .awaits import NeverAwaitedError, check_awaited
+from .batch import AnyBatch, AttemptState, Batch, calls_of, staged_of
 from .exits import (
     CONFIRMED,
     GATE,
@@ -110,7 +110,7 @@ from .exits import (
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
 from .rows import commit_staged, end_run_if_committed
-from .staged import RowsCommit, Staged
+from .staged import RowsCommit, Staged, settlement_of
 from .stored_state import EncodedState
 from .stream_log import Lines
 
@@ -443,7 +443,7 @@ class Gate:
             OutputError, NotEncodableError, NeverAwaitedError: it did not do so.
         """
         files, validator = self.open_stream.files, self.open_stream.policy.validator
-        check_awaited(batch, is_left=True)
+        check_awaited(calls_of(batch), batch.token, is_left=True)
         if staged.adopted:
             await files.adopt(staged.adopted, batch.index, staged.outputs)
             staged.adopted.clear()
@@ -464,6 +464,7 @@ class Gate:
             lines=tuple([SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines]),
             totals=staged.totals,
             spent=staged.spent,
+            reserved=settlement_of(staged),
             cursor=staged.cursor,
             metadata=staged.metadata,
             state=b"" if state is None else state.payload,
@@ -483,9 +484,11 @@ class Gate:
     async def _forget(self, batch: AnyBatch, failure: Failure) -> None:
         """End an attempt that leaves no record but of what it has cost."""
         stream, spent = self.open_stream, staged_of(batch).spent
+        reserved = settlement_of(staged_of(batch))
         stream.drop(batch, failure)
-        if spent and stream.committer.poison is None:
-            await stream.save_plain(Record(kind=RecordKind.SAVE, at=time.time(), spent=spent))
+        if (spent or reserved) and stream.committer.poison is None:
+            cost = Record(kind=RecordKind.SAVE, at=time.time(), spent=spent, reserved=reserved)
+            await stream.save_plain(cost)
 
     async def _wait_submitted(self, batch: AnyBatch, way: Exit) -> None:
         """Wait for the outcome of a batch with which another task passes the gate."""

@@ -29,7 +29,7 @@ import trio
 
 from .._journal.record import ErrorInfo, Record, RecordKind
 from .._tokens.token import AnyToken
-from .._util.exact_sum import Amount, ExactSum, add_amounts
+from .._util.exact_sum import ExactSum, add_amounts, add_sums
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import message_of
@@ -40,6 +40,7 @@ from .limits import (
     Limits,
     batches_done,
     out_of_time,
+    over_reserved,
     over_spent,
 )
 from .shutdown import Stop
@@ -89,7 +90,9 @@ class LimitWatch:
         limits: Its limits.
         stop: Its stop.
         grace_s: How long a stop waits for open batches, in seconds.
-        spent: What all attempts of all sessions have cost, by name.
+        spent: What all attempts of all sessions have cost, by name, with what those that are over
+            have left reserved.
+        reserved: What open attempts have reserved, by name.
         streaks: What has failed in the outage that there may be, by stream.
         is_braking: Whether an outage has stopped the run.
         reached: The limit that has stopped the run; None: none has.
@@ -100,6 +103,7 @@ class LimitWatch:
     stop: Stop
     grace_s: float
     spent: dict[str, ExactSum]
+    reserved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum], init=False)
     streaks: dict[StreamKey, Streak] = attrs.field(factory=dict[StreamKey, Streak], init=False)
     is_braking: bool = attrs.field(default=False, init=False)
     reached: LimitReached | None = attrs.field(default=None, init=False)
@@ -139,9 +143,37 @@ class LimitWatch:
             self._longest_s = max(self._longest_s, trio.current_time() - began)
             self._timer.deadline = self._begins_to_stop_at()
 
-    def add_spent(self, amounts: Mapping[str, Amount]) -> None:
-        """Add what an attempt has cost, now that it is durable."""
-        add_amounts(self.spent, amounts)
+    def add_cost(self, record: Record) -> None:
+        """Add what an attempt has cost, now that its record is durable."""
+        if record.spent or record.reserved:
+            add_amounts(self.spent, record.spent)
+            add_amounts(self.spent, record.reserved or {})
+            self.stop_for(over_spent(self.limits, self.spent))
+
+    def reserve(self, change: Mapping[str, ExactSum]) -> bool:
+        """Count what an open attempt reserves, or stop the run: a limit has no room for it.
+
+        Args:
+            change: What its reservations change by.
+
+        Returns:
+            Whether it is counted.
+        """
+        reached = over_reserved(self.limits, self.spent, self.reserved, change)
+        if reached is not None:
+            self.stop_for(reached)
+            return False
+        add_sums(self.reserved, change)
+        return True
+
+    def unreserve(self, change: Mapping[str, ExactSum]) -> None:
+        """Take back what could not be saved."""
+        add_sums(self.reserved, change, sign=-1)
+
+    def end_reserved(self, reserved: Mapping[str, ExactSum]) -> None:
+        """Count as spent what an attempt has reserved, because it is over; see `add_cost`."""
+        add_sums(self.reserved, reserved, sign=-1)
+        add_sums(self.spent, reserved)
         self.stop_for(over_spent(self.limits, self.spent))
 
     def saved(self, token: AnyToken, record: Record, *, is_failure: bool) -> None:
@@ -152,8 +184,7 @@ class LimitWatch:
             record: The record of its end.
             is_failure: Whether it failed; a batch that its body skips on purpose has not.
         """
-        if record.spent:
-            self.add_spent(record.spent)
+        self.add_cost(record)
         if record.kind in (RecordKind.BATCH, RecordKind.SKIP):
             self._done += 1
             self.stop_for(batches_done(self.limits, self._done))

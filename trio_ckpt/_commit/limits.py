@@ -163,6 +163,31 @@ def over_spent(limits: Limits, spent: Mapping[str, ExactSum]) -> LimitReached | 
     return None
 
 
+def over_reserved(
+    limits: Limits,
+    spent: Mapping[str, ExactSum],
+    reserved: Mapping[str, ExactSum],
+    change: Mapping[str, ExactSum],
+) -> LimitReached | None:
+    """The limit on what is spent that has no room for a reservation; None: there is room.
+
+    Args:
+        limits: The limits.
+        spent: What is spent.
+        reserved: What open attempts have reserved.
+        change: What the reservation adds to that; not positive where earlier ones have cost less.
+    """
+    for name, most in limits.spent.items():
+        more = change.get(name, ZERO).value
+        taken = spent.get(name, ZERO).with_sum(reserved.get(name, ZERO))
+        if more > 0 and taken.with_sum(change[name]).value > most:
+            what = f"{number(taken.value)} of {number(most)} {printable(name)}"
+            return LimitReached(
+                "spent", f"{what} are spent or reserved, which leaves no room for {number(more)}"
+            )
+    return None
+
+
 def batches_done(limits: Limits, count: int) -> LimitReached | None:
     """The limit on the batches of a session, if it is reached."""
     if limits.batches is None or count < limits.batches:

@@ -43,6 +43,7 @@ from .batch import AnyBatch, AttemptState, staged_of, task_of
 from .exits import CONFIRMED, Ending
 from .extent import Extent
 from .group_commit import GroupCommitter
+from .intents import Intents
 from .limit_watch import LimitWatch
 from .retry import LoopPolicy, RetryTable
 from .shutdown import Stop
@@ -104,6 +105,7 @@ class OpenStream:
         portal: The portal to the trio run.
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
         limits: Counts for the limits of the run; None: it has none.
+        intents: Saves what open batches note and reserve.
     """
 
     run_id: str
@@ -138,6 +140,12 @@ class OpenStream:
     finish: PendingCommit | None = None
     portal: Portal = attrs.field(factory=Portal.here)
     limits: LimitWatch | None = None
+    intents: Intents = attrs.field(
+        default=attrs.Factory(
+            lambda s: Intents(s.stream_log, s.committer, s.stop, s.limits, s.introduce),
+            takes_self=True,
+        )
+    )
 
     @property
     def has_failed(self) -> bool:
@@ -283,8 +291,8 @@ class OpenStream:
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
         """Save a record of the stream that is not about a batch; see `GroupCommitter.save`."""
         sequence = await self.committer.save(self.stream_log, self.introduce(record), blobs)
-        if self.limits is not None and record.spent:
-            self.limits.add_spent(record.spent)
+        if self.limits is not None:
+            self.limits.add_cost(record)
         return sequence
 
     def introduce(self, record: Record) -> Record:
@@ -370,6 +378,8 @@ class OpenStream:
             self.stop.leave_batch(batch.token)
             if self.limits is not None:
                 self.limits.ended(batch.token)
+            if (reservations := staged_of(batch).reservations) is not None:
+                self.intents.end(reservations)
         batch.state = AttemptState.OVER
         if batch.index in self.awaited:
             self.awaited.pop(batch.index).set()

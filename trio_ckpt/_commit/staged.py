@@ -1,7 +1,8 @@
-"""What an attempt at a batch has staged, until the gate saves it."""
+"""What an attempt at a batch has staged, until the gate saves it; and the state of an attempt."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -9,6 +10,7 @@ import msgspec
 
 from .._journal.record import Output
 from .._util.exact_sum import Amount, Number
+from .reservations import Reservations
 from .stream_outputs import AnyPath
 
 UNSET = msgspec.UNSET
@@ -19,6 +21,20 @@ RowsCommit: TypeAlias = Callable[[bytes, bool], Awaitable[Exception | None]]
 It gets the encoded record, and whether the record names blobs or lines, which the database does not
 have.  It returns None, or why the database has none of the rows.
 """
+
+
+class AttemptState(enum.Enum):
+    """The state of an attempt."""
+
+    OPEN = "open"
+    COMPLETED = "completed"
+    SUBMITTED = "submitted"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    WITHDRAWN = "withdrawn"
+    OVER = "over"
+
+    __hash__ = object.__hash__
 
 
 class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost least to make
@@ -36,6 +52,7 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
         problem: Why it was not saved.
         commit: Commits its rows, before its record is submitted; None: it has none.
         is_committed: Its rows are committed, so that its record has to follow.
+        reservations: What it has reserved; None: nothing.
     """
 
     digest: bytes = b""
@@ -54,3 +71,10 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
     problem: Exception | None = None
     commit: RowsCommit | None = None
     is_committed: bool = False
+    reservations: Reservations | None = None
+
+
+def settlement_of(staged: Staged) -> dict[str, Amount] | None:
+    """What the last record of an attempt says of its reservations; None: it has made none."""
+    reservations = staged.reservations
+    return None if reservations is None else reservations.at_end()

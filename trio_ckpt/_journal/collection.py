@@ -306,6 +306,7 @@ def _sum_of(parts: Sequence[Summary], status: Status, *, is_whole: bool) -> Summ
         completed_at=max(_known(completed), default=None) if is_complete else None,
         failed_at=failed.failed_at,
         error=failed.error,
+        assumed=_sums(part.assumed for part in parts),
     )
 
 

@@ -75,8 +75,7 @@ async def stored_pages(
             run_id, stream, generation=generation, cursor=cursor, limit=limit
         )
         yield page.records
-        cursor = page.cursor
-        is_last = cursor is None
+        cursor, is_last = page.cursor, page.cursor is None
 
 
 async def read_pages(
@@ -352,13 +351,12 @@ class CheckpointView(Shown, msgspec.Struct, frozen=True):
         at: When it was saved; Unix time, s.
         batch_index: The batch that it is about; None: it is not about a batch.
         attempts: How often that batch was tried.
-        records: How many records the batch produced.
-        outputs: Its files, with their hashes.
-        totals: What it produced, by name.
-        spent: What it cost, by name.
+        records, outputs: How many records the batch produced, and its files, with their hashes.
+        totals, spent: What it produced, and what it cost, by name.
         metadata: The metadata of the batch, or the reason of the record.
         error: What went wrong.
         state_bytes: The size of the state saved with it, where that is not in a blob.
+        reserved: By how much it changes what is reserved, by name.
     """
 
     sequence: int
@@ -373,6 +371,7 @@ class CheckpointView(Shown, msgspec.Struct, frozen=True):
     metadata: Mapping[str, Plain]
     error: ErrorInfo | None
     state_bytes: int
+    reserved: Mapping[str, Number] = {}
 
     def _shown(self) -> Iterable[tuple[str, str]]:
         yield "checkpoint", f"{number(self.sequence)}, saved at {moment(self.at)}"
@@ -459,6 +458,7 @@ def _checkpoint(sequence: int, record: Record) -> CheckpointView:
         record.metadata,
         record.error,
         len(record.state),
+        numbers(record.reserved or {}),
     )
 
 

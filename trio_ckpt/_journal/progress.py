@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import attrs
 import msgspec
 
 from .._util.errors import StoreDamagedError
-from .._util.exact_sum import ExactSum, add_amounts, add_sums, decode_sums
+from .._util.exact_sum import Amount, ExactSum, add_amounts, add_sums, decode_sums, without_zeros
 from .._util.index_set import IndexSet
 from .._util.plain import Plain, copy_plain
 from .._util.shown import Shown
 from .._util.text import batches_text, number
+from .notes import Notes, encode_note
 from .record import ErrorInfo, Record, RecordKind, Status
 
 MAX_SUM = 2**63  # for counts of records and bytes of a file: the limit of a fold
@@ -117,6 +118,9 @@ class Progress(Shown):
         phase: The newest phase of the run in whose block it was opened.
         items: The sum of the `item_mark` of all batches that are done and had an item.
         skipped_items: The part of `items` that skipped batches have.
+        reserved: What attempts have reserved and not settled; exact.  It counts as spent: what an
+            attempt that is over has left here, such as one that was killed, stays.
+        notes: The notes of batches that are not confirmed; None: there are none.
         done: Batches that are confirmed or skipped.
     """
 
@@ -156,6 +160,8 @@ class Progress(Shown):
     phase: str | None = None
     items: int = 0
     skipped_items: int = 0
+    reserved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
+    notes: Notes | None = None  # most streams never have one
     done: IndexSet = attrs.field(
         init=False,
         eq=False,
@@ -226,6 +232,7 @@ class Progress(Shown):
         twin = copy.copy(self)
         for name in _SETS_AND_DICTS:
             setattr(twin, name, getattr(self, name).copy())
+        twin.notes = None if self.notes is None else self.notes.copy()
         twin.cursor, twin.metadata = copy_plain(self.cursor), copy_plain(self.metadata)
         return twin
 
@@ -273,6 +280,8 @@ def apply(progress: Progress, sequence: int, record: Record) -> None:
     try:
         if record.spent:
             add_amounts(progress.spent, record.spent)
+        if record.reserved is not None:
+            _add_reserved(progress, record.reserved)
         _APPLY[record.kind](progress, record)
     except ValueError as error:
         raise StoreDamagedError(f"checkpoint {sequence} cannot be added: {error}") from error
@@ -323,6 +332,8 @@ def _apply_batch(progress: Progress, record: Record) -> None:  # hot path: once 
         progress.skipped.discard(index)
         progress.skips.pop(index, None)
         progress.failures.pop(index, None)
+    if progress.notes is not None:
+        progress.notes = progress.notes.without(index)
     progress.records += record.records
     progress.outputs += len(record.outputs)
     if record.totals or record.spent:
@@ -388,6 +399,7 @@ def _apply_redo(progress: Progress, record: Record) -> None:
         if not progress.done:  # it starts from the beginning, perhaps with another list
             progress.expected = progress.estimate = progress.last_index = None
             progress.failures, progress.skips, progress.metadata = {}, {}, {}
+            progress.notes = None
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
                 del progress.pins[label]  # its batch will have another state
@@ -429,6 +441,20 @@ def _apply_note(_progress: Progress, _record: Record) -> None:
     """Change nothing: the record is only for the history."""
 
 
+def _apply_intent(progress: Progress, record: Record) -> None:
+    _open(progress)
+    index = _index(record)
+    if record.metadata and index not in progress.confirmed:
+        progress.notes = progress.notes or Notes()
+        for name, value in record.metadata.items():
+            progress.notes.put(index, name, encode_note(value))
+
+
+def _add_reserved(progress: Progress, amounts: Mapping[str, Amount]) -> None:
+    add_amounts(progress.reserved, amounts)
+    progress.reserved = without_zeros(progress.reserved)
+
+
 def _apply_pin(progress: Progress, record: Record) -> None:
     label, lineage = (str(record.metadata.get(name, "")) for name in ("label", "lineage"))
     progress.pins[label] = Pin(record.at, record.index, bytes.fromhex(lineage))
@@ -468,4 +494,5 @@ _APPLY = {
     RecordKind.SNAPSHOT: _apply_note,
     RecordKind.PIN: _apply_pin,
     RecordKind.UNPIN: _apply_unpin,
+    RecordKind.INTENT: _apply_intent,
 }

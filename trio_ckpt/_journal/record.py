@@ -189,6 +189,7 @@ class RecordKind(enum.IntEnum):
     SNAPSHOT = 12  # state inside a batch that is not confirmed
     PIN = 13  # the confirmed state, after batch `index`, is pinned under a label
     UNPIN = 14  # the pin of a label is removed
+    INTENT = 15  # of a batch that is open: what it notes, or reserves
 
 
 class SinkLines(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -265,6 +266,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=F
     skipped_items: bytes = msgspec.field(name="h", default=b"")  # REDO: of that, the skipped ones
     position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
+    reserved: dict[str, Amount] | None = msgspec.field(name="R", default=None)  # what it changes by
 
 
 TROUBLE = "trouble"  # in the metadata of a NOTE: a problem that a user should know of
@@ -374,9 +376,10 @@ def decode_record(payload: bytes) -> Record:
     """
     try:
         record = _decoder.decode(payload)
-        if record.spent or record.totals:
+        if record.spent or record.totals or record.reserved:
             check_amounts(record.spent)
             check_amounts(record.totals)
+            check_amounts(record.reserved or {})
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
     check_times(record.at, None if record.opened is None else record.opened.at)

@@ -118,6 +118,7 @@ class SessionStatistics(Summary, frozen=True, kw_only=True):
         session_skipped: How many batches this session gave up.
         session_retries: How many attempts beyond the first this session made.
         session_records, session_totals, session_spent: What this session has added.
+        reserved: What open batches have reserved and not settled; it is not in `assumed`.
         runtime_s: Seconds of work in all sessions, without downtime.
         session_s: Seconds of work in this session.
         rate_per_s: Batches confirmed per second of this session; None until enough are done.
@@ -132,6 +133,7 @@ class SessionStatistics(Summary, frozen=True, kw_only=True):
     session_records: int
     session_totals: Mapping[str, Number]
     session_spent: Mapping[str, Number]
+    reserved: Mapping[str, Number]
     runtime_s: float
     session_s: float
     rate_per_s: float | None

@@ -40,6 +40,8 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
         totals: What was produced, by name.
         spent: What all attempts cost, by name.
         saved: What the attempts that confirmed a batch cost: what resuming saves.
+        assumed: What attempts have reserved and not settled, beside `spent`.  It counts as spent.
+            Read from outside of a running session, it has what is reserved now, too.
         adopted: How many confirmed batches have an unknown share of `totals`.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
         error: The error of the stream that failed last.
@@ -62,6 +64,7 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
     completed_at: float | None = None
     failed_at: float | None = None
     error: ErrorInfo | None = None
+    assumed: Mapping[str, Number] = {}
 
     def _shown(self) -> Iterable[tuple[str, str]]:
         counts = [(count, status.value) for status, count in self.streams.items()]
@@ -74,6 +77,7 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
             ("records", number(self.records)),
             ("produced", amounts(self.totals)),
             ("spent", amounts(self.spent)),
+            ("assumed spent", amounts(self.assumed)),
         ]
 
 
@@ -175,7 +179,9 @@ def summarize(
     )
     status = group_status(status for status, count in streams.items() if count)
     totals, spent, saved = dict[str, ExactSum](), dict[str, ExactSum](), dict[str, ExactSum]()
+    assumed = dict[str, ExactSum]()
     for progress in parts.values():
+        add_sums(assumed, progress.reserved)
         add_sums(totals, progress.totals)
         add_sums(spent, progress.spent)
         add_sums(saved, progress.spent_confirmed)
@@ -201,6 +207,7 @@ def summarize(
         completed_at=None if None in completed else max(_known(completed), default=None),
         failed_at=failed.failed_at,
         error=failed.error,
+        assumed=shown(assumed),
     )
 
 

@@ -186,6 +186,11 @@ def _headline(facts: Facts) -> Iterator[Clause]:
         has_files = any(progress.outputs or progress.sinks for progress in parts)
         yield Reason.RUN_COMPLETE, fields
         yield Reason.FILES_UNSEEN if has_files else Reason.SOURCE_UNSEEN, fields
+    sums = dict[str, ExactSum]()
+    for progress in parts:
+        add_sums(sums, progress.reserved)
+    if assumed := amounts(shown(sums)):
+        yield Reason.ASSUMED, {"assumed": assumed}
 
 
 def _owner(facts: Facts, owner: Owner) -> Iterator[Clause]:

@@ -32,6 +32,10 @@ class Reason(enum.Enum):
         "whether a source has grown."
     )
     SOURCE_UNSEEN = "Whether a source has grown was not looked at."
+    ASSUMED = (
+        "Reserved and not settled: {assumed}. It counts as spent, see reservations in "
+        "docs/how-to/limits.md."
+    )
     BEGUN_AFRESH = (
         "The run was begun afresh {times:time} (fresh=True, on_config_change='restart', or reset): "
         "what was confirmed before that is in the archive and is not continued."

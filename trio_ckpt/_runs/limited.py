@@ -54,6 +54,7 @@ def watch_limits(
     spent = dict[str, ExactSum]()
     for key in in_order(parts):
         add_sums(spent, parts[key].spent)
+        add_sums(spent, parts[key].reserved)  # by attempts that no session has ended
     return LimitWatch(run_id, limits, stop, grace_s, spent)
 
 

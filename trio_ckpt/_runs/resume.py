@@ -285,7 +285,7 @@ class Resume:
         It may be a snapshot of the newest attempt: progress has not moved since, so nothing is
         rewound, and the next state builds on it.
         """
-        is_under_way = True  # only snapshots and notes come after the record
+        is_under_way = True  # only snapshots, notes and intents come after the record
         async with aclosing(self._pages()) as pages:
             async for records in pages:
                 for sequence, record in records:
@@ -293,6 +293,7 @@ class Resume:
                     is_under_way = is_under_way and record.kind in (
                         RecordKind.SNAPSHOT,
                         RecordKind.NOTE,
+                        RecordKind.INTENT,
                     )
                     if not record.state or (is_snapshot and not is_under_way):
                         continue

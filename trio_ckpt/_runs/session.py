@@ -90,6 +90,7 @@ class ResumeReport:
         spent: What all attempts cost, by name.
         last_end: How the last session ended, as text; None: there was none.
         ended_at: When it ended, Unix time, s; for a killed session, when it last saved.
+        assumed: What attempts have reserved and not settled, by name; it counts as spent.
     """
 
     sessions: int
@@ -102,6 +103,7 @@ class ResumeReport:
     spent: Mapping[str, Number] = attrs.field(converter=MappingProxyType[str, Number])
     last_end: str | None
     ended_at: float | None
+    assumed: Mapping[str, Number] = attrs.field(default={}, converter=MappingProxyType[str, Number])
 
     @property
     def was_killed(self) -> bool:
@@ -118,6 +120,7 @@ class ResumeReport:
             return "nothing saved yet"
         sums = [f"{number(total)} {name}" for name, total in self.totals.items()]
         sums += [f"{number(total)} {name} spent" for name, total in self.spent.items()]
+        sums += [f"{number(total)} {name} assumed spent" for name, total in self.assumed.items()]
         when = ""
         if self.ended_at is not None:
             at = datetime.fromtimestamp(self.ended_at, UTC)
@@ -149,6 +152,7 @@ def report_of(view: RunView | None) -> ResumeReport:
         spent=whole.spent,
         last_end=how_ended(session_metadata) if session_metadata else None,
         ended_at=ended_at(view) if session_metadata else None,
+        assumed=whole.assumed,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import trio
 from msgspec.structs import asdict
 
+from .._commit.intents import saved_sums
 from .._commit.open_stream import OpenStream
 from .._commit.stream_log import Added, StreamLog
 from .._journal.history import SessionCounts
@@ -27,7 +28,7 @@ from .._journal.summary import (
     summarize,
     summarize_groups,
 )
-from .._util.exact_sum import shown
+from .._util.exact_sum import ExactSum, add_sums, shown, without_zeros
 from .stream_table import StreamTable
 
 
@@ -53,7 +54,22 @@ def _of_session(
     left: int | None,
     ahead: int | None,
 ) -> dict[str, Any]:
-    """The fields of `SessionStatistics` that a `Summary` has not."""
+    """The fields of `SessionStatistics` beside those of a `Summary`, and what is assumed.
+
+    Args:
+        stream_logs: The streams.
+        open_streams: Those of them that are open.
+        session_s: For how long they were open in this session, in seconds.
+        before_s: For how long they were open in earlier sessions, in seconds.
+        left: How many batches are left.
+        ahead: How many of them this session has still to do.
+    """
+    assumed, reserved = dict[str, ExactSum](), dict[str, ExactSum]()
+    for stream_log in stream_logs:
+        add_sums(assumed, stream_log.progress.reserved)
+    for open_stream in open_streams:
+        add_sums(reserved, saved_sums(open_stream.open))
+    add_sums(assumed, reserved, sign=-1)
     counts = count_session(stream_logs)
     rate = rate_per_s(counts.batches, session_s)
     return {
@@ -64,6 +80,8 @@ def _of_session(
         "session_records": counts.records,
         "session_totals": counts.totals,
         "session_spent": counts.spent,
+        "reserved": shown(without_zeros(reserved)),
+        "assumed": shown(without_zeros(assumed)),
         "runtime_s": before_s + session_s,
         "session_s": session_s,
         "rate_per_s": rate,
@@ -86,16 +104,17 @@ def stream_statistics(
     session_s, left = stream_log.open_s + open_s, open_stream.extent.left
     is_open = not (is_closed or open_stream.has_failed)
     parts, opened = {key: stream_log.progress}, (key,) if is_open else ()
+    whole = asdict(summarize(key, parts, open_streams=opened, lefts={key: left}))
+    session = _of_session(
+        [stream_log],
+        [open_stream],
+        session_s=session_s,
+        before_s=runtime_before_s,
+        left=left,
+        ahead=0 if is_closed else open_stream.ahead(trio.current_time(), session_s),
+    )
     return StreamStatistics(
-        **asdict(summarize(key, parts, open_streams=opened, lefts={key: left})),
-        **_of_session(
-            [stream_log],
-            [open_stream],
-            session_s=session_s,
-            before_s=runtime_before_s,
-            left=left,
-            ahead=0 if is_closed else open_stream.ahead(trio.current_time(), session_s),
-        ),
+        **(whole | session),
         waiting=len(open_stream.tokens) - len(open_stream.open),
         pause=None if is_closed else open_stream.waiting(),
         state=None if open_stream.state_manager is None else open_stream.state_manager.statistics(),

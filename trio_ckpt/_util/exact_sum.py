@@ -81,7 +81,11 @@ def sum_of(amount: Amount) -> ExactSum:
 
 def add_to_amount(amount: Amount, more: Number) -> Amount:
     """An amount with another one added, exactly; a number wherever one equals the sum."""
-    total = sum_of(amount).plus(more)
+    return as_amount(sum_of(amount).plus(more))
+
+
+def as_amount(total: ExactSum) -> Amount:
+    """A sum as an amount of a record: a number wherever one equals it."""
     value = total.value
     return value if ZERO.plus(value) == total else _encode(total)
 
@@ -127,6 +131,11 @@ def add_sums(sums: dict[str, ExactSum], others: Mapping[str, ExactSum], sign: in
 def shown(sums: Mapping[str, ExactSum]) -> dict[str, Number]:
     """The sums as plain numbers."""
     return {name: total.value for name, total in sums.items()}
+
+
+def without_zeros(sums: Mapping[str, ExactSum]) -> dict[str, ExactSum]:
+    """The sums that are not 0."""
+    return {name: total for name, total in sums.items() if total != ZERO}
 
 
 def encode_sums(sums: Mapping[str, ExactSum]) -> dict[str, StoredSum]:

@@ -15,8 +15,18 @@ from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import RunStatus, is_over
 from .._maintenance.explain import Facts, Losses, Sentence, explain_run
+from .._util.exact_sum import numbers
 from .._util.plain import StreamKey
-from .._util.text import duration, iso_moment, moment, number, plural, quoted_name, stream_names
+from .._util.text import (
+    amounts,
+    duration,
+    iso_moment,
+    moment,
+    number,
+    plural,
+    quoted_name,
+    stream_names,
+)
 from ._options import (
     all_option,
     any_run_argument,
@@ -212,6 +222,7 @@ KINDS = {
     RecordKind.SNAPSHOT: "state in a batch",
     RecordKind.PIN: "state pinned",
     RecordKind.UNPIN: "pin taken away",
+    RecordKind.INTENT: "noted in a batch",
 }
 
 
@@ -259,11 +270,19 @@ def _checkpoint_document(sequence: int, record: Record) -> Document:
             for output in record.outputs
         ],
         "produced": record.totals,
-        "spent": record.spent,
+        "spent": numbers(record.spent),
+        "reserved": numbers(record.reserved or {}),
         "adopted": record.adopted,
         "metadata": record.metadata,
         "error": error_part(record.error),
     }
+
+
+def intent_text(record: Record) -> str:
+    """What an open batch has put on record: the names of notes, and amounts."""
+    reserved = amounts(numbers(record.reserved or {}))
+    parts = [", ".join(record.metadata), f"{reserved} reserved" if reserved else ""]
+    return "; ".join(filter(None, parts))
 
 
 def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
@@ -279,6 +298,8 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
     }
     why = record.metadata.get(says[record.kind], "") if record.kind in says else ""
     why = record.metadata.get(TROUBLE, why)
+    if record.kind is RecordKind.INTENT:
+        why = intent_text(record)
     return (
         number(sequence),
         moment(record.at),

@@ -341,6 +341,7 @@ def summary_document(summary: Summary) -> Document:
         "produced": dict(summary.totals),
         "spent": dict(summary.spent),
         "spent_on_confirmed": dict(summary.saved),
+        "assumed": dict(summary.assumed),
         "mean_spent_per_confirmed_batch": mean_spent(summary),
         "started_at": iso_moment(summary.started_at),
         "updated_at": iso_moment(summary.updated_at),

@@ -213,6 +213,7 @@ def _summary(payload: bytes) -> dict[str, object]:
         "records": progress.records,
         "totals": {name: total.value for name, total in progress.totals.items()},
         "spent": {name: total.value for name, total in progress.spent.items()},
+        "reserved": {name: total.value for name, total in progress.reserved.items()},
     }
 
 

@@ -1,0 +1,160 @@
+"""Intents: what open batches put on record before they are done, which are notes and reservations.
+
+Theory of operation
+===================
+
+An intent is a record of its own, of the kind INTENT.  It goes the way of every record, through the
+group committer, so those of any number of batches share a commit.  `progress.apply` adds it up:
+the notes of each batch that is not confirmed, and what is reserved.  This ensures that the next
+attempt, in this session or after a kill, reads what `note` has returned for.
+
+Notes are about what a batch has set in motion outside of the run.  So they stay through failures,
+retries, skips and re-queues, and are gone only when the batch is confirmed, or when its stream
+begins again from the beginning.
+
+A reservation that would exceed a limit is not made.  The run stops, and the body does not go on:
+it is parked, as one in `Batch.waiting` is, until the other batches are saved.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from .._journal.notes import Notes, encode_note, note_bytes
+from .._journal.record import Record, RecordKind
+from .._util.arguments import text
+from .._util.errors import NotEncodableError
+from .._util.exact_sum import ExactSum, Number, add_sums, as_amount
+from .._util.plain import Plain, as_amounts, as_plain
+from .._util.text import number
+from .._util.uninterrupted import uninterrupted
+from .batch import AnyBatch, AttemptState, staged_of
+from .group_commit import GroupCommitter
+from .limit_watch import LimitWatch
+from .reservations import Reservations
+from .shutdown import Stop
+from .stream_log import StreamLog
+
+MAX_NOTES = 32  # of a batch
+MAX_NOTE_CHARS = 200  # of a name
+MAX_NOTE_BYTES = 65_536  # of one note, with its name; more belongs into an output
+MAX_STREAM_NOTES_BYTES = 2**26  # of all notes of a stream: they are in memory, and in each fold
+
+
+@uninterrupted
+@attrs.define(eq=False)
+class Intents:
+    """Saves what the open batches of one stream note and reserve."""
+
+    _stream_log: StreamLog
+    _committer: GroupCommitter
+    _stop: Stop
+    _limits: LimitWatch | None
+    _introduce: Callable[[Record], Record]
+
+    def notes_of(self, index: int) -> dict[str, Plain]:
+        """Copies of the notes of a batch, by name."""
+        notes = self._stream_log.progress.notes
+        return {} if notes is None else notes.of(index)
+
+    async def note(self, batch: AnyBatch, name: str, value: Any) -> None:
+        """Save a note, see `Batch.note`."""
+        _check_open(batch, "note")
+        plain = as_plain(value, "value")
+        self._check_limits(batch.index, text("name", name), encode_note(plain))
+        await self._save(batch, metadata={name: plain})
+
+    def _check_limits(self, index: int, name: str, payload: bytes) -> None:
+        as_plain(name, "name")  # which refuses lone surrogates
+        if len(name) > MAX_NOTE_CHARS:
+            raise ValueError(f"name must have at most {MAX_NOTE_CHARS} characters, not {len(name)}")
+        size, notes = note_bytes(name, payload), self._stream_log.progress.notes or Notes()
+        if size > MAX_NOTE_BYTES:
+            raise NotEncodableError(
+                "value",
+                f"the note {name!r} has {number(size)} bytes, over {number(MAX_NOTE_BYTES)}: "
+                "put large values into an output, and note its name",
+            )
+        mine = notes.by_batch.get(index, {})
+        if name not in mine and len(mine) >= MAX_NOTES:
+            raise ValueError(f"batch {index} has {MAX_NOTES} notes, which is the limit")
+        if notes.nbytes + size > MAX_STREAM_NOTES_BYTES:
+            raise ValueError(
+                f"the notes of the stream have {number(notes.nbytes)} bytes, of at most "
+                f"{number(MAX_STREAM_NOTES_BYTES)}: they are gone when their batches are confirmed"
+            )
+
+    async def reserve(self, batch: AnyBatch, amounts: Mapping[str, Number]) -> None:
+        """Save a reservation, see `Batch.reserve`."""
+        _check_open(batch, "reserve")
+        given, staged = as_amounts(amounts, "reserve", least=0), staged_of(batch)
+        mine = staged.reservations = staged.reservations or Reservations()
+        change = mine.change(staged.spent, given)
+        if self._limits is not None and not self._limits.reserve(change):
+            await self._park(batch)
+        mine.add(given, change)
+        try:
+            await self._save(
+                batch,
+                reserved={name: as_amount(total) for name, total in change.items()},
+                on_durable=lambda: add_sums(mine.saved, change),
+            )
+        except BaseException:
+            mine.take_back(given, change)
+            if self._limits is not None:
+                self._limits.unreserve(change)
+            raise
+
+    async def _park(self, batch: AnyBatch) -> None:
+        """Never return: the stop of the run ends the body when the other batches are saved."""
+        async with self._stop.aside(batch.token):
+            await trio.sleep_forever()
+
+    async def _save(
+        self,
+        batch: AnyBatch,
+        *,
+        metadata: dict[str, Plain] | None = None,
+        reserved: dict[str, Any] | None = None,
+        on_durable: Callable[[], None] = lambda: None,
+    ) -> None:
+        record = Record(
+            kind=RecordKind.INTENT,
+            at=time.time(),
+            index=batch.index,
+            item=staged_of(batch).digest,
+            attempts=batch.attempt,
+            metadata=metadata or {},
+            reserved=reserved,
+        )
+        await self._committer.save(self._stream_log, self._introduce(record), on_durable=on_durable)
+
+    def end(self, reservations: Reservations) -> None:
+        """Count what an attempt has reserved as spent, because the attempt is over.
+
+        What its last record takes out of the sum is counted with that record.
+        """
+        if self._limits is not None:
+            self._limits.end_reserved(reservations.submitted)
+
+
+def saved_sums(batches: Mapping[int, AnyBatch]) -> dict[str, ExactSum]:
+    """What open batches have reserved, as far as it is durable."""
+    sums = dict[str, ExactSum]()
+    for batch in batches.values():
+        if (mine := staged_of(batch).reservations) is not None:
+            add_sums(sums, mine.saved)
+    return sums
+
+
+def _check_open(batch: AnyBatch, method: str) -> None:
+    if batch.state is not AttemptState.OPEN:
+        raise RuntimeError(
+            f"attempt {batch.attempt} at batch {batch.index} is {batch.state.value}: {method}() is "
+            "for an attempt that is not settled"
+        )
