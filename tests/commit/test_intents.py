@@ -146,7 +146,7 @@ async def test_a_note_that_cannot_be_kept_is_refused(
 async def test_too_many_notes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async with begin() as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
-            for number in range(intents.MAX_NOTES):
+            for number in range(intents.MAX_BATCH_NOTES):
                 await batch.note(f"n{number}", number)
             with pytest.raises(ValueError, match="batch 0 has 32 notes, which is the limit"):
                 await batch.note("one more", 1)

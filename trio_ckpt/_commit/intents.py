@@ -40,7 +40,7 @@ from .reservations import Reservations
 from .shutdown import Stop
 from .stream_log import StreamLog
 
-MAX_NOTES = 32  # of a batch
+MAX_BATCH_NOTES = 32  # of a batch
 MAX_NOTE_CHARS = 200  # of a name
 MAX_NOTE_BYTES = 65_536  # of one note, with its name; more belongs into an output
 MAX_STREAM_NOTES_BYTES = 2**26  # of all notes of a stream: they are in memory, and in each fold
@@ -81,8 +81,8 @@ class Intents:
                 "put large values into an output, and note its name",
             )
         mine = notes.by_batch.get(index, {})
-        if name not in mine and len(mine) >= MAX_NOTES:
-            raise ValueError(f"batch {index} has {MAX_NOTES} notes, which is the limit")
+        if name not in mine and len(mine) >= MAX_BATCH_NOTES:
+            raise ValueError(f"batch {index} has {MAX_BATCH_NOTES} notes, which is the limit")
         if notes.nbytes + size > MAX_STREAM_NOTES_BYTES:
             raise ValueError(
                 f"the notes of the stream have {number(notes.nbytes)} bytes, of at most "
