@@ -436,10 +436,12 @@ async def test_a_body_reaches_nothing_that_will_be_saved(tmp_path: Path) -> None
                 batch.add(["more"] if batch.index == 0 else [])
                 batch.append_json("lines.jsonl", 1)
                 batch.spend(usd=1)
+                await batch.note("a", [1])
                 batch.complete(metadata={"a": [1]}, totals={"n": 1})
                 found = reached(batch)
-                assert list(found) == (["item"] if batch.index == 0 else [])
+                assert list(found) == (["item"] if batch.index == 0 else []) + ["notes"]
                 spoil(found)
+                assert batch.notes == {"a": [1]}
                 assert reached(batch.token) == {}
 
             await run_batches(stream, None, handle)
