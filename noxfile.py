@@ -52,7 +52,7 @@ def crash(session: nox.Session) -> None:
 @nox.session
 def frameworks(session: nox.Session) -> None:
     """Run the tests that need torch, jax and TensorFlow, which are large."""
-    session.install("-e", ".[tests,arrays]", "torch", "jax", "tensorflow-cpu")
+    session.install("-e", ".[tests,arrays]", "torch", "torchdata", "jax", "tensorflow-cpu")
     session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs)
 
 

@@ -295,16 +295,14 @@ class StateManager(Generic[S]):
     async def copy_given(self, state: S) -> None:
         """Begin with a copy of the state that the user gave.
 
-        Later changes to the given object have no effect, and it can be given to several streams.
+        Later changes to the given object have no effect, and it can be given to several streams;
+        but its stateful objects are used as they are.
 
         Raises:
             NotEncodableError: a leaf cannot be saved; the error names its path.
         """
         flat = self.plan.flatten(state)
-        arrays: list[object] = []
-        if flat.arrays:
-            arrays = await run_blocking(self.tools.engine().copies, flat.arrays)
-        self.state = self.plan.build(flat.tree, arrays)
+        self.state = self.plan.copy(flat.tree, await self.tools.copies(flat))
 
     async def encode_initial(self, capture: StateCapture) -> EncodedState | None:
         """Record the state as the user gave it; returns the frame to save, None: no need to.
@@ -345,11 +343,11 @@ class StateManager(Generic[S]):
     def mark_dirty(self) -> None:
         """Mark the in-memory state dirty: a failed attempt may have mutated it.
 
-        A state without arrays is restored here.
+        A state without arrays and stateful objects is restored here.
         """
         self.is_dirty, self.resumed_from = True, None
         kept = self.confirmed
-        if kept is not None and not kept.layout.views:
+        if kept is not None and not kept.layout.views and not self.plan.has_objects:
             self.state = self.plan.build(kept.tree, [])
             self.head, self.is_dirty = kept if kept.chain else None, False
 
@@ -360,8 +358,8 @@ class StateManager(Generic[S]):
         """
         if self.is_dirty and self.confirmed is not None:
             self.state, tables = await self._build(self.confirmed)
-            self.confirmed = self.head = attrs.evolve(self.confirmed, tables=tables)
-            self.is_dirty = False
+            self.confirmed = kept = attrs.evolve(self.confirmed, tables=tables)
+            self.head, self.is_dirty = kept if kept.chain else None, False
 
     async def load(
         self,
@@ -408,7 +406,9 @@ class StateManager(Generic[S]):
         assembly = Assembly(frames)
         run_id = self.committer.run_key.run_id
         await fill(self.store, run_id, assembly, frames, engine.compressor)
-        arrays, tables = await run_blocking(assembly.arrays, engine.tracker)
+        # Objects may copy what they load, to where the tracker does not look yet.
+        tracker = None if self.plan.has_objects else engine.tracker
+        arrays, tables = await run_blocking(assembly.arrays, tracker)
         return self.plan.build(kept.tree, arrays), tables
 
 

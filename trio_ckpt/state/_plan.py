@@ -10,6 +10,9 @@ reads three things from it, once:
   annotation of a field names, or that the initial value contains.  They hold for the whole
   state.  No other class is ever built, and none is imported by a name that was saved;
 * what its excluded fields hold (``metadata={"exclude": True}``);
+* its stateful objects, which have ``state_dict`` and ``load_state_dict``, or ``get_state`` and
+  ``set_state``.  An object's name is its place in the initial state, wherever it is later.  They
+  are all in the state whenever it is saved, so each has something to be loaded from;
 * nothing more: a plan holds no other part of the initial state, so its arrays can go.
 
 `Plan.flatten` takes a state apart by the exact types of its values, `Plan.build` builds one
@@ -23,7 +26,9 @@ What is restored:
 * an excluded field gets a new value from its default *factory* if it has one, so that a cache
   starts empty; otherwise the object (not a copy: it may be a client or a lock) that the initial
   state had at this place; otherwise its plain default;
-* a field that is new in the class gets its default.
+* a field that is new in the class gets its default, or the program's stateful object;
+* a stateful object is the one of the initial state, with what was saved loaded into it.  That
+  comes last, so an object is changed only when all names, classes and fields fit.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ from typing import Generic, TypeVar, cast
 import attrs
 
 from ._tree.build import build_state
-from ._tree.classes import Classes, learn_from
+from ._tree.classes import Classes, InitialValues, learn_from
 from ._tree.errors import StateChangedError
 from ._tree.flatten import Flat, flatten_state
 from ._tree.format import Tag, Tree, kind_of, tag_of
@@ -45,24 +50,32 @@ S = TypeVar("S")
 
 @attrs.frozen(eq=False)
 class Plan(Generic[S]):
-    """The classes of a state; from `Plan.of`."""
+    """The classes and stateful objects of a state; from `Plan.of`."""
 
     _classes: Classes
-    _excluded: dict[str, object]
+    _shown: InitialValues
+    _names: dict[int, str]  # of the stateful objects, by id
 
     @classmethod
     def of(cls, initial: S) -> Plan[S]:
         """Make the plan of every state with the given initial state."""
         classes = Classes()
-        return cls(classes, learn_from(classes, initial))
+        shown = learn_from(classes, initial)
+        return cls(classes, shown, {id(value): name for name, value in shown.objects.items()})
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether the state has stateful objects, into which `build` loads."""
+        return bool(self._names)
 
     @property
     def runs_code(self) -> bool:
         """Whether `flatten` may run code of the program, and must run in the program's thread.
 
-        It does if a field is a property, or if a class of the program computes attributes.
+        It does if a field is a property, if a class of the program computes attributes, or for a
+        stateful object.
         """
-        return self._classes.run_code
+        return self.has_objects or self._classes.run_code
 
     def flatten(self, state: S) -> Flat:
         """Take a state apart; the result is independent of later changes, except to its arrays.
@@ -72,20 +85,27 @@ class Plan(Generic[S]):
         Raises:
             NotEncodableError: a leaf cannot be saved; the message has its path.
         """
-        return flatten_state(self._classes, state)
+        return flatten_state(self._classes, self._names, state)
+
+    def copy(self, tree: Tree, arrays: Sequence[object]) -> S:
+        """Build the state that was just flattened; its stateful objects stay as they are."""
+        return cast("S", build_state(self._classes, self._shown, tree, arrays, is_loading=False))
 
     def build(self, tree: Tree, arrays: Sequence[object]) -> S:
         """Build the state that a tree describes: the inverse of `flatten`.
+
+        Stateful objects run code of the program, so only its thread may call it for them.
 
         Args:
             tree: As flattened, decoded or patched; it is not changed.
             arrays: The values in the order of `Flat.arrays`; they are used, not copied.
 
         Raises:
-            StateChangedError: a class or a field has changed; the message has its path.
+            StateChangedError: a class, a field or a stateful object has changed; the message has
+                its path.
             StoreDamagedError: the tree does not describe a state.
         """
-        return cast("S", build_state(self._classes, self._excluded, tree, arrays))
+        return cast("S", build_state(self._classes, self._shown, tree, arrays, is_loading=True))
 
     def check_class(self, tree: Tree, given: S) -> None:
         """Check that the class of a saved state is one of the program's.

@@ -24,6 +24,7 @@ import trio
 
 from .._util.extras import needs_extra
 from .._util.threads import run_blocking
+from ._tree.flatten import Flat
 from ._tree.identity import ArrayLeaf
 
 if TYPE_CHECKING:
@@ -74,6 +75,23 @@ class ArrayTools:
         engine = self.engine()
         async with self._copying:
             return await run_blocking(engine.hold, leaves, tables)
+
+    async def copies(self, flat: Flat) -> list[object]:
+        """Return the arrays of a state in memory of their own, but those of stateful objects.
+
+        Raises:
+            NotEncodableError: an array cannot be saved; the message has its path.
+
+        Cancellation: nothing is kept of a cancelled copy.
+        """
+        arrays: list[object] = [leaf.value for leaf in flat.arrays]
+        own = [number for number in range(len(arrays)) if number not in flat.given]
+        if own:
+            leaves = [flat.arrays[number] for number in own]
+            copies = await run_blocking(self.engine().copies, leaves)
+            for number, copy in zip(own, copies, strict=True):
+                arrays[number] = copy
+        return arrays
 
     def close(self) -> None:
         """Release all resources; the caller captures nothing any more."""

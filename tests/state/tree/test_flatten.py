@@ -215,7 +215,7 @@ def test_depth_and_counts_have_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def nodes_counted(state: Any) -> int:
-    flattener = flatten._Flattener(PLAN._classes)
+    flattener = flatten._Flattener(PLAN._classes, {})
     tree = encode_tree(flattener.node(state, None))
     decode_tree(tree, format.DecodeLimits(max_nodes=flattener.nodes + 1))
     return flattener.nodes

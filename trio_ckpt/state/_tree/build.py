@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import attrs
@@ -13,7 +13,7 @@ import msgspec
 
 from ..._util.errors import StoreDamagedError
 from ..._util.exceptions import text_of
-from .classes import ATOMS, CACHED_HASH, Classes, Field, Shape
+from .classes import ATOMS, CACHED_HASH, Classes, Field, InitialValues, Shape
 from .errors import MissingHereError, StateChangedError
 from .flatten import FACTORIES
 from .format import MUTABLE, Tag, Tree, Value, kind_of, pack, unpack_floats
@@ -21,38 +21,56 @@ from .identity import MAX_DEPTH, Where, path_of
 from .leaves import BAD_LEAF, LEAF_DECODERS
 from .numpy_scalars import decode_scalar
 from .random_state import decode_bit_generator, decode_legacy, decode_random, import_numpy
+from .stateful import check_class, load_state, with_metadata
 
 _MISSING = object()
 
 
 def build_state(
-    classes: Classes, excluded: Mapping[str, Value], tree: Tree, arrays: Sequence[object]
+    classes: Classes,
+    shown: InitialValues,
+    tree: Tree,
+    arrays: Sequence[object],
+    *,
+    is_loading: bool,
 ) -> Value:
     """Build the state that a tree and its arrays describe.
 
+    Stateful objects are loaded last, when all else has been found to fit.
+
     Args:
         classes: The classes that may be built.
-        excluded: The values of excluded fields in the initial state, by path.
+        shown: The excluded values and the stateful objects of the initial state.
         tree: As flattened, or patched.
         arrays: One for each number.
+        is_loading: Whether stateful objects are loaded; False: they have this state already.
 
     Raises:
-        StateChangedError: a class or a field has changed.
+        StateChangedError: a class, a field or a stateful object has changed.
         StoreDamagedError: the tree does not describe a state.
     """
-    builder = _Builder(classes, excluded, arrays)
+    builder = _Builder(classes, shown, arrays)
     try:
-        return builder.node(tree, None)
+        state = builder.node(tree, None)
     except RecursionError as error:
         raise StoreDamagedError("a saved state is nested too deeply") from error
+    for name in shown.objects.keys() - builder.saved.keys() - builder.fresh:
+        problem = (
+            "nothing was saved of this object; one that is new must be in a new field of an "
+            "attrs class or a dataclass"
+        )
+        raise StateChangedError(name, f"{problem}, or begin with fresh=True")
+    for name, saved in builder.saved.items() if is_loading else ():
+        load_state(shown.objects[name], saved, name)
+    return state
 
 
 class _Builder:
-    def __init__(
-        self, classes: Classes, excluded: Mapping[str, Value], arrays: Sequence[object]
-    ) -> None:
+    def __init__(self, classes: Classes, shown: InitialValues, arrays: Sequence[object]) -> None:
+        self.saved: dict[str, Value] = {}  # what stateful objects gave, by name
+        self.fresh: set[str] = set()  # the stateful objects in fields that are new
         self._classes = classes
-        self._excluded = excluded
+        self._shown = shown
         self._arrays = arrays
         self._built: list[Value] = []  # mutable objects by number; _MISSING: not complete yet
         self._depth = 0
@@ -176,7 +194,7 @@ class _Builder:
             if field.is_excluded:
                 self._set_excluded(result, shape, field, where)
             elif field.name not in saved:
-                object.__setattr__(result, field.name, _default(field, result, shape, where))
+                object.__setattr__(result, field.name, self._new(field, result, shape, where))
         return result
 
     def named_tuple(self, tree: Tree, where: Where) -> Value:
@@ -186,7 +204,7 @@ class _Builder:
         values = self._saved_fields(shape, saved, where)
         for field in shape.fields.values():
             if field.name not in values:
-                values[field.name] = _default(field, None, shape, where)
+                values[field.name] = self._new(field, None, shape, where)
         cls: Value = shape.cls
         names = list(shape.fields)
         return cls._make([values[name] for name in names])
@@ -228,10 +246,28 @@ class _Builder:
     def _set_excluded(self, result: Value, shape: Shape, field: Field, where: Where) -> None:
         value = _MISSING
         if field.factory is None:
-            value = self._excluded.get(path_of((where, field.name)), _MISSING)
+            value = self._shown.excluded.get(path_of((where, field.name)), _MISSING)
         if value is _MISSING:
             value = _default(field, result, shape, where)
         object.__setattr__(result, field.name, value)
+
+    def _new(self, field: Field, result: Value, shape: Shape, where: Where) -> Value:
+        """Return the value of a field that was not saved: the program's object, or the default."""
+        name = path_of((where, field.name))
+        if name not in self._shown.objects:
+            return _default(field, result, shape, where)
+        self.fresh.add(name)
+        return self._shown.objects[name]
+
+    def stateful(self, tree: Tree, where: Where) -> Value:
+        name, label, given, metadata = tree
+        if type(name) is not str or type(label) is not str or name in self.saved:
+            raise ValueError("a stateful object has no name of its own")
+        value = check_class(self._shown.objects.get(name), label, name)
+        self.saved[name] = with_metadata(
+            self.node(given, where), self.node(metadata, (where, "_metadata"))
+        )
+        return value
 
     def member(self, tree: Tree, where: Where) -> enum.Enum:
         label, value = tree
@@ -309,6 +345,7 @@ _WALKERS: dict[int, Callable[[_Builder, Tree, Where], Value]] = {
     Tag.ORDERED_DICT: lambda builder, tree, where: OrderedDict(builder.pairs(tree, where)),
     Tag.COUNTER: lambda builder, tree, where: Counter(dict(builder.pairs(tree, where))),
     Tag.DEFAULT_DICT: _Builder.default_,
+    Tag.STATEFUL: _Builder.stateful,
 }
 
 _LEAVES: dict[int, Callable[[Tree], Value]] = {

@@ -1,7 +1,7 @@
-"""The classes of a state: found in its annotations, and in its initial value.
+"""The classes and the stateful objects of a state: found in its annotations and initial value.
 
 Only the classes found here are ever built again.  They are looked up by the saved name,
-never imported by it.
+never imported by it.  A stateful object is never built: it is the one that is found here.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Hint: TypeAlias = Any  # an annotation: a class, a generic alias, a union …
 
 EXCLUDE = "exclude"
 """The metadata of a field that is not saved: ``field(metadata={EXCLUDE: True})``."""
+
+PROTOCOLS = (("state_dict", "load_state_dict"), ("get_state", "set_state"))
+"""The methods by which a stateful object gives and takes its state; the first pair counts."""
 
 CACHED_HASH = "_attrs_cached_hash"  # the attribute of an attrs class with cache_hash=True
 
@@ -291,36 +294,70 @@ def _is_excluded(metadata: Mapping[Value, Value]) -> bool:
 
 
 # ---------------------------------------------------------------------------------------
-# The classes in the initial value
+# What the initial value shows
 # ---------------------------------------------------------------------------------------
 
 
-def learn_from(classes: Classes, initial: object) -> dict[str, Value]:
-    """Add the classes that a value contains, and return its excluded fields by path."""
-    excluded: dict[str, Value] = {}
-    waiting: list[tuple[Value, Where]] = [(initial, None)]
+def roots_of(cls: type) -> set[str]:
+    """Return the names of the libraries that define a class and its bases."""
+    return {base.__module__.partition(".")[0] for base in cls.__mro__}
+
+
+def protocol_of(cls: type) -> tuple[str, str] | None:
+    """Return the methods by which objects of a class give and take their state; None: it has none.
+
+    A declared class is saved by its fields, and NumPy's generators are values.
+    """
+    for names in PROTOCOLS:
+        if all(callable(_static(cls, name)) for name in names):
+            return None if is_declared(cls) or "numpy" in roots_of(cls) else names
+    return None
+
+
+@attrs.frozen(eq=False)
+class InitialValues:
+    """What the initial state shows beside its classes.
+
+    Attributes:
+        excluded: The values of its excluded fields by path.
+        objects: Its stateful objects by name, which is the first path of each.
+    """
+
+    excluded: dict[str, Value] = attrs.field(factory=dict[str, Value])
+    objects: dict[str, Value] = attrs.field(factory=dict[str, Value])
+
+
+def learn_from(classes: Classes, initial: object) -> InitialValues:
+    """Add the classes that a value contains, and return what else it shows."""
+    shown = InitialValues()
+    waiting: list[tuple[Value, Where]] = [(initial, None)]  # a stack: the first place comes first
     seen: dict[int, object] = {}  # by id, with the objects: they stay alive, so no id is used twice
+    stateful: dict[type, bool] = {}
     while waiting:
         value, where = waiting.pop()
         cls = kind_of(value)
         if cls in ATOMS or id(value) in seen:
             continue
         seen[id(value)] = value
-        if issubclass(cls, dict):
+        if cls not in stateful:
+            stateful[cls] = protocol_of(cls) is not None
+        if stateful[cls]:
+            shown.objects[path_of(where)] = value
+        elif issubclass(cls, dict):
             waiting.extend(
                 entry
-                for key, item in value.items()
-                for entry in ((key, where), (item, (where, key)))
+                for key, item in reversed(value.items())
+                for entry in ((item, (where, key)), (key, where))
             )
         elif is_declared(cls):
             classes.learn(cls)
-            waiting.extend(_fields_shown(classes.shapes.get(cls), value, where, excluded))
+            waiting += _fields_shown(classes.shapes.get(cls), value, where, shown.excluded)[::-1]
         elif isinstance(value, (list, tuple, set, frozenset, deque)):
             many = typing.cast("Iterable[Value]", value)
-            waiting.extend((item, (where, at)) for at, item in enumerate(many))
+            waiting += [(item, (where, at)) for at, item in enumerate(many)][::-1]
         elif getattr(value, "dtype", None) is not None and getattr(value.dtype, "hasobject", False):
             waiting.extend((item, where) for item in value.ravel().tolist())
-    return excluded
+    return shown
 
 
 def _fields_shown(

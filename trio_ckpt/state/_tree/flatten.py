@@ -10,19 +10,29 @@ import enum
 import random
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import attrs
 
 from ..._util.errors import NotEncodableError
 from ..._util.exceptions import text_of
-from .classes import Classes, Shape, extras_of, is_by_identity, is_declared, label_of
+from .classes import (
+    Classes,
+    Shape,
+    extras_of,
+    is_by_identity,
+    is_declared,
+    label_of,
+    protocol_of,
+    roots_of,
+)
 from .format import Module, Tag, Tree, Value, kind_of, pack, pack_floats
 from .frame import Kind
 from .identity import ArrayLeaf, IdentityTable, Walk, Where, path_of
 from .leaves import INTS, LEAF_ENCODERS, encode_int
 from .numpy_scalars import encode_scalar
 from .random_state import encode_bit_generator, encode_legacy, encode_random, numpy_random_kind
+from .stateful import give_state, metadata_of
 
 MAX_LEAF_BYTES = 2**28  # half of a tree's limit; longer data belongs in an array
 _LEAF_NODES = 20  # the number of values in a datetime with a zone; no leaf has more
@@ -51,29 +61,44 @@ class Flat:
     Attributes:
         tree: Everything but the arrays; ``{Tag.ARRAY: n}`` stands for ``arrays[n]``.
         arrays: The arrays in the order in which the state holds them, each once.
+        given: The numbers of those that stateful objects gave.
     """
 
     tree: Tree
     arrays: list[ArrayLeaf]
+    given: set[int]
 
 
-def flatten_state(classes: Classes, state: object) -> Flat:
+def flatten_state(classes: Classes, names: Mapping[int, str], state: object) -> Flat:
     """Take a state apart.
+
+    Args:
+        classes: Its classes.
+        names: The names of its stateful objects, by id.
+        state: The state.
 
     Raises:
         NotEncodableError: a leaf cannot be saved; the message has its path.
     """
-    flattener = _Flattener(classes)
+    flattener = _Flattener(classes, names)
     try:
-        return Flat(flattener.node(state, None), flattener.arrays)
+        tree = flattener.node(state, None)
     except RecursionError as error:
         raise NotEncodableError("state", "too deep for what is left of the stack") from error
+    for name in names.values():
+        if name not in flattener.met:
+            problem = "the object that it had when the stream was opened is not in the state"
+            raise NotEncodableError(name, f"{problem} any more: put it back")
+    return Flat(tree, flattener.arrays, flattener.given)
 
 
 class _Flattener(IdentityTable):
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: Classes, names: Mapping[int, str]) -> None:
         super().__init__()
+        self.met: set[str] = set()  # names of stateful objects
+        self.given: set[int] = set()
         self._classes = classes
+        self._names = names
         self._array_type = getattr(sys.modules.get("numpy"), "ndarray", None)
 
     # -- one value ---------------------------------------------------------------------
@@ -107,8 +132,9 @@ class _Flattener(IdentityTable):
             return self._instance(value, where, shape)
         if kind in self._classes.enums:
             return self._member(value, where)
-        roots = {base.__module__.partition(".")[0] for base in kind.__mro__}
-        if not roots.isdisjoint(("numpy", "ml_dtypes")):
+        if id(value) in self._names:
+            return self.tagged(Tag.STATEFUL, value, where, self._stateful)
+        if not roots_of(kind).isdisjoint(("numpy", "ml_dtypes")):
             return self._numpy(value, where)
         if tensor_kind(value) is not None:
             return {Tag.ARRAY: self.array(value, where)}
@@ -236,6 +262,20 @@ class _Flattener(IdentityTable):
             )
         return fields
 
+    def _stateful(self, value: Value, where: Where) -> Tree:
+        self.count(4, where)
+        name, first = self._names[id(value)], len(self.arrays)
+        given = give_state(value, where)
+        tree = [
+            name,
+            label_of(kind_of(value)),
+            self.node(given, where),
+            self.node(metadata_of(given), (where, "_metadata")),
+        ]
+        self.met.add(name)
+        self.given.update(range(first, len(self.arrays)))
+        return tree
+
     def _member(self, value: enum.Enum, where: Where) -> Tree:
         self.count(4, where)
         label = label_of(type(value))
@@ -320,7 +360,7 @@ def _weigh(tree: Tree) -> int:
 
 def tensor_kind(value: object) -> Kind | None:
     """Return the kind of a tensor, without importing a library; None: it is not one."""
-    roots = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    roots = roots_of(type(value))
     for root, module, name, kind in _TENSORS:
         if root in roots:
             cls = getattr(sys.modules.get(module), name, None)
@@ -335,6 +375,11 @@ def _unknown(kind: type, where: Where) -> NotEncodableError:
         help_ = (
             f"the initial state shows no {name}: annotate the field that holds it, "
             "or give an initial value that has one"
+        )
+    elif protocol_of(kind) is not None:
+        help_ = (
+            f"the {name} is not one that the state had when the stream was opened: "
+            "load into that one, or replace what it holds"
         )
     else:
         help_ = f"a {name} has no plain value: exclude the field, or use an attrs class for it"

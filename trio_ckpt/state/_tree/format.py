@@ -76,6 +76,8 @@ COUNTER               33    list of key, value, key, …
 DEFAULT_DICT          34    [name of the factory or None, [key, value, key, …]]
 RANGE                 35    [start, stop, step]
 NUMPY_SCALAR          36    [dtype as NumPy or ml_dtypes writes it, its bytes]
+STATEFUL              37    [name, class, what the object gave, its ``_metadata`` or None]; the
+                            name is the object's place in the state as the program gave it
 ===================== ===== ===========================================================
 
 A class is the str ``module:qualified name``.  It is looked up among the classes in the
@@ -146,6 +148,7 @@ class Tag:
     DEFAULT_DICT: Final = 34
     RANGE: Final = 35
     NUMPY_SCALAR: Final = 36
+    STATEFUL: Final = 37
 
 
 def tag_of(node: Tree) -> int | None:
@@ -161,7 +164,7 @@ MUTABLE = frozenset(
     (
         *(Tag.SET, Tag.DICT, Tag.BYTEARRAY, Tag.FLOATS, Tag.OBJECT, Tag.OBJECT_ARRAY),
         *(Tag.RANDOM, Tag.BIT_GENERATOR, Tag.GENERATOR, Tag.RANDOM_STATE),
-        *(Tag.DEQUE, Tag.ORDERED_DICT, Tag.COUNTER, Tag.DEFAULT_DICT),
+        *(Tag.DEQUE, Tag.ORDERED_DICT, Tag.COUNTER, Tag.DEFAULT_DICT, Tag.STATEFUL),
     )
 )
 """The tags of numbered objects, which are restored with their identity."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import attrs
@@ -25,6 +25,11 @@ def path_of(where: Where) -> str:
         where, part = where
         parts.append(_step(part))
     return "state" + "".join(reversed(parts))
+
+
+def steps_of(place: Iterable[object]) -> str:
+    """Return fields, keys and positions, one inside the other, as a path has them."""
+    return "".join(map(_step, place))
 
 
 def _step(part: object) -> str:
