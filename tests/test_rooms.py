@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "trio_ckpt"
 
 ROOMS: dict[str, tuple[int, int]] = {
     "_util": (1, 0),
+    "_buckets": (2, 0),
     "_journal": (2, 0),
     "abc": (3, 0),
     "_tokens": (3, 0),
@@ -66,6 +67,7 @@ OPTIONAL = {
     "stores._objects.store": "obstore is an extra, and a run uses one kind of store",
     "sinks._postgres_driver": "psycopg is an extra, and a program uses one kind of database",
     "stores.memory": "a run uses one kind of store",
+    "outputs._objects": "obstore is an extra, and most outputs are in a folder",
     "monitor": "its server is an extra, and only the command of that name needs it",
     "remote._wire.sockets": "trio-websocket is an extra, and reading jobs needs none",
 }

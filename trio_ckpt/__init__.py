@@ -19,6 +19,7 @@ A room imports only from rooms below it; `tests/test_rooms.py` holds it to that.
        stores               bytes in, bytes out: _local; _sqlite, _json, _postgres, _objects
        abc                  the contracts, for users
     2  _journal             records, progress, history, sums, the contract of stores
+       _buckets             requests to object stores, for stores and outputs
     1  _util                errors, checked arguments, plain values, text, threads
 """
 

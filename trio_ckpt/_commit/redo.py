@@ -35,7 +35,7 @@ from .._util.log import at, get_logger
 from .._util.plain import StreamKey
 from .._util.text import batches_are, one_line, plural
 from .._util.threads import run_blocking
-from ..outputs import OutputDir, keep_tail
+from ..outputs import Outputs, keep_tail
 from ..state._chain import blobs_of, read_chain
 from .group_commit import GroupCommitter
 from .path_owners import PathOwners
@@ -103,7 +103,7 @@ class Redo:
     store: Store
     committer: GroupCommitter
     stream_log: StreamLog
-    outputs: OutputDir | None
+    outputs: Outputs | None
     path_owners: PathOwners = attrs.field(factory=PathOwners)
     on_requeued: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint

@@ -23,14 +23,12 @@ from .._util.uninterrupted import shielded
 from ..outputs import (
     AppendFile,
     Compression,
-    OutputDir,
+    Outputs,
     Validator,
     check_found,
     check_outputs,
     compression_of,
-    count_files,
     load_compressor,
-    status_of,
 )
 from .path_owners import SINK, PathOwner, PathOwners
 from .stream_log import Lines, StreamLog
@@ -79,7 +77,7 @@ class StreamFiles:
     stream_log: StreamLog
     path_owners: PathOwners
     check_owner: Callable[[float], Awaitable[None]]
-    root: OutputDir | None = None
+    root: Outputs | None = None
     folder: str = ""
     validator: Validator | None = None
     since: float = 0.0
@@ -92,7 +90,7 @@ class StreamFiles:
         self.since = 0.0
 
     @property
-    def dir(self) -> OutputDir:
+    def dir(self) -> Outputs:
         """The folder for outputs.
 
         Raises:
@@ -234,11 +232,13 @@ class StreamFiles:
 
         Raises:
             OutputClaimedError: a batch or another stream owns it.
+            OutputError: files cannot grow where the outputs are.
             MissingExtraError: the library that compresses is not installed.
             ValueError: there is no such compression, or the session has another for the file.
         """
         self.claim_sink(name)
         if name not in self._sink_kinds:
+            self.dir.need_append(name)
             make = None if compress is None else load_compressor(compress)
             self._sink_kinds[name] = _SinkKind(compress, make)
         kind = self._sink_kinds[name]
@@ -363,18 +363,18 @@ class StreamFiles:
         Raises:
             OutputExistsError: it is older than the run, so no session of the run has written it.
         """
-        found = status_of(self.dir, name)
+        found = self.dir.status(name)
         if found is None:
             return
         has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in any session
-        if found.st_mtime < self.since and not has_decided:
+        if found.written_at < self.since and not has_decided:
             raise self._refusal(name)
-        if found.st_size == len(data):
+        if found.size == len(data):
             digest = hashlib.sha256(data).hexdigest()
             if self.dir.check(Output(name, len(data), -1, digest), "sha256") is None:
                 return
-        archived = self.dir.archive([name], f"{self.run_id}-unconfirmed")
-        for goal in archived.moved.values():
+        goal = self.dir.set_aside(name, f"{self.run_id}-unconfirmed")
+        if goal is not None:
             log.warning(
                 "no record of the run names %s: it was moved to %s",
                 name,
@@ -383,7 +383,7 @@ class StreamFiles:
             )
 
     def _refusal(self, name: str) -> OutputExistsError:
-        count = count_files(self.dir, MAX_COUNTED)
+        count = self.dir.count(MAX_COUNTED)
         files = f"{count:,} or more files" if count == MAX_COUNTED else plural(count, "file")
         return OutputExistsError(
             name,

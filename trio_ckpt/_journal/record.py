@@ -44,7 +44,8 @@ class Output(msgspec.Struct, frozen=True, array_like=True, gc=False):
     Attributes:
         path: Its path relative to the run's output folder, with ``/``.
         size: Its size in bytes.
-        mtime_ns: Its modification time when it was confirmed, nanoseconds.
+        mtime_ns: Its modification time when it was confirmed, nanoseconds; in a bucket a negative
+            number that was made of its ETag.
         sha256: The SHA-256 of its content, hexadecimal.
     """
 

@@ -20,7 +20,7 @@ from .._runs.verify import find_damages, find_lines_damages
 from .._util.index_set import IndexSet
 from .._util.plain import StreamKey, encode_key
 from .._util.threads import run_blocking
-from ..outputs import OutputDir
+from ..outputs import Outputs
 
 REDO = "a start re-queues the batch, and so does --repair"
 
@@ -60,7 +60,7 @@ def output_finding(
 async def find_drift(
     store: Store,
     view: RunView,
-    outputs: OutputDir,
+    outputs: Outputs,
     *,
     mode: Literal["size", "sha256"] = "size",
     keys: Collection[StreamKey] | None = None,

@@ -26,7 +26,7 @@ from .._util.arguments import path_text
 from .._util.errors import ArchiveError, OutputError, StoreDamagedError
 from .._util.plain import encode_key
 from .._util.threads import run_blocking
-from ..outputs import AnyPath, OutputDir
+from ..outputs import AnyPath, OutputDir, Outputs
 from ..state import decode_frame
 from .archive_file import BLOBS, OUTPUTS, PIECE_BYTES, Manifest, StreamPart, chunk_name, held
 from .archive_writer import ArchiveWriter, fitting_of, pack
@@ -77,7 +77,7 @@ def summarize_archive(
 
 
 async def export_run(
-    store: Store, run_id: str, path: AnyPath, *, outputs: OutputDir | None = None
+    store: Store, run_id: str, path: AnyPath, *, outputs: Outputs | None = None
 ) -> ExportSummary:
     """Write the newest generation of a run into an archive.
 
@@ -241,7 +241,7 @@ class _Exporter:
         if member.sha256 != digest:
             raise StoreDamagedError(f"blob {digest} is not what was saved")
 
-    async def add_outputs(self, outputs: OutputDir) -> None:
+    async def add_outputs(self, outputs: Outputs) -> None:
         """Write the confirmed output files, and append files up to their confirmed end."""
         for output in self._standing.values():
             await run_blocking(
@@ -252,7 +252,7 @@ class _Exporter:
                 await run_blocking(self._add_file, outputs, path, size, size, None)
 
     def _add_file(
-        self, outputs: OutputDir, path: str, size: int, limit: int, sha256: str | None
+        self, outputs: Outputs, path: str, size: int, limit: int, sha256: str | None
     ) -> None:
         with closing(outputs.read_pieces(path, limit)) as pieces:
             member = self.writer.add(f"{OUTPUTS}{path}", size, pieces)

@@ -48,7 +48,7 @@ from .._util.index_set import IndexSet
 from .._util.patience import give_up_after
 from .._util.plain import RUN_STREAM, check_run_id, decode_key, encode_key
 from .._util.threads import run_blocking
-from ..outputs import AnyPath, OutputDir
+from ..outputs import AnyPath, Outputs, open_outputs
 from .archive_file import Archive, Member, held
 from .export import PAGE, ExportSummary, summarize_archive
 
@@ -141,7 +141,7 @@ async def import_checked(
         generation = _free_generation(store, await store.read_run(target), target)
         outputs, root = 0, None
         if output_dir is not None:
-            async with held(await run_blocking(OutputDir.open, output_dir)) as folder:
+            async with held(await run_blocking(open_outputs, output_dir)) as folder:
                 outputs, root = await _import_outputs(archive, folder), folder.root
         run_key = RunKey(target, generation, owner)
         await _Importer(store, run_key, archive, root, checked.worked_at).run()
@@ -248,7 +248,7 @@ def _take(records: Iterator[tuple[int, bytes]], limit: int) -> _Group:
 # -- outputs ------------------------------------------------------------------------------
 
 
-async def _import_outputs(archive: Archive, folder: OutputDir) -> int:
+async def _import_outputs(archive: Archive, folder: Outputs) -> int:
     """Write the output files that do not exist; return how many exist now."""
     missing: list[str] = []
     of_a_killed_one = list(dict.fromkeys(os.path.dirname(path) for path in archive.outputs))
@@ -268,7 +268,7 @@ async def _import_outputs(archive: Archive, folder: OutputDir) -> int:
     return len(archive.outputs)
 
 
-def _write_output(archive: Archive, folder: OutputDir, path: str) -> None:
+def _write_output(archive: Archive, folder: Outputs, path: str) -> None:
     with (
         closing(archive.pieces(archive.outputs[path])) as pieces,
         closing(folder.create(path)) as file,

@@ -6,7 +6,6 @@ of states and outputs; `MAX_STREAMS` and `MAX_FILES` bound it.  `verify` compare
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from contextlib import aclosing, closing
 
@@ -18,7 +17,7 @@ from .._runs.verify import MISSING
 from .._util.errors import OutputError, StoreDamagedError
 from .._util.plain import JOB_STREAM, RUN_STREAM, StreamKey
 from .._util.threads import run_blocking
-from ..outputs import OutputDir
+from ..outputs import Outputs, open_existing
 from ..state._chain import read_chain
 from .drift import output_finding
 from .explain import Losses
@@ -66,9 +65,9 @@ async def _look(
     with_files = [key for key in keys if parts[key].outputs or parts[key].sinks]
     if folder is None or not with_files:
         return Losses(tuple(states))
-    if not await run_blocking(os.path.isdir, folder):  # opening the folder would create it
+    outputs = await run_blocking(open_existing, folder)
+    if outputs is None:
         return Losses(tuple(states), folder=folder)
-    outputs = await run_blocking(OutputDir.open, folder)
     with closing(outputs):
         left = MAX_FILES
         for key in with_files:
@@ -104,7 +103,7 @@ async def _newest(store: Store, view: RunView, key: StreamKey, left: int) -> lis
 
 
 def _lost_files(
-    outputs: OutputDir, view: RunView, key: StreamKey, entries: Sequence[LiveRecord]
+    outputs: Outputs, view: RunView, key: StreamKey, entries: Sequence[LiveRecord]
 ) -> list[Finding]:
     return [
         output_finding(view, key, entry.index, output.path, MISSING)
@@ -115,7 +114,7 @@ def _lost_files(
 
 
 def _lost_lines(
-    outputs: OutputDir, view: RunView, key: StreamKey, path: str, size: int
+    outputs: Outputs, view: RunView, key: StreamKey, path: str, size: int
 ) -> list[Finding]:
     found = _size(outputs, path)
     if found is None and size:
@@ -126,7 +125,7 @@ def _lost_lines(
     return []
 
 
-def _size(outputs: OutputDir, path: str) -> int | None:
+def _size(outputs: Outputs, path: str) -> int | None:
     """Return the size of a file; None: it is missing; -1: it may not be read."""
     try:
         return outputs.length(path)

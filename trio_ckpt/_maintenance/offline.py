@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -42,7 +41,7 @@ from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from .._util.text import stream_name
 from .._util.threads import run_blocking
-from ..outputs import AnyPath, AppendFile, OutputDir, keep_tail
+from ..outputs import AnyPath, AppendFile, Outputs, keep_tail, open_existing
 from ..state._retention import Retention
 from ..state._shared_capture import ArrayTools
 from .compact import Compacted, Compaction, add_up
@@ -61,7 +60,7 @@ class Maintenance:
 
     store: Store
     view: RunView
-    outputs: OutputDir | None
+    outputs: Outputs | None
     _committer: GroupCommitter
     _run_key: RunKey
     _stream_logs: dict[StreamKey, StreamLog] = attrs.field(
@@ -260,9 +259,8 @@ async def open_maintenance(
         if view is None:
             raise UnknownRunError(f"there is no run {run_id!r} in {store.url}", run_id=run_id)
         folder = session_metadata_of(view).get("output_dir") if output_dir is None else output_dir
-        outputs = None
-        if folder is not None and await run_blocking(os.path.isdir, folder):
-            outputs = await run_blocking(OutputDir.open, folder)
+        outputs = None if folder is None else await run_blocking(open_existing, folder)
+        if outputs is not None:
             stack.callback(outputs.close)
         run_key = RunKey(run_id, view.generation, owner)
         known = {key: entry.progress for key, entry in view.streams.items()}

@@ -6,11 +6,12 @@ the outputs: the data after the confirmed end of an append file, and the manifes
 
 from __future__ import annotations
 
+import hashlib
 import os
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from functools import partial
-from pathlib import Path
 
 import attrs
 
@@ -26,11 +27,11 @@ from .._runs.manifest import (
     manifest_pieces,
     written_of,
 )
-from .._util.errors import TrioCkptError
+from .._util.errors import OutputError, TrioCkptError
 from .._util.plain import RUN_STREAM, encode_key
 from .._util.text import plural
 from .._util.threads import run_blocking
-from ..outputs import AnyPath, OutputDir
+from ..outputs import AnyPath, Outputs, open_existing
 from .drift import find_drift
 
 LOST = "it was written, and is missing"
@@ -55,7 +56,8 @@ async def check_outputs_of(
     )
     parts = {key: entry.progress for key, entry in view.streams.items() if key != RUN_STREAM}
     has_outputs = any(progress.outputs or progress.sinks for progress in parts.values())
-    if folder is None or not await run_blocking(os.path.isdir, folder):
+    outputs = None if folder is None else await run_blocking(open_existing, folder)
+    if outputs is None:
         if has_outputs:
             what = (
                 "it does not say where its outputs are" if folder is None else f"{folder} is gone"
@@ -68,7 +70,6 @@ async def check_outputs_of(
                 run_id=view.run_id,
             )
         return
-    outputs = await run_blocking(OutputDir.open, folder)
     with closing(outputs):
         drift = await find_drift(store, view, outputs, mode="sha256", keys=list(parts))
         for problem in drift.problems:
@@ -92,15 +93,16 @@ async def has_moved(store: Store, view: RunView) -> bool:
     return {entry.stream: entry.sequence for entry in now.streams} != sequences
 
 
-def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
+def _tails(view: RunView, outputs: Outputs, where: str) -> list[Finding]:
     """Report data after the confirmed ends of append files."""
     found: list[Finding] = []
     for key, entry in view.streams.items():
         for path, size in entry.progress.sinks.items():
             try:
-                extra = os.lstat(os.path.join(outputs.root, path)).st_size - size
-            except OSError:
-                continue  # the check of its lines reports that it is missing
+                length = outputs.length(path)
+            except OutputError:
+                continue  # the check of its lines reports that it cannot be read
+            extra = 0 if length is None else length - size
             if extra > 0:
                 is_over = entry.progress.status is Status.COMPLETE  # no start will cut it off
                 found.append(
@@ -119,7 +121,7 @@ def _tails(view: RunView, outputs: OutputDir, where: str) -> list[Finding]:
 
 
 async def _check_manifest(
-    store: Store, view: RunView, outputs: OutputDir, where: str
+    store: Store, view: RunView, outputs: Outputs, where: str
 ) -> Finding | None:
     """Compare the manifest of a complete run with one that is built from the records."""
     contents = RunContents.of(view)
@@ -133,15 +135,13 @@ async def _check_manifest(
         advice = "the next start writes it, and so does --repair"
         severity = Severity.BAD if what is LOST else Severity.NOTE
         return finding(what, advice, severity)
-    path, is_same = Path(outputs.root, MANIFEST), True
+    wanted = hashlib.sha256()
     try:
-        with await run_blocking(path.open, "rb") as file:
-            async with aclosing(manifest_pieces(store, contents, outputs)) as texts:
-                async for text in texts:
-                    wanted = text.encode()
-                    is_same = await run_blocking(file.read, len(wanted)) == wanted and is_same
-            is_same = is_same and not await run_blocking(file.read, 1)
-    except (OSError, TrioCkptError) as error:
+        async with aclosing(manifest_pieces(store, contents, outputs)) as texts:
+            async for text in texts:
+                wanted.update(text.encode())
+        is_same = await run_blocking(_digest_of_manifest, outputs) == wanted.digest()
+    except TrioCkptError as error:
         return finding(f"it cannot be read: {error}", REWRITE)
     if is_same:
         return None
@@ -150,6 +150,14 @@ async def _check_manifest(
     if why is not None:
         return Finding(where, why, severity=Severity.NOTE, kind=FindingKind.OUTPUT, run_id=run_id)
     return finding("it is not what was written", REWRITE)
+
+
+def _digest_of_manifest(outputs: Outputs) -> bytes:
+    hasher = hashlib.sha256()
+    with closing(outputs.read_pieces(MANIFEST, sys.maxsize)) as pieces:
+        for piece in pieces:
+            hasher.update(piece)
+    return hasher.digest()
 
 
 def _why_another(contents: RunContents, found: tuple[str, int, int, str] | None) -> str | None:

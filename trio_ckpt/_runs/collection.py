@@ -9,7 +9,6 @@ lock of the collection's own run then does the last phase; the others find it do
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -43,6 +42,7 @@ from .._util.errors import (
 )
 from .._util.plain import PHASE, RUN_STREAM, Plain
 from .._util.uninterrupted import uninterrupted
+from ..outputs import place_below
 from .announce import announce_stop
 from .config import (
     canonical_config,
@@ -303,7 +303,7 @@ class Collection:
         self, stack: AsyncExitStack, run_id: str, place: dict[str, Plain]
     ) -> Run | None:
         """Open a run of the collection; None: another owner has it."""
-        folder = None if self._output_dir is None else os.path.join(self._output_dir, run_id)
+        folder = None if self._output_dir is None else place_below(self._output_dir, run_id)
         opened = open_run(
             run_id,
             store=self._store,

@@ -44,7 +44,7 @@ from .._util.plain import StreamKey, check_run_id
 from .._util.text import plural, printable
 from .._util.threads import check_trio, run_blocking
 from .._util.uninterrupted import uninterrupted
-from ..outputs import ARCHIVE, OutputDir, SystemPath, keep_out_of
+from ..outputs import ARCHIVE, Outputs, SystemPath, open_outputs
 from ..state._shared_capture import ArrayTools
 from ..stores import folder_of, open_store
 from .announce import announce_start, announce_stop
@@ -236,7 +236,7 @@ class _RunResources:
     store: Store
     owner: int
     owned_at: float
-    outputs: OutputDir | None
+    outputs: Outputs | None
     tools: ArrayTools
 
 
@@ -249,10 +249,10 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     owner, owned_at = await take_lock(stack, store, request.run_id, request.wait_for_lock_s)
     outputs = None
     if request.output_dir is not None:
-        outputs = await run_blocking(OutputDir.open, request.output_dir)
+        outputs = await run_blocking(open_outputs, request.output_dir)
         stack.callback(outputs.close)
-        if not isinstance(request.output_dir, SystemPath) and (path := folder_of(store.url)):
-            await run_blocking(keep_out_of, outputs, path)
+        if not isinstance(request.output_dir, SystemPath):
+            await run_blocking(outputs.keep_out, folder_of(store.url) or store.url)
     tools = ArrayTools()
     stack.callback(tools.close)
     return _RunResources(store, owner, owned_at, outputs, tools)
@@ -349,6 +349,7 @@ async def _make_session(
         config=request.config,
         changes=generation.changes,
         output_dir=None if outputs is None else outputs.root,
+        outputs_at=None if outputs is None else outputs.now(),
         may_replace=request.is_fresh or generation.number > 0 or is_memory,
         limits=request.limits,
     )
@@ -442,7 +443,7 @@ async def close_store(store: Store) -> None:
         await store.aclose()
 
 
-def _strangers(outputs: OutputDir, store: str) -> list[str]:
+def _strangers(outputs: Outputs, store: str) -> list[str]:
     """The names in a folder that are neither the archive nor on the path of the store."""
     own = ""
     if store:
@@ -450,7 +451,7 @@ def _strangers(outputs: OutputDir, store: str) -> list[str]:
     return [name for name in outputs.names() if name not in (ARCHIVE, own)]
 
 
-async def _warn_of_strangers(run_id: str, outputs: OutputDir, store: Store) -> None:
+async def _warn_of_strangers(run_id: str, outputs: Outputs, store: Store) -> None:
     """Warn that a new run finds files in its folder: its store may have been lost."""
     strangers = await run_blocking(_strangers, outputs, folder_of(store.url))
     if strangers:

@@ -23,6 +23,7 @@ from .._util.plain import Plain, StreamKey
 from .._util.text import printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import uninterrupted
+from ..outputs import is_url
 from ..stores import folder_of
 from .brake import continue_outage
 from .open_run import OpenRun
@@ -124,7 +125,9 @@ def _log_overrides(run_id: str, before: Mapping[str, Plain], watch: LimitWatch |
 
 def _folders(run: OpenRun) -> list[str]:
     """The folders of this machine that the run writes to."""
-    folders = [folder_of(run.store.url), "" if run.outputs is None else run.outputs.root]
+    folders = [folder_of(run.store.url)]
+    if run.outputs is not None and not is_url(run.outputs.root):
+        folders.append(run.outputs.root)
     return [folder for folder in folders if folder]
 
 

@@ -35,7 +35,7 @@ from .._util.index_set import MAX_LISTED, IndexSet
 from .._util.log import at, get_logger
 from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key, nan_as_null
 from .._util.threads import run_blocking
-from ..outputs import OutputDir, archived_head
+from ..outputs import Outputs
 
 log = get_logger(__name__)
 
@@ -97,7 +97,7 @@ async def leave_manifest(
     store: Store,
     committer: GroupCommitter,
     contents: RunContents,
-    outputs: OutputDir,
+    outputs: Outputs,
     *,
     is_wanted: bool,
 ) -> int | None:
@@ -126,7 +126,7 @@ async def leave_manifest(
     return None
 
 
-async def write_manifest(store: Store, contents: RunContents, outputs: OutputDir) -> bool:
+async def write_manifest(store: Store, contents: RunContents, outputs: Outputs) -> bool:
     """Write ``manifest.json`` into the output folder.
 
     It has the run, its configuration, its sums, and for each stream its outputs (path, size,
@@ -158,7 +158,7 @@ async def write_manifest(store: Store, contents: RunContents, outputs: OutputDir
 
 
 async def manifest_pieces(
-    store: Store, contents: RunContents, outputs: OutputDir
+    store: Store, contents: RunContents, outputs: Outputs
 ) -> AsyncGenerator[str]:
     """The text of the manifest, piece by piece; see `write_manifest`."""
     parts = contents.parts
@@ -237,7 +237,7 @@ async def _outputs(
                 yield lines
 
 
-def _append_entry(outputs: OutputDir, path: str, size: int) -> dict[str, Plain]:
+def _append_entry(outputs: Outputs, path: str, size: int) -> dict[str, Plain]:
     """The entry of an append file, up to its confirmed bytes."""
     hasher = hashlib.sha256()
     if size:
@@ -260,12 +260,12 @@ def _dump(value: Plain) -> str:
     return text
 
 
-def manifest_owner(outputs: OutputDir) -> str | None:
+def manifest_owner(outputs: Outputs) -> str | None:
     """The run of the manifest in a folder; empty: it is not a manifest; None: no such file."""
     return _owner(_read_head(outputs))
 
 
-def _read_head(outputs: OutputDir) -> bytes | None:
+def _read_head(outputs: Outputs) -> bytes | None:
     """The first bytes; empty: it cannot be read (a folder, a link); None: no such file."""
     with closing(outputs.read_pieces(MANIFEST, MAX_MANIFEST_HEAD_BYTES)) as pieces:
         try:
@@ -287,14 +287,14 @@ def _owner(head: bytes | None) -> str | None:
     return name if isinstance(name, str) else ""
 
 
-async def is_current(contents: RunContents, outputs: OutputDir) -> bool:
+async def is_current(contents: RunContents, outputs: Outputs) -> bool:
     """Whether the run has a manifest, and nothing has changed since it was written."""
     head = await run_blocking(_read_head, outputs)
     wanted = _dump(contents.identity())[:-1].encode() + b","
     return head is not None and head.startswith(wanted)
 
 
-def written_of(outputs: OutputDir) -> tuple[str, int, int, str] | None:
+def written_of(outputs: Outputs) -> tuple[str, int, int, str] | None:
     """The run, generation, number of checkpoints and config digest in a manifest.
 
     Blocks.  None: there is no file, or it is not a manifest.
@@ -308,7 +308,7 @@ def _written(head_bytes: bytes | None) -> tuple[str, int, int, str] | None:
     return (owner, int(match[1]), int(match[2]), match[3]) if owner and match else None
 
 
-async def set_outdated_aside(contents: RunContents, outputs: OutputDir) -> None:
+async def set_outdated_aside(contents: RunContents, outputs: Outputs) -> None:
     """Move the run's manifest into the archive if anything has changed since it was written.
 
     Raises:
@@ -320,7 +320,7 @@ async def set_outdated_aside(contents: RunContents, outputs: OutputDir) -> None:
         await set_manifest_aside(contents.run_key, outputs)
 
 
-async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
+async def set_manifest_aside(run_key: RunKey, outputs: Outputs) -> None:
     """Move the run's manifest into the archive, if there is one.
 
     Raises:
@@ -335,14 +335,14 @@ async def set_manifest_aside(run_key: RunKey, outputs: OutputDir) -> None:
         )
 
 
-def is_set_aside(contents: RunContents, outputs: OutputDir) -> bool:
+def is_set_aside(contents: RunContents, outputs: Outputs) -> bool:
     """Whether the archive has the manifest that would be current: a change began and was killed.
 
     Blocks.
     """
     label = _label_of_outdated(contents.run_key)
     try:
-        head = archived_head(outputs, MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
+        head = outputs.archived_head(MANIFEST, label, MAX_MANIFEST_HEAD_BYTES)
     except OutputError:  # it cannot be read
         return False
     identity = contents.identity()

@@ -29,7 +29,7 @@ from .._util.errors import (
     describe_batch,
 )
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
-from ..outputs import OutputDir, Validator
+from ..outputs import Outputs, Validator
 from ..state._shared_capture import ArrayTools
 from .config import Settings
 from .manifest import MANIFEST
@@ -64,7 +64,7 @@ class OpenRun:
     stop: Stop
     nursery: trio.Nursery
     coordinator: CheckpointCoordinator
-    outputs: OutputDir | None
+    outputs: Outputs | None
     settings: Settings
     tools: ArrayTools
     resume_command: str | None

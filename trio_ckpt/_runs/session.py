@@ -54,7 +54,7 @@ from .._util.log import at, get_logger
 from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
 from .._util.text import number, plural
 from .._util.threads import run_blocking
-from ..outputs import ARCHIVE, OutputDir
+from ..outputs import ARCHIVE, Outputs
 from .config import (
     RunRequest,
     config_digest,
@@ -215,6 +215,7 @@ class SessionRecorder:
         config: dict[str, Plain],
         changes: tuple[tuple[str, str, str], ...],
         output_dir: str | None,
+        outputs_at: float | None = None,
         may_replace: bool = False,
         limits: Limits | None = None,
     ) -> None:
@@ -226,6 +227,8 @@ class SessionRecorder:
             config: The canonical configuration, which the next start compares with its own.
             changes: The fields of the configuration that have changed.
             output_dir: The folder of the outputs.
+            outputs_at: The time now by the clock of its files, see `Outputs.now`; None: by that
+                of this machine.
             may_replace: Whether files that no record names may be archived when outputs get
                 their names.
             limits: When the session stops by itself.
@@ -239,8 +242,9 @@ class SessionRecorder:
         before, began = session_metadata_of(view) if view is not None else {}, time.time()
         self.before: Mapping[str, Plain] = before
         # A new run has no files yet; later sessions allow for the coarser clock of files.
-        since = before.get("outputs_since", 0.0) if before else began - CLOCK_STEP_S
-        self.outputs_since: float = 0.0 if may_replace else since if before else began
+        first = began if outputs_at is None else outputs_at
+        since = before.get("outputs_since", 0.0) if before else first - CLOCK_STEP_S
+        self.outputs_since: float = 0.0 if may_replace else since if before else first
         self.metadata: dict[str, Plain] = {
             "session": before.get("session", 0) + 1,
             "runtime_s": self.runtime_s,
@@ -359,7 +363,7 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
 
 
 async def clear_outputs(
-    store: Store, session: SessionRecorder, parts: Mapping[StreamKey, Progress], outputs: OutputDir
+    store: Store, session: SessionRecorder, parts: Mapping[StreamKey, Progress], outputs: Outputs
 ) -> None:
     """Archive what a new session must not find: old outputs, and an outdated manifest.
 
@@ -378,7 +382,7 @@ async def clear_outputs(
 
 
 async def archive_generations(
-    store: Store, run_id: str, generations: Sequence[int], outputs: OutputDir
+    store: Store, run_id: str, generations: Sequence[int], outputs: Outputs
 ) -> None:
     """Archive the recorded outputs of generations, as far as their records can be read."""
     for generation in generations:
@@ -395,7 +399,7 @@ async def archive_generations(
             )
 
 
-async def archive_outputs(store: Store, view: RunView, outputs: OutputDir) -> None:
+async def archive_outputs(store: Store, view: RunView, outputs: Outputs) -> None:
     """Archive the recorded outputs of a run before a fresh one; nothing is deleted."""
     paths: set[str] = set()
     for key, entry in view.streams.items():

@@ -25,14 +25,12 @@ from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.text import printable
 from .._util.threads import run_blocking
-from ..outputs import OutputDir, Validator, check_outputs, find_lines_damage
+from ..outputs import Outputs, Validator, check_outputs, find_lines_damage
 
 log = get_logger(__name__)
 
 Verify = Literal["off", "size", "sha256"]
 
-PARALLEL = 4  # threads that check large files: hashing and disk reads release the GIL
-LARGE_BYTES = 64 * 1024  # of smaller files it is the calls that cost: threads would contend
 MISSING_MANY = 10  # with more than these, and more than a tenth, the folder may be the wrong one
 MISSING_SHARE = 0.1
 MISSING = "missing"
@@ -173,7 +171,7 @@ class Damage:
 
 
 async def find_damages(
-    outputs: OutputDir,
+    outputs: Outputs,
     entries: Sequence[LiveRecord],
     mode: Literal["size", "sha256"],
     validator: Validator | None = None,
@@ -184,9 +182,10 @@ async def find_damages(
     """
     if mode == "size" and validator is None:
         entries = await run_blocking(_find_changed, outputs, entries)
-    large = [entry for entry in entries if _is_large(entry.record)]
-    small = [entry for entry in entries if not _is_large(entry.record)]
-    parts = [small, *(large[part::PARALLEL] for part in range(PARALLEL))]
+    large = [entry for entry in entries if _is_large(entry.record, outputs.large_bytes)]
+    small = [entry for entry in entries if not _is_large(entry.record, outputs.large_bytes)]
+    threads = outputs.at_once
+    parts = [small, *(large[part::threads] for part in range(threads))]
     found: list[Damage] = []
     errors: list[Exception] = []
 
@@ -205,7 +204,7 @@ async def find_damages(
 
 
 def find_lines_damages(
-    outputs: OutputDir,
+    outputs: Outputs,
     entries: Sequence[LiveRecord],
     ends: dict[str, int],
     *,
@@ -231,18 +230,18 @@ def find_lines_damages(
     return damages
 
 
-def _is_large(record: Record) -> bool:
-    return any(output.size >= LARGE_BYTES for output in record.outputs)
+def _is_large(record: Record, large_bytes: int) -> bool:
+    return any(output.size >= large_bytes for output in record.outputs)
 
 
-def _find_changed(outputs: OutputDir, entries: Sequence[LiveRecord]) -> list[LiveRecord]:
+def _find_changed(outputs: Outputs, entries: Sequence[LiveRecord]) -> list[LiveRecord]:
     """Return the records with an output that has another size or time now.  Blocks."""
     with outputs.unchanged() as is_unchanged:
         return [entry for entry in entries if not all(map(is_unchanged, entry.record.outputs))]
 
 
 def _find_damages(
-    outputs: OutputDir,
+    outputs: Outputs,
     entries: Sequence[LiveRecord],
     mode: Literal["size", "sha256"],
     validator: Validator | None,

@@ -29,7 +29,7 @@ from .._util.index_set import IndexSet
 from .._util.plain import StreamKey
 from .._util.text import batches_are, number, plural, printable, redacted_url, stream_name
 from .._util.threads import run_blocking
-from ..outputs import OutputDir
+from ..outputs import Outputs, is_url, open_existing
 from ..state._retention import Retention
 from ._app import app
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
@@ -104,20 +104,25 @@ async def _read_free(store: Store, run_id: str, output_dir: str | None = None) -
     """
     run = await read_status(store, run_id)
     _refuse_owned(run_id, run.owner)
-    if output_dir is not None and not await run_blocking(os.path.isdir, output_dir):
+    if output_dir is not None and not await run_blocking(_has_place, output_dir):
         raise CommandError(f"the output folder {output_dir} is not there", EXIT_NOT_FOUND)
     return run
 
 
-async def open_outputs(folder: str, advice: str) -> OutputDir:
+async def open_outputs(folder: str, advice: str) -> Outputs:
     """Open the output folder of a run.
 
     Raises:
         CommandError: it is not there, and opening it would make it; the message ends in `advice`.
     """
-    if not await run_blocking(os.path.isdir, folder):
+    outputs = await run_blocking(open_existing, folder)
+    if outputs is None:
         raise CommandError(f"the output folder {folder} is not there{advice}", EXIT_NOT_FOUND)
-    return await run_blocking(OutputDir.open, folder)
+    return outputs
+
+
+def _has_place(path: str) -> bool:
+    return is_url(path) or os.path.isdir(path)
 
 
 async def _generation_of(store: Store, run_id: str) -> int:
@@ -407,7 +412,7 @@ async def export(
     """Write a run and its outputs into FILE; it may be running."""
     run = await read_status(store, run_id)
     folder: str | None = output_dir or run.session_metadata.get("output_dir")
-    outputs: OutputDir | None = None
+    outputs: Outputs | None = None
     if folder is not None and not no_outputs:
         advice = ": give --output-dir if it was moved, or --no-outputs"
         outputs = await open_outputs(folder, advice)

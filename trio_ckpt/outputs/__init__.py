@@ -35,19 +35,24 @@ from ._append import (
     keep_tail as keep_tail,
     lines_digest as lines_digest,
 )
-from ._dir import (
+from ._contract import (
     Archived as Archived,
-    OutputDir as OutputDir,
+    FileStatus as FileStatus,
+    Outputs as Outputs,
     Verify as Verify,
-    archived_head as archived_head,
-    count_files as count_files,
-    keep_out_of as keep_out_of,
-    status_of as status_of,
+    Writing as Writing,
 )
+from ._dir import OutputDir as OutputDir
 from ._members import (
     Compression as Compression,
     compression_of as compression_of,
     load_compressor as load_compressor,
+)
+from ._place import (
+    is_url as is_url,
+    open_existing as open_existing,
+    open_outputs as open_outputs,
+    place_below as place_below,
 )
 from ._system import System as System, SystemPath as SystemPath
 from ._tree import (

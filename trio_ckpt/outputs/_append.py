@@ -19,7 +19,8 @@ from .._util.errors import CannotRedoError, OutputError, SinkClosedError
 from .._util.exceptions import text_of
 from .._util.plain import as_plain
 from .._util.text import plural
-from ._dir import OutputDir, tree_of
+from ._contract import Outputs
+from ._dir import tree_of
 from ._members import BEGINNING_BYTES
 from ._system import APPEND, output_errors, words, write_all
 from ._tree import ARCHIVE, AnyPath, Sync, Tree, above, numbered, pieces, write_pieces
@@ -72,14 +73,14 @@ class AppendFile:
     _problem: str = attrs.field(default="it is closed", init=False)
 
     @classmethod
-    def open(cls, outdir: OutputDir, path: AnyPath, confirmed: int) -> AppendFile:
+    def open(cls, outdir: Outputs, path: AnyPath, confirmed: int) -> AppendFile:
         """Open or make a file as `take` does, and `begin` it."""
         self = cls.take(outdir, path, confirmed)
         self.begin()
         return self
 
     @classmethod
-    def take(cls, outdir: OutputDir, path: AnyPath, confirmed: int) -> AppendFile:
+    def take(cls, outdir: Outputs, path: AnyPath, confirmed: int) -> AppendFile:
         """Open or make a file and lock it, without cutting it.
 
         Durability: the file's name survives a power cut once `begin` has returned.
@@ -91,7 +92,7 @@ class AppendFile:
         name = outdir.relative(path)
         flags = APPEND if confirmed else APPEND | os.O_CREAT
         sync = Sync.ALL if confirmed else Sync.MAKE
-        tree = tree_of(outdir)
+        tree = tree_of(outdir, path)
         with output_errors(name):
             try:
                 with tree.folder(name, sync) as (folder, last):
@@ -280,7 +281,7 @@ def lines_digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=LINES_DIGEST_BYTES).digest()
 
 
-def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str | None:
+def keep_tail(outdir: Outputs, path: AnyPath, offset: int, label: str) -> str | None:
     """Copy an append file from `offset` on into ``.archive/<label>/``.
 
     Durability: the copy survives a power cut once this has returned.
@@ -292,7 +293,7 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
         OutputError: it cannot be read or copied.
     """
     name = outdir.relative(path)
-    tree = tree_of(outdir)
+    tree = tree_of(outdir, path)
     goals = numbered(f"{ARCHIVE}/{label}/{name}~{offset}")
     with output_errors(name):
         try:
@@ -307,7 +308,7 @@ def keep_tail(outdir: OutputDir, path: AnyPath, offset: int, label: str) -> str 
 
 
 def find_lines_damage(
-    outdir: OutputDir, path: AnyPath, offset: int, size: int, digest: bytes | None
+    outdir: Outputs, path: AnyPath, offset: int, size: int, digest: bytes | None
 ) -> str | None:
     """Compare the lines that a batch has appended with the existing file.
 
@@ -325,7 +326,7 @@ def find_lines_damage(
         OutputError: this is unknown, because the file cannot be read.
     """
     name = outdir.relative(path)
-    tree = tree_of(outdir)
+    tree = tree_of(outdir, path)
     with output_errors(name):
         try:
             with tree.reading(name) as (fd, found):

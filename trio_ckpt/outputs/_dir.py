@@ -9,9 +9,9 @@ import errno
 import itertools
 import os
 import stat
+import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import Literal
 
 import attrs
 
@@ -19,7 +19,15 @@ from .._journal.record import Output
 from .._util.arguments import NOT_EXPANDED, names_home
 from .._util.errors import OutputError
 from .._util.log import get_logger
-from .._util.text import plural
+from ._contract import (
+    Archived,
+    FileStatus,
+    Outputs,
+    Verify,
+    digest_problem,
+    label_of,
+    length_problem,
+)
 from ._system import READ, TROUBLE, System, SystemPath, output_errors, words
 from ._tree import (
     ARCHIVE,
@@ -40,26 +48,11 @@ from ._tree import (
     write_pieces,
 )
 
-Verify = Literal["size", "sha256"]
-
 _log = get_logger(__name__)
 
 
-@attrs.frozen
-class Archived:
-    """The result of `OutputDir.archive`.
-
-    Attributes:
-        moved: The new place of each output, relative to the root.
-        missing: The outputs that did not exist, or were not files.
-    """
-
-    moved: dict[str, str]
-    missing: tuple[str, ...]
-
-
 @attrs.define(eq=False)
-class OutputDir:
+class OutputDir(Outputs):
     """A folder of outputs, from `OutputDir.open`.
 
     Threads may use it at the same time, for different paths; `close` comes last.  It
@@ -311,8 +304,7 @@ class OutputDir:
         Raises:
             OutputError: one cannot be moved.
         """
-        if relative_path(self._tree.root, label) != label or "/" in label:
-            raise OutputPathError(label, "is not a label: it must be one part of a path")
+        label_of(self._tree.root, label)
         moved: dict[str, str] = {}
         missing: list[str] = []
         for path in paths:
@@ -332,30 +324,89 @@ class OutputDir:
                 self._tree.sync(fd, folder)
         return Archived(moved, tuple(missing))
 
-    def length(self, path: AnyPath) -> int | None:
-        """Return the size of a file in bytes; None: there is no such file.
+    def set_aside(self, path: AnyPath, label: str) -> str | None:
+        """Move a file into ``.archive/<label>/`` that is about to be replaced, see `archive`."""
+        return self.archive([self.relative(path)], label).moved.get(self.relative(path))
+
+    def archived_head(self, path: AnyPath, label: str, limit_bytes: int) -> bytes | None:
+        """Read the head of the copy of a path that `archive` moved last; None: there is none.
+
+        Raises:
+            OutputError: it cannot be read.
+        """
+        name = self.relative(path)
+        with output_errors(name):
+            places = numbered(f"{ARCHIVE}/{label}/{name}")
+            copies = list(itertools.takewhile(self._has_file, places))
+            if not copies:
+                return None
+            with open_regular(self._tree, copies[-1]) as (fd, _):
+                return b"".join(pieces(self._system, fd, limit_bytes))
+
+    def status(self, path: AnyPath) -> FileStatus | None:
+        """Return the size and the time of a file; None: there is no such file.
 
         Raises:
             OutputError: it cannot be examined.
         """
-        found = status_of(self, path)
-        return None if found is None else found.st_size
+        name = self.relative(path)
+        with output_errors(name):
+            try:
+                with self._tree.folder(name, Sync.NONE) as (folder, last):
+                    found = self._system.lstat(last, dir_fd=folder)
+            except FileNotFoundError:
+                return None
+        return FileStatus(found.st_size, found.st_mtime) if stat.S_ISREG(found.st_mode) else None
+
+    def count(self, limit: int) -> int:
+        """Count the files in and below the folder, without the archive; at most `limit`."""
+        count, left = 0, [""]
+        while left and count < limit:
+            at = left.pop()
+            with (
+                suppress(OSError),
+                self._tree.folder(below(at, "-"), Sync.NONE) as (folder, _),
+            ):
+                for name, is_folder in self._system.scan(folder):
+                    if not is_folder:
+                        count += 1
+                    elif (where := below(at, name)) != ARCHIVE:
+                        left.append(where)
+        return min(count, limit)
+
+    def now(self) -> float:
+        """The time of this machine; Unix time, s."""
+        return time.time()
+
+    def keep_out(self, store: str) -> None:
+        """Refuse writes into the folder of a store, however its name is spelt.
+
+        Raises:
+            OutputError: it is the root itself.
+        """
+        with suppress(OSError):  # the store may be elsewhere, or not a folder
+            found = os.stat(store)
+            self._tree.kept_out = (found.st_dev, found.st_ino)
+            root = os.stat(self.root)
+            if (root.st_dev, root.st_ino) == self._tree.kept_out:
+                raise OutputError(
+                    self.root, "is the folder of the store, too: give output_dir= another one"
+                )
+
+    def need_append(self, path: AnyPath) -> None:
+        """Do nothing: files can grow."""
 
     def _compare(
         self, fd: int, found: os.stat_result, output: Output, verify: Verify
     ) -> str | None:
         if not stat.S_ISREG(found.st_mode):
             return "is not a regular file"
-        if found.st_size < output.size:
-            return f"truncated: {found.st_size:,} of {plural(output.size, 'byte')}"
-        if found.st_size > output.size:
-            return f"altered: {plural(found.st_size, 'byte')} instead of {output.size:,}"
+        if (problem := length_problem(found.st_size, output)) is not None:
+            return problem
         if verify == "size" and found.st_mtime_ns == output.mtime_ns:
             return None
         _, sha256 = content_of(self._system, fd)
-        if sha256 == output.sha256:
-            return None
-        return f"altered: sha256 {sha256} instead of {output.sha256}"
+        return digest_problem(sha256, output)
 
     def _remove_orphan(self, folder: int, name: str) -> bool:
         if not TEMP_NAME.fullmatch(name):
@@ -398,71 +449,13 @@ class OutputDir:
         return stat.S_IFMT(self._tree.mode_of(name)) not in (0, stat.S_IFDIR)
 
 
-def tree_of(outputs: OutputDir) -> Tree:
-    """The folders below the root, for append files."""
+def tree_of(outputs: Outputs, path: AnyPath) -> Tree:
+    """The folders below the root, for append files.
+
+    Raises:
+        OutputError: files cannot grow there.
+    """
+    outputs.need_append(path)
+    if not isinstance(outputs, OutputDir):
+        raise TypeError(f"append files need an OutputDir, not {outputs!r}")
     return outputs._tree
-
-
-def keep_out_of(outputs: OutputDir, folder: str) -> None:
-    """Refuse writes into a folder, however its name is spelt: the folder of the store.
-
-    Raises:
-        OutputError: it is the root itself.
-    """
-    with suppress(OSError):  # the store may be elsewhere, or not a folder
-        found = os.stat(folder)
-        outputs._tree.kept_out = (found.st_dev, found.st_ino)
-        root = os.stat(outputs.root)
-        if (root.st_dev, root.st_ino) == outputs._tree.kept_out:
-            raise OutputError(
-                outputs.root, "is the folder of the store, too: give output_dir= another one"
-            )
-
-
-def archived_head(outputs: OutputDir, path: AnyPath, label: str, limit_bytes: int) -> bytes | None:
-    """Read the head of the copy of a path that `archive` moved last; None: there is none.
-
-    Raises:
-        OutputError: it cannot be read.
-    """
-    name = outputs.relative(path)
-    with output_errors(name):
-        places = numbered(f"{ARCHIVE}/{label}/{name}")
-        copies = list(itertools.takewhile(outputs._has_file, places))
-        if not copies:
-            return None
-        with open_regular(outputs._tree, copies[-1]) as (fd, _):
-            return b"".join(pieces(outputs._tree.system, fd, limit_bytes))
-
-
-def status_of(outputs: OutputDir, path: AnyPath) -> os.stat_result | None:
-    """Return the status of a file; None: there is no such file.
-
-    Raises:
-        OutputError: it cannot be examined.
-    """
-    name = outputs.relative(path)
-    with output_errors(name):
-        try:
-            with outputs._tree.folder(name, Sync.NONE) as (folder, last):
-                found = outputs._tree.system.lstat(last, dir_fd=folder)
-        except FileNotFoundError:
-            return None
-    return found if stat.S_ISREG(found.st_mode) else None
-
-
-def count_files(outputs: OutputDir, limit: int) -> int:
-    """Count the files in and below the folder, without the archive; at most `limit`."""
-    count, left = 0, [""]
-    while left and count < limit:
-        at = left.pop()
-        with (
-            suppress(OSError),
-            outputs._tree.folder(below(at, "-"), Sync.NONE) as (folder, _),
-        ):
-            for name, is_folder in outputs._tree.system.scan(folder):
-                if not is_folder:
-                    count += 1
-                elif (where := below(at, name)) != ARCHIVE:
-                    left.append(where)
-    return min(count, limit)

@@ -22,7 +22,7 @@ from .._journal.record import Output
 from .._util.arguments import checked_by, whole_number
 from .._util.errors import OutputInvalidError
 from .._util.exceptions import class_name
-from ._dir import OutputDir
+from ._contract import Outputs
 from ._json import MAX_JSON_BYTES, Json, JsonError, parse_json
 from ._schema import make_schema_check
 from ._structure import MisfitError, is_class, make_structure, misfit_of
@@ -149,13 +149,13 @@ def is_json(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Validator) -> None:
+def check_outputs(outputs: Outputs, listed: Sequence[Output], validator: Validator) -> None:
     """Validate every output in `listed` that has checks.  Blocks.
 
     The content must match the recorded hash: a file that changed since is refused.
 
     Args:
-        outputs: The output folder.
+        outputs: The place of the outputs.
         listed: The outputs of one batch.
         validator: The checks.
 
@@ -174,11 +174,11 @@ def check_outputs(outputs: OutputDir, listed: Sequence[Output], validator: Valid
             _check_one(outputs, output, validator)
 
 
-def check_found(outputs: OutputDir, listed: Sequence[Output], validator: Validator | None) -> None:
+def check_found(outputs: Outputs, listed: Sequence[Output], validator: Validator | None) -> None:
     """Validate outputs without a record: none is empty, and JSON files are JSON.  Blocks.
 
     Args:
-        outputs: The output folder.
+        outputs: The place of the outputs.
         listed: The outputs of one batch.
         validator: Additional checks; see `check_outputs`.
 
@@ -195,7 +195,7 @@ def check_found(outputs: OutputDir, listed: Sequence[Output], validator: Validat
         check_outputs(outputs, listed, validator)
 
 
-def _check_one(outputs: OutputDir, output: Output, validator: Validator) -> None:
+def _check_one(outputs: Outputs, output: Output, validator: Validator) -> None:
     raw = () if is_json(output.path) else validator._raw
     limit_bytes = min((check.limit_bytes for check in raw), default=MAX_JSON_BYTES)
     if output.size > limit_bytes:

@@ -10,25 +10,26 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import attrs
 from obstore.store import MemoryStore
 
+from trio_ckpt._buckets.bucket import Bucket, KeyTakenError, NoAnswerError, StoredObject
+from trio_ckpt._buckets.clock import StoreClock
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreConflictError
 from trio_ckpt._util.threads import WorkerThread
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.stores._objects.bucket import Bucket, KeyTakenError, NoAnswerError, StoredObject
-from trio_ckpt.stores._objects.clock import StoreClock
 from trio_ckpt.stores._objects.layout import RunKeys, StoreKeys
 from trio_ckpt.stores._objects.merge import merge
 from trio_ckpt.stores._objects.owning import OwnedLog, take
 from trio_ckpt.stores._objects.read import read_run
-from trio_ckpt.stores._objects.requests import Requests
 from trio_ckpt.stores._objects.save import save_group
 
 STREAM = '["s"]'
 LEASE_S = 60.0
+T = TypeVar("T")
 KEYS = StoreKeys("")
 
 
@@ -70,19 +71,30 @@ class ClockedBucket(Bucket):
     def _at_its_time(self, found: StoredObject) -> StoredObject:
         return attrs.evolve(found, modified=self.times.get(found.key, found.modified))
 
-    def create(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> str:
         self.before("create", key)
-        super().create(key, data)
+        etag = super().create(key, data)
         self._stamp(key)
+        return etag
 
-    def put(self, key: str, data: bytes) -> None:
-        self.before("put", key)
-        super().put(key, data)
-        self._stamp(key)
+    def replace(self, old: StoredObject, data: bytes) -> str:
+        self.before("replace", old.key)
+        etag = super().replace(old, data)
+        self._stamp(old.key)
+        return etag
+
+    def compare(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
+        self.before("get", key)
+        found = super().compare(key, data)
+        return found and (self._at_its_time(found[0]), found[1])
 
     def get(self, key: str) -> bytes | None:
         self.before("get", key)
         return super().get(key)
+
+    def get_range(self, key: str, offset: int, size: int) -> bytes | None:
+        self.before("get", key)
+        return super().get_range(key, offset, size)
 
     def find(self, key: str) -> StoredObject | None:
         self.before("find", key)
@@ -116,10 +128,13 @@ class FaultyBucket(ClockedBucket):
         super().__init__(clock)
         self._chance = chance
         self.rate = rate
-        self.late: list[Callable[[], None]] = []
+        self.late: list[Callable[[], object]] = []
 
-    def create(self, key: str, data: bytes) -> None:
-        self._change(lambda: super(FaultyBucket, self).create(key, data), is_create=True)
+    def create(self, key: str, data: bytes) -> str:
+        return self._change(lambda: super(FaultyBucket, self).create(key, data), is_create=True)
+
+    def replace(self, old: StoredObject, data: bytes) -> str:
+        return self._change(lambda: super(FaultyBucket, self).replace(old, data), is_create=True)
 
     def put(self, key: str, data: bytes) -> None:
         self._change(lambda: super(FaultyBucket, self).put(key, data))
@@ -131,6 +146,10 @@ class FaultyBucket(ClockedBucket):
         self._fail("500")
         return super().get(key)
 
+    def compare(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
+        self._fail("500")
+        return super().compare(key, data)
+
     def list(self, folder: str, after: str | None = None) -> Iterator[StoredObject]:
         self._fail("500")
         return super().list(folder, after)
@@ -139,11 +158,10 @@ class FaultyBucket(ClockedBucket):
         if self._chance.random() < self.rate:
             raise NoAnswerError(why)
 
-    def _change(self, send: Callable[[], None], *, is_create: bool = False) -> None:
+    def _change(self, send: Callable[[], T], *, is_create: bool = False) -> T:
         self.land_some()
         if self._chance.random() >= self.rate:
-            send()
-            return
+            return send()
         kind = self._chance.choice(["500", "lost", "late", *(["409"] if is_create else [])])
         if kind == "409":
             raise KeyTakenError("another write goes on")

@@ -10,11 +10,11 @@ import pytest
 import trio
 
 from tests.stores.objects.buckets import KEYS, LEASE_S, ClockedBucket, HandClock, Process
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import StoreConflictError, StoreDamagedError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._objects import blobs
-from trio_ckpt.stores._objects.requests import Requests
 from trio_ckpt.stores._objects.store import ObjectsStore
 
 STREAM = '["s"]'

@@ -16,15 +16,15 @@ from tests.stores.objects.buckets import (
     payloads_in,
     run_keys,
 )
+from trio_ckpt._buckets.bucket import NoAnswerError
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import StoreError
 from trio_ckpt.abc import RunKey
 from trio_ckpt.stores._objects import merge
-from trio_ckpt.stores._objects.bucket import NoAnswerError
 from trio_ckpt.stores._objects.load import load
 from trio_ckpt.stores._objects.owning import give_back
 from trio_ckpt.stores._objects.prune import prune
 from trio_ckpt.stores._objects.read import read_history
-from trio_ckpt.stores._objects.requests import Requests
 
 
 def keys_in(bucket: ClockedBucket, folder: str) -> list[str]:

@@ -12,8 +12,8 @@ import trio_ckpt
 from tests.opening import begin
 from tests.stores.objects.buckets import ClockedBucket, HandClock
 from trio_ckpt import Run, Stream
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._objects.requests import Requests
 from trio_ckpt.stores._objects.store import ObjectsStore
 
 ROOT = Path(__file__).parents[3]

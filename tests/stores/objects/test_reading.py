@@ -15,13 +15,13 @@ from tests.stores.objects.buckets import (
     payloads_in,
     run_keys,
 )
+from trio_ckpt._buckets.bucket import memory_bucket
+from trio_ckpt._buckets.clock import StoreClock
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt.abc import Checkpoint, RunKey
-from trio_ckpt.stores._objects.bucket import memory_bucket
-from trio_ckpt.stores._objects.clock import StoreClock
 from trio_ckpt.stores._objects.load import MissingObjectError, load
 from trio_ckpt.stores._objects.read import read_run
-from trio_ckpt.stores._objects.requests import Requests
 from trio_ckpt.stores._objects.store import ObjectsStore
 
 

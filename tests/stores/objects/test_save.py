@@ -10,10 +10,10 @@ import trio
 from trio.testing import MockClock
 
 from trio_ckpt import open_run
+from trio_ckpt._buckets.bucket import memory_bucket
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores._objects import merge
-from trio_ckpt.stores._objects.bucket import memory_bucket
-from trio_ckpt.stores._objects.requests import Requests
 from trio_ckpt.stores._objects.store import ObjectsStore
 
 BATCHES = 6_400

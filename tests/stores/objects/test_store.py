@@ -12,12 +12,12 @@ from trio.testing import MockClock
 from tests.stores.objects.buckets import ClockedBucket, FaultyBucket
 from trio_ckpt import RunLockedError
 from trio_ckpt.__main__ import main
+from trio_ckpt._buckets.bucket import Bucket, RefusedError, memory_bucket
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import StoreError, StoreVersionError
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import open_store
-from trio_ckpt.stores._objects.bucket import Bucket, RefusedError, memory_bucket
 from trio_ckpt.stores._objects.layout import seal
-from trio_ckpt.stores._objects.requests import Requests
 from trio_ckpt.stores._objects.store import ObjectsStore
 from trio_ckpt.testing import check_store
 
@@ -56,8 +56,9 @@ async def test_the_contract_while_requests_fail(autojump_clock: MockClock) -> No
 class BlindBucket(Bucket):
     """A server that does not know If-None-Match."""
 
-    def create(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> str:
         self.put(key, data)
+        return ""
 
 
 async def test_a_bucket_that_creates_twice_is_refused() -> None:
@@ -71,7 +72,7 @@ async def test_a_bucket_that_creates_twice_is_refused() -> None:
 class ReadOnlyBucket(Bucket):
     """A bucket that this user may not write to."""
 
-    def create(self, key: str, data: bytes) -> None:
+    def create(self, key: str, data: bytes) -> str:
         raise RefusedError("403 Forbidden")
 
 

@@ -1,5 +1,4 @@
 """The store in a bucket of an object store: one object for each group of checkpoints.
 
-It takes and gives bytes; it may not know what is in them.  `bucket` is the only file that talks to
-the library for object stores.
+It takes and gives bytes; it may not know what is in them.
 """

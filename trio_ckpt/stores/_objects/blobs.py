@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
+from ..._buckets.bucket import StoredObject
+from ..._buckets.requests import Requests
 from ..._journal.store import BlobPart, BlobPayload, scatter
 from ..._util.errors import StoreDamagedError, StoreError
 from .._local.blobs import MAX_WHOLE_BYTES, check_part, need_digest, views_of
-from .bucket import StoredObject
 from .entries import NamedBlob
 from .layout import RunKeys, upload_of
 from .owning import OwnedLog, Put, need_next_free
-from .requests import Requests
 
 SMALL_BYTES = 8 * 2**20  # up to here a payload waits in memory for its digest
 HASH_BYTES = 8 * 2**20  # of a blob, read at once

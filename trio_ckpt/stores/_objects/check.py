@@ -8,17 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+from ..._buckets.clock import StoreClock
+from ..._buckets.requests import Requests
 from ..._journal.store import Durability, Finding, Severity
 from ..._util.errors import StoreError
 from ..._util.text import plural
 from .._local.check import RESTORE
 from .blobs import blob_problem
-from .clock import StoreClock
 from .layout import RunKeys, StoreKeys, upload_of
 from .load import EntryReader, LoadedRun, again_if_missing, load
 from .merge import EVERY
 from .read import run_ids
-from .requests import Requests
 
 LEFT = "the next start of the run removes it"
 DOLLARS_FOR_1000_PUTS = 0.005  # AWS S3 Standard, US East: docs/how-to/object-stores.md

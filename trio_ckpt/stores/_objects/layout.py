@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from typing import TypeVar
 
 import attrs
 import msgspec
 
+from ..._buckets.bucket import joined
 from ..._util.errors import StoreDamagedError
-from .bucket import joined
 
 FORMAT = 1
 MAX_NAME_CHARS = 200  # of an id in a key: file systems take names of 255
@@ -68,9 +69,9 @@ class StoreKeys:
         """The folder of what is made while a store is opened."""
         return joined(self.prefix, "probe")
 
-    def probe(self, name: str) -> str:
-        """An object that is made while a store is opened."""
-        return joined(self.probes, name)
+    def new_probe(self) -> str:
+        """An object that is made while a store is opened, of a name that no other one has."""
+        return joined(self.probes, secrets.token_hex(8))
 
     def name(self, run_id: str) -> str:
         """The object with the id of a run; these keys are in the order of ids, but for long ones.

@@ -16,10 +16,10 @@ from typing import TypeVar
 
 import attrs
 
+from ..._buckets.requests import Requests
 from ..._util.errors import StoreDamagedError
 from .entries import LogEntry, LogState
 from .layout import LogPage, RunKeys, position_of, unseal
-from .requests import Requests
 
 TRIES = 5  # that an owner which merges all the time can disturb
 

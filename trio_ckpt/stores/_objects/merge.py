@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..._buckets.requests import Requests
 from ..._util.errors import StoreError
 from ..._util.log import get_logger
 from .layout import LogPage, RunKeys, seal, unseal
 from .owning import OwnedLog
-from .requests import Requests
 
 logger = get_logger(__name__)
 

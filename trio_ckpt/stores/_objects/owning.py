@@ -22,19 +22,21 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from contextlib import suppress
 
 import attrs
 
+from ..._buckets.bucket import RefusedError
+from ..._buckets.clock import StoreClock, probe, utc
+from ..._buckets.requests import Requests
 from ..._journal.store import Owner, RunKey
 from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError
 from ..._util.log import get_logger
 from ..._util.threads import WorkerThread
 from .._local.fence import compare_owner, refuse_unlocked
-from .clock import StoreClock, probe, utc
 from .entries import Holder, LogEntry, NamedBlob
 from .layout import RunKeys, StoreKeys, position_of, seal
 from .load import LoadedRun, load
-from .requests import Requests
 
 logger = get_logger(__name__)
 
@@ -178,7 +180,8 @@ def _refuse_if_owned(
 ) -> None:
     left_s = lease_left_s(loaded, clock)
     if left_s is not None and clock.is_old:
-        probe(requests, layout, clock)
+        with suppress(RefusedError):
+            probe(requests, layout.new_probe(), clock.set)
         left_s = lease_left_s(loaded, clock)
     holder = loaded.state.holder
     if left_s is not None and holder is not None:

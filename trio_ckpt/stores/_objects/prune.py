@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..._buckets.clock import StoreClock
+from ..._buckets.requests import Requests
 from ..._journal.store import Pruned, RunKey
 from .._local.fence import compare_generation
 from .blobs import remove_freed
-from .clock import StoreClock
 from .entries import Drop, LogEntry
 from .merge import try_to_merge
 from .owning import OwnedLog, append
-from .requests import Requests
 
 
 def prune(requests: Requests, clock: StoreClock, owned: OwnedLog, key: RunKey, keep: int) -> Pruned:

@@ -14,6 +14,9 @@ from collections.abc import Iterator
 
 import attrs
 
+from ..._buckets.bucket import StoredObject
+from ..._buckets.clock import StoreClock
+from ..._buckets.requests import Requests
 from ..._journal.store import (
     Fold,
     HistoryPage,
@@ -25,13 +28,10 @@ from ..._journal.store import (
 )
 from ..._util.errors import StoreDamagedError, StoreError
 from .blobs import read_whole
-from .bucket import StoredObject
-from .clock import StoreClock
 from .entries import Generation, LogRecord
 from .layout import MAX_NAME_CHARS, RunKeys, StoreKeys
 from .load import EntryReader, LoadedRun, MissingObjectError, again_if_missing, load
 from .owning import lease_left_s, owner_of
-from .requests import Requests
 
 MAX_PAGE_BYTES = 64 * 2**20  # a page of history ends here, even if more records were requested
 

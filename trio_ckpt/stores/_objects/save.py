@@ -10,15 +10,15 @@ from functools import partial
 
 import attrs
 
+from ..._buckets.clock import StoreClock
+from ..._buckets.requests import Requests
 from ..._journal.store import Checkpoint, Fold, RunKey
 from ..._util.errors import StoreConflictError, StoreError
 from .._local.blobs import names_of, need_digest
 from .._local.fence import refuse_generation, save_each
-from .clock import StoreClock
 from .entries import Generation, LogEntry, LogRecord, NewBlob, NewFold, StreamHead
 from .merge import merge_if_due
 from .owning import OwnedLog, append
-from .requests import Requests
 
 _TICK_S = 1e-6  # the newest record is never older than one before it, also of another owner
 

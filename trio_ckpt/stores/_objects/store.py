@@ -8,13 +8,17 @@ blocking calls share.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Self, TypeVar, TypeVarTuple
 
 import msgspec
 import trio
 
+from ..._buckets.address import ObjectsAddress, parse_address
+from ..._buckets.bucket import RefusedError, open_bucket
+from ..._buckets.clock import StoreClock, probe
+from ..._buckets.requests import OPENING_S, Requests
 from ..._journal.store import (
     INLINE_LIMIT_BYTES,
     MAX_INLINE_LIMIT_BYTES,
@@ -44,14 +48,10 @@ from ..._util.threads import NOT_BEGUN, WorkerThread, run_blocking
 from ..._util.uninterrupted import shielded
 from .._local.blobs import check_part, need_digest, need_positive
 from . import blobs, prune, read, save
-from .address import ObjectsAddress, parse_address
-from .bucket import open_bucket
 from .check import bucket_findings, findings
-from .clock import StoreClock, probe
 from .layout import FORMAT, StoreKeys, seal, unseal
 from .merge import AT_RELEASE, try_to_merge
 from .owning import OwnedLog, compare, give_back, take
-from .requests import OPENING_S, Requests
 
 logger = get_logger(__name__)
 
@@ -363,7 +363,10 @@ def _prepare(requests: Requests, layout: StoreKeys, clock: StoreClock, *, create
     if data is None and not create:
         requests.list_all(layout.names)  # it says so where there is not even a bucket
         raise StoreError(f"there is no store in {shown}; make one with: trio-ckpt init {shown}")
-    may_write = probe(requests, layout, clock)
+    may_write = False
+    with suppress(RefusedError):
+        probe(requests, layout.new_probe(), clock.set)
+        may_write = True
     if data is None:
         requests.create(layout.marker, seal(_StoreMarker(FORMAT)))
         return

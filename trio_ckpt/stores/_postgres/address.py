@@ -16,8 +16,8 @@ import psycopg
 from psycopg import conninfo, pq
 
 from ..._util.errors import StoreError
+from ..._util.lease_option import read_lease
 from ..._util.text import redacted_url
-from .._local.lease import read_lease
 
 DEFAULT_SCHEMA = "trio_ckpt"
 DEFAULT_LEASE_S = 30.0

@@ -12,17 +12,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime, timedelta
+from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import obstore
 from obstore import exceptions
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, ObjectStore, S3Store
 
-from ..._util.errors import StoreDamagedError, StoreError
-from ..._util.text import message_of
+from .._util.errors import StoreDamagedError, StoreError
+from .._util.text import message_of
 from .address import ObjectsAddress
+
+if TYPE_CHECKING:
+    from obstore import PutMode, UpdateVersion
 
 TIMEOUT_S = 20.0  # of a request, but for those that move a whole blob
 LONG_TIMEOUT_S = 300.0
@@ -30,6 +35,7 @@ CONNECT_TIMEOUT_S = 5.0
 MAX_OBJECT_BYTES = 2**30  # of an object that is read whole
 PART_BYTES = 8 * 2**20  # of an upload in parts; providers take 10,000 of them
 WRITE_BYTES = 2**20
+QUICK_BYTES = 2**20  # an object of this size is written within `TIMEOUT_S`
 LIST_AT_ONCE = 1_000
 
 # A status that says that the server has refused the request itself.  It may answer these in time:
@@ -62,11 +68,40 @@ class NoAnswerError(StoreError):
 
 @attrs.frozen
 class StoredObject:
-    """An object in a list: its key, its size, and when the store says that it was written."""
+    """What the store says of an object, not what is in it.
+
+    Attributes:
+        key: Its key.
+        size: Its size in bytes.
+        modified: When it was written, by the store's clock.
+        etag: Its ETag, which no other content of the key has; empty: the store gives none.
+        version: What the store calls the version; None: it has no name for it.
+    """
 
     key: str
     size: int
     modified: datetime
+    etag: str = ""
+    version: str | None = None
+
+
+@attrs.define(eq=False)
+class PartedUpload:
+    """An object that is written in parts; there is none before `close` has returned."""
+
+    _writer: obstore.WritableFile
+    _explain: Callable[[], AbstractContextManager[None]]
+
+    def write(self, view: memoryview) -> None:
+        """Write at the end."""
+        for start in range(0, len(view), WRITE_BYTES):
+            with self._explain():
+                self._writer.write(view[start : start + WRITE_BYTES])
+
+    def close(self) -> None:
+        """Make the object."""
+        with self._explain():
+            self._writer.close()
 
 
 class Bucket:
@@ -78,17 +113,37 @@ class Bucket:
         self._patient = patient
         self._is_sorted = not isinstance(quick, LocalStore)  # its lists come in any order
 
-    def create(self, key: str, data: bytes) -> None:
-        """Put an object that must not exist.
+    def create(self, key: str, data: bytes) -> str:
+        """Put an object that must not exist; returns its ETag.
 
         Raises:
             KeyTakenError: there is one.
         """
+        return self._put(key, data, "create")
+
+    def replace(self, old: StoredObject, data: bytes) -> str:
+        """Put an object in place of a version of it; returns its ETag.
+
+        A folder has no such condition: there any version is replaced.
+
+        Raises:
+            KeyTakenError: there is another version, or none; or the server cannot tell.
+        """
+        if isinstance(self._quick, LocalStore):
+            return self._put(old.key, data, "overwrite")
+        version: UpdateVersion = {"e_tag": old.etag}
+        if old.version is not None:
+            version["version"] = old.version
+        return self._put(old.key, data, version)
+
+    def _put(self, key: str, data: bytes, mode: PutMode) -> str:
+        to = self._quick if len(data) <= QUICK_BYTES else self._patient
         with self._explain("PUT", key):
             try:
-                obstore.put(self._quick, key, data, mode="create", use_multipart=False)
+                done = obstore.put(to, key, data, mode=mode, use_multipart=False)
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
                 raise KeyTakenError(key) from error
+            return done["e_tag"] or ""
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object whose key no other writer uses."""
@@ -102,6 +157,14 @@ class Bucket:
             if found.meta["size"] > MAX_OBJECT_BYTES:
                 raise StoreDamagedError(f"{self.shown}: {key} is too large to be an object of it")
             return bytes(found.bytes())
+        return None
+
+    def compare(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
+        """Look at an object, and whether it has these bytes; None: there is none."""
+        with self._explain("GET", key), suppress(FileNotFoundError):
+            found = obstore.get(self._patient, key)
+            is_same = found.meta["size"] == len(data) and bytes(found.bytes()) == data
+            return _entry_of(found.meta), is_same
         return None
 
     def get_range(self, key: str, offset: int, size: int) -> bytes | None:
@@ -149,19 +212,21 @@ class Bucket:
             obstore.copy(self._patient, source, target)
 
     def upload(self, key: str, views: Iterable[memoryview]) -> None:
-        """Write an object in parts; if an error is raised, there is none.
+        """Write an object in parts, in place of any; if an error is raised, there is none.
 
         Raises:
             Exception: the exception of the iterator of views.
         """
+        upload = self.begin_upload(key)
+        for view in views:
+            upload.write(view)
+        upload.close()
+
+    def begin_upload(self, key: str) -> PartedUpload:
+        """Begin an object that is written in parts, in place of any."""
         with self._explain("PUT", key):
             writer = obstore.open_writer(self._patient, key, buffer_size=PART_BYTES)
-        for view in views:
-            for start in range(0, len(view), WRITE_BYTES):
-                with self._explain("PUT", key):
-                    writer.write(view[start : start + WRITE_BYTES])
-        with self._explain("PUT", key):
-            writer.close()
+        return PartedUpload(writer, partial(self._explain, "PUT", key))
 
     @contextmanager
     def _explain(self, verb: str, key: str) -> Generator[None]:
@@ -190,7 +255,8 @@ def _reason_of(error: Exception) -> str:
 
 
 def _entry_of(meta: obstore.ObjectMeta) -> StoredObject:
-    return StoredObject(meta["path"], meta["size"], meta["last_modified"])
+    etag, version = meta["e_tag"] or "", meta["version"]
+    return StoredObject(meta["path"], meta["size"], meta["last_modified"], etag, version)
 
 
 def open_bucket(address: ObjectsAddress) -> Bucket:

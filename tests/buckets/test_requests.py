@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 
-from trio_ckpt._util.errors import SaveOutcomeUnknownError
-from trio_ckpt.stores._objects.bucket import (
+from trio_ckpt._buckets.bucket import (
     Bucket,
     KeyTakenError,
     NoAnswerError,
     RefusedError,
+    StoredObject,
     memory_bucket,
 )
-from trio_ckpt.stores._objects.requests import Requests
+from trio_ckpt._buckets.requests import Requests
+from trio_ckpt._util.errors import SaveOutcomeUnknownError
+
+T = TypeVar("T")
 
 
 class ScriptedBucket(Bucket):
@@ -25,19 +29,23 @@ class ScriptedBucket(Bucket):
         super().__init__("memory", memory._quick, memory._patient)
         self.script = list(script)
 
-    def _play(self, send: Callable[[], object]) -> None:
+    def _play(self, send: Callable[[], T]) -> T:
         step = self.script.pop(0) if self.script else "fine"
-        if step in ("fine", "lost"):
+        if step == "fine":
+            return send()
+        if step == "lost":
             send()
         if step == "409":
             raise KeyTakenError("busy")
         if step == "403":
             raise RefusedError("403 Forbidden")
-        if step != "fine":
-            raise NoAnswerError(step)
+        raise NoAnswerError(step)
 
-    def create(self, key: str, data: bytes) -> None:
-        self._play(lambda: super(ScriptedBucket, self).create(key, data))
+    def create(self, key: str, data: bytes) -> str:
+        return self._play(lambda: super(ScriptedBucket, self).create(key, data))
+
+    def replace(self, old: StoredObject, data: bytes) -> str:
+        return self._play(lambda: super(ScriptedBucket, self).replace(old, data))
 
     def put(self, key: str, data: bytes) -> None:
         self._play(lambda: super(ScriptedBucket, self).put(key, data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..._util.errors import StoreError
+from .errors import StoreError
 
 MAX_LEASE_S = 86_400.0
 

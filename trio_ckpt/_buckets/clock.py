@@ -9,16 +9,14 @@ a run is owned.  The estimate is never ahead of the store's clock, so no lease e
 
 from __future__ import annotations
 
-import secrets
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import attrs
 import trio
 
-from ..._util.errors import StoreError
-from .bucket import RefusedError
-from .layout import StoreKeys
+from .._util.errors import StoreError
 from .requests import Requests
 
 TRUSTED_FOR_S = 60.0  # the time is asked for again then, where it decides
@@ -67,34 +65,32 @@ class StoreClock:
         self.is_measured = True
 
 
-def probe(requests: Requests, layout: StoreKeys, clock: StoreClock) -> bool:
+def probe(requests: Requests, key: str, set_time: Callable[[datetime], None]) -> None:
     """Check that the store creates an object once only, and learn what the time is there.
 
-    Returns:
-        False: this process may not write to the store, so it was not checked.
+    Args:
+        requests: Asks the store.
+        key: The key of the object, which no other process uses; it is removed.
+        set_time: Is called with the time at which the store has just written it.
 
     Raises:
         BlindStoreError: it does not.
+        RefusedError: this process may not write there, so it was not checked.
         StoreError: the store does not answer.
     """
-    key = layout.probe(secrets.token_hex(8))
-    try:
-        requests.create(key, b"first")
-    except RefusedError:
-        return False
+    requests.create(key, b"first")
     try:
         written = requests.find(key)
         if written is None:
             raise BlindStoreError(
                 f"{requests.bucket.shown}: an object that was just written is not found"
             )
-        clock.set(written.modified)
+        set_time(written.modified)
         if requests.create(key, b"second"):
             raise BlindStoreError(
                 f"{requests.bucket.shown}: it creates an object that is there already: it does "
                 "not honour If-None-Match, so two processes could own one run; use another store"
             )
-        return True
     finally:
         requests.delete([key])
 

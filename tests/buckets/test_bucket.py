@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trio_ckpt.stores._objects.address import parse_address
-from trio_ckpt.stores._objects.bucket import (
+from trio_ckpt._buckets.address import parse_address
+from trio_ckpt._buckets.bucket import (
     Bucket,
     KeyTakenError,
     NoAnswerError,

@@ -1,4 +1,4 @@
-"""The URL of a store in a bucket: ``s3://BUCKET/PREFIX``, ``gs://``, ``az://`` or ``file://``.
+"""The URL of a store or of outputs in a bucket: ``s3://BUCKET/PREFIX``, ``gs://``, ``az://`` or ``file://``.
 
 Credentials are not in it: the library finds them where the tools of the provider do, in the
 environment, in a profile or from the machine.
@@ -14,12 +14,13 @@ from urllib.parse import unquote
 
 import attrs
 
-from ..._util.errors import StoreError
-from ..._util.text import redacted_url
-from .._local.lease import read_lease
+from .._util.errors import StoreError
+from .._util.lease_option import read_lease
+from .._util.text import redacted_url
 
 SCHEMES = frozenset({"s3", "gs", "az", "file"})
 DEFAULT_LEASE_S = 60.0  # each renewal is a request that costs
+STORE_FOLDERS = ("store", "names", "probe", "runs")  # what the keys of a store begin with
 MAX_PREFIX_CHARS = 400  # of the 1,024 that a key may have
 
 _OPTIONS = {
@@ -64,8 +65,12 @@ class ObjectsAddress:
         return redacted_url(self.url)
 
 
-def parse_address(url: str) -> ObjectsAddress:
-    """Read the URL of a store in a bucket.
+def parse_address(url: str, *, has_lease: bool = True) -> ObjectsAddress:
+    """Read the URL of a store or of outputs in a bucket.
+
+    Args:
+        url: The URL.
+        has_lease: Whether it may have ``lease_s``, as those of stores.
 
     Raises:
         StoreError: it names no bucket, or has an option that is unknown, given twice or bad.
@@ -75,10 +80,10 @@ def parse_address(url: str) -> ObjectsAddress:
     place, _, query = rest.partition("?")
     if "@" in place:
         raise StoreError(
-            "the URL of the store is not shown: it has an @ before its query; credentials do not "
+            "the URL of the bucket is not shown: it has an @ before its query; credentials do not "
             "belong in it, they come from the environment or a profile"
         )
-    options = _read_options(scheme, query, shown)
+    options = _read_options(scheme, query, shown, has_lease=has_lease)
     if scheme == "file":
         return _in_folder(url, place, read_lease(options, DEFAULT_LEASE_S, shown), shown)
     bucket, _, prefix = place.partition("/")
@@ -111,9 +116,9 @@ def _in_folder(url: str, place: str, lease_s: float, shown: str) -> ObjectsAddre
     return ObjectsAddress(url, "file", str(Path(folder)), lease_s=lease_s)
 
 
-def _read_options(scheme: str, query: str, shown: str) -> dict[str, str]:
+def _read_options(scheme: str, query: str, shown: str, *, has_lease: bool) -> dict[str, str]:
     found = dict[str, str]()
-    known = _OPTIONS[scheme]
+    known = [name for name in _OPTIONS[scheme] if has_lease or name != "lease_s"]
     for part in filter(None, query.split("&")):
         name, _, value = part.partition("=")
         name = unquote(name)
@@ -122,8 +127,9 @@ def _read_options(scheme: str, query: str, shown: str) -> dict[str, str]:
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
             meant = f"did you mean {close[0]!r}? " if close else ""
+            has = ", ".join(known) or "none"
             raise StoreError(
-                f"{shown!r}: there is no option {name!r}; {meant}{scheme}:// has {', '.join(known)}"
+                f"{shown!r}: there is no option {name!r}; {meant}{scheme}:// has {has}"
             )
         found[name] = unquote(value)
     return found

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from trio_ckpt._buckets.address import parse_address
 from trio_ckpt._util.errors import StoreError
 from trio_ckpt._util.extras import MissingExtraError
+from trio_ckpt.outputs import open_outputs
 from trio_ckpt.stores import folder_of, is_bucket, is_server, open_store
-from trio_ckpt.stores._objects.address import parse_address
 
 
 def test_a_url_says_all_of_it() -> None:
@@ -73,7 +74,8 @@ def test_the_kind_of_a_url_is_told() -> None:
 
 
 async def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith("trio_ckpt.stores._objects")]:
+    owners = ("trio_ckpt.stores._objects", "trio_ckpt.outputs._objects", "trio_ckpt._buckets")
+    for name in [name for name in sys.modules if name.startswith(owners)]:
         monkeypatch.delitem(sys.modules, name)
     real = builtins.__import__
 
@@ -91,3 +93,5 @@ async def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(builtins, "__import__", without_obstore)
     with pytest.raises(MissingExtraError, match=r"a store in a bucket needs obstore: .*objects"):
         await open_store("s3://bucket")
+    with pytest.raises(MissingExtraError, match=r"outputs in a bucket needs? obstore: .*objects"):
+        open_outputs("s3://bucket/out")

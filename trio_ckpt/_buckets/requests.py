@@ -22,8 +22,8 @@ from typing import TypeVar
 
 import attrs
 
-from ..._util.errors import SaveOutcomeUnknownError
-from ..._util.log import get_logger
+from .._util.errors import SaveOutcomeUnknownError
+from .._util.log import get_logger
 from .bucket import (
     LIST_AT_ONCE,
     Bucket,
@@ -73,18 +73,43 @@ class Requests:
             RefusedError: it was not created, and no copy can create it any more.
             SaveOutcomeUnknownError: it may have been created, or may be yet.
         """
+        return self.write(key, data) is not None
+
+    def write(self, key: str, data: bytes, old: StoredObject | None = None) -> str | None:
+        """Put an object that must not exist, or that must be as it was found, once.
+
+        Args:
+            key: Its key.
+            data: Its content.
+            old: What it is written in place of; None: it must not exist.
+
+        Returns:
+            The ETag of the object, which has these bytes; None: it is not as it was expected to
+            be, and has others.
+
+        Raises:
+            RefusedError: it was not written, and no copy can write it any more.
+            SaveOutcomeUnknownError: it may have been written, or may be yet.
+        """
+        send = partial(self.bucket.create, key, data)
+        if old is not None:
+            send = partial(self.bucket.replace, old, data)
         until, pause_s = time.monotonic() + self.retry_s, FIRST_PAUSE_S
-        is_sure = True  # whether each copy so far has created nothing
+        is_sure = True  # whether each copy so far has changed nothing
         while True:
             try:
                 self.counts["PUT"] += 1
-                self.bucket.create(key, data)
-                return True
+                return send()
             except KeyTakenError as taken:
                 problem: Exception = taken
-                found = self._read_taken(key)
+                found = self._read_taken(key, data)
                 if found is not None:
-                    return found == data
+                    there, is_same = found
+                    if is_same:
+                        return there.etag
+                    if old is None or there.etag != old.etag:
+                        return None
+                    send = partial(self._overwrite, key, data)  # the server compares no ETags
             except RefusedError as error:
                 if is_sure:
                     raise
@@ -100,14 +125,23 @@ class Requests:
             self.pause(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    def _read_taken(self, key: str) -> bytes | None:
-        """Read what is said to be there; None: it is not, or not yet."""
+    def _overwrite(self, key: str, data: bytes) -> str:
+        self.bucket.put(key, data)
+        found = self.find(key)
+        return "" if found is None else found.etag
+
+    def _read_taken(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
+        """Compare what is said to be there; None: it is not, or not yet."""
         self.counts["GET"] += 1
         try:
-            return self.bucket.get(key)
+            return self.bucket.compare(key, data)
         except (NoAnswerError, RefusedError) as error:
             logger.warning("%s", error)
             return None
+
+    def compare(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
+        """Look at an object, and whether it has these bytes; None: there is none."""
+        return self._repeat("GET", partial(self.bucket.compare, key, data))
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object whose key no other writer uses."""
