@@ -108,7 +108,8 @@ WRITERS = {
 NOT_WRITERS = {
     "trio_ckpt.CheckpointCoordinator": "tokens are in memory",
     "trio_ckpt.outputs.AppendFile.confirm": "it moves the confirmed length of the object alone",
-    "trio_ckpt.outputs.archived_head": "it reads",
+    "trio_ckpt.outputs.Outputs.archived_head": "it reads",
+    "trio_ckpt.outputs.OutputDir.archived_head": "it reads",
     "trio_ckpt.outputs.System": "its methods are the calls of the operating system",
 }
 """Functions, and classes with all their methods, that promise nothing, and why."""

@@ -114,7 +114,8 @@ async def open_run(
         tunable: Fields of `config` that may change, nested ones dotted; a change is logged.
         on_config_change: What to do when other fields changed: refuse, archive the run and
             restart it, or accept the change.
-        output_dir: The folder of the outputs; it is created if it does not exist.
+        output_dir: The folder of the outputs, which is created if it does not exist, or a bucket:
+            ``s3://bucket/prefix``, ``gs://…``, ``az://…``, ``file:///folder``.
         verify: How confirmed outputs are checked: not at all, by size and time (by hash
             where the time differs), or by hash.
         redo_missing: Whether to resume even if very many outputs are missing.

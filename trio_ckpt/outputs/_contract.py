@@ -46,11 +46,17 @@ class Writing(Protocol):
     """An output that is written piece by piece, from `Outputs.create`; `close` comes last."""
 
     def write(self, data: bytes) -> None:
-        """Write `data` at the end."""
+        """Write `data` at the end.
+
+        Durability: none yet; `commit` makes all of it durable.
+        """
         ...
 
     def commit(self) -> Output:
-        """Make it durable under its name, in place of the one that has it."""
+        """Give it its name, in place of the one that has it.
+
+        Durability: it survives a power cut once this has returned.
+        """
         ...
 
     def close(self) -> None:
@@ -136,7 +142,10 @@ class Outputs(abc.ABC):
 
     @abc.abstractmethod
     def create(self, path: AnyPath) -> Writing:
-        """Begin a file that is too large for memory: written piece by piece, then committed."""
+        """Begin a file that is too large for memory: written piece by piece, then committed.
+
+        Durability: none yet; the file is durable when `Writing.commit` has returned.
+        """
 
     @abc.abstractmethod
     def read(self, path: AnyPath, limit_bytes: int) -> bytes:

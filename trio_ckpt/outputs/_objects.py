@@ -4,8 +4,8 @@ Theory of operation.  An object has its final name as soon as it is there, and i
 or not at all.  So there are no temporary names, and the order is that of a folder: the PUT is
 answered, then the record is saved, then the batch is confirmed.
 
-* A first writing is a PUT that must create.  It replaces nothing, whoever else writes, and a lost
-  answer is found out by asking again: an object with the same bytes is one's own.
+* A first writing is a PUT that must create.  It replaces nothing, and a lost answer is found
+  out by asking again: an object with the same bytes is one's own.
 * What is there and may be replaced is copied into the archive first.  Then the PUT names the ETag
   that was found, so what another process has written since is not replaced.  A server that
   compares no ETags gets a plain PUT.
