@@ -301,8 +301,6 @@ class OutputBucket(Outputs):
 
     def remove_orphans(self, folders: Iterable[str] | None = None) -> list[str]:
         """Remove what killed processes left when they opened it; there are no temporary files."""
-        if folders is not None:
-            return []
         try:
             probes = self._requests.list_all(self._key(PROBES))
             before = self._opened_at - PROBE_S
