@@ -74,9 +74,8 @@ def test_the_kind_of_a_url_is_told() -> None:
 
 
 async def test_an_extra_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    owners = ("trio_ckpt.stores._objects", "trio_ckpt.outputs._objects", "trio_ckpt._buckets")
-    for name in [name for name in sys.modules if name.startswith(owners)]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in ("_buckets.bucket", "stores._objects.store", "outputs._objects"):
+        monkeypatch.delitem(sys.modules, f"trio_ckpt.{name}", raising=False)
     real = builtins.__import__
 
     def without_obstore(
