@@ -43,7 +43,8 @@ class Stop:
         forced_code: What it should exit with if batches are still open then; the request with
             which the stop began decides it.
         reason: Why it began, as text; empty: a signal or the program requested it.
-        is_parking: Loops must wait instead of beginning another batch.
+        is_parking: Loops must wait instead of beginning another batch, and never go on.
+        is_holding: The same, or the run is paused: they may go on later.
         scopes: The cancel scopes of the open streams.
         workers: Tasks of the library that work for the task of whose nursery they are.
         body: The cancel scope of the run's block, which a second signal cancels.
@@ -64,7 +65,9 @@ class Stop:
         self.exit_code = 0
         self.reason = ""
         self.forced_code = EXIT_SIGTERM
-        self.is_parking = False
+        self.is_parking = self.is_holding = False
+        self._resumed = trio.Event()
+        self._resumed.set()
         self.scopes: set[trio.CancelScope] = set()
         self.workers: set[trio.lowlevel.Task] = set()
         self._portal = Portal.here()
@@ -97,7 +100,7 @@ class Stop:
         """
         if not self._is_requested:
             self.forced_code, self.reason = forced_code, reason
-            self._is_requested = self.is_parking = True
+            self._is_requested = self.is_parking = self.is_holding = True
             with suppress(trio.RunFinishedError):  # there is nothing left to stop
                 self._portal.trio_token.run_sync_soon(self._begin)
 
@@ -173,6 +176,32 @@ class Stop:
             with self.at_gate():
                 await trio.sleep_forever()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run is paused: nothing is handed out, and what is open goes on."""
+        return not self._resumed.is_set()
+
+    def pause(self) -> None:
+        """Hand out nothing until `resume`; has no effect on a run that is paused."""
+        if not self.is_paused:
+            self._resumed = trio.Event()
+            self.is_holding = True
+
+    def resume(self) -> None:
+        """Let the loops go on, unless a stop is under way."""
+        self._resumed.set()
+        self.is_holding = self.is_parking
+
+    async def hold(self) -> None:
+        """Wait before another batch begins: for the end of a pause, for ever during a stop.
+
+        Cancellation: the only way out of a stop.
+        """
+        while self.is_paused and not self.is_parking:
+            with self.at_gate():
+                await self._resumed.wait()
+        await self.park()
+
     @contextmanager
     def at_gate(self) -> Generator[None]:
         """Open a block in which a stop does not wait for batches whose bodies run this loop.
@@ -236,6 +265,7 @@ class Stop:
         """Cancel every open stream; those that open later end at once."""
         self.exit_code = self.exit_code or exit_code
         self.is_parking = self._is_requested or self.exit_code != 0
+        self.is_holding = self.is_parking or self.is_paused
         for scope in self.scopes:
             scope.cancel()
         self.changed()

@@ -7,5 +7,5 @@ It may not know how records are made durable, nor what a loop is.
     progress, history    the sum of the records of a stream; the records themselves
     statistics, summary  counts, rate and ETA; sums over streams, and the status of a run
     overview, collection  what a list shows of a run; of many runs that are one collection
-    live_view            what an open run shows to other processes
+    live_view, acts      what an open run shows to other processes; what they may ask of it
 """

@@ -250,14 +250,13 @@ async def read_sessions(
 def _session(
     metadata: dict[str, Plain], end: dict[str, Plain] | None, *, goes_on: bool
 ) -> SessionView:
-    without_end = RUNNING if goes_on else KILLED
     return SessionView(
         number=metadata["session"],
         host=metadata["host"],
         pid=metadata["pid"],
         began=metadata["began"],
         ended=None if end is None else end["at"],
-        how=without_end if end is None else end["ended"],
+        how=(RUNNING if goes_on else KILLED) if end is None else end["ended"],
         config=metadata["config"],
         config_digest=metadata["config_digest"],
         changes=tuple((change[0], change[1], change[2]) for change in metadata["changes"]),
@@ -489,6 +488,7 @@ class _SessionMetadata(msgspec.Struct):
     manifest: int | None = None
     outputs_since: float = 0.0
     limits: dict[str, Plain] = {}
+    paused: dict[str, Plain] = {}
     reason: str | None = None
     ended: str | msgspec.UnsetType = msgspec.UNSET
     at: float | msgspec.UnsetType = msgspec.UNSET

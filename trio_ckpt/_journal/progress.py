@@ -21,7 +21,7 @@ from .._util.plain import Plain, copy_plain
 from .._util.shown import Shown
 from .._util.text import batches_text, number
 from .notes import Notes, encode_note
-from .record import ErrorInfo, Record, RecordKind, Status
+from .record import ACT, PAUSED, ErrorInfo, Record, RecordKind, Status
 
 MAX_SUM = 2**63  # for counts of records and bytes of a file: the limit of a fold
 MAX_SKIPS = 100  # skipped batches whose errors are kept; a user reads no more at once
@@ -437,8 +437,19 @@ def _apply_facts(progress: Progress, record: Record) -> None:
     progress.metadata = dict(record.metadata)
 
 
-def _apply_note(_progress: Progress, _record: Record) -> None:
-    """Change nothing: the record is only for the history."""
+def _apply_note(progress: Progress, record: Record) -> None:
+    """Change nothing, unless an act pauses the run or lifts its pause: it is for the history."""
+    match record.metadata.get(ACT):
+        case {"do": "pause"} as act:
+            progress.metadata = {**progress.metadata, PAUSED: act}
+        case {"do": "resume"}:
+            progress.metadata = {k: v for k, v in progress.metadata.items() if k != PAUSED}
+        case _:
+            pass
+
+
+def _apply_snapshot(_progress: Progress, _record: Record) -> None:
+    """Change nothing: the batch is not confirmed."""
 
 
 def _apply_intent(progress: Progress, record: Record) -> None:
@@ -491,7 +502,7 @@ _APPLY = {
     RecordKind.SESSION: _apply_facts,
     RecordKind.END: _apply_facts,
     RecordKind.NOTE: _apply_note,
-    RecordKind.SNAPSHOT: _apply_note,
+    RecordKind.SNAPSHOT: _apply_snapshot,
     RecordKind.PIN: _apply_pin,
     RecordKind.UNPIN: _apply_unpin,
     RecordKind.INTENT: _apply_intent,

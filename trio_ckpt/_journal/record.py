@@ -271,6 +271,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=F
 
 
 TROUBLE = "trouble"  # in the metadata of a NOTE: a problem that a user should know of
+ACT = "act"  # in the metadata of a NOTE, or of a record that an act caused; see `acts`
+PAUSED = "paused"  # in the metadata of the run's own stream: the act that pauses the run
 
 
 def trouble(text: str, *, index: int | None = None) -> Record:

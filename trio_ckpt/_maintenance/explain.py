@@ -106,6 +106,8 @@ class Facts:
         names: The name of each stream.
         retry_command: The command that re-queues failed work, without the stream.
         verify_command: The command that compares everything with what was saved.
+        resume_command: The command that lets a paused run go on.
+        paused: Since when the run is paused, by whom and why; empty: it is not.
         losses: What a start needs and would not find.
         pending: The tokens that the owner has pending, as published: the stream, the batch,
             and for how many seconds; oldest first.
@@ -123,6 +125,8 @@ class Facts:
     names: Mapping[StreamKey, str]
     retry_command: str = "trio-ckpt retry"
     verify_command: str = "trio-ckpt verify"
+    resume_command: str = "trio-ckpt ctl"
+    paused: str = ""
     losses: Losses = attrs.field(factory=Losses)
     pending: Sequence[tuple[StreamKey, int, float]] = ()
     pending_total: int | None = None
@@ -191,6 +195,8 @@ def _headline(facts: Facts) -> Iterator[Clause]:
         add_sums(sums, progress.reserved)
     if assumed := amounts(shown(sums)):
         yield Reason.ASSUMED, {"assumed": assumed}
+    if facts.paused:
+        yield Reason.PAUSED, {"paused": facts.paused, "resume": facts.resume_command}
 
 
 def _owner(facts: Facts, owner: Owner) -> Iterator[Clause]:

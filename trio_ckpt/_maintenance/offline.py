@@ -268,6 +268,21 @@ async def open_maintenance(
         yield Maintenance(store, view, outputs, committer, run_key)
 
 
+async def save_act(
+    maintenance: Maintenance, note: Record, records: Iterable[tuple[StreamKey, Record]] = ()
+) -> None:
+    """Save the record of an act, with the records that it causes, in one group.
+
+    Durability: when this returns all of them are durable.
+    Cancellation: none once they are submitted.
+    """
+    own = maintenance.view.streams.get(RUN_STREAM)
+    committer = maintenance._committer
+    stream_log = committer.add_stream_log(RUN_STREAM, own.progress if own else Progress())
+    caused = [(maintenance._stream_log(key), record) for key, record in records]
+    await committer.save_all([*caused, (stream_log, note)])
+
+
 # ---------------------------------------------------------------------------------------
 # Steps of a repair
 # ---------------------------------------------------------------------------------------

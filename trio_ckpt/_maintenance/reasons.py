@@ -27,6 +27,7 @@ class Reason(enum.Enum):
         "Run {run:quoted} is complete: {which}. A start skips {done:batch}{saves}; by the store "
         "nothing is left to do."
     )
+    PAUSED = "It is paused {paused}: no batch is handed out until `{resume:raw}`."
     FILES_UNSEEN = (
         "Whether the files are what was confirmed was not looked at (`trio-ckpt verify` does), nor "
         "whether a source has grown."

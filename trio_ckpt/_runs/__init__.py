@@ -13,5 +13,6 @@ It may not know of other processes, of commands, or of the network.
     loop, loop_bounds          one batch after the other; where a loop begins and ends
     parallel                   several batches at once
     phase, stream_table        what is done once; all streams of a run, and who waits for them
+    steering, act_server       what other processes may ask of a run; how they reach it
     statistics, live_publisher  what is shown; announce, tracing: what is logged and traced
 """

@@ -47,6 +47,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import ARCHIVE, Outputs, SystemPath, open_outputs
 from ..state._shared_capture import ArrayTools
 from ..stores import folder_of, open_store
+from .act_server import serve_acts
 from .announce import announce_start, announce_stop
 from .closing import close_run
 from .config import OnConfigChange, RunRequest, Settings, canonical_config
@@ -68,6 +69,7 @@ from .session import (
     replaced_by_next,
     report_of,
 )
+from .steering import Steering, begin_paused
 from .stream_table import StreamTable
 from .verify import Verify
 
@@ -201,6 +203,8 @@ async def open_run(
             with stopping_if_poisoned(request, committer):
                 await begin_limits(own, generation.view, session)
             run = Run(own, found)
+            begin_paused(own, session)
+            nursery.start_soon(serve_acts, Steering(own, session))
             if resources.store.has_live:
                 nursery.start_soon(publish_live, run)
             error: BaseException | None = None

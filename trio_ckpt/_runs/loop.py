@@ -377,7 +377,7 @@ class LoopCursor:
     async def wait_for_turn(self, index: int) -> None:
         """Wait until a batch may begin, and restore the state that it begins with.
 
-        It waits while the stream pauses, and for ever while a stop is under way.
+        It waits while the stream or the run pauses, and for ever while a stop is under way.
 
         Args:
             index: The batch.
@@ -388,8 +388,8 @@ class LoopCursor:
         if open_stream.pause is not None:
             with open_stream.stop.at_gate():
                 await open_stream.wait_paused()
-        if open_stream.stop.is_parking:
-            await open_stream.stop.park()
+        if open_stream.stop.is_holding:
+            await open_stream.stop.hold()
         if open_stream.state_manager is not None:
             open_stream.state_manager.begin_batch(index)  # a snapshot is for its own batch alone
             await open_stream.restore_state()

@@ -44,7 +44,7 @@ from .._journal.history import (
     session_metadata_of,
 )
 from .._journal.progress import Progress
-from .._journal.record import Record, RecordKind
+from .._journal.record import PAUSED, Record, RecordKind
 from .._journal.store import RunView, Store
 from .._journal.summary import in_order, summarize
 from .._util.errors import ConfigChangedError, RunStoppedError, StoreDamagedError
@@ -257,6 +257,8 @@ class SessionRecorder:
             "began": began,
             "outputs_since": 0.0 if may_replace else since,
         }
+        if PAUSED in before:
+            self.metadata[PAUSED] = before[PAUSED]
         if limits is not None:
             self.metadata["limits"] = plain_limits(limits)
             if limits.consecutive_failures is not None:

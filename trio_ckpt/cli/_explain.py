@@ -10,6 +10,7 @@ from itertools import groupby
 
 from msgspec.structs import asdict
 
+from .._journal.acts import Act, paused_text, plain_act, read_acts
 from .._journal.history import SessionView, how_text, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
@@ -24,6 +25,7 @@ from .._util.text import (
     moment,
     number,
     plural,
+    printable,
     quoted_name,
     stream_names,
 )
@@ -74,6 +76,8 @@ async def explain(
         now=now,
         retry_command=shlex.join(["trio-ckpt", "retry", store.url, run.run_id]),
         verify_command=shlex.join(["trio-ckpt", "verify", store.url, run.run_id]),
+        resume_command=shlex.join(["trio-ckpt", "ctl", store.url, run.run_id, "resume"]),
+        paused=paused_text(run.session_metadata),
         losses=await _losses(run, keys),
         pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
         pending_total=total,
@@ -160,15 +164,19 @@ async def show_history(
 
 
 async def show_sessions(store: Store, run_id: str | None, *, limit: int) -> CommandAnswer:
-    """The sessions of a run, the newest first."""
+    """The sessions of a run and the acts on it, the newest first."""
     run = await read_status(store, run_id)
     sessions = (await _sessions(run))[::-1]
+    generation = run.view.generation
+    acts = (await read_acts(run.store, run.run_id, generation=generation))[::-1]
     document = {
         "store": store.url,
         "run": run.run_id,
-        "generation": run.view.generation,
+        "generation": generation,
         "sessions": [_session_document(session) for session in sessions[:limit]],
         "more": max(0, len(sessions) - limit),
+        "acts": [{**plain_act(act), "at": iso_moment(act.at)} for act in acts[:limit]],
+        "more_acts": max(0, len(acts) - limit),
     }
     if not sessions:
         blocks: list[Block] = [f"run {run.run_id!r} has had no session"]
@@ -183,7 +191,21 @@ async def show_sessions(store: Store, run_id: str | None, *, limit: int) -> Comm
         for session in sessions[:limit]
         for field, was, now in session.changes
     ]
+    blocks += _act_blocks(acts, limit)
     return CommandAnswer(lambda: document, lambda: blocks)
+
+
+def _act_blocks(acts: Sequence[Act], limit: int) -> list[Block]:
+    """The acts on a run, as a table if there are any."""
+    if not acts:
+        return []
+    rows = [
+        (moment(act.at), act.do, printable(act.user), f"{act.pid} on {act.host}", act.why)
+        for act in acts[:limit]
+    ]
+    more = len(acts) - limit
+    note = f"and {plural(more, 'more act')}; --limit shows more" if more > 0 else ""
+    return ["", Table(("=at", "act", "user", "process", "why"), rows, note)]
 
 
 def _session_document(session: SessionView) -> Document:

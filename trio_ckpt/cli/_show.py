@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from .._journal.acts import paused_text
 from .._journal.collection import CollectionOverview, split_collections, sum_up_collection
 from .._journal.history import KILLED, RUNNING, how_text, list_all_runs, run_runtime_s
 from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of, read_overview
 from .._journal.progress import Progress
-from .._journal.record import ErrorInfo, Status
+from .._journal.record import PAUSED, ErrorInfo, Status
 from .._journal.store import Owner, RunSummary, Store
 from .._journal.summary import (
     RunStatus,
@@ -255,6 +256,7 @@ def _show_document(
         **_run_document(overview_of(run), collection),
         "collection": whole,
         "only": None if only is None else [list(key) for key in only],
+        "paused": run.session_metadata.get(PAUSED),
         "phase": current_phase(run.parts),
         "phases": {name: word_of(s) for name, s in phase_statuses(run.parts).items()},
         "runtime_s": run_runtime_s(run.view),
@@ -312,6 +314,8 @@ def _run_pairs(
     summary, is_whole = run.summary(keys), len(keys) == len(run.keys)
     pairs = [("run", f"{run.run_id} in {run.store.url}")]
     pairs.append(("status", f"{run.status_of(summary).value}; {_session_text(run)}"))
+    if paused := paused_text(run.session_metadata):
+        pairs.append((PAUSED, paused))
     sessions = run.session_metadata.get("session", 0)
     if sessions and is_whole:
         runtime = duration(run_runtime_s(run.view))

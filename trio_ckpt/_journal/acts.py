@@ -1,0 +1,180 @@
+"""Acts on a run from outside: what is asked for, by whom and why; how it is sent and recorded.
+
+An act is a record: a NOTE in the run's own stream, whose metadata has it under `ACT`.  So a store
+that an older version reads has a note more, and nothing else.  Whether the run is paused follows
+from the newest `pause` or `resume`, see `trio_ckpt._journal.progress.apply`.
+
+Between processes an act is one line of JSON, and so is the answer to it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from .._util.errors import TrioCkptError
+from .._util.plain import RUN_STREAM, Plain
+from .._util.text import moment, number, printable
+from .history import iter_records, read_known_run
+from .record import ACT, PAUSED, Record, RecordKind
+from .store import Store
+
+MAX_LINE_BYTES = 65_536  # of an act or an answer: thousands of spans of batches
+MAX_NAME_CHARS = 255  # of a user, a host or a part of a key
+MAX_WHY_CHARS = 500
+
+Verb = Literal["status", "pause", "resume", "stop"]
+
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
+
+
+class ActRefusedError(TrioCkptError):
+    """An act was not done: the run refuses it, or its process cannot be reached."""
+
+
+class Act(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a user wants of a run.
+
+    Attributes:
+        do: What.
+        user: The name of the user.
+        host, pid: The host name and the id of the process that asks.
+        why: The reason that the user gives.
+        at: When the run was asked; Unix time, s; 0: it was not asked yet.
+    """
+
+    do: Verb
+    user: _Name
+    host: _Name
+    pid: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
+    why: Annotated[str, msgspec.Meta(max_length=MAX_WHY_CHARS)] = ""
+    at: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+
+
+class ActReply(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer of a run to an act.
+
+    Attributes:
+        is_done: Whether it was done.
+        text: What was done, or why it was not.
+        status: The run at this moment, for `status`.
+    """
+
+    is_done: bool
+    text: str
+    status: dict[str, Any] = {}  # copied for each, see msgspec
+
+
+_encoder = msgspec.json.Encoder()
+_act_decoder = msgspec.json.Decoder(Act)
+_reply_decoder = msgspec.json.Decoder(ActReply)
+
+
+def new_act(do: Verb, user: str, *, why: str = "") -> Act:
+    """An act of this process.
+
+    Args:
+        do: What.
+        user: The name of the user; longer names are cut.
+        why: The reason.
+
+    Raises:
+        ValueError: the reason is too long.
+    """
+    if len(why) > MAX_WHY_CHARS:
+        raise ValueError(f"why has {number(len(why))} letters; at most {MAX_WHY_CHARS} are kept")
+    host = socket.gethostname()[:MAX_NAME_CHARS]
+    return Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why)
+
+
+def encode_line(message: Act | ActReply) -> bytes:
+    """Encode an act or an answer as one line."""
+    return _encoder.encode(message) + b"\n"
+
+
+def decode_act(line: bytes) -> Act | None:
+    """Decode an act; None: the bytes are none."""
+    try:
+        return _act_decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+def decode_reply(line: bytes) -> ActReply:
+    """Decode an answer.
+
+    Raises:
+        ActRefusedError: the bytes are none.
+    """
+    try:
+        return _reply_decoder.decode(line)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise ActRefusedError(f"the answer of the run cannot be read: {error}") from error
+
+
+# -- records ---------------------------------------------------------------------------------------
+
+
+def plain_act(act: Act) -> dict[str, Plain]:
+    """An act as a record has it."""
+    plain: dict[str, Plain] = msgspec.to_builtins(act)
+    return plain
+
+
+def act_note(act: Act) -> Record:
+    """The record of an act."""
+    return Record(kind=RecordKind.NOTE, at=act.at, metadata={ACT: plain_act(act)})
+
+
+def act_of(metadata: Mapping[str, Plain], name: str = ACT) -> Act | None:
+    """The act in the metadata of a record; None: there is none that this version knows."""
+    try:
+        return msgspec.convert(metadata[name], Act)
+    except (KeyError, msgspec.ValidationError, RecursionError):
+        return None
+
+
+def act_text(act: Act) -> str:
+    """An act in words: ``pause by ann, process 12 on box: the quota is used up``."""
+    return f"{act.do} by {actor_text(act)}"
+
+
+def actor_text(act: Act) -> str:
+    """Who asked for an act, and why."""
+    why = f": {printable(act.why)}" if act.why else ""
+    return f"{printable(act.user)}, process {act.pid} on {printable(act.host)}{why}"
+
+
+def paused_text(metadata: Mapping[str, Plain]) -> str:
+    """Since when a run is paused, by whom and why, as session metadata say; empty: it is not."""
+    if not metadata.get(PAUSED):
+        return ""
+    act = act_of(metadata, PAUSED)
+    return (
+        "by an act that cannot be read"
+        if act is None
+        else f"since {moment(act.at)}, by {actor_text(act)}"
+    )
+
+
+async def read_acts(store: Store, run_id: str, *, generation: int | None = None) -> list[Act]:
+    """The acts on a run from outside, oldest first.
+
+    Raises:
+        UnknownRunError: the store has no such run.
+        StoreDamagedError: a record is not what was saved.
+
+    Cancellation: a cancellation point.
+    """
+    stored = await read_known_run(store, run_id, generation)
+    acts: list[Act] = []
+    async with aclosing(iter_records(store, run_id, stored.generation, RUN_STREAM)) as records:
+        async for _, record in records:
+            if record.kind is RecordKind.NOTE and (act := act_of(record.metadata)) is not None:
+                acts.append(act)
+    return acts[::-1]

@@ -1,0 +1,188 @@
+"""Steers a run from outside: asks its process, or does without one what can be done without one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import trio
+
+from .._journal.acts import (
+    MAX_LINE_BYTES,
+    Act,
+    ActRefusedError,
+    ActReply,
+    act_note,
+    decode_reply,
+    encode_line,
+    paused_text,
+)
+from .._journal.history import session_metadata_of
+from .._journal.record import PAUSED
+from .._journal.store import Owner, Store
+from .._util.errors import RunLockedError, StoreError
+from ..stores import folder_of
+from ..stores._local.control_socket import is_of_other_user, socket_address
+from .offline import Maintenance, open_maintenance, save_act
+
+FIND_S = 2.0  # a run that has just begun makes its socket after it has taken its lock
+LOOK_EVERY_S = 0.05
+ASK_S = 90.0  # an act waits for a save, which may take `save_timeout_s`
+
+OFFLINE = "no process runs the run"
+
+
+async def steer(store: Store, run_id: str, act: Act) -> ActReply:
+    """Do an act on a run: by the process that runs it, or here if no process does.
+
+    Args:
+        store: The store of the run.
+        run_id: The run.
+        act: The act.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ActRefusedError: it was not done; the message says why.
+        UnknownRunError: the store has no such run.
+        StoreError: the store cannot be used.
+
+    Durability: when this returns the act is durable.
+    Cancellation: a cancellation point; whether the act was done is in the history of the run.
+    """
+    until = trio.current_time() + FIND_S
+    while True:
+        owner, reply = await store.read_owner(run_id), None
+        try:
+            if owner is None:
+                return await _do_offline(store, run_id, act)
+            reply = await _ask(store, run_id, act, owner)
+        except RunLockedError as error:  # it has just begun
+            if trio.current_time() > until:
+                raise ActRefusedError(str(error), run_id=run_id) from error
+        if reply is not None:
+            if not reply.is_done:
+                raise ActRefusedError(f"run {run_id!r}: {reply.text}", run_id=run_id)
+            return reply
+        if owner is not None and trio.current_time() > until:
+            raise _no_socket(run_id, owner)
+        await trio.sleep(LOOK_EVERY_S)
+
+
+# -- a process runs the run ------------------------------------------------------------------------
+
+
+async def _ask(store: Store, run_id: str, act: Act, owner: Owner) -> ActReply | None:
+    """Ask the process that runs a run; None: no process listens at its socket.
+
+    Raises:
+        ActRefusedError: the store has no such sockets, or the process gives no answer.
+    """
+    folder = folder_of(store.url)
+    if not folder:
+        raise ActRefusedError(
+            f"run {run_id!r} is running: {_who(owner)}; a running run is steered by a socket, "
+            "which only stores in a folder have: stop it by a signal",
+            run_id=run_id,
+        )
+    try:
+        with socket_address(Path(folder), run_id) as address:
+            stream = await trio.open_unix_socket(address)
+    except OSError:  # there is none, or it is what a killed process has left
+        return None
+    except StoreError as error:
+        raise ActRefusedError(
+            f"run {run_id!r} is running ({_who(owner)}), and cannot be steered: {error}",
+            run_id=run_id,
+        ) from error
+    async with stream:
+        with trio.move_on_after(ASK_S):
+            if is_of_other_user(stream.socket):
+                raise ActRefusedError(
+                    f"run {run_id!r}: another user listens at its socket", run_id=run_id
+                )
+            return await _exchange(stream, act)
+    raise _no_answer(run_id)
+
+
+async def _exchange(stream: trio.SocketStream, act: Act) -> ActReply:
+    received = bytearray()
+    try:
+        await stream.send_all(encode_line(act))
+        while b"\n" not in received and len(received) <= MAX_LINE_BYTES:
+            some = await stream.receive_some(MAX_LINE_BYTES)
+            if not some:
+                break
+            received += some
+    except (trio.BrokenResourceError, OSError) as error:
+        raise _no_answer() from error
+    if b"\n" not in received:
+        raise _no_answer()
+    return decode_reply(bytes(received))
+
+
+def _no_answer(run_id: str | None = None) -> ActRefusedError:
+    return ActRefusedError(
+        "the process that runs the run gave no answer; trio-ckpt history shows whether it did it",
+        run_id=run_id,
+    )
+
+
+def _no_socket(run_id: str, owner: Owner) -> ActRefusedError:
+    return ActRefusedError(
+        f"run {run_id!r} is owned ({_who(owner)}), but no process listens at its socket: it is on "
+        "another machine, is a command such as trio-ckpt compact, or could not make a socket, as "
+        "its log says",
+        run_id=run_id,
+    )
+
+
+def _who(owner: Owner) -> str:
+    return f"process {owner.pid} on {owner.host}"
+
+
+# -- no process runs the run -----------------------------------------------------------------------
+
+
+async def _do_offline(store: Store, run_id: str, act: Act) -> ActReply:
+    """Do an act on a run that no process runs."""
+    if act.do == "status":
+        return await _read_status(store, run_id)
+    if act.do not in ("pause", "resume"):
+        raise ActRefusedError(f"{OFFLINE}: there is nothing to {act.do}", run_id=run_id)
+    async with open_maintenance(store, run_id) as maintenance:
+        _check_pause(maintenance, act)
+        act = msgspec.structs.replace(act, at=time.time())
+        await save_act(maintenance, act_note(act))
+    then = "starts paused" if act.do == "pause" else "hands out batches again"
+    return ActReply(True, f"{OFFLINE}: the next start {then}")
+
+
+async def _read_status(store: Store, run_id: str) -> ActReply:
+    view = await store.load_run(run_id)
+    metadata = {} if view is None else session_metadata_of(view)
+    return ActReply(
+        True,
+        OFFLINE,
+        {
+            "session": metadata.get("session", 0),
+            "paused": metadata.get(PAUSED),
+            "stopping": None,
+            "limits": metadata.get("limits", {}),
+            "streams": [],
+        },
+    )
+
+
+def _check_pause(maintenance: Maintenance, act: Act) -> None:
+    """Raise ActRefusedError if there is nothing to pause or to resume."""
+    metadata, run_id = session_metadata_of(maintenance.view), maintenance.view.run_id
+    if not metadata:
+        raise ActRefusedError(f"run {run_id!r} has had no session", run_id=run_id)
+    paused = paused_text(metadata)
+    if act.do == "resume" and not paused:
+        raise ActRefusedError(f"run {run_id!r} is not paused", run_id=run_id)
+    if act.do == "pause" and paused:
+        raise ActRefusedError(f"run {run_id!r} is paused already, {paused}", run_id=run_id)
