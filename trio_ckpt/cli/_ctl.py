@@ -55,9 +55,8 @@ async def ctl(
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
     act = ACTS[do](typed, why)
     reply = await steer(store, run_id, act)
-    document: Document = {"store": store.url, "run": run_id, "act": do, "text": reply.text}
-    if do == "status":
-        document["status"] = reply.status
+    said = {"store": store.url, "run": run_id, "act": do, "text": reply.text}
+    document: Document = {**said, "status": reply.status} if do == "status" else said
     return CommandAnswer(lambda: document, lambda: _blocks(run_id, reply))
 
 

@@ -24,6 +24,8 @@ from trio_ckpt.stores._local.watermark import read_watermark, watermark_path
 
 Deed = Callable[[Path], None]
 
+NO_SOCKET = shutil.ignore_patterns("live")
+
 
 def remove(store: Path) -> None:
     shutil.rmtree(store)
@@ -35,7 +37,7 @@ def rename(store: Path) -> None:
 
 def put_back(store: Path) -> None:
     """As rm and cp do, or a tool that syncs folders."""
-    shutil.copytree(store, store.with_name("copy"))
+    shutil.copytree(store, store.with_name("copy"), ignore=NO_SOCKET)
     shutil.rmtree(store)
     store.with_name("copy").rename(store)
 
@@ -267,7 +269,7 @@ async def test_run_never_ends_well(folder: Path, scheme: str, deed: Deed, tmp_pa
             async for batch in stream.batches(range(20)):
                 begun.append(batch.index)
                 if batch.index == 1:
-                    shutil.copytree(folder, tmp_path / "older")
+                    shutil.copytree(folder, tmp_path / "older", ignore=NO_SOCKET)
                 if batch.index == 3:
                     deed(folder)
                 batch.complete()
