@@ -505,6 +505,7 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         facts_of({key: some()}, troubles=[(key, NOW, "odd")] * 9, sessions=()),
         facts_of({key: some()}, sessions=[session(1, "was stopped", reason="limit batches: 9")]),
         facts_of({}, paused="since noon, by ann"),
+        facts_of({key: some(reserved={"cost_usd": ExactSum().plus(1)})}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),
         many(some([0, 2], last_index=9, failures={1: failure})),
     ]
