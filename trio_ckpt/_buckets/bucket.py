@@ -29,7 +29,8 @@ from .address import ObjectsAddress
 if TYPE_CHECKING:
     from obstore import PutMode, UpdateVersion
 
-TIMEOUT_S = 20.0  # of a request, but for those that move a whole blob
+TIMEOUT_S = 20.0  # of a request, but for those that move much
+TIMEOUT_SHARE = 1 / 3  # of the lease at most
 LONG_TIMEOUT_S = 300.0
 CONNECT_TIMEOUT_S = 5.0
 MAX_OBJECT_BYTES = 2**30  # of an object that is read whole
@@ -147,8 +148,9 @@ class Bucket:
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object whose key no other writer uses."""
+        store = self._quick if len(data) <= QUICK_BYTES else self._patient
         with self._explain("PUT", key):
-            obstore.put(self._patient, key, data, use_multipart=False)
+            obstore.put(store, key, data, use_multipart=False)
 
     def get(self, key: str) -> bytes | None:
         """Read a whole object; None: there is none."""
@@ -266,7 +268,8 @@ def open_bucket(address: ObjectsAddress) -> Bucket:
         StoreError: it cannot be used so.
     """
     try:
-        quick, patient = _open(address, TIMEOUT_S), _open(address, LONG_TIMEOUT_S)
+        quick = _open(address, min(TIMEOUT_S, address.lease_s * TIMEOUT_SHARE))
+        patient = _open(address, LONG_TIMEOUT_S)
     except (exceptions.BaseError, ValueError, OSError) as error:
         raise StoreError(f"{address.shown}: {message_of(str(error))}") from error
     return Bucket(address.shown, quick, patient)
@@ -283,7 +286,7 @@ def _open(address: ObjectsAddress, timeout_s: float) -> ObjectStore:
         return LocalStore(address.bucket, mkdir=True)
     is_plain = address.endpoint is not None and address.endpoint.startswith("http://")
     client = {
-        "timeout": f"{timeout_s:.0f}s",
+        "timeout": f"{timeout_s * 1000:.0f}ms",
         "connect_timeout": f"{CONNECT_TIMEOUT_S:.0f}s",
         "allow_http": is_plain,
     }

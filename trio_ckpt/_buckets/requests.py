@@ -39,8 +39,14 @@ logger = get_logger(__name__)
 T = TypeVar("T")
 
 RETRY_S = 25.0  # for how long a server that does not answer is asked again
+RETRY_SHARE = 5 / 12  # of the lease: with the last copy's time it ends before the lease is lost
 OPENING_S = 3.0  # likewise while a store is opened, where a typo is likelier than a fault
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+
+
+def retry_s_of(lease_s: float) -> float:
+    """For how long a request of an owner with a lease is sent again, in seconds."""
+    return min(RETRY_S, lease_s * RETRY_SHARE)
 
 
 @attrs.define(eq=False)

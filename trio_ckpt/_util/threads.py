@@ -257,6 +257,11 @@ class _ThreadCall:
             trio.lowlevel.reschedule(self.task, result)
 
 
+@attrs.frozen
+class _LateCall:
+    func: Callable[[], object]
+
+
 @uninterrupted
 class WorkerThread:
     """One long-lived daemon thread that runs blocking calls in the order they came.
@@ -267,7 +272,9 @@ class WorkerThread:
     """
 
     def __init__(self, name: str) -> None:
-        self._calls: queue.SimpleQueue[_ThreadCall | Callable[[], object]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[_ThreadCall | _LateCall | Callable[[], object]] = (
+            queue.SimpleQueue()
+        )
         self._name = name
         self._process = this_process()
         self._thread: threading.Thread | None = None
@@ -295,6 +302,18 @@ class WorkerThread:
         with hold_clock() as is_mock, self._alarm(call) if is_mock else _NO_ALARM:
             self._calls.put(call)
             return cast("T", await trio.lowlevel.wait_task_rescheduled(call.give_up))
+
+    def run_late(self, func: Callable[[*Ts], object], *args: *Ts) -> None:
+        """Run a function after the calls that are queued; no caller waits for it.
+
+        Args:
+            func: The function, which must not raise.
+            args: Its arguments.
+        """
+        if runs_inline.get():
+            func(*args)
+        elif self._thread is not None:
+            self._calls.put(_LateCall(functools.partial(func, *args)))
 
     def stop(self, last: Callable[[], object] = int) -> None:
         """Let the thread end after its queued calls, and after a final call of `last`.
@@ -328,8 +347,11 @@ class WorkerThread:
             alarm.cancel()
 
     def _work(self) -> None:
-        while isinstance(call := self._calls.get(), _ThreadCall):
-            _deliver(call, outcome.capture(call.func))
+        while isinstance(call := self._calls.get(), _ThreadCall | _LateCall):
+            if isinstance(call, _ThreadCall):
+                _deliver(call, outcome.capture(call.func))
+            else:
+                call.func()
             del call  # else the thread keeps the last call's data alive while it waits
         call()
 

@@ -22,7 +22,7 @@ from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreConflictError
 from trio_ckpt._util.threads import WorkerThread
 from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores._objects.layout import RunKeys, StoreKeys
-from trio_ckpt.stores._objects.merge import merge
+from trio_ckpt.stores._objects.merge import merge, merge_if_due
 from trio_ckpt.stores._objects.owning import OwnedLog, take
 from trio_ckpt.stores._objects.read import read_run
 from trio_ckpt.stores._objects.save import save_group
@@ -229,6 +229,7 @@ class Process:
             self.owned = None
             self.unknown += payloads
             return False
+        merge_if_due(self.requests, owned)
         assert outcomes == [None] * count
         self.confirmed += payloads
         return True

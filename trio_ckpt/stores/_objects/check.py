@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from ..._buckets.clock import StoreClock
 from ..._buckets.requests import Requests
 from ..._journal.store import Durability, Finding, Severity
-from ..._util.errors import StoreError
+from ..._util.errors import StoreDamagedError, StoreError
 from ..._util.text import plural
 from .._local.check import RESTORE
 from .blobs import blob_problem
-from .layout import RunKeys, StoreKeys, upload_of
+from .entries import LogEntry
+from .layout import RunKeys, StoreKeys, last_of, position_of, unseal, upload_of
 from .load import EntryReader, LoadedRun, again_if_missing, load
-from .merge import EVERY
+from .merge import EVERY, keys_below
 from .read import run_ids
 
 LEFT = "the next start of the run removes it"
@@ -68,7 +69,32 @@ def _of_run(requests: Requests, keys: RunKeys) -> Iterator[Finding | None]:
         yield Finding(keys.folder, str(error), RESTORE, run_id=keys.run_id)
         return
     yield None
+    try:
+        yield from _left_behind(requests, keys, loaded)
+    except StoreDamagedError as error:
+        yield Finding(keys.folder, str(error), RESTORE, run_id=keys.run_id)
     yield from _blobs_of(requests, keys, loaded)
+
+
+def _left_behind(requests: Requests, keys: RunKeys, loaded: LoadedRun) -> Iterator[Finding]:
+    """Yield what an owner could not remove, and that nothing reads: what is before the base."""
+    what, advice = "nothing reads it: it was merged", "delete it while no process owns the run"
+    for entry in requests.list_all(keys.logs):
+        if position_of(entry.key) > loaded.base:
+            break
+        data = requests.get(entry.key)
+        if data is not None and unseal(data, LogEntry, entry.key).holder is None:
+            yield Finding(entry.key, what, advice, Severity.NOTE, run_id=keys.run_id)
+    known = {
+        key
+        for level, pages in enumerate(loaded.state.pages)
+        for page in pages
+        for key in keys_below(requests, keys, page, level)
+    }
+    for folder in (keys.pages, keys.indexes):
+        for entry in requests.list_all(folder):
+            if entry.key not in known and last_of(entry.key) <= loaded.base:
+                yield Finding(entry.key, what, advice, Severity.NOTE, run_id=keys.run_id)
 
 
 def _read_pages(requests: Requests, keys: RunKeys) -> LoadedRun:
@@ -96,8 +122,10 @@ def _blobs_of(requests: Requests, keys: RunKeys, loaded: LoadedRun) -> Iterator[
             what = "no record names it"
             yield Finding(entry.key, what, LEFT, Severity.NOTE, run_id=keys.run_id, blob=digest)
             continue
-        del missing[digest]
         problem = blob_problem(requests, entry, digest)
+        if problem is not None and requests.find(entry.key) is None:
+            continue  # it was removed since it was listed, or it is missing
+        del missing[digest]
         if problem is not None:
             yield Finding(entry.key, problem, RESTORE, run_id=keys.run_id, blob=digest)
         yield None

@@ -115,6 +115,16 @@ class RunKeys:
         return f"{self.folder}/base"
 
     @property
+    def pages(self) -> str:
+        """The folder of the pages."""
+        return f"{self.folder}/page"
+
+    @property
+    def indexes(self) -> str:
+        """The folder of the indexes of all levels."""
+        return f"{self.folder}/index"
+
+    @property
     def blobs(self) -> str:
         """The folder of the blobs."""
         return f"{self.folder}/blob"
@@ -129,8 +139,8 @@ class RunKeys:
 
     def page(self, page: LogPage, level: int = 0) -> str:
         """A page, or an index of the level above pages, and so on."""
-        kind = f"index/{level}" if level else "page"
-        return f"{self.folder}/{kind}/{page.first:016x}-{page.last:016x}-{page.owner:x}"
+        folder = f"{self.indexes}/{level}" if level else self.pages
+        return f"{folder}/{page.first:016x}-{page.last:016x}-{page.owner:x}"
 
     def uploads(self, digest: str) -> str:
         """The folder of the uploads of a blob."""
@@ -152,6 +162,15 @@ def position_of(key: str, *, is_base: bool = False) -> int:
         raise StoreDamagedError(f"{key} is not an object of a store")
     number = int(name, 16)
     return _MAX_POSITION - number if is_base else number
+
+
+def last_of(key: str) -> int:
+    """The position of the last entry of a page or an index.
+
+    Raises:
+        StoreDamagedError: the key is not one of theirs.
+    """
+    return position_of(key.rpartition("-")[0].replace("-", "/"))
 
 
 def upload_of(key: str) -> tuple[str, str]:

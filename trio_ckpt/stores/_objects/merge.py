@@ -16,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..._buckets.requests import Requests
-from ..._util.errors import StoreError
+from ..._util.errors import SaveOutcomeUnknownError, StoreError
 from ..._util.log import get_logger
 from .layout import LogPage, RunKeys, seal, unseal
-from .owning import OwnedLog
+from .owning import OwnedLog, remove
 
 logger = get_logger(__name__)
 
@@ -33,8 +33,8 @@ FAN_OUT = 64
 def merge_if_due(requests: Requests, owned: OwnedLog) -> None:
     """Merge the entries of a run behind its base, if there are many; errors are logged.
 
-    What was saved is durable already, so a failure here must not make its outcome unknown, nor a
-    server that does not answer hold it up: each request is sent once.
+    What was saved is durable already, and its saver was told.  A server that does not answer must
+    not hold up the next save: each request is sent once.
     """
     loaded = owned.loaded
     size = sum(loaded.sizes.values())
@@ -67,18 +67,16 @@ def merge(requests: Requests, owned: OwnedLog) -> None:
     state, before = loaded.state, loaded.base
     if state.position == before:
         return
-    pages, doomed = _without_pruned(requests, keys, state.pages, state.start)
-    kept = {at: one for at, one in loaded.tail.items() if at >= state.start and one.records}
-    if kept:
-        page = LogPage(min(kept), max(kept), state.owner)
-        requests.put(keys.page(page), seal(kept))
-        pages = _with_page(requests, keys, pages, page)
-    old, state.pages = state.pages, pages
-    data = seal(state)
+    old, written = state.pages, list[str]()
+    pages, doomed = _without_pruned(requests, keys, old, state.start)
     try:
+        state.pages = _with_tail(requests, owned, pages, written)
+        data = seal(state)
         is_ours = requests.create(keys.base(state.position), data)
-    except StoreError:
+    except StoreError as error:
         state.pages = old
+        if not isinstance(error, SaveOutcomeUnknownError):  # else the base may be there
+            owned.strays += written
         raise
     if not is_ours:
         state.pages = old
@@ -87,15 +85,36 @@ def merge(requests: Requests, owned: OwnedLog) -> None:
     entries = [keys.log(at) for at, group in loaded.tail.items() if group.holder is None]
     loaded.tail.clear()
     loaded.sizes.clear()
-    if before:  # first, so that a reader which still finds it has missed no entry
-        requests.delete([keys.base(before)])
-    requests.delete([*doomed, *entries])
+    strays = [key for key in owned.strays if key not in written]
+    owned.strays.clear()
+    # First the base before, so that a reader which still finds it has missed no entry.
+    bases = [keys.base(before)] if before else []
+    remove(requests, owned, bases, [*doomed, *entries, *strays])
 
 
-def _with_page(
-    requests: Requests, keys: RunKeys, pages: list[list[LogPage]], page: LogPage
+def _with_tail(
+    requests: Requests, owned: OwnedLog, pages: list[list[LogPage]], written: list[str]
 ) -> list[list[LogPage]]:
-    """The pages and indexes with one page more."""
+    """Write the entries behind the base as a page; the pages and indexes with that one more.
+
+    Args:
+        requests: The bucket.
+        owned: The run.
+        pages: Its pages and indexes.
+        written: Takes the keys of the objects that are written.
+    """
+
+    def put(key: str, content: object) -> None:
+        written.append(key)
+        requests.put(key, seal(content))
+
+    state, keys = owned.loaded.state, owned.keys
+    tail = owned.loaded.tail.items()
+    kept = {at: one for at, one in tail if at >= state.start and one.records}
+    if not kept:
+        return pages
+    page = LogPage(min(kept), max(kept), state.owner)
+    put(keys.page(page), kept)
     levels = [list(level) for level in pages] or [[]]
     levels[0].append(page)
     level = 0
@@ -103,7 +122,7 @@ def _with_page(
         older, levels[level] = levels[level][:FAN_OUT], levels[level][FAN_OUT:]
         index = LogPage(older[0].first, older[-1].last, page.owner)
         level += 1
-        requests.put(keys.page(index, level), seal(older))
+        put(keys.page(index, level), older)
         if level == len(levels):
             levels.append([])
         levels[level].append(index)

@@ -30,7 +30,12 @@ from ..._buckets.bucket import RefusedError
 from ..._buckets.clock import StoreClock, probe, utc
 from ..._buckets.requests import Requests
 from ..._journal.store import Owner, RunKey
-from ..._util.errors import RunLockedError, SaveOutcomeUnknownError, StoreConflictError
+from ..._util.errors import (
+    RunLockedError,
+    SaveOutcomeUnknownError,
+    StoreConflictError,
+    StoreError,
+)
 from ..._util.log import get_logger
 from ..._util.threads import WorkerThread
 from .._local.fence import compare_owner, refuse_unlocked
@@ -60,6 +65,8 @@ class OwnedLog:
         puts: The blobs that were put and are not named yet, by digest.
         problem: Why nothing more is saved; empty: nothing is in the way.
         merged_at: The position at which merging was tried last.
+        doomed: What is to be removed and is not yet, in this order: objects that nothing reads.
+        strays: What mergings have written that failed; no base names it.
     """
 
     loaded: LoadedRun
@@ -67,6 +74,8 @@ class OwnedLog:
     puts: dict[str, Put] = attrs.field(factory=dict[str, Put])
     problem: str = ""
     merged_at: int = 0
+    doomed: list[list[str]] = attrs.field(factory=list[list[str]])
+    strays: list[str] = attrs.field(factory=list[str])
 
     @property
     def keys(self) -> RunKeys:
@@ -103,6 +112,20 @@ def append(requests: Requests, owned: OwnedLog, group: LogEntry) -> dict[str, Na
     freed = loaded.state.apply(group)
     loaded.tail[position], loaded.sizes[position] = group, len(data)
     return freed
+
+
+def remove(requests: Requests, owned: OwnedLog, *doomed: list[str]) -> None:
+    """Remove objects that nothing reads, and those that could not be removed before.
+
+    An error is logged: they are removed later.  Of an owner that is killed before that they stay.
+    """
+    owned.doomed += filter(None, doomed)
+    try:
+        while owned.doomed:
+            requests.delete(owned.doomed[0])
+            del owned.doomed[0]
+    except StoreError as error:
+        logger.warning("run %r: what nothing reads is removed later: %s", owned.keys.run_id, error)
 
 
 def need_next_free(requests: Requests, owned: OwnedLog) -> None:
@@ -169,9 +192,8 @@ def take(
         loaded.tail[position], loaded.sizes[position] = group, len(data)
         owned = OwnedLog(loaded, thread, merged_at=loaded.base)
         # A former owner may write a base only now: a newer one than was read stays.
-        requests.delete(
-            base.key for base in bases if position_of(base.key, is_base=True) < loaded.base
-        )
+        older = [one.key for one in bases if position_of(one.key, is_base=True) < loaded.base]
+        remove(requests, owned, older)
         return owned
 
 

@@ -1,7 +1,8 @@
 """`Store.prune` and `Store.drop_blobs` of a store in a bucket: an entry, and then removals.
 
-What the entry says is so from then on, whatever is left of it.  Objects that a killed owner did not
-remove are not read any more; they go with the next merging, or when the run is locked.
+What the entry says is so from then on, whatever is left of it.  Objects that could not be removed
+are not read any more.  Their owner removes them later; of one that was killed the blobs go when the
+run is locked, and `check` names the rest.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from ..._util.errors import StoreConflictError, StoreError
 from .._local.blobs import names_of, need_digest
 from .._local.fence import refuse_generation, save_each
 from .entries import Generation, LogEntry, LogRecord, NewBlob, NewFold, StreamHead
-from .merge import merge_if_due
 from .owning import OwnedLog, append
 
 _TICK_S = 1e-6  # the newest record is never older than one before it, also of another owner
@@ -79,7 +78,6 @@ def save_group(
     )
     append(requests, owned, entry)
     _unpin(owned, plan.records)
-    merge_if_due(requests, owned)
     return outcomes
 
 

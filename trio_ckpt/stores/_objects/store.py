@@ -18,7 +18,7 @@ import trio
 from ..._buckets.address import ObjectsAddress, parse_address
 from ..._buckets.bucket import RefusedError, open_bucket
 from ..._buckets.clock import StoreClock, probe
-from ..._buckets.requests import OPENING_S, Requests
+from ..._buckets.requests import OPENING_S, Requests, retry_s_of
 from ..._journal.store import (
     INLINE_LIMIT_BYTES,
     MAX_INLINE_LIMIT_BYTES,
@@ -50,8 +50,8 @@ from .._local.blobs import check_part, need_digest, need_positive
 from . import blobs, prune, read, save
 from .check import bucket_findings, findings
 from .layout import FORMAT, StoreKeys, seal, unseal
-from .merge import AT_RELEASE, try_to_merge
-from .owning import OwnedLog, compare, give_back, take
+from .merge import AT_RELEASE, merge_if_due, try_to_merge
+from .owning import OwnedLog, compare, give_back, remove, take
 
 logger = get_logger(__name__)
 
@@ -125,7 +125,7 @@ class ObjectsStore(Store):
         address = parse_address(url)
         await trio.lowlevel.checkpoint()
         if requests is None:
-            requests = Requests(open_bucket(address))
+            requests = Requests(open_bucket(address), retry_s_of(address.lease_s))
         clock = StoreClock(trio.lowlevel.current_clock())
         clock.local_at = clock.local.current_time()
         opening = partial(
@@ -196,6 +196,7 @@ class ObjectsStore(Store):
             give_back(self._requests, self._clock, owned)
         if len(owned.loaded.tail) >= AT_RELEASE and not owned.problem:
             try_to_merge(self._requests, owned)
+        remove(self._requests.within(0), owned)
 
     async def save(
         self,
@@ -209,13 +210,15 @@ class ObjectsStore(Store):
         self._check_open()
         owned = self._find(run)
         try:
-            return await owned.thread.run(self._save, owned, run, group, folds, summary)
+            outcomes = await owned.thread.run(self._save, owned, run, group, folds, summary)
         except NOT_BEGUN:
             raise
         except BaseException as error:
             if isinstance(error, SaveOutcomeUnknownError) or not isinstance(error, StoreError):
                 self._in_doubt.add(run.run_id)
             raise
+        owned.thread.run_late(merge_if_due, self._requests, owned)  # it may take many times as long
+        return outcomes
 
     def _save(
         self,
