@@ -275,6 +275,89 @@ async def test_a_reservation_that_is_not_saved_is_not_counted() -> None:
         assert run.statistics().reserved == run.statistics().assumed == {}
 
 
+async def test_the_cost_of_a_note_is_settled_by_a_later_session() -> None:
+    """A job that outlives its process: what it costs is known when it is found again."""
+    store, killed = MemoryStore(), list[MemoryStore]()
+    limits = Limits(spent={"usd": 1})
+    async with begin(store, limits=limits) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            await batch.note("job", None, usd=1)
+            await batch.note("job", "j-1")  # what it may cost stays as it was
+            statistics = run.statistics()
+            assert (statistics.noted, statistics.assumed) == ({"usd": 1}, {})
+            killed.append(store.after_crash())
+            batch.complete()
+    assert (await progress_in(store)).spent["usd"].value == 1
+    async with begin(killed[0], limits=limits) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):  # what is noted keeps no start from going on
+            if batch.index == 0:
+                assert batch.notes == {"job": "j-1"}
+                await batch.note("job", "j-1", usd=0.25)
+                batch.spend(usd=0.125)
+            else:
+                await batch.reserve(usd=0.625)
+                batch.spend(usd=0.5)
+            batch.complete()
+        statistics = run.statistics()
+        assert (statistics.spent, statistics.saved) == ({"usd": 0.875}, {"usd": 0.875})
+        assert (statistics.noted, statistics.assumed) == ({}, {})
+    assert (await progress_in(killed[0])).reserved == {}
+
+
+@pytest.mark.parametrize("end", ["fail", "skip", "cancel"])
+async def test_the_cost_of_a_note_stays_with_its_batch(end: str) -> None:
+    store = MemoryStore()
+    with trio.CancelScope() as scope:
+        async with begin(store) as run, run.open_stream("s", retry=SKIP) as stream:
+            async for batch in stream.batches(range(1)):
+                await batch.note("job", 1, usd=0.5)
+                await batch.note("job", 1, usd=0.25)
+                if end == "cancel":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                getattr(batch, end)(OSError("down"))
+    progress = await progress_in(store)
+    assert progress.notes is not None
+    assert progress.notes.costs()["usd"].value == progress.reserved["usd"].value == 0.25
+    assert progress.spent == progress.assumed == {}
+    async with begin(store) as run, run.open_stream("s", retry_failed=True) as stream:
+        async for batch in stream.batches(range(1)):
+            batch.complete()
+    progress = await progress_in(store)
+    assert (progress.spent["usd"].value, progress.reserved) == (0.25, {})
+
+
+async def test_a_limit_has_no_room_for_a_note_that_costs_too_much() -> None:
+    store, noted = MemoryStore(), list[int]()
+    with pytest.raises(RunStoppedError, match=r"no room for 0\.5"):
+        async with begin(store, limits=Limits(spent={"usd": 1})) as run:  # noqa: SIM117
+            async with run.open_stream("s") as stream:
+
+                async def work(batch: Batch[int]) -> None:
+                    await batch.note("job", batch.index, usd=0.5)
+                    noted.append(batch.index)
+                    await batch.note("job", batch.index, usd=0.25)
+                    batch.complete()
+
+                await run_batches(stream, range(9), work, concurrency=3)
+    assert len(noted) == 2
+    progress = await progress_in(store)
+    assert progress.spent["usd"].value == 0.5
+    assert progress.reserved == {}
+
+
+async def test_a_note_that_is_being_saved_is_waited_for() -> None:
+    async with begin() as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="wait for that first")):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(batch.note, "a", 1)
+                    nursery.start_soon(batch.note, "a", 2)
+            await batch.note("a", 3)
+            assert batch.notes == {"a": 3}
+            batch.complete()
+
+
 async def test_a_reservation_of_zero_or_of_nothing_changes_nothing() -> None:
     async with begin() as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):

@@ -11,6 +11,7 @@ from trio_ckpt._journal.notes import Notes, encode_note
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind, Taken
 from trio_ckpt._util.errors import StoreDamagedError
+from trio_ckpt._util.exact_sum import shown
 from trio_ckpt._util.index_set import IndexSet
 
 
@@ -81,6 +82,22 @@ def test_what_is_reserved_adds_up_exactly_and_leaves_no_zeros() -> None:
     assert progress.spent["usd"].value == 0.5
 
 
+def test_a_note_has_a_cost_that_changes_with_it() -> None:
+    first = Record(kind=RecordKind.INTENT, at=1.0, index=3, metadata={"a": 1}, reserved={"usd": 2})
+    less = Record(
+        kind=RecordKind.INTENT, at=1.0, index=3, metadata={"a": 2}, reserved={"usd": -0.5}
+    )
+    other = Record(kind=RecordKind.INTENT, at=1.0, index=4, metadata={"a": 1}, reserved={"usd": 1})
+    attempt = Record(kind=RecordKind.INTENT, at=1.0, index=3, reserved={"usd": 8})
+    progress = progress_of(first, less, note(3, a=3), other, attempt)
+    assert progress.notes is not None
+    assert shown(progress.notes.cost_of(3, "a")) == {"usd": 1.5}
+    assert shown(progress.notes.costs()) == {"usd": 2.5}
+    assert shown(progress.reserved) == {"usd": 10.5}
+    assert shown(progress.assumed) == {"usd": 8}
+    assert decode_progress(encode_progress(progress)) == progress
+
+
 def test_a_fold_has_the_notes_and_what_is_reserved() -> None:
     reserve = Record(kind=RecordKind.INTENT, at=1.0, index=0, reserved={"usd": 0.1})
     progress = progress_of(note(3, a=[1.5, "é"], b=None), note(9, a=1), reserve)
@@ -101,11 +118,11 @@ def test_a_copy_shares_no_note() -> None:
 
 def test_the_size_of_notes_is_that_of_names_and_values() -> None:
     notes = Notes()
-    notes.put(0, "é", encode_note("abc"))
-    notes.put(0, "b", encode_note(1))
-    notes.put(0, "é", encode_note(""))
+    notes.put(0, "é", encode_note("abc"), {})
+    notes.put(0, "b", encode_note(1), {})
+    notes.put(0, "é", encode_note(""), {})
     assert notes.nbytes == len("é".encode()) + 1 + 1 + 1
-    notes.put(7, "c", encode_note(1))
+    notes.put(7, "c", encode_note(1), {})
     left = notes.without(0)
     assert left is notes
     assert notes.nbytes == 2
@@ -115,6 +132,6 @@ def test_the_size_of_notes_is_that_of_names_and_values() -> None:
 
 def test_a_note_that_is_no_value_is_damage() -> None:
     notes = Notes()
-    notes.put(0, "a", b"\xc1")
+    notes.put(0, "a", b"\xc1", {})
     with pytest.raises(StoreDamagedError, match="a note of batch 0 cannot be read"):
         notes.of(0)

@@ -249,23 +249,28 @@ class Batch(Shown, Generic[T]):
         """Copies of the batch's notes by name, also those of attempts and sessions before."""
         return self._host.intents.notes_of(self.index)
 
-    async def note(self, name: str, value: Any) -> None:
+    async def note(self, name: str, value: Any, /, **cost: Number) -> None:
         """Keep a value with the batch until it is confirmed; later attempts read it in `notes`.
+
+        A note of something that costs money has the cost, too: at first the most that it can be,
+        then what it was.  It counts from the first note on, and is spent when the batch is
+        confirmed, by whichever attempt.  Where a limit has no room for it: as for `reserve`.
 
         Args:
             name: Its name; a note of this name is replaced.
             value: A JSON-like value of at most 64 KiB; it is copied.
+            cost: What it costs, by name; a cost that is not given stays as it was.
 
         Raises:
             NotEncodableError: the value is not JSON-like, or is too large.
             ValueError: the batch or its stream has too many notes.
-            RuntimeError: this attempt is settled.
+            RuntimeError: this attempt is settled, or the note is being saved.
             Exception: the reason why it was not saved.
 
         Durability: when this returns the note is durable.
         Cancellation: a save that has begun is waited for.
         """
-        await self._host.intents.note(self, name, value)
+        await self._host.intents.note(self, name, value, cost)
 
     async def reserve(self, /, **amounts: Number) -> None:
         """Put on record what a call may cost at most, before it is made; `spend` settles it.

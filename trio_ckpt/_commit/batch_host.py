@@ -24,7 +24,7 @@ class BatchIntents(Protocol[B]):
         """Copies of the notes of a batch."""
         ...
 
-    async def note(self, batch: B, name: str, value: Any) -> None:
+    async def note(self, batch: B, name: str, value: Any, cost: Mapping[str, Number]) -> None:
         """Save a note."""
         ...
 

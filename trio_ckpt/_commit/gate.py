@@ -454,7 +454,7 @@ class Gate:
     def _batch_record(
         self, batch: AnyBatch, staged: Staged, state: EncodedState | None, lines: Lines
     ) -> Record:
-        return Record(
+        record = Record(
             at=time.time(),
             index=batch.index,
             item=staged.digest,
@@ -471,6 +471,9 @@ class Gate:
             adds=self.open_stream.encode_adds(staged.adds) if staged.adds else b"",
             last_index=batch.index if staged.is_last else None,
         )
+        stream = self.open_stream
+        is_bare = stream.stream_log.progress.notes is None
+        return record if is_bare else stream.intents.with_costs(batch, record)
 
     # -- without a record -----------------------------------------------------------------------
 

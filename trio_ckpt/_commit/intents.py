@@ -23,13 +23,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.notes import Notes, encode_note, note_bytes
 from .._journal.record import Record, RecordKind
 from .._util.arguments import text
 from .._util.errors import NotEncodableError
-from .._util.exact_sum import ExactSum, Number, add_sums, as_amount
+from .._util.exact_sum import ExactSum, Number, add_amounts, add_sums, as_amount
 from .._util.plain import Plain, as_amounts, as_plain
 from .._util.text import number
 from .._util.uninterrupted import uninterrupted
@@ -56,18 +57,33 @@ class Intents:
     _stop: Stop
     _limits: LimitWatch | None
     _introduce: Callable[[Record], Record]
+    _changing: set[tuple[int, str]] = attrs.field(factory=set[tuple[int, str]], init=False)
 
     def notes_of(self, index: int) -> dict[str, Plain]:
         """Copies of the notes of a batch, by name."""
         notes = self._stream_log.progress.notes
         return {} if notes is None else notes.of(index)
 
-    async def note(self, batch: AnyBatch, name: str, value: Any) -> None:
+    async def note(
+        self, batch: AnyBatch, name: str, value: Any, cost: Mapping[str, Number]
+    ) -> None:
         """Save a note, see `Batch.note`."""
         _check_open(batch, "note")
         plain = as_plain(value, "value")
         self._check_limits(batch.index, text("name", name), encode_note(plain))
-        await self._save(batch, metadata={name: plain})
+        given, place = as_amounts(cost, "note", least=0), (batch.index, name)
+        if place in self._changing:
+            raise RuntimeError(
+                f"the note {name!r} of batch {batch.index} is being saved: wait for that first"
+            )
+        self._changing.add(place)
+        try:
+            notes = self._stream_log.progress.notes or Notes()
+            change = notes.change_of(*place, given)
+            await self._make_room(batch, change)
+            await self._save(batch, change, metadata={name: plain})
+        finally:
+            self._changing.discard(place)
 
     def _check_limits(self, index: int, name: str, payload: bytes) -> None:
         as_plain(name, "name")  # which refuses lone surrogates
@@ -95,32 +111,29 @@ class Intents:
         given, staged = as_amounts(amounts, "reserve", least=0), staged_of(batch)
         mine = staged.reservations = staged.reservations or Reservations()
         change = mine.change(staged.spent, given)
-        if self._limits is not None and not self._limits.reserve(change):
-            await self._park(batch)
+        await self._make_room(batch, change)
         mine.add(given, change)
         try:
-            await self._save(
-                batch,
-                reserved={name: as_amount(total) for name, total in change.items()},
-                on_durable=lambda: add_sums(mine.saved, change),
-            )
+            await self._save(batch, change, on_durable=lambda: add_sums(mine.saved, change))
         except BaseException:
             mine.take_back(given, change)
-            if self._limits is not None:
-                self._limits.unreserve(change)
             raise
 
-    async def _park(self, batch: AnyBatch) -> None:
-        """Never return: the stop of the run ends the body when the other batches are saved."""
-        async with self._stop.aside(batch.token):
-            await trio.sleep_forever()
+    async def _make_room(self, batch: AnyBatch, change: Mapping[str, ExactSum]) -> None:
+        """Count what is reserved; where a limit has no room, stop the run and never return.
+
+        The stop ends the body when the other batches are saved.
+        """
+        if self._limits is not None and not self._limits.reserve(change):
+            async with self._stop.aside(batch.token):
+                await trio.sleep_forever()
 
     async def _save(
         self,
         batch: AnyBatch,
+        change: Mapping[str, ExactSum],
         *,
         metadata: dict[str, Plain] | None = None,
-        reserved: dict[str, Any] | None = None,
         on_durable: Callable[[], None] = lambda: None,
     ) -> None:
         record = Record(
@@ -130,17 +143,53 @@ class Intents:
             item=staged_of(batch).digest,
             attempts=batch.attempt,
             metadata=metadata or {},
-            reserved=reserved,
+            reserved={of: as_amount(total) for of, total in change.items()} or None,
         )
-        await self._committer.save(self._stream_log, self._introduce(record), on_durable=on_durable)
+        record = self._introduce(record)
+        try:
+            await self._committer.save(self._stream_log, record, on_durable=on_durable)
+        except BaseException:
+            if self._limits is not None:
+                self._limits.unreserve(change)
+            raise
 
-    def end(self, reservations: Reservations) -> None:
+    def with_costs(self, batch: AnyBatch, record: Record) -> Record:
+        """The record of a confirmed batch with what its notes cost: it is spent now.
+
+        Args:
+            batch: The attempt.
+            record: Its record, without that.
+        """
+        notes, staged = self._stream_log.progress.notes, staged_of(batch)
+        costs = {} if notes is None else notes.costs(batch.index)
+        if not costs:
+            return record
+        staged.reservations = staged.reservations or Reservations()
+        staged.reservations.of_notes = costs
+        spent, reserved = dict[str, ExactSum](), dict[str, ExactSum]()
+        add_amounts(spent, record.spent)
+        add_sums(spent, costs)
+        add_amounts(reserved, record.reserved or {})
+        add_sums(reserved, costs, sign=-1)
+        return msgspec.structs.replace(
+            record,
+            spent={of: as_amount(total) for of, total in spent.items()},
+            reserved={of: as_amount(total) for of, total in reserved.items()},
+        )
+
+    def end(self, reservations: Reservations, *, is_confirmed: bool) -> None:
         """Count what an attempt has reserved as spent, because the attempt is over.
 
         What its last record takes out of the sum is counted with that record.
+
+        Args:
+            reservations: What it has reserved.
+            is_confirmed: Whether its batch is confirmed, and its notes are gone with it.
         """
         if self._limits is not None:
             self._limits.end_reserved(reservations.submitted)
+            if is_confirmed:
+                self._limits.end_reserved(reservations.of_notes)
 
 
 def saved_sums(batches: Mapping[int, AnyBatch]) -> dict[str, ExactSum]:

@@ -92,7 +92,7 @@ class LimitWatch:
         grace_s: How long a stop waits for open batches, in seconds.
         spent: What all attempts of all sessions have cost, by name, with what those that are over
             have left reserved.
-        reserved: What open attempts have reserved, by name.
+        reserved: What open attempts have reserved and what notes cost, by name.
         streaks: What has failed in the outage that there may be, by stream.
         is_braking: Whether an outage has stopped the run.
         reached: The limit that has stopped the run; None: none has.
@@ -103,7 +103,7 @@ class LimitWatch:
     stop: Stop
     grace_s: float
     spent: dict[str, ExactSum]
-    reserved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum], init=False)
+    reserved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     streaks: dict[StreamKey, Streak] = attrs.field(factory=dict[StreamKey, Streak], init=False)
     is_braking: bool = attrs.field(default=False, init=False)
     reached: LimitReached | None = attrs.field(default=None, init=False)
@@ -171,7 +171,7 @@ class LimitWatch:
         add_sums(self.reserved, change, sign=-1)
 
     def end_reserved(self, reserved: Mapping[str, ExactSum]) -> None:
-        """Count as spent what an attempt has reserved, because it is over; see `add_cost`."""
+        """Count as spent what was reserved, because its attempt is over; see `add_cost`."""
         add_sums(self.reserved, reserved, sign=-1)
         add_sums(self.spent, reserved)
         self.stop_for(over_spent(self.limits, self.spent))

@@ -379,7 +379,7 @@ class OpenStream:
             if self.limits is not None:
                 self.limits.ended(batch.token)
             if (reservations := staged_of(batch).reservations) is not None:
-                self.intents.end(reservations)
+                self.intents.end(reservations, is_confirmed=ending is CONFIRMED)
         batch.state = AttemptState.OVER
         if batch.index in self.awaited:
             self.awaited.pop(batch.index).set()

@@ -37,11 +37,13 @@ class Reservations:
         submitted: What its records that are submitted reserve, by name.
         saved: What of that is durable.
         open: The reservations that are not settled, by name, the smallest first.
+        of_notes: What the notes of its batch cost, if it is confirmed; its record has it as spent.
     """
 
     submitted: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     saved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     open: dict[str, list[Number]] = attrs.field(factory=dict[str, list[Number]])
+    of_notes: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
 
     def change(
         self, spent: Mapping[str, Amount], amounts: Mapping[str, Number]

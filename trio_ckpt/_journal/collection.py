@@ -307,6 +307,7 @@ def _sum_of(parts: Sequence[Summary], status: Status, *, is_whole: bool) -> Summ
         failed_at=failed.failed_at,
         error=failed.error,
         assumed=_sums(part.assumed for part in parts),
+        noted=_sums(part.noted for part in parts),
     )
 
 

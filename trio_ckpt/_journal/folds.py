@@ -17,7 +17,7 @@ from .._util.errors import StoreDamagedError
 from .._util.exact_sum import StoredSum, decode_sums, encode_sums
 from .._util.index_set import IndexSet
 from .._util.plain import Plain
-from .notes import decode_notes, encode_notes
+from .notes import Notes, StoredNote, encode_notes
 from .progress import MAX_SKIPS, FailedAttempt, Pin, Progress, decode_marks, encode_marks
 from .record import ErrorInfo, Status, check_times
 
@@ -58,7 +58,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     phase: str | None = None
     estimate: int | None = None
     reserved: dict[str, StoredSum] = {}
-    notes: dict[int, dict[str, msgspec.Raw]] = {}
+    notes: dict[int, dict[str, StoredNote]] = {}
 
 
 MAX_ERRORS = 1_000  # of batches that wait for their next attempt, after an outage perhaps all
@@ -70,7 +70,7 @@ _CODECS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
     **dict.fromkeys(("confirmed", "skipped", "adopted"), (IndexSet.to_steps, IndexSet.from_steps)),
     **dict.fromkeys(("totals", "spent", "spent_confirmed", "reserved"), (encode_sums, decode_sums)),
     **dict.fromkeys(("items", "skipped_items"), (encode_marks, decode_marks)),
-    "notes": (encode_notes, decode_notes),
+    "notes": (encode_notes, Notes.decode),
 }
 """How a field is encoded and decoded."""
 

@@ -118,8 +118,9 @@ class Progress(Shown):
         phase: The newest phase of the run in whose block it was opened.
         items: The sum of the `item_mark` of all batches that are done and had an item.
         skipped_items: The part of `items` that skipped batches have.
-        reserved: What attempts have reserved and not settled; exact.  It counts as spent: what an
-            attempt that is over has left here, such as one that was killed, stays.
+        reserved: What attempts have reserved and not settled, and what notes cost; exact.  It
+            counts as spent: what an attempt that is over has left here, such as one that was
+            killed, stays.
         notes: The notes of batches that are not confirmed; None: there are none.
         done: Batches that are confirmed or skipped.
     """
@@ -184,6 +185,15 @@ class Progress(Shown):
         if self.opened_at is None or self.worked_at is None:
             return self.earlier_s
         return self.earlier_s + max(0.0, self.worked_at - self.opened_at)
+
+    @property
+    def assumed(self) -> dict[str, ExactSum]:
+        """What attempts have reserved and not settled, without what notes cost."""
+        if self.notes is None:
+            return self.reserved
+        sums = dict(self.reserved)
+        add_sums(sums, self.notes.costs(), sign=-1)
+        return without_zeros(sums)
 
     @property
     def is_ordered(self) -> bool:
@@ -458,7 +468,7 @@ def _apply_intent(progress: Progress, record: Record) -> None:
     if record.metadata and index not in progress.confirmed:
         progress.notes = progress.notes or Notes()
         for name, value in record.metadata.items():
-            progress.notes.put(index, name, encode_note(value))
+            progress.notes.put(index, name, encode_note(value), record.reserved or {})
 
 
 def _add_reserved(progress: Progress, amounts: Mapping[str, Amount]) -> None:

@@ -42,6 +42,7 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
         saved: What the attempts that confirmed a batch cost: what resuming saves.
         assumed: What attempts have reserved and not settled, beside `spent`.  It counts as spent.
             Read from outside of a running session, it has what is reserved now, too.
+        noted: What the notes of batches cost that are not confirmed.  It counts as spent.
         adopted: How many confirmed batches have an unknown share of `totals`.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
         error: The error of the stream that failed last.
@@ -65,6 +66,7 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
     failed_at: float | None = None
     error: ErrorInfo | None = None
     assumed: Mapping[str, Number] = {}
+    noted: Mapping[str, Number] = {}
 
     def _shown(self) -> Iterable[tuple[str, str]]:
         counts = [(count, status.value) for status, count in self.streams.items()]
@@ -179,9 +181,10 @@ def summarize(
     )
     status = group_status(status for status, count in streams.items() if count)
     totals, spent, saved = dict[str, ExactSum](), dict[str, ExactSum](), dict[str, ExactSum]()
-    assumed = dict[str, ExactSum]()
+    assumed, noted = dict[str, ExactSum](), dict[str, ExactSum]()
     for progress in parts.values():
-        add_sums(assumed, progress.reserved)
+        add_sums(noted, {} if progress.notes is None else progress.notes.costs())
+        add_sums(assumed, progress.assumed)
         add_sums(totals, progress.totals)
         add_sums(spent, progress.spent)
         add_sums(saved, progress.spent_confirmed)
@@ -208,6 +211,7 @@ def summarize(
         failed_at=failed.failed_at,
         error=failed.error,
         assumed=shown(assumed),
+        noted=shown(noted),
     )
 
 

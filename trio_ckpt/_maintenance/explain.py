@@ -192,7 +192,7 @@ def _headline(facts: Facts) -> Iterator[Clause]:
         yield Reason.FILES_UNSEEN if has_files else Reason.SOURCE_UNSEEN, fields
     sums = dict[str, ExactSum]()
     for progress in parts:
-        add_sums(sums, progress.reserved)
+        add_sums(sums, progress.assumed)
     if assumed := amounts(shown(sums)):
         yield Reason.ASSUMED, {"assumed": assumed}
     if facts.paused:

@@ -52,11 +52,13 @@ def watch_limits(
     """
     if limits is None:
         return None
-    spent = dict[str, ExactSum]()
+    spent, reserved = dict[str, ExactSum](), dict[str, ExactSum]()
     for key in in_order(parts):
         add_sums(spent, parts[key].spent)
-        add_sums(spent, parts[key].reserved)  # by attempts that no session has ended
-    return LimitWatch(run_id, limits, stop, grace_s, spent)
+        add_sums(spent, parts[key].assumed)  # of attempts that are over: nothing settles it
+        if (notes := parts[key].notes) is not None:
+            add_sums(reserved, notes.costs())  # later attempts settle it
+    return LimitWatch(run_id, limits, stop, grace_s, spent, reserved)
 
 
 @uninterrupted

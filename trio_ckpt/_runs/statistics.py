@@ -66,7 +66,7 @@ def _of_session(
     """
     assumed, reserved = dict[str, ExactSum](), dict[str, ExactSum]()
     for stream_log in stream_logs:
-        add_sums(assumed, stream_log.progress.reserved)
+        add_sums(assumed, stream_log.progress.assumed)
     for open_stream in open_streams:
         add_sums(reserved, saved_sums(open_stream.open))
     add_sums(assumed, reserved, sign=-1)

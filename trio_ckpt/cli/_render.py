@@ -342,6 +342,7 @@ def summary_document(summary: Summary) -> Document:
         "spent": dict(summary.spent),
         "spent_on_confirmed": dict(summary.saved),
         "assumed": dict(summary.assumed),
+        "noted": dict(summary.noted),
         "mean_spent_per_confirmed_batch": mean_spent(summary),
         "started_at": iso_moment(summary.started_at),
         "updated_at": iso_moment(summary.updated_at),

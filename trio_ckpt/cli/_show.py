@@ -363,6 +363,9 @@ def total_pairs(summary: Summary) -> list[tuple[str, str]]:
         pairs.append(("spent on confirmed batches", f"{saved}{without}"))
         if mean := mean_spent(summary):
             pairs.append(("mean per confirmed batch", amounts(mean)))
+    if summary.noted:
+        noted = f"{amounts(summary.noted)} (of batches that are not confirmed; beside the total)"
+        pairs.append(("noted as spent", noted))
     if summary.assumed:
         assumed = f"{amounts(summary.assumed)} (reserved and not settled; beside the total)"
         pairs.append(("assumed spent", assumed))
