@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import trio_ckpt
+from trio_ckpt.outputs import is_url
 
 DAY_S = 86_400.0
 
@@ -19,6 +20,14 @@ def output_folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("a folder, not nothing")
     return Path(text)
+
+
+def output_place(text: str) -> Path | str:
+    """A folder, or the URL of a bucket, such as ``s3://bucket/prefix``."""
+    try:
+        return text if is_url(text) else output_folder(text)
+    except trio_ckpt.OutputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:

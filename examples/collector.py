@@ -13,6 +13,9 @@ itself (``--url`` names another one). The blocks play the repositories, and each
 Stop it, kill it, unplug the machine: the same command goes on with the page it was at. See what
 it does about errors with --fault, say ``--fault "429:5 /blocks/kana/hiragana/characters?page=2"``.
 
+With ``--out s3://bucket/prefix`` all of it is in a bucket, each page of characters as a file of its
+own, ``characters/SCRIPT/BLOCK/page-1.json``, and no disk is needed.
+
 With ``--partitions 8`` the repositories are shared among eight partitions. Start the command some
 times, also on several machines with one ``--store``: each process collects one partition after the
 other, in a folder of its own below ``--out``.
@@ -39,6 +42,7 @@ import attrs
 import trio
 
 import trio_ckpt
+from trio_ckpt.outputs import is_url, place_below
 from trio_ckpt.progress import Screen
 
 from ._api.faults import Plan
@@ -141,6 +145,7 @@ class Collector:
     client: Client
     url: str
     per_page: int
+    is_in_bucket: bool = False
 
     async def get(self, path: str, **query: object) -> Answer:
         """Get one page.
@@ -188,7 +193,11 @@ class Collector:
                     continue
                 if page == before:
                     raise RepeatedAnswerError(f"page {batch.index} is the one before it once more")
-                batch.append_json(f"characters/{repo}.jsonl", *page.records)
+                if self.is_in_bucket:  # where no file can grow
+                    name = f"characters/{repo}/page-{batch.index}.json"
+                    await batch.write_json(name, page.records)
+                else:
+                    batch.append_json(f"characters/{repo}.jsonl", *page.records)
                 batch.complete(records=len(page.records))
                 before = page
 
@@ -350,12 +359,12 @@ async def run_collector(options: argparse.Namespace) -> int:
 
 async def run_with(client: Client, url: str, options: argparse.Namespace) -> int:
     """Collect from an API that is there; returns the exit code."""
-    collector = Collector(client, url, options.per_page)
+    collector = Collector(client, url, options.per_page, is_url(options.out))
     if options.partitions is not None:
         return await collect_partitions(collector, options)
     async with trio_ckpt.open_run(
         NAME,
-        store=options.store or options.out / "collector.ckpt",
+        store=options.store or place_below(options.out, "collector.ckpt"),
         output_dir=options.out,
         config={"url": options.url or OWN_API, "per_page": options.per_page},
         fresh=options.fresh,
@@ -382,7 +391,7 @@ async def collect_partitions(collector: Collector, options: argparse.Namespace) 
     """Collect partitions until none is left, beside any other process; returns the exit code."""
     async with trio_ckpt.open_collection(
         NAME,
-        store=options.store or options.out / "collector.ckpt",
+        store=options.store or place_below(options.out, "collector.ckpt"),
         partitions=options.partitions,
         output_dir=options.out,
         config={"url": options.url or OWN_API, "per_page": options.per_page},

@@ -7,6 +7,9 @@ writes one JSON line per page to ``crawl/pages.jsonl`` and what it gave up on to
 is left.  A page's line, its links and the fact that it is done are saved together, so no page is
 lost and no line is written twice; a crash costs one more fetch of what was in flight.
 
+With ``--out s3://bucket/prefix`` all of it is in a bucket, the line of a page as an object of its
+own, ``pages/00000000.json``, and no disk is needed.
+
 Exit codes: 0 complete, 3 complete but for the pages in failed.jsonl and the links that the final
 line counts as left out, 75 stopped in good order with work left, 130 and 143 stopped at once by a
 second signal, 1 it cannot work, 2 a bad command line.
@@ -18,7 +21,7 @@ import argparse
 import hashlib
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
 
@@ -26,6 +29,7 @@ import attrs
 import trio
 
 import trio_ckpt
+from trio_ckpt.outputs import is_url, place_below
 from trio_ckpt.progress import Screen
 
 from ._command import limits_of, lines_of, resume_command
@@ -40,7 +44,15 @@ from ._crawler.failures import (
     check_status,
     write_failed,
 )
-from ._crawler.memory import FORBIDDEN, MAX_FILE_BYTES, REDIRECTS, Forbidden, Redirects
+from ._crawler.memory import (
+    FORBIDDEN,
+    MAX_FILE_BYTES,
+    REDIRECTS,
+    Forbidden,
+    Redirects,
+    object_name,
+    read_objects,
+)
 from ._crawler.options import parse_options
 from ._web import http, robots, urls
 from ._web.page import Page, parse_page
@@ -73,6 +85,7 @@ class Crawler:
     redirects: Redirects
     forbidden: Forbidden
     max_pages: int | None
+    is_in_bucket: bool = False
     rules_until: float = attrs.Factory(lambda: trio.current_time() + RULES_LAST_S)
     answered_at: float = attrs.Factory(trio.current_time)
 
@@ -86,7 +99,7 @@ class Crawler:
         fetched_at = datetime.now(UTC)
         self._check_status(response)
         if response.status in http.REDIRECTS:
-            self._follow(batch, response)
+            await self._follow(batch, response)
         else:
             await self._read(batch, response, fetched_at)
         if self.max_pages is not None and self._pages() >= self.max_pages:
@@ -137,7 +150,7 @@ class Crawler:
 
     # -- redirects --------------------------------------------------------------------------
 
-    def _follow(self, batch: Batch, response: http.Response) -> None:
+    async def _follow(self, batch: Batch, response: http.Response) -> None:
         """Stage the target of a redirect; its page is fetched in its turn, once."""
         location = response.location
         if location is None or len(location) > urls.MAX_URL_LENGTH:
@@ -149,9 +162,9 @@ class Crawler:
             batch.complete(metadata={"redirect": location})
             return
         self.redirects.follow(batch.item, location)
-        self._add(batch, [location])
+        await self._add(batch, [location])
         line = {"url": batch.item, "status": response.status, "location": location}
-        batch.append_json(REDIRECTS, line)
+        await self._note(batch, REDIRECTS, line)
         batch.complete(totals={"redirects": 1})
 
     def _check_start(self, start: Url, location: Url) -> None:
@@ -177,8 +190,9 @@ class Crawler:
             log.warning("%s: links left out: %d (too long, or too many)", url, left_out)
         if batch.index == 0 and not page.links:
             log.warning("%s is not a page with links: there is nothing more to crawl", url)
-        self._add(batch, short)
-        batch.append_json(
+        await self._add(batch, short)
+        await self._note(
+            batch,
             "pages.jsonl",
             {
                 "url": url,
@@ -193,14 +207,23 @@ class Crawler:
         )
         batch.complete(records=1, totals={"links_left_out": left_out} if left_out else None)
 
-    def _add(self, batch: Batch, links: list[Url]) -> None:
+    async def _add(self, batch: Batch, links: list[Url]) -> None:
         """Stage links of the site: to be fetched, or remembered as forbidden."""
         allowed = [link for link in links if self.rules.allows(link)]
         batch.add(allowed)
         if len(allowed) < len(links):
             known = set(allowed)
             news = self.forbidden.new(link for link in links if link not in known)
-            batch.append_json(FORBIDDEN, *({"url": link, "on": batch.item} for link in news))
+            if news:
+                lines = [{"url": link, "on": batch.item} for link in news]
+                await self._note(batch, FORBIDDEN, *lines)
+
+    async def _note(self, batch: Batch, name: str, *lines: Mapping[str, object]) -> None:
+        """Stage lines of a file, in a bucket as an object of the page."""
+        if self.is_in_bucket:
+            await batch.write_json(object_name(name, batch.index), list(lines))
+        else:
+            batch.append_json(name, *lines)
 
 
 async def _parse(response: http.Response) -> Page:
@@ -234,7 +257,7 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
             raise CannotCrawlError(f"robots.txt of the site does not allow {scope.start_url}")
         async with trio_ckpt.open_run(
             "crawl",
-            store=options.store or options.out / "crawl.ckpt",
+            store=_store_of(options),
             output_dir=options.out,
             config={
                 "url": scope.start_url,
@@ -249,6 +272,10 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
             return await crawl_in(run, client, scope, rules, options)
 
 
+def _store_of(options: argparse.Namespace) -> str:
+    return options.store or place_below(options.out, "crawl.ckpt")
+
+
 async def crawl_in(
     run: trio_ckpt.Run,
     client: http.Client,
@@ -258,7 +285,12 @@ async def crawl_in(
 ) -> int:
     """Crawl in an open run; returns the exit code."""
     # What robots.txt allows now is begun with; the frontier leaves out what it has had already.
-    forbidden = await trio.to_thread.run_sync(Forbidden.load, options.out, MAX_FILE_BYTES)
+    is_in_bucket = is_url(options.out)
+    if is_in_bucket:
+        records = await read_objects(_store_of(options), options.out)
+        forbidden = Forbidden.of(records.get(FORBIDDEN, ()))
+    else:
+        forbidden = await trio.to_thread.run_sync(Forbidden.load, options.out, MAX_FILE_BYTES)
     frontier = Frontier([scope.start_url, *forbidden.release(rules.allows)])
     delay_s = max(options.delay, rules.crawl_delay_s or 0)
     if delay_s > LONG_DELAY_S:
@@ -269,17 +301,29 @@ async def crawl_in(
         )
     gate = HostGate(options.per_host or options.concurrency, delay_s)
     async with run.open_stream("pages", state=frontier) as stream:
-        # Once more, without lines that a kill has left there and no checkpoint knows.
-        sizes = stream.progress.sinks
-        forbidden = await trio.to_thread.run_sync(
-            Forbidden.load, options.out, sizes.get(FORBIDDEN, 0)
-        )
-        forbidden.release(rules.allows)
-        redirects = await trio.to_thread.run_sync(
-            Redirects.load, options.out, sizes.get(REDIRECTS, 0)
-        )
+        if is_in_bucket:
+            redirects = Redirects.of(records.get(REDIRECTS, ()))
+        else:
+            # Once more, without lines that a kill has left there and no checkpoint knows.
+            sizes = stream.progress.sinks
+            forbidden = await trio.to_thread.run_sync(
+                Forbidden.load, options.out, sizes.get(FORBIDDEN, 0)
+            )
+            forbidden.release(rules.allows)
+            redirects = await trio.to_thread.run_sync(
+                Redirects.load, options.out, sizes.get(REDIRECTS, 0)
+            )
         crawler = Crawler(
-            run, stream, client, scope, rules, gate, redirects, forbidden, options.max_pages
+            run,
+            stream,
+            client,
+            scope,
+            rules,
+            gate,
+            redirects,
+            forbidden,
+            options.max_pages,
+            is_in_bucket,
         )
         try:
             async with shown(lambda: status_line(crawler), sys.stderr):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from .._api.faults import Fault
-from .._command import add_limits, command_of, output_folder, whole_number
+from .._command import add_limits, command_of, output_place, whole_number
 from .._web import urls
 
 OWN_API = "the API of the example"
@@ -22,7 +22,10 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "left, 130 and 143 stopped at once, 1 it cannot work, 2 a bad command line",
     )
     parser.add_argument(
-        "--out", type=output_folder, required=True, help="folder of what is collected"
+        "--out",
+        type=output_place,
+        required=True,
+        help="folder of what is collected, or URL of a bucket",
     )
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/collector.ckpt)")
     parser.add_argument("--url", type=_url, help=f"of the API ({OWN_API}, started here)")

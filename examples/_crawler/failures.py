@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import trio_ckpt
-from trio_ckpt.outputs import OutputDir
+from trio_ckpt.outputs import AnyPath, open_outputs
 
 from .._web import errors, http
 from .._web.charsets import UnreadableText
@@ -104,7 +103,9 @@ RETRIES = trio_ckpt.RetryTable(
 )
 
 
-def write_failed(folder: Path, skipped: Sequence[tuple[int, str, trio_ckpt.FailedAttempt]]) -> None:
+def write_failed(
+    place: AnyPath, skipped: Sequence[tuple[int, str, trio_ckpt.FailedAttempt]]
+) -> None:
     """Write failed.jsonl, all of it each time, so that it is always the present truth."""
     lines = [
         json.dumps(
@@ -118,7 +119,7 @@ def write_failed(folder: Path, skipped: Sequence[tuple[int, str, trio_ckpt.Faile
         )
         for _index, url, attempt in skipped
     ]
-    outputs = OutputDir.open(folder)
+    outputs = open_outputs(place)
     try:
         outputs.write("failed.jsonl", "".join(f"{line}\n" for line in lines).encode())
     finally:

@@ -1,7 +1,8 @@
 """What a crawl has to remember besides its pages: redirects, and links that robots.txt forbids.
 
 Both are files of lines, which the pages stage with their checkpoints, so a killed crawl has them
-again. In memory they are what those lines say.
+again. In memory they are what those lines say. In a bucket no file can grow: there the lines of a
+page are an object of its own, and the history of the crawl says which there are.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import aclosing
 
 import attrs
+import trio
 
-from trio_ckpt.outputs import OutputDir
+import trio_ckpt
+from trio_ckpt.outputs import OutputDir, open_outputs
+from trio_ckpt.stores import open_store
 
 from .failures import RedirectError
 
@@ -46,10 +51,49 @@ def read_lines(folder: AnyPath, name: str, size: int, *fields: str) -> Iterator[
             record = json.loads(line)
         except ValueError:
             continue
+        yield from texts_of([record], *fields)
+
+
+def texts_of(records: Iterable[object], *fields: str) -> Iterator[list[str]]:
+    """These texts of each record; those that lack one are passed over."""
+    for record in records:
         values = [record.get(field) for field in fields] if isinstance(record, dict) else []
         texts = [value for value in values if isinstance(value, str)]
         if len(texts) == len(fields):
             yield texts
+
+
+def object_name(name: str, index: int) -> str:
+    """The name of the lines of one page in a bucket, from that of the file of lines."""
+    return f"{name.removesuffix('.jsonl')}/{index:08}.json"
+
+
+async def read_objects(store: str, place: str) -> dict[str, list[object]]:
+    """The records in the objects of a crawl in a bucket, by the name of their file of lines.
+
+    Args:
+        store: The URL of the checkpoints.
+        place: The URL of the outputs.
+    """
+    names = dict[int, list[str]]()
+    opened = await open_store(store)
+    try:
+        async with aclosing(trio_ckpt.read_history(opened, "crawl", ("pages",))) as history:
+            async for entry in history:
+                if entry.batch_index is not None and entry.kind == "batch":
+                    names.setdefault(entry.batch_index, [o.path for o in entry.outputs])
+    finally:
+        await opened.aclose()
+    outputs = open_outputs(place)
+    found = dict[str, list[object]]()
+    for index, paths in sorted(names.items()):
+        for name in (FORBIDDEN, REDIRECTS):
+            if object_name(name, index) in paths:
+                data = await trio.to_thread.run_sync(
+                    outputs.read, object_name(name, index), MAX_FILE_BYTES
+                )
+                found.setdefault(name, []).extend(json.loads(data))
+    return found
 
 
 @attrs.define(eq=False)
@@ -63,8 +107,17 @@ class Redirects:
     @classmethod
     def load(cls, folder: AnyPath, size: int) -> Redirects:
         """Those that the crawl in a folder has met: so many bytes of the file are confirmed."""
+        return cls._of(read_lines(folder, REDIRECTS, size, "url", "location"))
+
+    @classmethod
+    def of(cls, records: Iterable[object]) -> Redirects:
+        """Those of records."""
+        return cls._of(texts_of(records, "url", "location"))
+
+    @classmethod
+    def _of(cls, texts: Iterable[list[str]]) -> Redirects:
         redirects = cls()
-        for url, location in read_lines(folder, REDIRECTS, size, "url", "location"):
+        for url, location in texts:
             redirects._add(url, location)
         return redirects
 
@@ -102,6 +155,11 @@ class Forbidden:
     def load(cls, folder: AnyPath, size: int) -> Forbidden:
         """Those that the crawl in a folder has met: so many bytes of the file are confirmed."""
         return cls({url for (url,) in read_lines(folder, FORBIDDEN, size, "url")})
+
+    @classmethod
+    def of(cls, records: Iterable[object]) -> Forbidden:
+        """Those of records."""
+        return cls({url for (url,) in texts_of(records, "url")})
 
     def release(self, is_allowed: Callable[[str], bool]) -> list[str]:
         """Forget those that are allowed now; returns them."""

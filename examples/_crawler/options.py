@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from .._command import add_limits, command_of, output_folder, seconds, whole_number
+from .._command import add_limits, command_of, output_place, seconds, whole_number
 
 DEFAULT_USER_AGENT = "trio-ckpt-crawler/0.1 (+an example of the trio_ckpt library)"
 MAX_CONCURRENCY = 1_000  # sockets: common systems give a process 1,024 files
@@ -21,7 +21,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "work, 2 a bad command line",
     )
     parser.add_argument("url", help="where to start; the crawl stays on its site")
-    parser.add_argument("--out", type=output_folder, required=True, help="folder of pages.jsonl")
+    parser.add_argument(
+        "--out", type=output_place, required=True, help="folder of pages.jsonl, or URL of a bucket"
+    )
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/crawl.ckpt)")
     parser.add_argument(
         "--concurrency",

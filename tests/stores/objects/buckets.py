@@ -13,9 +13,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 import attrs
-from obstore.store import MemoryStore
 
-from trio_ckpt._buckets.bucket import Bucket, KeyTakenError, NoAnswerError, StoredObject
+from trio_ckpt._buckets.bucket import (
+    Bucket,
+    KeyTakenError,
+    NoAnswerError,
+    StoredObject,
+    memory_bucket,
+)
 from trio_ckpt._buckets.clock import StoreClock
 from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import SaveOutcomeUnknownError, StoreConflictError
@@ -56,11 +61,14 @@ def nothing(_verb: str, _key: str) -> None:
 
 
 class ClockedBucket(Bucket):
-    """A bucket in memory that is ahead by what a virtual clock says; `before` is called first."""
+    """A bucket that is ahead by what a virtual clock says; `before` is called first.
 
-    def __init__(self, clock: Ticking) -> None:
-        store = MemoryStore()
-        super().__init__("memory", store, store)
+    It is in memory, or a real one.
+    """
+
+    def __init__(self, clock: Ticking, real: Bucket | None = None) -> None:
+        of = memory_bucket() if real is None else real
+        super().__init__(of.shown, of._quick, of._patient)
         self.clock = clock
         self.times: dict[str, datetime] = {}
         self.before: Callable[[str, str], None] = nothing

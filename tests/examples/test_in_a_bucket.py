@@ -1,0 +1,184 @@
+"""The crawler and the collector with store and outputs in a bucket, killed before any request."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+
+if importlib.util.find_spec("obstore") is None:
+    pytest.skip("obstore is missing: pip install 'trio-ckpt[objects]'", allow_module_level=True)
+
+from examples import collector, crawler
+from examples._crawler.options import parse_options
+from tests.examples.collecting import URL, Direct, api
+from tests.examples.site import Site, html, links, page, redirect
+from tests.stores.objects.buckets import ClockedBucket, HandClock, nothing
+from tests.stores.objects.conftest import s3_server as s3_server, s3_url as s3_url
+from trio_ckpt import OutputError
+from trio_ckpt._buckets.address import ObjectsAddress, parse_address
+from trio_ckpt._buckets.bucket import open_bucket
+
+OUT = "s3://bucket/out"
+COLLECTED = ("characters/", "decompositions/", "pages/", "redirects/", "forbidden/")
+STRIDE = {"memory": 1, "s3": 23}  # requests between two kills
+
+
+class _KilledError(BaseException):
+    """What a process that is killed does not see."""
+
+
+@pytest.fixture(params=["memory", "s3"])
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ClockedBucket:
+    """The bucket of all URLs: in memory, or on a server on the loopback."""
+    clock, real = HandClock(), None
+    if request.param == "s3":
+        real = open_bucket(parse_address(request.getfixturevalue("s3_url")))
+    bucket = ClockedBucket(clock, real)
+    clear(bucket)
+
+    def opened(_address: ObjectsAddress) -> ClockedBucket:
+        return bucket
+
+    monkeypatch.setattr("trio_ckpt.outputs._objects.open_bucket", opened)
+    monkeypatch.setattr("trio_ckpt.stores._objects.store.open_bucket", opened)
+    return bucket
+
+
+async def killed_everywhere(
+    bucket: ClockedBucket, stride: int, work: Callable[[], Awaitable[int]], wanted: dict[str, Any]
+) -> int:
+    """Kill a program before its first request, before a later one …; returns how often."""
+    at = 0
+    while True:
+        clear(bucket)
+        is_killed = await killed_at(bucket, at, work)
+        assert found_in(bucket) == wanted, at
+        if not is_killed:
+            return at // stride
+        at += stride
+
+
+async def killed_at(bucket: ClockedBucket, at: int, work: Callable[[], Awaitable[int]]) -> bool:
+    """Kill a program before a request, and start it again on a machine that has nothing."""
+    left, is_dead = at, False
+
+    def kill(_verb: str, _key: str) -> None:
+        nonlocal left, is_dead
+        left -= 1
+        is_dead = is_dead or left < 0
+        if is_dead:
+            raise _KilledError
+
+    bucket.before = kill
+    try:
+        await work()
+    except BaseException as error:
+        if not is_dead or isinstance(error, trio.Cancelled):
+            raise
+    bucket.before = nothing
+    assert isinstance(bucket.clock, HandClock)
+    bucket.clock.now += 1_000
+    assert await work() == 0
+    return is_dead
+
+
+def clear(bucket: ClockedBucket) -> None:
+    bucket.before = nothing
+    for found in list(bucket.list("out")):
+        bucket.delete([found.key])
+
+
+def found_in(bucket: ClockedBucket) -> dict[str, Any]:
+    """What was collected: no checkpoint, no archive, and nothing that says when."""
+    found = dict[str, Any]()
+    for entry in list(bucket.list("out")):
+        name = entry.key.removeprefix("out/")
+        if name.startswith(
+            ("characters/", "decompositions/", "pages/", "redirects/", "forbidden/")
+        ):
+            found[name] = json.loads(bucket.get(entry.key) or b"")
+            for line in found[name]:
+                line.pop("fetched_at", None)
+    return found
+
+
+def stride_of(request: pytest.FixtureRequest) -> int:
+    return STRIDE[request.node.callspec.params["bucket"]]
+
+
+async def test_the_collector_killed_at_any_request_collects_the_same(
+    bucket: ClockedBucket, request: pytest.FixtureRequest
+) -> None:
+    async def work() -> int:
+        client = Direct(api(blocks=("kana/hiragana",)))
+        words = ["--out", OUT, "--workers", "1", "--per-page", "40"]
+        return await collector.run_with(client, URL, collector.parse_options(words))
+
+    assert await work() == 0
+    wanted = found_in(bucket)
+    assert len(wanted) >= 4
+    assert await killed_everywhere(bucket, stride_of(request), work, wanted) >= 3
+
+
+async def test_the_crawler_killed_at_any_request_crawls_the_same(
+    bucket: ClockedBucket, site: Site, request: pytest.FixtureRequest
+) -> None:
+    site.pages |= {
+        "/robots.txt": page("User-agent: *\nDisallow: /no"),
+        "/": links("/a", "/old", "/no"),
+        "/a": links("/b", "/"),
+        "/b": html("<title>B</title>"),
+        "/old": redirect("/b"),
+    }
+
+    async def work() -> int:
+        words = [f"{site.url}/", "--out", OUT, "--concurrency", "1"]
+        return await crawler.crawl(parse_options(words))
+
+    assert await work() == 0
+    wanted = found_in(bucket)
+    assert {name.partition("/")[0] for name in wanted} == {"pages", "redirects", "forbidden"}
+    assert await killed_everywhere(bucket, stride_of(request), work, wanted) >= 3
+
+
+async def test_what_a_crawl_remembers_is_read_from_the_bucket(
+    bucket: ClockedBucket, site: Site
+) -> None:
+    """What robots.txt has forbidden is taken up when it allows it."""
+    rules = ["Disallow: /no"]
+
+    async def robots(exchange: Any) -> None:
+        await exchange.respond(f"User-agent: *\n{rules[0]}".encode())
+
+    site.pages |= {"/robots.txt": robots, "/": links("/no", "/old"), "/no": html("n")}
+    site.pages["/old"] = redirect("/")
+    words = [f"{site.url}/", "--out", OUT]
+    assert await crawler.crawl(parse_options(words)) == 0
+    rules[0] = "Allow: /"
+    assert await crawler.crawl(parse_options(words)) == 0
+    found = found_in(bucket)
+    assert [line["url"] for name in found if name.startswith("pages/") for line in found[name]] == [
+        f"{site.url}/",
+        f"{site.url}/no",
+    ]
+
+
+def test_a_place_with_a_typo_is_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse in (collector.parse_options, parse_options):
+        words = [] if parse is collector.parse_options else ["http://x/"]
+        with pytest.raises(SystemExit) as ended:
+            parse([*words, "--out", "s4://bucket/out"])
+        assert ended.value.code == 2
+        assert "did you mean s3://?" in capsys.readouterr().err
+
+
+async def test_a_bucket_that_is_missing_ends_the_program(s3_url: str) -> None:
+    place = s3_url.replace("ckpt-tests", "none-of-this-name")
+    options = collector.parse_options(["--out", place, "--store", "memory:"])
+    with pytest.raises(OutputError, match=r"NoSuchBucket|no such bucket"):
+        await collector.run_with(Direct(api()), URL, options)
