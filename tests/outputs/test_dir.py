@@ -16,7 +16,7 @@ import pytest
 from tests.outputs.faulty import FaultySystem, Killed, files_in, sha256
 from trio_ckpt._util.errors import OutputError, OutputExistsError
 from trio_ckpt.outputs import AppendFile, Output, OutputDir, System, SystemPath
-from trio_ckpt.outputs._tree import HASH_CHUNK_BYTES, TEMP_NAME, temp_name
+from trio_ckpt.outputs._tree import HASH_CHUNK_BYTES, TEMP_NAME, TempOwner, temp_name
 
 # ---------------------------------------------------------------------------------------
 # Writing
@@ -247,6 +247,19 @@ def test_leftovers_are_removed_by_name_only(outdir: OutputDir, root: Path, tmp_p
     assert sorted(outdir.remove_orphans()) == sorted([ours[0], ours[2]])
     assert set(files_in(root)) == {"a/f", *keep, archived}
     assert outside.exists()
+
+
+def test_leftovers_of_other_runs_and_later_owners_stay(outdir: OutputDir, root: Path) -> None:
+    """Where locks do not cross hosts nothing else tells that their writers live."""
+    later = [("run", 7), ("run", 8), ("other", 1)]
+    keep = [temp_name("f", TempOwner.of(*owner)) for owner in later]
+    ours = [temp_name("f", TempOwner.of("run", 6)), temp_name("f")]
+    for name in [*keep, *ours]:
+        (root / name).write_bytes(b"")
+    assert outdir.remove_orphans() == [ours[1]], "without a run only what belongs to none"
+    outdir.belong_to("run", 7)
+    assert outdir.remove_orphans() == [ours[0]]
+    assert set(files_in(root)) == set(keep)
 
 
 def test_the_temporary_file_of_a_live_writer_is_kept(outdir: OutputDir, root: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from trio_ckpt._util.errors import NotEncodableError, OutputError
 from trio_ckpt.outputs import OutputPathError, encode_lines, lines_digest, relative_path
-from trio_ckpt.outputs._tree import TEMP_NAME, temp_name
+from trio_ckpt.outputs._tree import TEMP_NAME, TempOwner, temp_name
 
 # ---------------------------------------------------------------------------------------
 # Names
@@ -67,8 +67,10 @@ def test_a_name_is_its_own_name_and_stays_below_the_root(path: str) -> None:
 @given(st.text(min_size=1, max_size=255))
 def test_temporary_names_fit_every_file_system_and_are_recognised(name: str) -> None:
     name = name.encode(errors="replace").decode()
-    assert TEMP_NAME.fullmatch(temp_name(name))
-    assert len(temp_name(name).encode()) <= 143  # the shortest NAME_MAX around, of eCryptfs
+    for owner in (None, TempOwner.of("run", 10**9)):
+        temp = temp_name(name, owner)
+        assert TEMP_NAME.fullmatch(temp)
+        assert len(temp.encode()) <= 143  # the shortest NAME_MAX around, of eCryptfs
 
 
 # ---------------------------------------------------------------------------------------

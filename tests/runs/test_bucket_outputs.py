@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import trio
 
 if importlib.util.find_spec("obstore") is None:
     pytest.skip("obstore is missing: pip install 'trio-ckpt[objects]'", allow_module_level=True)
@@ -22,6 +23,7 @@ from trio_ckpt import (
     OutputExistsError,
     OutputsMissingError,
     Run,
+    RunStoppedError,
     export_run,
     find_drift,
     import_run,
@@ -123,13 +125,34 @@ async def _open_store(bucket: ClockedBucket) -> Store:
 
 
 async def test_an_owner_that_lost_its_run_replaces_nothing(bucket: ClockedBucket) -> None:
-    """It was paused before its PUT; meanwhile another owner has confirmed the batch."""
-    store = MemoryStore()
-    async with begin(store, output_dir=URL) as run:
-        await work(run)
-    late = open_outputs(URL)
-    with pytest.raises(OutputExistsError):
-        late.write("pages/0.json", b"of a zombie", is_new=True)
+    """It is paused before its PUT; meanwhile another owner confirms the batch."""
+
+    def pause(verb: str, key: str) -> None:
+        if verb == "create" and key == "out/pages/0.json":
+            bucket.before = nothing
+            clock = bucket.clock
+            assert isinstance(clock, HandClock)
+            clock.now += 1_000
+            trio.from_thread.run(take_over, trio_token=token)
+
+    async def take_over() -> None:
+        with trio.CancelScope(shield=True):
+            async with begin(await _open_store(bucket), output_dir=URL) as heir:
+                await work(heir)
+
+    async def write_late() -> None:
+        async with (
+            begin(await _open_store(bucket), output_dir=URL) as run,
+            run.open_stream("pages") as stream,
+        ):
+            async for batch in stream.batches(range(1)):
+                bucket.before = pause
+                await batch.write_text("pages/0.json", "of a zombie")
+                batch.complete()
+
+    token = trio.lowlevel.current_trio_token()
+    with pytest.raises(RunStoppedError):
+        await write_late()
     assert objects(bucket) == WANTED
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 
 import attrs
 import trio
@@ -167,7 +168,8 @@ class StreamFiles:
         """Write a file of a batch, whole or not at all.
 
         A process that was suspended during a takeover replaces no file that the next owner has
-        confirmed, unless it was suspended just between the check of the owner and the rename.
+        confirmed.  Where it has found a file already, and checked that it owns the run, there is an
+        instant before the rename in which it must not be suspended.
 
         Raises:
             OutputExistsError: a file that is older than the run has its name.
@@ -181,19 +183,20 @@ class StreamFiles:
         if is_written:
             return await run_blocking(self.dir.write, name, data)
         try:
-            return await run_blocking(self._write_first, name, data)
+            return await run_blocking(partial(self.dir.write, name, data, is_new=True))
+        except OutputExistsError:  # else what is there may be of the next owner
+            return await self._write_over(name, data, index)
+
+    async def _write_over(self, name: str, data: bytes, index: int) -> Output:
+        """Write a file that no attempt of this session has written, where there is one already."""
+        await self.check_owner(0)
+        try:
+            await run_blocking(self._make_room, name, data)
         except OutputExistsError:
             self.claimed[index].discard(name)
             self.path_owners.drop(name, self._owner(index))
             raise
-
-    def _write_first(self, name: str, data: bytes) -> Output:
-        """Write a file that no attempt of this session has written.  Blocks."""
-        try:
-            return self.dir.write(name, data, is_new=True)
-        except OutputExistsError:
-            self._make_room(name, data)
-            return self.dir.write(name, data)
+        return await run_blocking(self.dir.write, name, data)
 
     async def adopt(self, paths: Iterable[AnyPath], index: int, known: dict[str, Output]) -> None:
         """Take files that the user wrote as outputs of a batch, into `known`."""

@@ -102,6 +102,10 @@ class Outputs(abc.ABC):
         """
 
     @abc.abstractmethod
+    def belong_to(self, run_id: str, owner: int) -> None:
+        """Say which owner of which run writes from now on; other runs leave its files alone."""
+
+    @abc.abstractmethod
     def need_append(self, path: AnyPath) -> None:
         """Raise `OutputError` where files cannot grow."""
 

@@ -36,6 +36,7 @@ from ._tree import (
     NewFile,
     OutputPathError,
     Sync,
+    TempOwner,
     Tree,
     above,
     below,
@@ -260,8 +261,9 @@ class OutputDir(Outputs):
     def remove_orphans(self, folders: Iterable[str] | None = None) -> list[str]:
         """Remove temporary files that writers left behind when they were killed.
 
-        Temporary files of live writers are locked, and stay.  No error is raised: files that
-        cannot be removed are logged.
+        Those of other runs stay, and of later owners of this one, see `belong_to`.  So do those of
+        live writers, which are locked.  No error is raised: files that cannot be removed are
+        logged.
 
         Args:
             folders: The folders to search, relative to the root (``""``); None: all folders
@@ -393,6 +395,10 @@ class OutputDir(Outputs):
                     self.root, "is the folder of the store, too: give output_dir= another one"
                 )
 
+    def belong_to(self, run_id: str, owner: int) -> None:
+        """Say which owner of which run writes from now on: temporary files are named after it."""
+        self._tree.owner = TempOwner.of(run_id, owner)
+
     def need_append(self, path: AnyPath) -> None:
         """Do nothing: files can grow."""
 
@@ -409,8 +415,12 @@ class OutputDir(Outputs):
         return digest_problem(sha256, output)
 
     def _remove_orphan(self, folder: int, name: str) -> bool:
-        if not TEMP_NAME.fullmatch(name):
+        temp = TEMP_NAME.fullmatch(name)
+        if temp is None:
             return False
+        owner = self._tree.owner
+        if temp["run"] is not None and (owner is None or not owner.outlives(temp)):
+            return False  # its writer may live on another host, whose locks are not seen here
         try:
             fd = self._system.open(name, READ, dir_fd=folder)
             try:

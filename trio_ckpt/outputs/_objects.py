@@ -135,6 +135,9 @@ class OutputBucket(Outputs):
             )
         self._kept_out = tuple(joined(place, folder) for folder in STORE_FOLDERS)
 
+    def belong_to(self, run_id: str, owner: int) -> None:
+        """Do nothing: there are no temporary files that other runs could remove."""
+
     def need_append(self, path: AnyPath) -> None:
         """Raise `OutputError`: objects cannot grow."""
         raise OutputError(self.relative(path), NO_APPEND)

@@ -27,9 +27,12 @@ AnyPath = str | os.PathLike[str]
 
 ARCHIVE = ".archive"  # the folder below the root where `fresh=True` moves old outputs
 MAX_PATH_CHARS = 4_096  # Linux's PATH_MAX: other programs could not open a longer path
-TEMP_STEM_BYTES = 100  # of the goal's name in a temporary one: well below NAME_MAX, 255
+TEMP_STEM_BYTES = 80  # of the goal's name in a temporary one: well below NAME_MAX, 255
 
-TEMP_NAME = re.compile(r"\..*\.ckpt-tmp-[0-9a-f]{16}", re.DOTALL)
+# With which owner of which run writes it; files without a run, of an export say, have none.
+TEMP_NAME = re.compile(
+    r"\..*\.ckpt-tmp-(?:(?P<run>[0-9a-f]{8})-(?P<owner>[0-9]{1,19})-)?[0-9a-f]{16}", re.DOTALL
+)
 _BAD_CHARS = re.compile("[\\\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -72,10 +75,33 @@ def _without_root(root: str, path: str) -> str:
     return path[len(prefix) :]
 
 
-def temp_name(name: str) -> str:
+@attrs.frozen
+class TempOwner:
+    """Who writes temporary files: an owner of a run.
+
+    Attributes:
+        run: A digest of the run's id.
+        number: The owner number.
+    """
+
+    run: str
+    number: int
+
+    @classmethod
+    def of(cls, run_id: str, owner: int) -> TempOwner:
+        """An owner of a run."""
+        return cls(hashlib.sha256(run_id.encode(errors="surrogatepass")).hexdigest()[:8], owner)
+
+    def outlives(self, temp: re.Match[str]) -> bool:
+        """Whether a temporary file was written by an earlier owner of the same run."""
+        return temp["run"] == self.run and int(temp["owner"]) < self.number
+
+
+def temp_name(name: str, owner: TempOwner | None = None) -> str:
     """Return a new temporary name for a file that is to become `name`, in the same folder."""
     stem = name.encode()[:TEMP_STEM_BYTES].decode(errors="ignore")
-    return f".{stem}.ckpt-tmp-{os.urandom(8).hex()}"
+    mark = "" if owner is None else f"{owner.run}-{owner.number}-"
+    return f".{stem}.ckpt-tmp-{mark}{os.urandom(8).hex()}"
 
 
 def above(name: str) -> str:
@@ -116,12 +142,14 @@ class Tree:
         root: Its absolute path.
         system: Carries out its operations.
         kept_out: Device and inode of the store's folder, into which no output is written.
+        owner: Who writes; None: no run does.
     """
 
     root: str
     system: System
     _fd: int
     kept_out: tuple[int, int] | None = attrs.field(default=None, init=False)
+    owner: TempOwner | None = attrs.field(default=None, init=False)
     _sure: set[str] = attrs.field(factory=set[str], init=False)  # folders with durable names
     _lost: set[str] = attrs.field(factory=set[str], init=False)  # names that failed to sync
 
@@ -363,7 +391,7 @@ def open_new(tree: Tree, name: str, *, is_new: bool = False) -> NewFile:
                 raise OutputError(name, "something that is not a regular file has its name")
             if is_new:
                 raise OutputExistsError(name, "exists already; it was not overwritten")
-        temp = temp_name(last)
+        temp = temp_name(last, tree.owner)
         fd = tree.system.open(temp, NEW, dir_fd=folder)
         with suppress(OSError):  # some file systems have no locks
             tree.system.lock(fd)  # until it is closed, so that remove_orphans keeps it

@@ -25,7 +25,7 @@ CRASH_KINDS: dict[PointKind, tuple[CrashKind, ...]] = {
 _WHERE: dict[PointKind, str] = {"store": "", "files": "before it could ", "cancellation": ""}
 NO_CRASH = "none"  # the text of a plan without a crash
 
-_TEMP = re.compile(r"\.(.*)\.ckpt-tmp-[0-9a-f]{16}")
+_TEMP = re.compile(r"\.(.*)\.ckpt-tmp-(?:[0-9a-f]{8}-[0-9]+-)?[0-9a-f]{16}")
 _POINT = re.compile(r"(store|files|cancellation):(\d{1,9}),(kill|power|cancel),seed (\d{1,18})")
 
 
