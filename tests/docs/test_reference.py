@@ -207,7 +207,7 @@ def test_every_logger_is_listed() -> None:
 
 
 def test_every_test_that_the_seeds_page_names_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", read("from-the-seeds.md")))
+    named = set(re.findall(r"`(test_\w+)`", read("../explanation/from-the-seeds.md")))
     files = (ROOT / "tests").rglob("test_*.py")
     defined = {
         name

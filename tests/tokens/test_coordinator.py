@@ -214,7 +214,7 @@ async def advance(token: CheckpointToken[Any]) -> int:
     return token.batch_index + 1
 
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "from-the-seeds.md"
+REFERENCE = Path(__file__).parents[2] / "docs" / "explanation" / "from-the-seeds.md"
 
 
 def test_the_reference_names_tests_that_are_there() -> None:
