@@ -171,6 +171,7 @@ OPEN_RUN = rows(
     grace_s=(*NO_SECONDS, *NO_SPAN, None),
     save_timeout_s=(*NO_SECONDS, *NO_SPAN, None),
     wait_for_lock_s=(*NO_SECONDS, *NO_SPAN, None),
+    wait_for_deferred_s=(*NO_SECONDS, *NO_SPAN, None),
     resume_command=(5, ["a", "b"], "", b"a"),
     coordinator=(5, "c", CheckpointCoordinator),
     observe=(5, "observer", {"a": 1}),

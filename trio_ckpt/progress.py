@@ -211,7 +211,11 @@ def _total(statistics: RunStatistics) -> str:
     texts = [plural(statistics.confirmed, "batch")]
     if (left := left_of(statistics)) is not None:
         texts.append(f"{number(left)} left")
-    texts += _counts((statistics.skipped, "skipped"), (statistics.failing, "failing"))
+    texts += _counts(
+        (statistics.skipped, "skipped"),
+        (statistics.failing, "failing"),
+        (statistics.deferred, "deferred"),
+    )
     texts.append(plural(statistics.records, "record"))
     texts += _sums(produced=statistics.totals, spent=statistics.spent)
     if statistics.adopted:

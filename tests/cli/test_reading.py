@@ -79,6 +79,7 @@ def test_ls_as_json(run: Terminal, gh: Path) -> None:
                     "confirmed": 17,
                     "skipped": 1,
                     "failing": 0,
+                    "deferred": 0,
                     "left": None,
                     "adopted": 0,
                 },
@@ -91,6 +92,7 @@ def test_ls_as_json(run: Terminal, gh: Path) -> None:
                     "ended": "2025-11-20T12:01:00+00:00",
                     "how": "ended",
                     "reason": None,
+                    "next_due": None,
                 },
                 "exit_code": 75,
             }

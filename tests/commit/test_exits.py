@@ -10,8 +10,8 @@ import trio
 
 from tests.opening import begin
 from trio_ckpt import BatchFailedError, RunStoppedError, StreamFailedError
-from trio_ckpt._commit.batch import AttemptState
 from trio_ckpt._commit.exits import GATE, Exit, GateAction, decisive, exit_of, is_ended_from_outside
+from trio_ckpt._commit.staged import AttemptState
 from trio_ckpt._runs.stream import loop_cursor_of
 
 CANCEL, ERROR = Exit.CANCEL, Exit.ERROR

@@ -29,10 +29,11 @@ from trio_ckpt import (
     TokenNeverSettledError,
     TokenState,
 )
-from trio_ckpt._commit.batch import AttemptState, Batch
+from trio_ckpt._commit.batch import Batch
 from trio_ckpt._commit.exits import GATE, Exit, GateAction
 from trio_ckpt._commit.gate import Passed
 from trio_ckpt._commit.retry import Again
+from trio_ckpt._commit.staged import AttemptState
 from trio_ckpt._commit.stream_outputs import StreamFiles
 from trio_ckpt._journal.record import Record, RecordKind, decode_record
 from trio_ckpt._runs.stream import Stream, loop_cursor_of
@@ -69,6 +70,7 @@ GIVEN_UP = Cell(FAILED, (RecordKind.ATTEMPT,), raises=BatchFailedError, error=Ch
 RECORDED = Cell(FAILED, (RecordKind.ATTEMPT,), error=CheckpointFailedError)
 SKIPPED = Cell(FAILED, (RecordKind.SKIP,), error=CheckpointFailedError, left=1)
 CANCELLED = Cell(FAILED, error=BatchCancelledError)
+DEFERRED = Cell(PENDING, (RecordKind.ATTEMPT,), left=0)
 ENDED = Cell(
     WITHDRAWN, (RecordKind.SAVE,), error=BatchWithdrawnError, left=None, passed=Passed.ENDED
 )
@@ -112,6 +114,11 @@ LAW: dict[tuple[AttemptState, Exit], Cell] = {
     (S.SKIPPED, EXIT): SKIPPED,
     (S.SKIPPED, ERROR): SKIPPED,
     (S.SKIPPED, CANCEL): SKIPPED,
+    (S.DEFERRED, NEXT): DEFERRED,
+    (S.DEFERRED, CONFIRM): DEFERRED,
+    (S.DEFERRED, EXIT): DEFERRED,
+    (S.DEFERRED, ERROR): DEFERRED,
+    (S.DEFERRED, CANCEL): DEFERRED,
     (S.WITHDRAWN, NEXT): ENDED,
     (S.WITHDRAWN, CONFIRM): Cell(PENDING, raises=RuntimeError),
     (S.WITHDRAWN, COMMIT): Cell(PENDING),
@@ -126,6 +133,7 @@ SETTLE: dict[AttemptState, Callable[[Batch[Any]], object]] = {
     S.COMPLETED: lambda batch: batch.complete(records=3, totals={"n": 1}),
     S.FAILED: lambda batch: batch.fail(BodyError("bad")),
     S.SKIPPED: lambda batch: batch.skip("no use"),
+    S.DEFERRED: lambda batch: batch.defer(until=0),
     S.WITHDRAWN: lambda batch: batch.withdraw(),
 }
 
@@ -215,7 +223,7 @@ async def test_every_cell(
             assert stream.progress.records == 3
             assert 0 in stream.progress.confirmed
         if cell.token is PENDING:
-            assert batch.state is state
+            assert batch.state is (S.OVER if cell.records else state)
             assert run.coordinator.find_checkpoint("r", 0, stream=("s",)) is batch.token
             open_stream.close()
         else:

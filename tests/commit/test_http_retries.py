@@ -252,9 +252,10 @@ def test_a_403_with_requests_left_is_a_refusal() -> None:
     assert HTTP.decide(answered(403, headers), 1) == GiveUp(Then.FAIL_STREAM, retryable=False)
 
 
-def test_what_is_too_long_to_wait_for_fails_the_stream_for_now() -> None:
+def test_what_is_too_long_to_wait_for_is_deferred() -> None:
     headers = {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "86400"}
-    assert HTTP.decide(answered(403, headers), 1) == GiveUp(Then.FAIL_STREAM)
+    assert HTTP.decide(answered(403, headers), 1) == Again(86_401.0, defers=True)
+    assert HTTP.decide(HttpError("status", 429, 20_000), 1) == Again(20_000.0, defers=True)
     assert HTTP.decide(HttpError("status", 429, 10**400), 1) == GiveUp(Then.FAIL_STREAM)
 
 

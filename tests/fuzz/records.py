@@ -12,7 +12,6 @@ import msgspec
 from tests.fuzz.case import Reader, Target, law
 from trio_ckpt._journal import live_view
 from trio_ckpt._journal.folds import decode_progress, encode_progress
-from trio_ckpt._journal.history import SessionCounts
 from trio_ckpt._journal.overview import SUMMARY, RunOverview, SessionOverview, stored_overview
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import (
@@ -27,6 +26,7 @@ from trio_ckpt._journal.record import (
     decode_record,
     encode_record,
 )
+from trio_ckpt._journal.session_record import SessionCounts
 from trio_ckpt._journal.stored import join_summary
 from trio_ckpt._journal.summary import summarize
 from trio_ckpt._runs.config import canonical_config, config_digest, diff_config

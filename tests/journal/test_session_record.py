@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cli.tools import ended, session
-from trio_ckpt._journal.history import check_session_metadata
+from trio_ckpt._journal.session_record import check_session_metadata
 from trio_ckpt._util.errors import StoreDamagedError
 
 FIRST = session(1).metadata

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_ckpt._journal.deferral import Deferral
 from trio_ckpt._journal.history import KILLED, RUNNING, SessionView
 from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
@@ -504,6 +505,10 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         ),
         facts_of({key: some()}, troubles=[(key, NOW, "odd")] * 9, sessions=()),
         facts_of({key: some()}, sessions=[session(1, "was stopped", reason="limit batches: 9")]),
+        facts_of(
+            {key: some(deferred={3: Deferral(THEN, NOW)})},
+            sessions=[session(1, "was stopped", reason="deferred work: 1 batch", next_due=NOW)],
+        ),
         facts_of({}, paused="since noon, by ann"),
         facts_of({key: some(reserved={"cost_usd": ExactSum().plus(1)})}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -25,7 +26,6 @@ from .._util.arguments import (
     flag,
     reason as reason_of,
     several,
-    shown,
     text as text_of,
     whole_number,
 )
@@ -38,7 +38,8 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import Compression, encode_lines
 from .awaits import Calls, awaits_noted, check_awaited
 from .batch_host import BatchGate, BatchHost
-from .staged import UNSET, AttemptState as AttemptState, RowsCommit, Staged
+from .deferrals import due_time
+from .staged import UNSET, AttemptState as AttemptState, RowsCommit, Staged, bytes_of
 from .stream_outputs import AnyPath
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ _NONE: tuple[AnyPath, ...] = ()
 @awaits_noted
 @attrs.define(eq=False, repr=False)
 class Batch(Shown, Generic[T]):
-    """One attempt at one batch: settle it once, with `complete`, `fail` or `skip`.
+    """One attempt at one batch: settle it once, with `complete`, `fail`, `skip` or `defer`.
 
     Attributes:
         index: The batch's number in its stream.
@@ -176,6 +177,27 @@ class Batch(Shown, Generic[T]):
             False if this attempt was settled before.
         """
         return self._settle(AttemptState.SKIPPED, reason_of("reason", reason))
+
+    @from_any_thread
+    def defer(self, *, until: datetime | float) -> bool:
+        """Put the batch back until a time: others go on, and no attempt at it counts as failed.
+
+        It is handed out again when it is due, in any session.  Where batches have an order, by a
+        state, a cursor or an open end, its stream waits.
+
+        Args:
+            until: A datetime with a time zone, or seconds from now.
+
+        Returns:
+            False if this attempt was settled before.
+
+        Raises:
+            TypeError, ValueError: `until` is neither, or is more than 366 days from now.
+        """
+        due, is_first = due_time(until), self._settle(AttemptState.DEFERRED, None)
+        if is_first:
+            self._staged.due = due
+        return is_first
 
     @from_any_thread
     def withdraw(self) -> bool:
@@ -385,7 +407,7 @@ class Batch(Shown, Generic[T]):
 
         Durability: none yet; the bytes are durable when the batch is confirmed.
         """
-        content = data if isinstance(data, bytes) else _bytes_of(data)
+        content = data if isinstance(data, bytes) else bytes_of(data)
         self._append(path, content, compress, is_json=False)
 
     def _append(
@@ -415,7 +437,7 @@ class Batch(Shown, Generic[T]):
         """
         self._check_staging()
         if not isinstance(data, bytes):
-            data = _bytes_of(data)  # a bytearray may change while it is being written
+            data = bytes_of(data)  # a bytearray may change while it is being written
         files = self._host.files
         output = await files.write(path, data, self.index)
         self._check_staging()
@@ -461,13 +483,6 @@ class Batch(Shown, Generic[T]):
         """
         content = canonical_json(as_plain(value, "value")).encode() + b"\n"
         return await self.write_bytes(path, content)
-
-
-def _bytes_of(data: bytearray | memoryview) -> bytes:
-    try:
-        return bytes(memoryview(data))
-    except TypeError as error:
-        raise TypeError(f"data must be bytes or a buffer of them, not {shown(data)}") from error
 
 
 AnyBatch: TypeAlias = Batch[Any]

@@ -16,6 +16,7 @@ import trio
 
 from .._journal.observer import AttemptEnd
 from .._journal.record import Record, RecordKind, describe_error
+from .._tokens.token import CANCELLED, WITHDRAWN, Failure
 from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, TrioCkptError
 from .._util.exceptions import failures_in, leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
@@ -31,16 +32,20 @@ class Ending:
         error: What went wrong; None: nothing did, or no reason was given.
         retryable: Whether a plain resume may try the batch again.
         is_chosen: Whether the body decided it, by a skip with a text as its reason.
+        due: Until when the batch is deferred; Unix time, s; None: it is not.
     """
 
     end: AttemptEnd
     error: BaseException | str | None = None
     retryable: bool = True
     is_chosen: bool = False
+    due: float | None = None
 
     @property
     def is_failure(self) -> bool:
         """Whether the attempt has failed: it is neither confirmed nor withdrawn nor chosen."""
+        if self.end is AttemptEnd.DEFERRED:
+            return self.error is not None
         ends = (AttemptEnd.FAILED, AttemptEnd.RETRIED, AttemptEnd.SKIPPED)
         return self.end in ends and not self.is_chosen
 
@@ -109,6 +114,7 @@ GATE: dict[AttemptState, dict[Exit, GateAction]] = {
         Exit.CANCEL: GateAction.RECORD,
     },
     AttemptState.SKIPPED: dict.fromkeys(Exit, GateAction.RECORD) | {Exit.COMMIT: GateAction.PASS},
+    AttemptState.DEFERRED: dict.fromkeys(Exit, GateAction.RECORD) | {Exit.COMMIT: GateAction.PASS},
     AttemptState.WITHDRAWN: {
         Exit.NEXT: GateAction.END,
         Exit.CONFIRM: GateAction.ILLEGAL,
@@ -166,11 +172,23 @@ def decisive(errors: Sequence[BaseException]) -> BaseException:
     return min(errors, key=rank)
 
 
+def settled_ending(batch: AnyBatch) -> Ending:
+    """How an attempt ended that its body has failed, skipped or deferred."""
+    staged = staged_of(batch)
+    if batch.state is AttemptState.SKIPPED:
+        why = staged.error or "it was skipped"
+        is_chosen = isinstance(why, str)  # an exception is a failure: see `Limits`
+        return Ending(AttemptEnd.SKIPPED, why, is_chosen=is_chosen)
+    if batch.state is AttemptState.DEFERRED:
+        return Ending(AttemptEnd.DEFERRED, due=staged.due)
+    return Ending(AttemptEnd.FAILED, staged.error or "it failed")
+
+
 def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
-    """The record of an attempt that is not confirmed; without an error it was withdrawn."""
-    staged, now = staged_of(batch), time.time()
+    """The record of an attempt that is not confirmed."""
+    staged, now, error = staged_of(batch), time.time(), ending.error
     reserved = settlement_of(staged)
-    if ending.error is None:
+    if ending.end is AttemptEnd.WITHDRAWN:
         last, kind = batch.index - 1, RecordKind.SAVE
         return Record(kind=kind, at=now, spent=staged.spent, reserved=reserved, last_index=last)
     return Record(
@@ -178,11 +196,14 @@ def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
         at=now,
         index=batch.index,
         item=staged.digest,
-        attempts=batch.attempt,
+        attempts=batch.attempt - (error is None),  # one that is only deferred does not count
         spent=staged.spent,
         reserved=reserved,
-        error=describe_error(ending.error, retryable=ending.retryable, batch_index=batch.index),
-        metadata=_details_of(ending.error),
+        error=None
+        if error is None
+        else describe_error(error, retryable=ending.retryable, batch_index=batch.index),
+        metadata={} if error is None else _details_of(error),
+        due=ending.due,
     )
 
 
@@ -192,3 +213,10 @@ def _details_of(error: BaseException | str) -> dict[str, Any]:
         if isinstance(part, TrioCkptError) and part.details:
             return dict(part.details)
     return {}
+
+
+def end_of(failure: Failure) -> AttemptEnd:
+    """How an attempt ended that leaves no record."""
+    if failure is WITHDRAWN:
+        return AttemptEnd.WITHDRAWN
+    return AttemptEnd.INTERRUPTED if failure is CANCELLED else AttemptEnd.FAILED

@@ -106,6 +106,7 @@ from .exits import (
     GateAction,
     is_ended_from_outside,
     record_of_end,
+    settled_ending,
 )
 from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
@@ -292,16 +293,11 @@ class Gate:
     async def _end_unconfirmed(
         self, action: GateAction, batch: AnyBatch, error: BaseException | None
     ) -> Passed | Again:
-        settled_with = staged_of(batch).error
         match action:
             case GateAction.DECIDE | GateAction.GIVE_UP:
                 return await self._decide(batch, may_retry=action is GateAction.DECIDE)
-            case GateAction.RECORD if batch.state is AttemptState.SKIPPED:
-                why = settled_with or "it was skipped"
-                is_chosen = isinstance(why, str)  # an exception is a failure: see `Limits`
-                await self._save(batch, Ending(AttemptEnd.SKIPPED, why, is_chosen=is_chosen))
             case GateAction.RECORD:
-                await self._save(batch, Ending(AttemptEnd.FAILED, settled_with or "it failed"))
+                await self._save(batch, settled_ending(batch))
             case GateAction.FAIL:
                 await self._save(batch, Ending(AttemptEnd.FAILED, error or "it failed"))
             case GateAction.FORGOTTEN:
@@ -340,6 +336,10 @@ class Gate:
                     class_name(problem),
                     extra=stream.place(batch.index),
                 )
+        if isinstance(verdict, Again) and verdict.defers:
+            due = time.time() + verdict.after_s
+            await self._save(batch, Ending(AttemptEnd.DEFERRED, error, due=due))
+            return Passed.GO_ON
         if isinstance(verdict, Again):
             await self._save(batch, Ending(AttemptEnd.RETRIED, error))
             if verdict.pauses:

@@ -39,14 +39,16 @@ from .._util.text import one_line
 from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
 from ..state import FrontierItems, keyed_items
-from .batch import AnyBatch, AttemptState, staged_of, task_of
-from .exits import CONFIRMED, Ending
+from .batch import AnyBatch, staged_of, task_of
+from .deferrals import Deferrals
+from .exits import CONFIRMED, Ending, end_of
 from .extent import Extent
 from .group_commit import GroupCommitter
 from .intents import Intents
 from .limit_watch import LimitWatch
 from .retry import LoopPolicy, RetryTable
 from .shutdown import Stop
+from .staged import AttemptState
 from .stored_state import EncodedState
 from .stream_log import PendingCommit, StreamLog
 from .stream_outputs import StreamFiles
@@ -106,6 +108,7 @@ class OpenStream:
         awaited: Events that are set when an attempt that another task waits for is over, by batch.
         limits: Counts for the limits of the run; None: it has none.
         intents: Saves what open batches note and reserve.
+        deferrals: Its deferred batches.
     """
 
     run_id: str
@@ -145,6 +148,9 @@ class OpenStream:
             lambda s: Intents(s.stream_log, s.committer, s.stop, s.limits, s.introduce),
             takes_self=True,
         )
+    )
+    deferrals: Deferrals = attrs.field(
+        default=attrs.Factory(lambda s: Deferrals(s.stream_log.progress), takes_self=True)
     )
 
     @property
@@ -198,6 +204,7 @@ class OpenStream:
             yield
         finally:
             self.policy, self.listener = own, None
+            self.deferrals.end_waiting()
 
     def change_retry(self, retry: RetryTable) -> None:
         """Use another retry table, from the next failure of the loop on."""
@@ -247,9 +254,10 @@ class OpenStream:
 
     def waiting(self) -> Waiting | None:
         """What the stream waits for before it begins another batch; None: it does not wait."""
-        if self.pause is None:
+        waits = self.pause or self.deferrals.waits
+        if waits is None:
             return None
-        until, reason = self.pause
+        until, reason = waits
         left_s = until - trio.current_time()
         return Waiting(self.stream_log.key, reason, left_s) if left_s > 0 else None
 
@@ -347,6 +355,8 @@ class OpenStream:
             self.files.release(batch.index, record.outputs)
         self.moved_at = self.portal.clock.current_time()
         self.stream_log.count(ending.end)
+        if ending.due is not None:
+            self.deferrals.add(batch.index)
         if self.limits is not None:
             self.limits.saved(batch.token, record, is_failure=ending.is_failure)
 
@@ -391,7 +401,7 @@ class OpenStream:
         """End an attempt without a record, so that the batch runs again."""
         if batch.index in self.open:
             self.mark_state_dirty()
-        self._close_attempt(batch, Ending(_end_of(failure), failure.reason))
+        self._close_attempt(batch, Ending(end_of(failure), failure.reason))
         self.files.release(batch.index)
         self.fail_token(batch.token, failure)
 
@@ -412,7 +422,7 @@ class OpenStream:
 
     def _end_token(self, token: AnyToken, ending: Ending) -> None:
         """Move the token of an attempt that is saved and not confirmed."""
-        if ending.end is not AttemptEnd.RETRIED:
+        if ending.end not in (AttemptEnd.RETRIED, AttemptEnd.DEFERRED):
             failure = WITHDRAWN if ending.error is None else failure_of(ending.error)
             self.fail_token(token, failure, is_kept=ending.end is AttemptEnd.FAILED)
         elif may(token, TokenEvent.RETRY):
@@ -508,10 +518,3 @@ class OpenStream:
         if self.frontier is None:
             raise TypeError("batch.add() needs a stream whose state is a Frontier")
         return keyed_items(several("items", items, "items"), self.frontier.key)
-
-
-def _end_of(failure: Failure) -> AttemptEnd:
-    """How an attempt ended that leaves no record."""
-    if failure is WITHDRAWN:
-        return AttemptEnd.WITHDRAWN
-    return AttemptEnd.INTERRUPTED if failure is CANCELLED else AttemptEnd.FAILED

@@ -25,7 +25,8 @@ import msgspec
 import trio
 
 from .._journal.history import DONE_KINDS, LiveRecord, LiveRecords, live_records, read_pages
-from .._journal.progress import Progress, add_marks, encode_marks, item_mark
+from .._journal.item_marks import add_marks, encode_marks, item_mark
+from .._journal.progress import Progress
 from .._journal.record import Output, Record, RecordKind, SinkLines, Status, Taken
 from .._journal.store import Store
 from .._util.errors import CannotRedoError, StoreDamagedError, describe_batch
@@ -380,13 +381,22 @@ class Redo:
             await run_blocking(keep_tail, self.outputs, path, end - size, self._label)
 
 
-def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | None:
+def retry_record(
+    run_id: str, key: StreamKey, progress: Progress, *, is_asked: bool = False
+) -> Record | None:
     """The record that re-queues the skipped and failed batches of a stream; None: there are none.
+
+    Args:
+        run_id: The run.
+        key: The key of the stream.
+        progress: Its progress.
+        is_asked: Whether deferred batches are re-queued, too, because the user asks for it now.
 
     Raises:
         CannotRedoError: later batches build on one that was skipped.
     """
-    if not progress.skipped and progress.status is not Status.FAILED:
+    lifted = IndexSet(progress.deferred if is_asked else ())
+    if not (progress.skipped or lifted) and progress.status is not Status.FAILED:
         return None
     if (first := progress.built_over) is not None:
         raise CannotRedoError(
@@ -398,7 +408,8 @@ def retry_record(run_id: str, key: StreamKey, progress: Progress) -> Record | No
             stream=key,
             batch_index=first,
         )
-    indexes = progress.skipped.union(IndexSet(progress.failures))
+    failed = IndexSet(index for index in progress.failures if index not in progress.deferred)
+    indexes = progress.skipped.union(failed).union(lifted)
     return Record(kind=RecordKind.RETRY, at=time.time(), steps=tuple(indexes.to_steps()))
 
 

@@ -30,6 +30,7 @@ from .._util.arguments import (
 )
 from .._util.exceptions import failures_in
 from ..outputs import Validator
+from .deferrals import MAX_DEFER_S
 
 
 class Then(enum.Enum):
@@ -48,10 +49,13 @@ class Again:
         after_s: How long to wait before, in seconds on trio's clock.
         pauses: Whether the whole stream waits, as the server asked: no batch of it is begun
             before then.
+        defers: Whether the batch is deferred, because the wait is too long to sleep for it: others
+            go on, as after `Batch.defer`.
     """
 
     after_s: float
     pauses: bool = False
+    defers: bool = False
 
 
 @attrs.frozen
@@ -97,7 +101,9 @@ class RetryRule:
         retry_after: Reads from the exception how long the server asks to wait, in seconds; None
             where it does not say.  The whole stream then waits as long, or the backoff if that
             is longer.
-        max_retry_after_s: Where a server asks for more seconds than this, `then` happens at once.
+        max_retry_after_s: How long a retry may sleep.  Where a server asks for more seconds than
+            this, the batch is deferred, as by `Batch.defer`; `then` happens at once where it asks
+            for more than 366 days.
     """
 
     errors: tuple[type[BaseException], ...] = attrs.field(converter=_as_classes)
@@ -126,16 +132,17 @@ class RetryRule:
 
 
 def _attempt_after(rule: RetryRule, error: BaseException, attempts: int) -> Again | None:
-    """How long to wait after the `attempts`-th failure; None: longer than the limit."""
+    """How long to wait after the `attempts`-th failure; None: longer than any deferral."""
     doublings = min(attempts - 1, 64)  # 2**64 s outlasts every max_backoff_s
     wait = min(math.ldexp(rule.backoff_s, doublings), rule.max_backoff_s)
     wait *= 1 + random.random() * rule.jitter  # noqa: S311  # spreads load, no secret
     asked = rule.retry_after(error) if rule.retry_after is not None else None
     if asked is None:
         return Again(wait)
-    if not asked <= rule.max_retry_after_s:
-        return None
-    return Again(max(wait, asked), pauses=True)
+    wait = max(wait, asked)
+    if asked <= rule.max_retry_after_s:
+        return Again(wait, pauses=True)
+    return Again(wait, defers=True) if wait <= MAX_DEFER_S else None  # None also for NaN
 
 
 def _is_of_groups(kind: type[BaseException]) -> bool:
@@ -188,8 +195,11 @@ def _gravest(verdicts: list[Again | GiveUp]) -> Again | GiveUp:
     if given_up or not verdicts:
         return max(given_up, key=_gravity, default=GiveUp(Then.FAIL))
     waits = [verdict for verdict in verdicts if isinstance(verdict, Again)]
+    defers = any(verdict.defers for verdict in waits)
     return Again(
-        max(verdict.after_s for verdict in waits), any(verdict.pauses for verdict in waits)
+        max(verdict.after_s for verdict in waits),
+        pauses=any(verdict.pauses for verdict in waits) and not defers,
+        defers=defers,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from .._journal.record import Output
+from .._util.arguments import shown
 from .._util.exact_sum import Amount, Number
 from .reservations import Reservations
 from .stream_outputs import AnyPath
@@ -31,6 +32,7 @@ class AttemptState(enum.Enum):
     SUBMITTED = "submitted"
     FAILED = "failed"
     SKIPPED = "skipped"
+    DEFERRED = "deferred"
     WITHDRAWN = "withdrawn"
     OVER = "over"
 
@@ -53,6 +55,7 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
         commit: Commits its rows, before its record is submitted; None: it has none.
         is_committed: Its rows are committed, so that its record has to follow.
         reservations: What it has reserved; None: nothing.
+        due: Until when it is deferred; Unix time, s.
     """
 
     digest: bytes = b""
@@ -72,9 +75,18 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
     commit: RowsCommit | None = None
     is_committed: bool = False
     reservations: Reservations | None = None
+    due: float | None = None
 
 
 def settlement_of(staged: Staged) -> dict[str, Amount] | None:
     """What the last record of an attempt says of its reservations; None: it has made none."""
     reservations = staged.reservations
     return None if reservations is None else reservations.at_end()
+
+
+def bytes_of(data: bytearray | memoryview) -> bytes:
+    """A copy of the bytes of a buffer; TypeError: it is none."""
+    try:
+        return bytes(memoryview(data))
+    except TypeError as error:
+        raise TypeError(f"data must be bytes or a buffer of them, not {shown(data)}") from error

@@ -308,6 +308,8 @@ def _sum_of(parts: Sequence[Summary], status: Status, *, is_whole: bool) -> Summ
         error=failed.error,
         assumed=_sums(part.assumed for part in parts),
         noted=_sums(part.noted for part in parts),
+        deferred=sum(part.deferred for part in parts),
+        next_due=min(_known(part.next_due for part in parts), default=None),
     )
 
 

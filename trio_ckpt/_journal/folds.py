@@ -17,8 +17,10 @@ from .._util.errors import StoreDamagedError
 from .._util.exact_sum import StoredSum, decode_sums, encode_sums
 from .._util.index_set import IndexSet
 from .._util.plain import Plain
+from .deferral import Deferral
+from .item_marks import decode_marks, encode_marks
 from .notes import Notes, StoredNote, encode_notes
-from .progress import MAX_SKIPS, FailedAttempt, Pin, Progress, decode_marks, encode_marks
+from .progress import MAX_SKIPS, FailedAttempt, Pin, Progress
 from .record import ErrorInfo, Status, check_times
 
 
@@ -59,6 +61,7 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     estimate: int | None = None
     reserved: dict[str, StoredSum] = {}
     notes: dict[int, dict[str, StoredNote]] = {}
+    deferred: dict[int, Deferral] = {}  # copied for each, see msgspec
 
 
 MAX_ERRORS = 1_000  # of batches that wait for their next attempt, after an outage perhaps all
@@ -110,6 +113,7 @@ def decode_progress(payload: bytes) -> Progress:
         fold = _fold_decoder.decode(payload)
         check_times(*fold.times, fold.opened_at, fold.worked_at)
         check_times(*(pin.at for pin in fold.pins.values()))
+        check_times(*(time for one in fold.deferred.values() for time in (one.at, one.due)))
         values = asdict(fold)
         del values["times"]
         values |= {name: decode(values[name]) for name, (_, decode) in _CODECS.items()}

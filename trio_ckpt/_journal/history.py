@@ -12,14 +12,15 @@ from typing import Literal
 import msgspec
 
 from .._util.arguments import stream_key
-from .._util.errors import StoreDamagedError, UnknownRunError
+from .._util.errors import UnknownRunError
 from .._util.exact_sum import Number, numbers
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key
 from .._util.shown import Shown
 from .._util.text import moment, number
 from .progress import Progress
-from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, check_times, decode_record
+from .record import TROUBLE, ErrorInfo, Output, Record, RecordKind, decode_record
+from .session_record import check_session_metadata
 from .store import RunView, Store
 from .stored import RunSummary, StoredRecord, StoredRun
 
@@ -143,6 +144,7 @@ class SessionView(Shown, msgspec.Struct, frozen=True):
         counts: What it did: batches, skipped, retries, records, totals, spent.
         runtime_s: How long the sessions before it took together, in seconds.
         reason: Why it stopped by itself, such as a limit; None: it did not.
+        next_due: When a start has something to do, if all that was left was deferred; Unix time, s.
     """
 
     number: int
@@ -158,6 +160,7 @@ class SessionView(Shown, msgspec.Struct, frozen=True):
     counts: Mapping[str, Plain]
     runtime_s: float
     reason: str | None = None
+    next_due: float | None = None
 
     def _shown(self) -> Iterable[tuple[str, str]]:
         yield "session", number(self.number)
@@ -264,6 +267,7 @@ def _session(
         counts={} if end is None else end["counts"],
         runtime_s=metadata["runtime_s"],
         reason=None if end is None else end.get("reason"),
+        next_due=None if end is None else end.get("next_due"),
     )
 
 
@@ -462,59 +466,3 @@ def _checkpoint(sequence: int, record: Record) -> CheckpointView:
 
 
 ENDED, STOPPED = "ended", "was stopped"  # recorded by sessions that ended in good order
-
-
-class SessionCounts(msgspec.Struct, gc=False):
-    """What a session did; 0 for an imported session, which does not know it."""
-
-    batches: int = 0
-    skipped: int = 0
-    retries: int = 0
-    records: int = 0
-    totals: dict[str, Number] = {}  # copied for each, see msgspec
-    spent: dict[str, Number] = {}
-
-
-class _SessionMetadata(msgspec.Struct):
-    session: int
-    runtime_s: float
-    changes: list[tuple[str, str, str]]
-    config: dict[str, Plain]
-    config_digest: str
-    output_dir: str | None
-    host: str
-    pid: int
-    began: float
-    manifest: int | None = None
-    outputs_since: float = 0.0
-    limits: dict[str, Plain] = {}
-    paused: dict[str, Plain] = {}
-    reason: str | None = None
-    ended: str | msgspec.UnsetType = msgspec.UNSET
-    at: float | msgspec.UnsetType = msgspec.UNSET
-    counts: SessionCounts | msgspec.UnsetType = msgspec.UNSET
-
-
-MAX_RUNTIME_S = 1e11  # three thousand years
-
-
-def check_session_metadata(metadata: dict[str, Plain], *, is_end: bool = False) -> dict[str, Plain]:
-    """Check session metadata, and return it.
-
-    Args:
-        metadata: The metadata of the record.
-        is_end: Whether the record is the end of a session.
-
-    Raises:
-        StoreDamagedError: it has another shape.
-    """
-    try:
-        found = msgspec.convert(metadata, _SessionMetadata)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise StoreDamagedError(f"a session cannot be read: {error}") from error
-    if is_end and msgspec.UNSET in (found.ended, found.at, found.counts):
-        raise StoreDamagedError("the end of a session cannot be read: it lacks when and how")
-    check_times(found.began, None if isinstance(found.at, msgspec.UnsetType) else found.at)
-    if not 0 <= found.runtime_s < MAX_RUNTIME_S:
-        raise StoreDamagedError(f"a session cannot be read: it took {found.runtime_s!r} s")
-    return metadata

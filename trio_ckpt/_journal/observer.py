@@ -31,6 +31,7 @@ class AttemptEnd(enum.Enum):
 
     CONFIRMED = "confirmed"
     SKIPPED = "skipped"
+    DEFERRED = "deferred"  # its batch is handed out again when it is due
     RETRIED = "retried"  # it failed, and the retry table has the batch run again
     FAILED = "failed"  # for good, or the checkpoint was not saved
     WITHDRAWN = "withdrawn"

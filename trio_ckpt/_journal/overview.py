@@ -20,8 +20,9 @@ import msgspec
 from .._util.errors import EXIT_COMPLETE, EXIT_SKIPPED, StoreDamagedError
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
-from .history import ENDED, SessionCounts, run_runtime_s
+from .history import ENDED, run_runtime_s
 from .record import Status, check_times
+from .session_record import SessionCounts
 from .store import Owner, RunSummary, RunView, Store
 from .stored import join_summary, sealed_part
 from .summary import RunStatus, Summary, current_phase, read_run_status, run_status_from
@@ -45,6 +46,7 @@ class SessionOverview(msgspec.Struct, frozen=True, array_like=True, gc=False):
         at: When it ended; Unix time, s.
         counts: What it did.
         reason: Why it stopped by itself, such as a limit; None: it did not.
+        next_due: When a start has something to do, if all that was left was deferred; Unix time, s.
     """
 
     number: int
@@ -56,6 +58,7 @@ class SessionOverview(msgspec.Struct, frozen=True, array_like=True, gc=False):
     at: float | None = None
     counts: SessionCounts | None = None
     reason: str | None = None
+    next_due: float | None = None
 
 
 class RunOverview(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -144,6 +147,7 @@ def _session_of(metadata: Mapping[str, Any]) -> SessionOverview:
         at=metadata.get("at"),
         counts=None if counts is None else msgspec.convert(counts, SessionCounts),
         reason=metadata.get("reason"),
+        next_due=metadata.get("next_due"),
     )
 
 
@@ -197,7 +201,9 @@ def _decode(payload: bytes, line: RunSummary) -> RunOverview:
     found = _decoder.decode(payload)
     sums, session = found.summary, found.session
     times = (found.last_activity, sums.started_at, sums.updated_at, sums.completed_at)
-    check_times(*times, sums.failed_at, *(() if session is None else (session.began, session.at)))
+    check_times(*times, sums.failed_at, sums.next_due)
+    if session is not None:
+        check_times(session.began, session.at, session.next_due)
     if (found.run_id, found.generation, found.owner) != (line.run_id, line.generation, None):
         raise StoreDamagedError("it is not of this run")
     return found

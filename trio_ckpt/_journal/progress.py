@@ -8,7 +8,6 @@ records however many there are.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Iterable, Mapping
 
 import attrs
@@ -20,13 +19,13 @@ from .._util.index_set import IndexSet
 from .._util.plain import Plain, copy_plain
 from .._util.shown import Shown
 from .._util.text import batches_text, number
+from .deferral import Deferral
+from .item_marks import add_marks, decode_marks, item_mark
 from .notes import Notes, encode_note
 from .record import ACT, PAUSED, ErrorInfo, Record, RecordKind, Status
 
 MAX_SUM = 2**63  # for counts of records and bytes of a file: the limit of a fold
 MAX_SKIPS = 100  # skipped batches whose errors are kept; a user reads no more at once
-MARK_BYTES = 16  # two lists of items have equal sums by chance once in 2**128
-_MARK_BITS: int = 2 ** (8 * MARK_BYTES) - 1
 
 
 class FailedAttempt(msgspec.Struct, frozen=True, array_like=True):
@@ -55,27 +54,6 @@ class Pin(msgspec.Struct, frozen=True, array_like=True):
     lineage: bytes
 
 
-def item_mark(index: int, digest: bytes) -> int:
-    """What a batch adds to the sum of items; the index binds the item to its batch."""
-    mark = hashlib.blake2b(b"%d\n" % index + digest, digest_size=MARK_BYTES).digest()
-    return int.from_bytes(mark, "little")
-
-
-def add_marks(marks: int, more: int, *, sign: int = 1) -> int:
-    """The sum of two sums of items, or their difference."""
-    return (marks + sign * more) & _MARK_BITS
-
-
-def encode_marks(marks: int) -> bytes:
-    """Encode a sum of items for storage; 0 becomes empty bytes."""
-    return marks.to_bytes(MARK_BYTES, "little") if marks else b""
-
-
-def decode_marks(stored: bytes) -> int:
-    """Decode a sum of items, from at most `MARK_BYTES`; the inverse of `encode_marks`."""
-    return int.from_bytes(stored[:MARK_BYTES], "little")
-
-
 @attrs.define(repr=False)
 class Progress(Shown):
     """The sum of the records of one stream.
@@ -85,6 +63,7 @@ class Progress(Shown):
         confirmed: The batches that are durable.
         skipped: The batches that were given up.
         failures: The failed attempts at batches that are neither confirmed nor skipped.
+        deferred: Until when batches are not handed out; one that is due stays here until it ends.
         skips: What went wrong with the newest `MAX_SKIPS` skipped batches; older errors are in
             the records only, so that progress does not grow with them.
         records: How many records the confirmed batches produced.
@@ -163,6 +142,7 @@ class Progress(Shown):
     skipped_items: int = 0
     reserved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     notes: Notes | None = None  # most streams never have one
+    deferred: dict[int, Deferral] = attrs.field(factory=dict[int, Deferral])
     done: IndexSet = attrs.field(
         init=False,
         eq=False,
@@ -338,10 +318,11 @@ def _apply_batch(progress: Progress, record: Record) -> None:  # hot path: once 
     progress.confirmed.add(index)
     if progress.done.add(index) and record.item:
         progress.items = add_marks(progress.items, item_mark(index, record.item))
-    if progress.skipped or progress.failures:
+    if progress.skipped or progress.failures or progress.deferred:
         progress.skipped.discard(index)
         progress.skips.pop(index, None)
         progress.failures.pop(index, None)
+        progress.deferred.pop(index, None)
     if progress.notes is not None:
         progress.notes = progress.notes.without(index)
     progress.records += record.records
@@ -366,6 +347,7 @@ def _apply_skip(progress: Progress, record: Record) -> None:
         progress.items = add_marks(progress.items, mark)
         progress.skipped_items = add_marks(progress.skipped_items, mark)
     progress.failures.pop(index, None)
+    progress.deferred.pop(index, None)
     progress.skips.pop(index, None)  # the newest comes last
     progress.skips[index] = FailedAttempt(record.attempts, record.error)
     if len(progress.skips) > MAX_SKIPS:
@@ -374,7 +356,13 @@ def _apply_skip(progress: Progress, record: Record) -> None:
 
 def _apply_attempt(progress: Progress, record: Record) -> None:
     _open(progress)
-    progress.failures[_index(record)] = FailedAttempt(record.attempts, record.error)
+    index = _index(record)
+    if record.due is None:
+        progress.deferred.pop(index, None)
+    else:
+        progress.deferred[index] = Deferral(record.at, record.due)
+    if record.due is None or record.error is not None:  # else its body chose to defer it
+        progress.failures[index] = FailedAttempt(record.attempts, record.error)
 
 
 def _apply_fail(progress: Progress, record: Record) -> None:
@@ -410,6 +398,7 @@ def _apply_redo(progress: Progress, record: Record) -> None:
             progress.expected = progress.estimate = progress.last_index = None
             progress.failures, progress.skips, progress.metadata = {}, {}, {}
             progress.notes = None
+            progress.deferred = {}
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
                 del progress.pins[label]  # its batch will have another state
@@ -437,7 +426,8 @@ def _put_back(progress: Progress, record: Record) -> None:
     progress.skipped.subtract(indexes)
     progress.adopted.subtract(indexes)
     progress.done.subtract(indexes)
-    for kept in (progress.failures, progress.skips):
+    kept: dict[int, FailedAttempt] | dict[int, Deferral]
+    for kept in (progress.failures, progress.skips, progress.deferred):
         for index in [index for index in kept if index in indexes]:
             del kept[index]
 

@@ -177,7 +177,7 @@ class RecordKind(enum.IntEnum):
 
     BATCH = 0  # a batch is confirmed
     SKIP = 1  # a batch was given up on purpose
-    ATTEMPT = 2  # an attempt at a batch failed; it may run again
+    ATTEMPT = 2  # an attempt at a batch failed, or was deferred; it may run again
     FAIL = 3  # the stream failed
     FINISH = 4  # the stream is complete (with or without a last index)
     SAVE = 5  # between batches: state, cursor, spent, a last index, a frontier's first items
@@ -268,6 +268,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=F
     position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
     reserved: dict[str, Amount] | None = msgspec.field(name="R", default=None)  # what it changes by
+    due: float | None = msgspec.field(name="D", default=None)  # ATTEMPT: deferred until; Unix time
 
 
 TROUBLE = "trouble"  # in the metadata of a NOTE: a problem that a user should know of
@@ -385,7 +386,7 @@ def decode_record(payload: bytes) -> Record:
             check_amounts(record.reserved or {})
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreDamagedError(f"a checkpoint cannot be read: {error}") from error
-    check_times(record.at, None if record.opened is None else record.opened.at)
+    check_times(record.at, record.due, None if record.opened is None else record.opened.at)
     return record
 
 

@@ -146,7 +146,7 @@ class StreamStatistics(SessionStatistics, frozen=True, kw_only=True):
     For an open end, `left` counts the part that is worked on, or comes from the estimate.
 
     Attributes:
-        waiting: How many failed batches wait for their next attempt.
+        waiting: How many failed or deferred batches wait for their next attempt.
         pause: What the whole stream waits for; None: it does not wait.
         state: The costs of its state; None: it has no state, or a `Frontier`.
     """

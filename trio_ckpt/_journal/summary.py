@@ -17,7 +17,8 @@ from .._util.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPE
 from .._util.exact_sum import ExactSum, Number, add_sums, shown
 from .._util.plain import JOB_STREAM, PHASE, RUN_STREAM, StreamKey
 from .._util.shown import Shown
-from .._util.text import amounts, batches_text, number, stream_name
+from .._util.text import amounts, batches_text, deferred_text, number, stream_name
+from .deferral import Deferral
 from .history import ENDED, session_metadata_of
 from .progress import Progress
 from .record import ErrorInfo, Status
@@ -33,7 +34,7 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
         streams: How many streams have each status.
         confirmed: How many batches are durable.
         skipped: How many batches were given up.
-        failing: How many batches failed and may run again.
+        failing: How many batches failed and may run again; deferred ones are counted apart.
         left: How many batches are known to be left to do; 0 for a stream that failed for good;
             None where it is not known for a stream.
         records: How many records were produced.
@@ -46,6 +47,8 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
         adopted: How many confirmed batches have an unknown share of `totals`.
         started_at, updated_at, completed_at, failed_at: Unix time, s; None: not yet.
         error: The error of the stream that failed last.
+        deferred: How many batches were deferred and have not ended since.
+        next_due: When the first of them is due; Unix time, s; None: none was deferred.
     """
 
     key: StreamKey = ()
@@ -67,6 +70,8 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
     error: ErrorInfo | None = None
     assumed: Mapping[str, Number] = {}
     noted: Mapping[str, Number] = {}
+    deferred: int = 0
+    next_due: float | None = None
 
     def _shown(self) -> Iterable[tuple[str, str]]:
         counts = [(count, status.value) for status, count in self.streams.items()]
@@ -76,6 +81,7 @@ class Summary(Shown, msgspec.Struct, frozen=True, kw_only=True, gc=False):
             ("status", self.status.value),
             ("streams", ", ".join(streams)),
             ("batches", batches_text(self.confirmed, self.skipped, self.failing, self.left)),
+            ("deferred", deferred_text(self.deferred, self.next_due)),
             ("records", number(self.records)),
             ("produced", amounts(self.totals)),
             ("spent", amounts(self.spent)),
@@ -125,8 +131,18 @@ def failing(progress: Progress) -> int:
     """How many batches of a stream failed and run again on a plain resume."""
     if progress.error is not None and not progress.error.retryable:
         return 0
+    last, deferred = progress.last_index, progress.deferred
+    return sum(
+        (last is None or index <= last) and index not in deferred for index in progress.failures
+    )
+
+
+def deferred(progress: Progress) -> list[Deferral]:
+    """The deferrals of a stream that a start has to heed."""
+    if progress.has_failed_for_good:
+        return []
     last = progress.last_index
-    return sum(last is None or index <= last for index in progress.failures)
+    return [one for i, one in progress.deferred.items() if last is None or i <= last]
 
 
 def is_over(progress: Progress) -> bool:
@@ -191,6 +207,7 @@ def summarize(
     every = list(parts.values())
     left = [lefts.get(name, part.left) for name, part in parts.items()]
     completed = [progress.completed_at for progress in every]
+    deferrals = [one for progress in every for one in deferred(progress)]
     failed = max(every, key=lambda progress: progress.failed_at or 0.0, default=Progress())
     return Summary(
         key=key,
@@ -212,6 +229,8 @@ def summarize(
         error=failed.error,
         assumed=shown(assumed),
         noted=shown(noted),
+        deferred=len(deferrals),
+        next_due=min((one.due for one in deferrals), default=None),
     )
 
 

@@ -17,7 +17,7 @@ from .._journal.history import KILLED, SessionView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.store import Finding, Owner
-from .._journal.summary import failing, in_order, is_to_process, phase_statuses
+from .._journal.summary import deferred, failing, in_order, is_to_process, phase_statuses
 from .._util.exact_sum import ExactSum, add_sums, shown
 from .._util.index_set import spans
 from .._util.plain import StreamKey
@@ -215,7 +215,7 @@ def _last_session(facts: Facts) -> Clause:
     at = "" if last.ended is None else f" at {moment(last.ended)}"
     reason = Reason.SESSION_KILLED if last.how == KILLED else Reason.SESSION_ENDED
     if last.reason is not None:
-        reason = Reason.SESSION_LIMITED
+        reason = Reason.SESSION_LIMITED if last.next_due is None else Reason.SESSION_DEFERRED
     return reason, {"last": last, "at": at}
 
 
@@ -336,6 +336,8 @@ def _of_one(facts: Facts, action: StartAction, key: StreamKey) -> list[Clause]:
         clauses.append((Reason.CONFIRMED_STAY, fields))
     if action is StartAction.GO_ON:
         clauses += _failing(progress)
+    if fields["deferred"]:
+        clauses.append((Reason.DEFERRED, fields))
     if progress.skipped and action in (StartAction.GO_ON, StartAction.SKIP):
         reason = Reason.GIVEN_UP if progress.built_over is None else Reason.BUILT_OVER
         clauses.append((reason, fields))
@@ -348,6 +350,8 @@ def _of_many(facts: Facts, action: StartAction, keys: Sequence[StreamKey]) -> li
     clauses: list[Clause] = [(r, fields) for r in _REASONS.get(action, [Reason.MANY_GO_ON])]
     if action is StartAction.SKIP and fields["skipped"]:
         clauses.append((Reason.GIVEN_UP, fields))
+    if fields["deferred"]:
+        clauses.append((Reason.DEFERRED, fields))
     if action is StartAction.GO_ON and fields["with_holes"]:
         clauses.append((Reason.MANY_HAVE_HOLES, fields))
     if action is StartAction.GO_ON and fields["failing"]:
@@ -404,8 +408,11 @@ def _fields_of_many(facts: Facts, keys: Sequence[StreamKey]) -> dict[str, object
 
 
 def _sums(parts: Sequence[Progress]) -> dict[str, object]:
+    deferrals = [one for progress in parts for one in deferred(progress)]
     return {
         "n": len(parts),
+        "deferred": len(deferrals),
+        "due": min((one.due for one in deferrals), default=0.0),
         "done": sum(len(progress.confirmed) for progress in parts),
         "skipped": sum(len(progress.skipped) for progress in parts),
         "saves": _saves(parts),
@@ -443,6 +450,7 @@ def holes(progress: Progress) -> list[tuple[int, int]]:
 def _failing(progress: Progress) -> Iterator[Clause]:
     """Which batches failed and may run again."""
     failures = sorted(progress.failures.items()) if failing(progress) else []
+    failures = [one for one in failures if one[0] not in progress.deferred]
     for index, failure in failures[:MAX_NAMED]:
         error = _error(failure.error)
         yield Reason.BATCH_FAILED, {"index": index, "attempts": failure.attempts, "error": error}

@@ -68,7 +68,7 @@ class Maintenance:
     )
 
     async def retry(self, keys: Iterable[StreamKey] | None = None) -> int:
-        """Re-queue what was skipped or has failed for good.
+        """Re-queue what was skipped, has failed for good or is deferred.
 
         Args:
             keys: Only these streams; default: all.
@@ -86,7 +86,10 @@ class Maintenance:
         parts = {key: entry.progress for key, entry in self.view.streams.items()}
         wanted = in_order(parts) if keys is None else self._known(keys)
         run_id = self.view.run_id
-        records = [(self._stream_log(key), retry_record(run_id, key, parts[key])) for key in wanted]
+        records = [
+            (self._stream_log(key), retry_record(run_id, key, parts[key], is_asked=True))
+            for key in wanted
+        ]
         found = [(stream_log, record) for stream_log, record in records if record is not None]
         if found:
             await self._begin_change()

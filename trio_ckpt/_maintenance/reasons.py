@@ -96,6 +96,12 @@ class Reason(enum.Enum):
         "run open: a start is free to, and hands out nothing while a limit is exceeded."
     )
 
+    SESSION_DEFERRED = (
+        "Session {last.number:raw} (process {last.pid:raw} on {last.host}, begun "
+        "{last.began:moment}) stopped by itself{at}, by its {last.reason}. No process has the "
+        "run open: a start is free to, and hands out nothing of that before {last.next_due:moment}."
+    )
+
     # What a start needs and would not find, and what went wrong.
     STATE_LOST = (
         "Stream {name} cannot go on, because its state{after} is not whole: {why:message}. A start "
@@ -140,6 +146,11 @@ class Reason(enum.Enum):
     LEFT = "{left} {left:is|are} left."
     LEFT_UNKNOWN = "How many are left is not known."
     SAVES = "It skips what is confirmed{saves}."
+    DEFERRED = (
+        "{deferred:batch} {deferred:is|are} deferred: a start does not hand {deferred:it|them} out "
+        "before {deferred:it is|they are} due, the first at {due:moment}; `{retry:raw}` puts "
+        "{deferred:it|them} back now."
+    )
     BATCH_FAILED = "Batch {index} failed {attempts:time} ({error}) and is tried again."
     MORE_BATCHES_FAILED = "So did {more:other}."
     MANY_GO_ON = (

@@ -28,7 +28,8 @@ import trio
 from .._commit.limit_watch import Streak
 from .._commit.stream_log import StreamLog
 from .._journal.history import iter_records
-from .._journal.progress import Progress, add_marks, encode_marks, item_mark
+from .._journal.item_marks import add_marks, encode_marks, item_mark
+from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind, Taken
 from .._journal.store import RunView, Store
 from .._util.errors import TrioCkptError
@@ -50,6 +51,8 @@ _FAILURES = (RecordKind.ATTEMPT, RecordKind.SKIP)
 def requeue_record(progress: Progress, streak: Streak) -> Record | None:
     """The record that re-queues what failed in an outage; None: nothing of it is left.
 
+    A batch that was deferred stays so: a server has said from when on it answers.
+
     A skipped batch on which later ones have built, by a state or a cursor, stays skipped: it cannot
     be done again alone.  A stream that the program itself has failed for good stays so.
 
@@ -67,7 +70,11 @@ def requeue_record(progress: Progress, streak: Streak) -> Record | None:
         for index, item in streak.skipped.items()
         if index in progress.skipped and index >= free_from
     }
-    failed = [index for index in streak.failed if index in progress.failures]
+    failed = [
+        index
+        for index in streak.failed
+        if index in progress.failures and index not in progress.deferred
+    ]
     if not skipped and not failed:
         return None
     marks = 0
@@ -199,5 +206,6 @@ def _ends_row(record: Record) -> bool:
 
 def _is_failure(record: Record) -> bool:
     """Whether a record is of a failure; a skip whose reason is a text may be a decision."""
-    is_text = record.error is not None and record.error.type == "str"
-    return record.kind is RecordKind.ATTEMPT or not is_text
+    if record.error is None:  # its body has deferred the batch
+        return False
+    return record.kind is RecordKind.ATTEMPT or record.error.type != "str"

@@ -49,6 +49,8 @@ async def close_run(
 def _stop_instead(run: OpenRun, error: BaseException | None) -> BaseException | None:
     """The exception that leaves a run: RunStoppedError if it was stopped, else the body's."""
     poison = run.committer.poison
+    if error is None:
+        run.deferred.stop_for_left()
     if not run.stop.is_requested and poison is None:
         return error
     if error is None:

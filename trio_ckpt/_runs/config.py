@@ -31,6 +31,9 @@ MAX_CONFIG_BYTES = 2**20  # each session saves it; a table of data is not a conf
 OnConfigChange = Literal["refuse", "restart", "accept"]
 
 
+DEFAULT_WAIT_S = 60.0  # for deferred work: a start of a process costs about as much
+
+
 @attrs.frozen
 class Settings:
     """How a run resumes; see the arguments of `open_run` and `Run.open_stream`."""
@@ -42,6 +45,7 @@ class Settings:
         factory=Retention, validator=checked_by(instance, kind=Retention, what="a Retention")
     )
     recover: bool = attrs.field(default=False, validator=checked_by(flag))
+    wait_for_deferred_s: float = DEFAULT_WAIT_S
     outputs_since: float = 0.0  # older files were not written by the run; Unix time, s
 
 
@@ -51,7 +55,7 @@ class RunRequest:
 
     Attributes:
         config: The canonical configuration, without the excluded fields.
-        settings: `verify`, `redo_missing` and `retry_failed`.
+        settings: `verify`, `redo_missing`, `retry_failed` and `wait_for_deferred_s`.
         is_fresh: `fresh`.
         observers: `observe`.
         The others have the names of `open_run`.

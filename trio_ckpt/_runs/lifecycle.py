@@ -50,7 +50,7 @@ from ..stores import folder_of, open_store
 from .act_server import serve_acts
 from .announce import announce_start, announce_stop
 from .closing import close_run
-from .config import OnConfigChange, RunRequest, Settings, canonical_config
+from .config import DEFAULT_WAIT_S, OnConfigChange, RunRequest, Settings, canonical_config
 from .limited import begin_limits, watch_limits
 from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
@@ -100,6 +100,7 @@ async def open_run(
     grace_s: float = DEFAULT_GRACE_S,
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
     wait_for_lock_s: float = 0.0,
+    wait_for_deferred_s: float = DEFAULT_WAIT_S,
     resume_command: str | None = None,
     coordinator: CheckpointCoordinator | None = None,
     observe: Sequence[Observer] = (),
@@ -136,6 +137,8 @@ async def open_run(
         save_timeout_s: How long a save may take, in seconds, before its outcome is unknown.
             Where the store has a lease, 80 % of that is the most.
         wait_for_lock_s: How long to wait for another owner of the run to end, in seconds.
+        wait_for_deferred_s: How long a run that has only deferred batches left waits for the next
+            one that is due, in seconds; if that is later, it ends with exit code 75.
         resume_command: The command that the log shows for a resume; default: this command.
         coordinator: A coordinator that several runs share; default: a new one.
         observe: Observers that are called with what the run does, such as `trace_batches`.
@@ -162,7 +165,14 @@ async def open_run(
     request = RunRequest(
         run_id=check_run_id(run_id),
         on_config_change=one_of("on_config_change", on_config_change, get_args(OnConfigChange)),
-        settings=Settings(verify, redo_missing, retry_failed),
+        settings=Settings(
+            verify,
+            redo_missing,
+            retry_failed,
+            wait_for_deferred_s=seconds(
+                "wait_for_deferred_s", wait_for_deferred_s, is_endless_allowed=True
+            ),
+        ),
         is_fresh=flag("fresh", fresh),
         handle_signals=_optional(flag, "handle_signals", handle_signals),
         stop_signals=signals("stop_signals", stop_signals),

@@ -27,6 +27,7 @@ from .._util.exceptions import text_of
 from .._util.log import at, get_logger
 from .._util.uninterrupted import uninterrupted
 from .run import Run, open_run_of
+from .stream_table import StreamTable
 
 log = get_logger(__name__)
 
@@ -46,7 +47,8 @@ def live_tokens(tokens: Sequence[AnyToken]) -> tuple[LiveToken, ...]:
 def live_view(run: Run) -> LiveView:
     """The live view of an open run at this moment."""
     now = time.time()
-    tokens = run.coordinator.get_pending_checkpoints(run.run_id)
+    table, pending = open_run_of(run).stream_table, run.coordinator.get_pending_checkpoints
+    tokens = [token for token in pending(run.run_id) if not _is_deferred(table, token)]
     statistics = run.statistics()
     return LiveView(
         at=now,
@@ -61,6 +63,12 @@ def live_view(run: Run) -> LiveView:
         left_out=statistics.left_out,
         stopping=_stopping(statistics.stopping, now),
     )
+
+
+def _is_deferred(table: StreamTable, token: AnyToken) -> bool:
+    """Whether the batch of a token is not due: it is not stuck, however old the token is."""
+    open_stream = table.opened.get(token.stream)
+    return open_stream is not None and open_stream.deferrals.due_at(token.batch_index) is not None
 
 
 def _stopping(stopping: Stopping | None, now: float) -> LiveStopping | None:

@@ -45,6 +45,7 @@ from .loop_bounds import (
     complete_if_last,
     park_if_taken_back,
 )
+from .surroundings import Surroundings
 
 T = TypeVar("T")
 
@@ -229,55 +230,6 @@ def _length_error(count: int, now: int) -> RuntimeError:
 # -- the loop ------------------------------------------------------------------------------------
 
 
-@attrs.define(eq=False)
-class Surroundings:
-    """The cancel scopes around a task, as they were at the last call of `remember`.
-
-    ``with trio.move_on_after(60): async for batch in stream.batches(): ...`` ends the loop without
-    notice: the body is cancelled, the scope catches that, and the program continues after the loop.
-    A loop does not keep a scope open itself, so it checks those that were open when it handed out
-    the batch.
-
-    trio has no public API for the scopes around a task: it gives the nearest deadline, and the
-    nurseries of a task with their scopes, but no ``with`` block.  So they are read from its private
-    chain.  On a trio with another chain only the nurseries are checked: a loop in a cancelled
-    ``with`` block then ends with `TokenNeverSettledError`, which says what to do, and nothing is
-    lost.
-    """
-
-    _innermost: object = attrs.field(default=None, init=False)
-    _scopes: list[trio.CancelScope] = attrs.field(factory=list[trio.CancelScope], init=False)
-
-    def remember(self, task: trio.lowlevel.Task) -> None:
-        """Store the scopes that are open around a task now."""
-        status: object = getattr(task, "_cancel_status", None)
-        if status is None or status is not self._innermost:
-            self._innermost, self._scopes = status, _scopes_of(status) or _of_nurseries(task)
-
-    def were_cancelled(self, task: trio.lowlevel.Task) -> bool:
-        """Whether one of those around a task was cancelled and has been left."""
-        status: object = getattr(task, "_cancel_status", None)
-        if status is not None and status is self._innermost:
-            return False  # it is in the same scope as before, so it has left none
-        return any(scope.cancelled_caught for scope in self._scopes)
-
-
-def _scopes_of(status: object) -> list[trio.CancelScope]:
-    """The scopes of a chain, the innermost first; empty if the chain is not as expected."""
-    found = list[trio.CancelScope]()
-    while status is not None:
-        scope: object = getattr(status, "_scope", None)
-        if not isinstance(scope, trio.CancelScope):
-            return []
-        found.append(scope)
-        status = getattr(status, "_parent", None)
-    return found
-
-
-def _of_nurseries(task: trio.lowlevel.Task) -> list[trio.CancelScope]:
-    return [nursery.cancel_scope for nursery in task.child_nurseries]
-
-
 @uninterrupted
 @attrs.define(eq=False)
 class LoopCursor:
@@ -373,6 +325,54 @@ class LoopCursor:
                 await trio.sleep(passed.after_s)
             return Passed.GO_ON
         return passed
+
+    async def first_free(self, start: int, source: Source[Any] | None) -> int:
+        """The first batch that is left and is not deferred.
+
+        Where batches have an order none overtakes a deferred one, so this waits until it is due.
+        A loop with an open end has an order: what follows a page is not known before it.
+
+        Args:
+            start: The first index that counts.
+            source: The source of the loop; None: the end is open.
+
+        Cancellation: a cancellation point if it waits.
+        """
+        open_stream, deferrals = self.open_stream, self.open_stream.deferrals
+        has_order = open_stream.state_manager is not None or self.progress.has_order
+        if not has_order and source is not None and not source.is_open_ended:
+            return deferrals.first_free(start)
+        while (due := deferrals.due_at(index := self.progress.first_left(start))) is not None:
+            await self._wait_due(due)
+        return index
+
+    async def wait_deferred(self, start: int, stop: int, end: int | None) -> bool:
+        """Wait until one of the deferred batches that a loop has passed over is due.
+
+        Args:
+            start: The first batch of the loop.
+            stop: The index at which nothing that is left was found.
+            end: The last batch of the loop; None: there is no limit.
+
+        Returns:
+            False: it has passed over none.
+
+        Cancellation: a cancellation point if it waits.
+        """
+        left, due = self.progress.first_left(start), self.open_stream.deferrals.next_due
+        if due is None or left >= stop or (end is not None and left > end):
+            return False
+        await self._wait_due(due)
+        return True
+
+    async def _wait_due(self, due: float) -> None:
+        open_stream = self.open_stream
+        with open_stream.stop.at_gate():
+            try:
+                open_stream.deferrals.begin_waiting(due)
+                await trio.sleep_until(due)
+            finally:
+                open_stream.deferrals.end_waiting()
 
     async def wait_for_turn(self, index: int) -> None:
         """Wait until a batch may begin, and restore the state that it begins with.
@@ -484,13 +484,17 @@ class Batches(Generic[T]):
             await loop_cursor.settle_open(Exit.NEXT)
         while True:
             index = loop_cursor.progress.first_left(self._first)
+            if loop_cursor.progress.deferred:
+                index = await loop_cursor.first_free(self._first, source)
             is_beyond = self._end is not None and index > self._end
             if source.is_open_ended:
                 is_beyond = is_beyond or loop_cursor.is_past_end(index)
             found = None if is_beyond else source.get(index)
             if found is not None:
                 break
-            if not await loop_cursor.wait_verified():  # the verification re-queued nothing
+            if await loop_cursor.wait_verified():  # the verification may have re-queued batches
+                continue
+            if not await loop_cursor.wait_deferred(self._first, index, self._end):
                 await loop_cursor.complete_source(source, None if is_beyond else index)
                 raise StopAsyncIteration  # also during a stop: what is done is done
         await loop_cursor.wait_for_turn(index)

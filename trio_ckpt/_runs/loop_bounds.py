@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 Each record has a digest of its item, and progress has the sum of them, each bound to
-its batch (`trio_ckpt._journal.progress.item_mark`).  A source whose items give that sum is
+its batch (`trio_ckpt._journal.item_marks.item_mark`).  A source whose items give that sum is
 unchanged, so most starts read no record for the check: they hash the items that they pass
 over.  Where the sums differ the records say at which batch the source changed, or that it
 did not: a batch of an open end had no item.
@@ -23,7 +23,8 @@ import trio
 from .._commit.archive_states import prune_states
 from .._commit.open_stream import OpenStream
 from .._journal.history import DONE_KINDS, LiveRecords, ReadPages, live_records
-from .._journal.progress import Progress, add_marks, item_mark
+from .._journal.item_marks import add_marks, item_mark
+from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
 from .._journal.statistics import resume_line
 from .._util.arguments import shown, whole_number

@@ -32,6 +32,7 @@ from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from ..outputs import Outputs, Validator
 from ..state._shared_capture import ArrayTools
 from .config import Settings
+from .deferred import DeferredWatch
 from .manifest import MANIFEST
 from .stream_table import StreamTable, Waits
 
@@ -52,6 +53,7 @@ class OpenRun:
         resume_command: The command that the log shows for a resume.
         stream_table: Its streams, and their progress.
         limits: Counts for its limits; None: it has none.
+        deferred: Stops it when all that is left is deferred.
         waits: The waits for batches.
         path_owners: The batch, or the append file, that each output name belongs to.
         rewinding: The streams that are being rewound.
@@ -71,6 +73,7 @@ class OpenRun:
     stream_table: StreamTable
     limits: LimitWatch | None = None
     waits: Waits = attrs.field(init=False)
+    deferred: DeferredWatch = attrs.field(init=False)
     path_owners: PathOwners = attrs.field(factory=PathOwners, init=False)
     rewinding: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
     list_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
@@ -79,6 +82,13 @@ class OpenRun:
     def __attrs_post_init__(self) -> None:
         self.waits = Waits(self.stream_table, self.stop, self.stopped)
         self.stop.changed = self.wake_waiters
+        self.deferred = DeferredWatch(
+            self.run_id,
+            self.stop,
+            self.nursery,
+            self.stream_table,
+            self.settings.wait_for_deferred_s,
+        )
         for key, progress in self.stream_table.progress.items():
             for path in progress.sinks:
                 self.path_owners.hold(path, (encode_key(key), SINK))
@@ -150,6 +160,7 @@ class OpenRun:
             waited=self.waits.of_batches,
             limits=self.limits,
         )
+        self.deferred.follow(open_stream)
         self.waits.opened(key)
         return open_stream
 
@@ -194,6 +205,7 @@ class OpenRun:
         key = open_stream.stream_log.key
         del self.stream_table.opened[key]
         self.waits.left(key)
+        self.deferred.consider()
         self.touch()
 
     # -- the run as a whole --------------------------------------------------------------------
@@ -217,6 +229,7 @@ class OpenRun:
             resume_command=self.resume_command,
             poison=self.committer.poison,
             reason=self.stop.reason or None,
+            next_due=self.deferred.next_due,
         )
         error.__cause__ = self.committer.poison
         return error

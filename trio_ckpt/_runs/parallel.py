@@ -10,11 +10,12 @@ from typing import Generic, TypeVar, cast
 
 import trio
 
-from .._commit.batch import AttemptState, Batch, given_of, staged_of
+from .._commit.batch import Batch, given_of, staged_of
 from .._commit.exits import Exit, decisive, exit_of, verdict_on
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
 from .._commit.retry import Again, LoopPolicy, RetryTable
+from .._commit.staged import AttemptState
 from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
 from .._util.errors import BatchFailedError, StreamFailedError
@@ -240,10 +241,13 @@ class WorkQueue(Generic[T]):
         self._is_exhausted = False
         self._source_end: int | None = None  # the index at which the source was found to end
         self._working = 0  # workers that have a batch
-        self._taken = IndexSet()  # handed out or delayed: not to be handed out again
-        self._delayed: list[tuple[float, int, T | None, bytes]] = []
+        self._progress = loop_cursor.progress
+        self._deferrals = loop_cursor.open_stream.deferrals
+        self._taken = IndexSet()  # handed out, delayed or deferred: not to be handed out again
+        self._delayed: list[tuple[float, int, T | None, bytes]] = []  # failed: to be tried again
+        self._deferred: list[tuple[float, int, T | None, bytes]] = []  # not before they are due
         self._idle = trio.lowlevel.ParkingLot()  # workers that wait for work
-        self._timer: trio.CancelScope | None = None  # of the idle worker that wakes for a retry
+        self._timer: trio.CancelScope | None = None  # of the idle worker that wakes when one is due
         if self._open_stream.frontier is not None:
             progress, first = self._open_stream.stream_log.progress, self._open_stream.first_index
             self._open_stream.frontier.make_ready(
@@ -258,9 +262,10 @@ class WorkQueue(Generic[T]):
         """
         while True:
             found = self._due()
-            if found is None and not (self._delayed and self._is_ordered):
+            if found is None and not ((self._delayed or self._deferred) and self._is_ordered):
                 found = self._fresh()
             if found is not None:
+                self._deferrals.end_waiting()
                 self._working += 1  # else the other workers conclude that nothing is left
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
@@ -269,38 +274,44 @@ class WorkQueue(Generic[T]):
             if not self._delayed and not self._working:
                 if await self.loop_cursor.wait_verified():
                     continue  # the verification may have re-queued batches
-                self._idle.unpark_all()  # each sees the same
-                return None
+                if not self._deferred:
+                    self._idle.unpark_all()  # each sees the same
+                    return None
             await self._wait()
 
     async def _wait(self) -> None:
-        """Wait until there may be work; one of the workers wakes when a retry is due."""
-        if self._timer is not None or not self._delayed:
+        """Wait until there may be work; one of the workers wakes when a batch is due."""
+        if self._deferred and not self._delayed and not self._working:
+            self._deferrals.begin_waiting(self._deferred[0][0])
+        due = min((heap[0][0] for heap in (self._delayed, self._deferred) if heap), default=None)
+        if self._timer is not None or due is None:
             await self._idle.park()
             return
-        with trio.move_on_at(self._delayed[0][0]) as self._timer:
+        with trio.move_on_at(due) as self._timer:
             try:
                 await self._idle.park()
             finally:
                 self._timer = None
 
     def _pass_on(self) -> None:
-        """Wake another worker where there is more to do, or a retry to wait for."""
+        """Wake another worker where there is more to do, or a batch that is due to wait for."""
         frontier = self._open_stream.frontier
         is_more = frontier is not None and frontier.is_ready
-        if is_more or (self._delayed and self._timer is None):
+        if is_more or ((self._delayed or self._deferred) and self._timer is None):
             self.wake()
 
     def leave(self, batch: Batch[T], passed: Passed | Again) -> None:
         """Mark that a worker has left a batch, and queue its next attempt if there is one."""
         self._working -= 1
         if isinstance(passed, Again):
-            due = trio.current_time() + passed.after_s
-            heapq.heappush(
-                self._delayed, (due, batch.index, given_of(batch), staged_of(batch).digest)
-            )
-            if self._timer is not None:
-                self._timer.deadline = min(self._timer.deadline, due)
+            due, heap = trio.current_time() + passed.after_s, self._delayed
+        elif self._progress.deferred and batch.index in self._progress.deferred:
+            due, heap = self._deferrals.due_at(batch.index) or trio.current_time(), self._deferred
+        else:
+            return
+        heapq.heappush(heap, (due, batch.index, given_of(batch), staged_of(batch).digest))
+        if self._timer is not None:
+            self._timer.deadline = min(self._timer.deadline, due)
 
     def requeued(self, index: int) -> None:
         """Hand out again a batch whose outputs are damaged."""
@@ -328,9 +339,17 @@ class WorkQueue(Generic[T]):
         return has_order and not self._open_stream.policy.is_parallel
 
     def _due(self) -> tuple[int, T | None, bytes] | None:
-        if self._delayed and self._delayed[0][0] <= trio.current_time():
-            return heapq.heappop(self._delayed)[1:]
+        for heap in (self._delayed, self._deferred):
+            if heap and heap[0][0] <= trio.current_time():
+                return heapq.heappop(heap)[1:]
         return None
+
+    def _holds_back(self, index: int, item: T | None, digest: bytes) -> bool:
+        """Whether a batch is deferred: then it waits here until it is due."""
+        due = self._deferrals.due_at(index)
+        if due is not None:
+            heapq.heappush(self._deferred, (due, index, item, digest))
+        return due is not None
 
     def _fresh(self) -> tuple[int, T | None, bytes] | None:
         if self._source is None:
@@ -345,15 +364,19 @@ class WorkQueue(Generic[T]):
                 self._is_exhausted, self._source_end = True, index
             else:
                 self._taken.add(index)
-                return index, *found
+                if not self._holds_back(index, *found):
+                    return index, *found
+                if self._is_ordered:
+                    break
         return None
 
     def _fresh_of_frontier(self) -> tuple[int, T | None, bytes] | None:
         frontier = self._open_stream.frontier
-        position = frontier.take() if frontier is not None else None
-        if frontier is None or position is None:
-            return None
-        return self._open_stream.first_index + position, frontier.item(position), b""
+        while frontier is not None and (position := frontier.take()) is not None:
+            index, item = self._open_stream.first_index + position, frontier.item(position)
+            if not self._holds_back(index, item, b""):
+                return index, item, b""
+        return None
 
     async def finish(self) -> None:
         """Save that the stream is complete, if all batches are done."""

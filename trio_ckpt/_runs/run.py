@@ -162,8 +162,9 @@ class Run(Shown):
                 the state from the stream in each batch, and keep no reference to it.
             retry: What to do with failed attempts; default: they fail for good.
             on_fail: "raise": a stream that has failed raises when it is left.  "record": where
-                `Stream.fail` or the retry table (`Then.FAIL_STREAM`) failed it, it is left without
-                an exception, so that the next stream can run.
+                `Stream.fail` or the retry table (`Then.FAIL_STREAM`) failed it, or where all that
+                it has left is deferred, it is left without an exception, so that the next stream
+                can run.
             validate: What every output must pass before its batch is confirmed, and again
                 on resume: JSON, or others by a `RawCheck`; see `trio_ckpt.outputs.Validator.of`.
             output_dir: A folder below that of the run; outputs of the stream are named
@@ -209,6 +210,8 @@ class Run(Shown):
         resume = Resume(run.store, open_stream, settings, run.tools, sink)
         scope = trio.CancelScope()
         run.stop.scopes.add(scope)
+        if on_fail == "record":
+            open_stream.deferrals.set_leave(scope.cancel)
         try:
             if run.stop.exit_code:
                 scope.cancel()
@@ -227,7 +230,7 @@ class Run(Shown):
                         loop_cursor_of(stream), None
                     )  # it may wait for the verification
                     run.check_left(open_stream, is_failure_raised=on_fail == "raise")
-            if scope.cancelled_caught:
+            if scope.cancelled_caught and (run.stop.exit_code or not run.deferred.has_left(key)):
                 raise run.stopped()
         finally:
             run.stop.scopes.discard(scope)

@@ -52,7 +52,7 @@ from .._util.exact_sum import Number
 from .._util.exceptions import class_name
 from .._util.log import at, get_logger
 from .._util.plain import PHASE, RUN_STREAM, Plain, StreamKey
-from .._util.text import number, plural
+from .._util.text import deferred_text, number, plural
 from .._util.threads import run_blocking
 from ..outputs import ARCHIVE, Outputs
 from .config import (
@@ -91,6 +91,8 @@ class ResumeReport:
         last_end: How the last session ended, as text; None: there was none.
         ended_at: When it ended, Unix time, s; for a killed session, when it last saved.
         assumed: What attempts have reserved and not settled, by name; it counts as spent.
+        deferred: How many batches were deferred and have not ended since.
+        next_due: When the first of them is due; Unix time, s; None: none was deferred.
     """
 
     sessions: int
@@ -104,6 +106,8 @@ class ResumeReport:
     last_end: str | None
     ended_at: float | None
     assumed: Mapping[str, Number] = attrs.field(default={}, converter=MappingProxyType[str, Number])
+    deferred: int = 0
+    next_due: float | None = None
 
     @property
     def was_killed(self) -> bool:
@@ -125,9 +129,10 @@ class ResumeReport:
         if self.ended_at is not None:
             at = datetime.fromtimestamp(self.ended_at, UTC)
             when = f" at {at:%Y-%m-%d %H:%M:%S} UTC"
+        deferred = deferred_text(self.deferred, self.next_due)
         return (
             f"{plural(self.confirmed, 'batch')} done, {self.skipped:,} skipped, "
-            f"{self.to_retry:,} to retry, "
+            f"{self.to_retry:,} to retry, {f'deferred: {deferred}; ' if deferred else ''}"
             f"{', '.join([plural(self.records, 'record'), *sums])} in all; "
             f"{plural(self.streams, 'stream')}; session {self.sessions} {self.last_end}{when}"
         )
@@ -153,6 +158,8 @@ def report_of(view: RunView | None) -> ResumeReport:
         last_end=how_ended(session_metadata) if session_metadata else None,
         ended_at=ended_at(view) if session_metadata else None,
         assumed=whole.assumed,
+        deferred=whole.deferred,
+        next_due=whole.next_due,
     )
 
 
@@ -298,6 +305,8 @@ class SessionRecorder:
         end = {"ended": _how_ended(error), "at": now, "counts": _counts(self.committer)}
         if isinstance(error, RunStoppedError) and error.reason is not None:
             end["reason"] = error.reason
+            if error.next_due is not None:
+                end["next_due"] = error.next_due.timestamp()
         with trio.CancelScope(shield=True):
             try:
                 await self.save(Record(kind=RecordKind.END, at=now, metadata=self.metadata | end))

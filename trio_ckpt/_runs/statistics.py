@@ -11,7 +11,7 @@ from msgspec.structs import asdict
 from .._commit.intents import saved_sums
 from .._commit.open_stream import OpenStream
 from .._commit.stream_log import Added, StreamLog
-from .._journal.history import SessionCounts
+from .._journal.session_record import SessionCounts
 from .._journal.statistics import (
     LeftOut,
     RunStatistics,

@@ -15,11 +15,11 @@ import trio
 from .._commit.adopt import PathOf, check_stands_alone, rescan
 from .._commit.archive_states import pin_state, prune_states, unpin_state
 from .._commit.awaits import awaits_noted
-from .._commit.batch import AttemptState, Batch
+from .._commit.batch import Batch
 from .._commit.exits import Exit
 from .._commit.redo import Redo
 from .._commit.snapshots import Snapshots
-from .._commit.staged import UNSET
+from .._commit.staged import UNSET, AttemptState
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import ErrorInfo, Record, RecordKind, Status, describe_error
 from .._journal.statistics import StreamStatistics

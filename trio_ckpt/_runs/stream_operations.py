@@ -79,7 +79,7 @@ async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     await trio.lowlevel.checkpoint()
     await loop_cursor.settle_open(Exit.NEXT)
     await loop_cursor.wait_verified()
-    index = loop_cursor.progress.first_left(open_stream.first_index)
+    index = await loop_cursor.first_free(open_stream.first_index, None)
     await loop_cursor.wait_for_turn(index)
     if loop_cursor.is_past_end(index):
         raise StreamEndedError(

@@ -27,6 +27,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -174,6 +175,8 @@ class RunStoppedError(TrioCkptError, SystemExit):
         resume_command: A shell line that resumes the run; None: it is not known.
         reason: Why it stopped by itself, such as the limit that it has reached; None: a signal or
             the program stopped it.
+        next_due: When a start has something to do, if all that was left was deferred; None: a
+            start goes on at once.
     """
 
     def __init__(
@@ -184,6 +187,7 @@ class RunStoppedError(TrioCkptError, SystemExit):
         resume_command: str | None,
         poison: Exception | None = None,
         reason: str | None = None,
+        next_due: float | None = None,
     ) -> None:
         how = "every open batch is saved" if exit_code == EXIT_DRAINED else "at once"
         how = how if poison is None else f"nothing more can be saved: {poison}"
@@ -193,6 +197,7 @@ class RunStoppedError(TrioCkptError, SystemExit):
         self.code = self.exit_code = exit_code  # `code` is what Python ends a process with
         self.resume_command = resume_command
         self.reason = reason
+        self.next_due = None if next_due is None else datetime.fromtimestamp(next_due, UTC)
 
 
 EXIT_COMPLETE = 0

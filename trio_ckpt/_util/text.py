@@ -226,6 +226,14 @@ def moment(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+def deferred_text(count: int, due: float | None) -> str:
+    """``2 batches, the first due at 2025-11-20 21:30:00 UTC``; empty: none is deferred."""
+    if due is None:
+        return ""
+    which = "1 batch," if count == 1 else f"{count:,} batches, the first"
+    return f"{which} due at {moment(due)}"
+
+
 def iso_moment(at: float | None) -> str | None:
     """A point in time for programs: ISO 8601, UTC."""
     return None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")

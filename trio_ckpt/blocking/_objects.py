@@ -12,9 +12,10 @@ from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overl
 
 import trio
 
-from .._commit.batch import AnyBatch, AttemptState, Batch
+from .._commit.batch import AnyBatch, Batch
 from .._commit.retry import RetryTable
 from .._commit.snapshots import Snapshots
+from .._commit.staged import AttemptState
 from .._journal.observer import Observer
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import CheckpointResult, ErrorInfo, Status
@@ -61,6 +62,7 @@ class BlockingBatch(Held[Batch[T]], Generic[T]):
     complete = passes(AnyBatch.complete)
     fail = passes(AnyBatch.fail)
     skip = passes(AnyBatch.skip)
+    defer = passes(AnyBatch.defer)
     withdraw = passes(AnyBatch.withdraw)
     spend = passes(AnyBatch.spend)
     add = passes(AnyBatch.add)

@@ -183,35 +183,39 @@ async def retry(
     output_dir: str | None,
     yes: bool,
 ) -> CommandAnswer:
-    """Re-queue what was given up and what has failed for good."""
+    """Re-queue what was given up, what has failed for good, and what is deferred."""
     indexes = None if batches is None else parse_batches(batches)
     run = await _read_free(store, run_id, output_dir)
     if indexes is not None:
         return await _redo(run, choose_stream(run.keys, stream), indexes, output_dir, yes=yes)
     keys = choose_streams(run.keys, stream)
     failed = [key for key in keys if run.parts[key].status is Status.FAILED]
-    needed = [key for key in keys if run.parts[key].skipped or key in failed]
+    needed = [
+        key for key in keys if run.parts[key].skipped or run.parts[key].deferred or key in failed
+    ]
     built_over = [key for key in needed if run.parts[key].built_over is not None]
     wanted = needed if stream is not None else [key for key in needed if key not in built_over]
     skipped = sum(len(run.parts[key].skipped) for key in wanted)
+    deferred = sum(len(run.parts[key].deferred) for key in wanted)
     texts: list[str] = []
     if wanted:
         streams = plural(sum(key in failed for key in wanted), "failed stream")
-        what = f"{plural(skipped, 'skipped batch')} and {streams}"
+        lifted = f", {plural(deferred, 'deferred batch')}" if deferred else ""
+        what = f"{plural(skipped, 'skipped batch')}{lifted} and {streams}"
         confirm(f"re-queue {what} of run {run_id!r}", yes=yes)
         async with open_maintenance(store, run_id, output_dir=output_dir) as maintenance:
             await maintenance.retry(wanted)
-        done = f"{plural(skipped, 'batch')} of {plural(len(wanted), 'stream')} re-queued"
+        done = f"{plural(skipped + deferred, 'batch')} of {plural(len(wanted), 'stream')} re-queued"
         texts.append(f"{done}; {GO_ON}")
     elif not built_over:
-        texts.append("nothing was given up and no stream has failed: nothing to do")
+        texts.append("nothing was given up or deferred, and no stream has failed: nothing to do")
     texts += [
         f"stream {stream_name(key)!r} stays as it is: later batches build on batch "
         f"{run.parts[key].built_over}, which was skipped; rewind the stream to before it"
         for key in built_over
     ]
     left = [list(key) for key in built_over]
-    return _changed(run, wanted, *texts, batches=skipped, built_over=left)
+    return _changed(run, wanted, *texts, batches=skipped + deferred, built_over=left)
 
 
 async def _redo(

@@ -211,7 +211,7 @@ def _act_blocks(acts: Sequence[Act], limit: int) -> list[Block]:
 def _session_document(session: SessionView) -> Document:
     document = asdict(session)
     del document["runtime_s"]  # of the sessions before it
-    times = {"began": iso_moment(session.began), "ended": iso_moment(session.ended)}
+    times = {name: iso_moment(document[name]) for name in ("began", "ended", "next_due")}
     return {**document, **times, "counts": session.counts or None}
 
 
@@ -297,6 +297,7 @@ def _checkpoint_document(sequence: int, record: Record) -> Document:
         "adopted": record.adopted,
         "metadata": record.metadata,
         "error": error_part(record.error),
+        "due": iso_moment(record.due),
     }
 
 
@@ -322,13 +323,18 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
     why = record.metadata.get(TROUBLE, why)
     if record.kind is RecordKind.INTENT:
         why = intent_text(record)
+    what = "adopted" if record.adopted else KINDS[record.kind]
+    if record.due is not None:
+        what, why = "deferred", f"until {moment(record.due)}"
+    if record.error is not None:
+        why = f"{why}: {error_text(record.error)}".removeprefix(": ")
     return (
         number(sequence),
         moment(record.at),
-        "adopted" if record.adopted else KINDS[record.kind],
+        what,
         "" if record.index is None else number(record.index),
         number(record.attempts) if is_batch else "",
         number(record.records) if record.kind is RecordKind.BATCH else "",
         " ".join(files),
-        error_text(record.error) if record.error is not None else str(why),
+        str(why),
     )

@@ -334,6 +334,7 @@ def summary_document(summary: Summary) -> Document:
             "confirmed": summary.confirmed,
             "skipped": summary.skipped,
             "failing": summary.failing,
+            "deferred": summary.deferred,
             "left": left_of(summary),
             "adopted": summary.adopted,
         },
@@ -348,5 +349,6 @@ def summary_document(summary: Summary) -> Document:
         "updated_at": iso_moment(summary.updated_at),
         "completed_at": iso_moment(summary.completed_at),
         "failed_at": iso_moment(summary.failed_at),
+        "next_due": iso_moment(summary.next_due),
         "error": error_part(summary.error),
     }

@@ -28,6 +28,7 @@ from .._util.errors import StoreError
 from .._util.plain import StreamKey
 from .._util.text import (
     amounts,
+    deferred_text,
     duration,
     iso_moment,
     message_of,
@@ -162,6 +163,7 @@ def _session_document(run: RunOverview) -> Document | None:
         "ended": iso_moment(session.at),
         "how": _how(run.owner, session.ended),
         "reason": None if run.owner is not None else session.reason,
+        "next_due": None if run.owner is not None else iso_moment(session.next_due),
     }
 
 
@@ -352,6 +354,8 @@ def total_pairs(summary: Summary) -> list[tuple[str, str]]:
     done = f"{plural(summary.confirmed, 'batch')} confirmed, {number(summary.skipped)} skipped, "
     done += f"{number(summary.failing)} failing, {left_text(summary)} left"
     pairs = [("total", done)]
+    if deferred := deferred_text(summary.deferred, summary.next_due):
+        pairs.append(("deferred", deferred))
     without = ""
     if summary.adopted:
         without = f" (without those of {plural(summary.adopted, 'adopted batch')})"

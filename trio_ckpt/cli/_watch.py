@@ -193,7 +193,8 @@ def _line(seen: WatchedStatus) -> str:
         f"{seen.run.run_id} {_status(seen)}",
         f"streams: {per_status(summary.streams)}",
         f"total: {plural(summary.confirmed, 'batch')}, {left_text(summary)} left, "
-        f"{number(summary.skipped)} skipped, {number(summary.failing)} failing",
+        f"{number(summary.skipped)} skipped, {number(summary.failing)} failing"
+        + (f", {number(summary.deferred)} deferred" if summary.deferred else ""),
         *(f"stopping: {text}" for text in stopping_texts(seen.live, time.time())),
         *(f"pending: {text}" for text in _pending(seen)),
         f"watched: {_watched(seen)}",

@@ -106,6 +106,7 @@ class BatchCounts(ApiRecord, frozen=True):
     confirmed: int
     skipped: int
     failing: int
+    deferred: int
     left: int | None
     adopted: int
 
@@ -138,6 +139,7 @@ class WorkLine(ApiRecord, frozen=True):
         runtime_s: In all sessions, downtime left out.
         started_at, updated_at, completed_at: Moments; null: not yet.
         error: Of the stream that failed last.
+        next_due: When the first deferred batch is due; null: none is deferred.
     """
 
     status: StatusWord
@@ -151,6 +153,7 @@ class WorkLine(ApiRecord, frozen=True):
     updated_at: Moment | None
     completed_at: Moment | None
     error: ErrorLine | None
+    next_due: Moment | None
 
 
 class RunLine(WorkLine, frozen=True):

@@ -328,6 +328,7 @@ def stream_line(run: RunStatus, key: StreamKey, name: str) -> StreamLine:
         progress_percent=_percent(summary),
         produced=summary.totals,
         spent=summary.spent,
+        next_due=summary.next_due,
         checkpoints=progress.sequence,
     )
 

@@ -247,6 +247,7 @@ function drawFacts() {
     ["Confirmed", number(run.batches.confirmed), run.session?.confirmed !== null && run.session ? `${number(run.session.confirmed)} in this session` : ""],
     ["Rate", run.rate_per_s === null ? "–" : `${rate(run.rate_per_s)}/s`, run.running ? "of this session" : "no process runs it"],
     ["Failing", number(run.batches.failing), "may run again", run.batches.failing ? "bad" : ""],
+    ...(run.batches.deferred ? [["Deferred", number(run.batches.deferred), `from ${clock.format(new Date(run.next_due))} on`]] : []),
     ["Skipped", number(run.batches.skipped), "given up", run.batches.skipped ? "warn" : ""],
     ["Records", number(run.records), ""],
     ["Runtime", span(run.runtime_s), run.session ? plural(run.session.number, "session") : ""],

@@ -1,0 +1,589 @@
+"""Deferred batches: others go on, they are handed out when due, and a run with no more ends."""
+
+# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.opening import begin, begin_blocking
+from trio_ckpt import (
+    Batch,
+    Frontier,
+    Limits,
+    RetryRule,
+    RetryTable,
+    RunStoppedError,
+    Status,
+    Stream,
+    StreamFailedError,
+    Then,
+    open_run,
+    read_history,
+    read_sessions,
+    run_batches,
+)
+from trio_ckpt._journal.overview import overview_of
+from trio_ckpt._journal.summary import read_run_status
+from trio_ckpt._runs.deferred import SETTLE_S
+from trio_ckpt.abc import Store
+from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import World, explore_crashes
+
+Clock = trio.testing.MockClock
+Until = Callable[[Batch[Any]], float | datetime | None]
+
+DAY_S = 86_400.0
+
+
+class Wall:
+    """The clock of the system, which goes as trio's clock does, and can be set."""
+
+    at = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        try:
+            return self.at + trio.current_time()
+        except RuntimeError:
+            return self.at
+
+
+@pytest.fixture(autouse=True)
+def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    clock = Wall()
+    monkeypatch.setattr(time, "time", clock)
+    return clock
+
+
+class Work:
+    """Defers some batches, each once; remembers when it began which.
+
+    Args:
+        until: Until when a batch is deferred; None: it is completed.
+    """
+
+    def __init__(self, until: Until) -> None:
+        self.until = until
+        self.begun: list[tuple[int, float]] = []
+        self.stopped: RunStoppedError | None = None
+
+    @property
+    def indexes(self) -> list[int]:
+        return [index for index, _ in self.begun]
+
+    async def handle(self, batch: Batch[Any]) -> None:
+        is_new = batch.index not in self.indexes
+        self.begun.append((batch.index, trio.current_time()))
+        await trio.sleep(1.0)
+        until = self.until(batch) if is_new else None
+        if until is None:
+            batch.complete()
+        else:
+            batch.defer(until=until)
+
+    async def run(self, store: Store, count: int = 6, concurrency: int = 1, **options: Any) -> int:
+        """Work on what is left of a list; returns the exit code."""
+        self.stopped = None
+        try:
+            async with begin(store, **options) as run, run.open_stream("s") as stream:
+                await run_batches(stream, range(count), self.handle, concurrency=concurrency)
+                assert stream.status is Status.COMPLETE  # the loop ends with nothing left
+        except RunStoppedError as stopped:
+            self.stopped = stopped
+            return stopped.exit_code
+        return run.exit_code
+
+
+def some(until: float | datetime, *indexes: int) -> Until:
+    return lambda batch: until if batch.index in indexes else None
+
+
+async def progress_of(store: Store, key: str = "s") -> Any:
+    status = await read_run_status(store, "r")
+    assert status is not None
+    return status.parts[(key,)]
+
+
+# -- in a session --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_others_go_on_and_it_comes_back_when_due(
+    concurrency: int, autojump_clock: Clock
+) -> None:
+    work = Work(some(30.0, 1, 4))
+    assert await work.run(MemoryStore(), concurrency=concurrency) == 0
+    assert sorted(work.indexes) == [0, 1, 1, 2, 3, 4, 4, 5]
+    assert sorted(work.indexes[-2:]) == [1, 4]
+    for index in (1, 4):
+        first, second = (at for one, at in work.begun if one == index)
+        assert second >= first + 1.0 + 30.0 - 0.01  # trio's mock clock stands while code runs
+
+
+async def test_a_plain_loop_passes_it_over(autojump_clock: Clock) -> None:
+    begun = list[int]()
+    async with begin() as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(list("abcd")):
+            begun.append(batch.index)
+            if batch.index == 1 and len(begun) == 2:
+                batch.defer(until=20)
+            else:
+                batch.complete()
+    assert begun == [0, 1, 2, 3, 1]
+    assert run.exit_code == 0
+
+
+async def test_its_attempt_does_not_count_and_its_cost_does(autojump_clock: Clock) -> None:
+    store, attempts = MemoryStore(), list[int]()
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            attempts.append(batch.attempt)
+            batch.spend(cost_usd=1)
+            if len(attempts) < 3:
+                assert batch.defer(until=1)
+                assert not batch.complete()  # it is settled
+            else:
+                batch.complete()
+    assert attempts == [1, 1, 1]
+    history = [one async for one in read_history(store, "r", ("s",))]
+    assert [one.attempts for one in history if one.kind == "attempt"] == [0, 0]
+    assert run.statistics().spent == {"cost_usd": 3}
+
+
+async def test_its_state_is_undone_and_its_stream_waits(autojump_clock: Clock) -> None:
+    """Batches with an order: none overtakes the deferred one."""
+    begun = list[int]()
+    async with begin() as run, run.open_stream("s", state={"sum": 0}) as stream:
+        async for batch in stream.batches(range(4)):
+            begun.append(batch.index)
+            stream.state["sum"] += batch.index
+            if begun == [0, 1]:
+                batch.defer(until=45)
+            else:
+                batch.complete()
+        assert stream.state == {"sum": 6}
+    assert begun == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("concurrency", [None, 1])
+async def test_with_a_cursor_its_stream_waits(
+    concurrency: int | None, autojump_clock: Clock
+) -> None:
+    begun = list[int]()
+
+    async def handle(batch: Batch[Any]) -> None:
+        begun.append(batch.index)
+        if begun == [0, 1]:
+            batch.defer(until=45)
+        else:
+            batch.complete(cursor=batch.index)
+
+    stream: Stream[None]
+    async with begin() as run, run.open_stream("s") as stream:
+        if concurrency is None:
+            async for batch in stream.batches(range(4)):
+                await handle(batch)
+        else:
+            await run_batches(stream, range(4), handle, concurrency=concurrency)
+    assert begun == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("is_loop", [True, False], ids=["loop", "run_batches"])
+async def test_a_start_in_a_stream_with_an_order_waits(
+    is_loop: bool, autojump_clock: Clock
+) -> None:
+    store, begun = MemoryStore(), list[int]()
+
+    async def handle(batch: Batch[Any]) -> None:
+        begun.append(batch.index)
+        if begun == [0, 1]:
+            batch.defer(until=DAY_S)
+        else:
+            batch.complete(cursor=batch.index)
+
+    async def start(wait_s: float) -> None:
+        async with begin(store, wait_for_deferred_s=wait_s) as run:
+            async with run.open_stream("s") as stream:
+                if is_loop:
+                    async for batch in stream.batches(range(4)):
+                        await handle(batch)
+                else:
+                    await run_batches(stream, range(4), handle)
+
+    for _ in range(2):
+        with pytest.raises(RunStoppedError, match="deferred work"):
+            await start(60)
+        assert begun == [0, 1]
+    await start(2 * DAY_S)
+    assert begun == [0, 1, 1, 2, 3]
+
+
+async def test_an_open_end_has_an_order(autojump_clock: Clock) -> None:
+    begun = list[int]()
+    async with begin() as run, run.open_stream("s") as stream:
+        async for batch in stream.batches():
+            begun.append(batch.index)
+            if begun == [0]:
+                batch.defer(until=5)
+            else:
+                batch.complete(cursor="next", last=batch.index == 2)
+        async with run.open_stream("blocks") as blocks:
+            async with blocks.open_batch() as one:
+                one.defer(until=5)
+            async with blocks.open_batch() as again:
+                again.complete(last=True)
+    assert begun == [0, 0, 1, 2]
+    assert again.index == 0
+
+
+async def test_the_items_of_a_frontier_can_be_deferred(autojump_clock: Clock) -> None:
+    work = Work(lambda batch: 10.0 if batch.item == "b" else None)
+    store = MemoryStore()
+    for wait_s in (0.0, 60.0):
+        work.stopped = None
+        try:
+            async with begin(store, wait_for_deferred_s=wait_s) as run:
+                async with run.open_stream("s", state=Frontier(["a", "b", "c"])) as stream:
+                    await run_batches(stream, None, work.handle, concurrency=2)
+        except RunStoppedError as stopped:
+            work.stopped = stopped
+        assert (work.stopped is not None) is (wait_s == 0.0)
+    assert sorted(work.indexes) == [0, 1, 1, 2]
+
+
+async def test_a_range_waits_for_its_own_only(autojump_clock: Clock) -> None:
+    work, store = Work(some(DAY_S, 4)), MemoryStore()
+    assert await work.run(store) == 75
+    async with begin(store) as run, run.open_stream("s") as stream:
+        await run_batches(stream, range(6), work.handle, end=3)
+        async for _ in stream.batches(range(6), end=3):
+            raise AssertionError("nothing of it is left")
+    assert run.exit_code == 75
+
+
+async def test_a_wait_for_a_deferred_batch_is_woken(autojump_clock: Clock) -> None:
+    async with begin() as run, run.open_stream("s") as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(run.wait_confirmed, ("s",), [1])
+        await run_batches(stream, range(3), Work(some(40.0, 1)).handle)
+
+
+async def test_what_waits_is_said(autojump_clock: Clock) -> None:
+    said = list[Any]()
+
+    async def look(run: Any) -> None:
+        await trio.sleep(10)
+        statistics = run.statistics()
+        said.append((statistics.waiting[0].reason, statistics.deferred, statistics.failing))
+
+    async with begin() as run, run.open_stream("s") as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(look, run)
+        await run_batches(stream, range(3), Work(some(40.0, 1)).handle)
+    assert said == [("all that is left is deferred", 1, 0)]
+
+
+# -- the end of a session -------------------------------------------------------------------------
+
+
+async def test_a_run_with_only_deferred_work_ends(wall: Wall, autojump_clock: Clock) -> None:
+    store, work = MemoryStore(), Work(some(DAY_S, 2, 3))
+    assert await work.run(store, concurrency=2) == 75
+    stopped, due = work.stopped, wall.at + DAY_S
+    assert stopped is not None
+    assert stopped.next_due is not None
+    assert abs(stopped.next_due.timestamp() - due) < 10
+    when = stopped.next_due.strftime("%Y-%m-%d %H:%M:%S UTC")
+    assert stopped.reason == f"deferred work: 2 batches, the first due at {when}"
+    assert trio.current_time() < 10 + SETTLE_S  # it did not wait for that
+    [session] = await read_sessions(store, "r")
+    assert (session.reason, session.next_due) == (stopped.reason, stopped.next_due.timestamp())
+    status = await read_run_status(store, "r")
+    assert status is not None
+    overview = overview_of(status)
+    assert overview.session is not None
+    assert overview.session.next_due == session.next_due
+    assert (overview.summary.deferred, overview.exit_code) == (2, 75)
+
+
+async def test_a_start_before_it_is_due_hands_out_nothing(
+    caplog: pytest.LogCaptureFixture, autojump_clock: Clock
+) -> None:
+    store, work = MemoryStore(), Work(some(DAY_S, 2))
+    caplog.set_level(logging.INFO)
+    assert await work.run(store) == 75
+    for _ in range(3):
+        await trio.sleep(3_600)
+        begun = len(work.begun)
+        caplog.clear()
+        assert await work.run(store) == 75
+        assert len(work.begun) == begun
+        assert "deferred: 1 batch, due at" in caplog.text
+        assert work.stopped is not None
+        assert work.stopped.next_due is not None
+    await trio.sleep(DAY_S)
+    assert await work.run(store) == 0
+    assert work.indexes == [0, 1, 2, 3, 4, 5, 2]
+
+
+async def test_a_datetime_is_kept_over_sessions(wall: Wall, autojump_clock: Clock) -> None:
+    until = datetime.fromtimestamp(wall(), UTC) + timedelta(hours=2)
+    store, work = MemoryStore(), Work(some(until, 0))
+    assert await work.run(store) == 75
+    assert work.stopped is not None
+    assert work.stopped.next_due == until
+    await trio.sleep_until((until - datetime.fromtimestamp(wall.at, UTC)).total_seconds() - 90)
+    assert await work.run(store) == 75
+    assert await work.run(store, wait_for_deferred_s=100) == 0
+    assert work.begun[-1][1] >= 7_200 - 0.01
+
+
+async def test_a_clock_that_was_years_ahead_does_not_hold_back(
+    wall: Wall, autojump_clock: Clock
+) -> None:
+    store, work = MemoryStore(), Work(some(120.0, 0))
+    wall.at += 10 * 365 * DAY_S
+    assert await work.run(store) == 75
+    wall.at -= 10 * 365 * DAY_S
+    assert await work.run(store, wait_for_deferred_s=600) == 0
+    assert work.begun[-1][1] < 300
+
+
+async def test_a_run_waits_for_work_that_is_due_soon(autojump_clock: Clock) -> None:
+    work = Work(some(300.0, 2))
+    assert await work.run(MemoryStore(), wait_for_deferred_s=400) == 0
+
+
+async def test_other_streams_go_on_beside_it(autojump_clock: Clock) -> None:
+    store, slow = MemoryStore(), Work(lambda _: None)
+
+    async def one(run: Any, name: str, work: Work) -> None:
+        async with run.open_stream(name) as stream:
+            await run_batches(stream, range(50), work.handle)
+
+    deferring = Work(some(DAY_S, 0))
+    with pytest.raises(RunStoppedError, match="deferred work"):
+        async with begin(store) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(one, run, "a", deferring)
+            await trio.sleep(40)
+            nursery.start_soon(one, run, "b", slow)
+    assert len(slow.begun) == 50  # it was begun while the other had work, and ended after it
+
+
+async def test_a_stream_that_records_lets_the_next_run(autojump_clock: Clock) -> None:
+    store = MemoryStore()
+    works = {name: Work(some(DAY_S, 1)) for name in "abc"}
+    with pytest.raises(RunStoppedError) as stopped:
+        async with begin(store) as run:
+            for name, work in works.items():
+                async with run.open_stream(name, on_fail="record") as stream:
+                    await run_batches(stream, range(4), work.handle)
+                    raise AssertionError("it is not complete")
+                assert stream.status is Status.INTERRUPTED
+    assert stopped.value.exit_code == 75
+    assert "deferred work: 3 batches, the first due at" in str(stopped.value.reason)
+    assert all(work.indexes == [0, 1, 2, 3] for work in works.values())
+
+
+async def test_a_stream_that_is_opened_soon_is_waited_for(autojump_clock: Clock) -> None:
+    store, deferring, others = MemoryStore(), Work(some(DAY_S, 0)), Work(lambda _: None)
+
+    async def one_after_the_other(run: Any) -> None:
+        for name in ("b", "c"):
+            async with run.open_stream(name) as stream:
+                await run_batches(stream, range(3), others.handle)
+            await trio.sleep(SETTLE_S - 1)  # it asks a server what there is
+
+    with pytest.raises(RunStoppedError, match="deferred work"):
+        async with begin(store) as run, trio.open_nursery() as nursery:
+            nursery.start_soon(one_after_the_other, run)
+            async with run.open_stream("a") as stream:
+                await run_batches(stream, range(1), deferring.handle)
+    assert len(others.begun) == 6
+
+
+async def test_a_loop_that_was_cancelled_waits_no_more(autojump_clock: Clock) -> None:
+    async with begin() as run, run.open_stream("s") as stream:
+        with trio.move_on_after(4):
+            await run_batches(stream, range(1), Work(some(DAY_S, 0)).handle)
+        await trio.sleep(1_000)  # the body has something else to do
+        assert not run.is_stopping
+
+
+async def test_a_signal_is_not_taken_for_deferred_work(autojump_clock: Clock) -> None:
+    store, work = MemoryStore(), Work(some(DAY_S, 0))
+
+    async def stop(run: Any) -> None:
+        await trio.sleep(2.5)
+        run.request_stop()
+
+    with pytest.raises(RunStoppedError) as stopped:
+        async with begin(store) as run, run.open_stream("s") as stream:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stop, run)
+                await run_batches(stream, range(10), work.handle)
+    assert (stopped.value.reason, stopped.value.next_due) == (None, None)
+
+
+# -- a server that asks for a long wait -----------------------------------------------------------
+
+
+class QuotaError(Exception):
+    def __init__(self, after_s: float) -> None:
+        super().__init__("too many requests")
+        self.after_s = after_s
+
+
+QUOTA = RetryTable(
+    [RetryRule((QuotaError,), attempts=3, then=Then.FAIL_STREAM, retry_after=lambda e: e.after_s)]
+)
+
+
+async def test_a_long_retry_after_defers_the_batch(autojump_clock: Clock) -> None:
+    store, begun = MemoryStore(), list[tuple[int, int]]()
+
+    async def ask(batch: Batch[Any]) -> None:
+        begun.append((batch.index, batch.attempt))
+        if batch.index == 1 and batch.attempt < 3:
+            raise QuotaError(20_000)
+        batch.complete()
+
+    async def start() -> RunStoppedError | None:
+        try:
+            async with begin(store) as run, run.open_stream("s", retry=QUOTA) as stream:
+                await run_batches(stream, range(4), ask)
+        except RunStoppedError as stopped:
+            return stopped
+        return None
+
+    assert await start() is not None
+    assert begun == [(0, 1), (1, 1), (2, 1), (3, 1)]
+    await trio.sleep(19_000)
+    assert await start() is not None
+    assert len(begun) == 4
+    await trio.sleep(1_100)
+    stopped = await start()
+    assert stopped is not None
+    assert stopped.next_due is not None
+    await trio.sleep(20_100)
+    assert await start() is None
+    assert begun[4:] == [(1, 2), (1, 3)]
+
+
+async def test_what_asks_for_more_than_a_year_fails(autojump_clock: Clock) -> None:
+    with pytest.raises(StreamFailedError):
+        async with begin() as run, run.open_stream("s", retry=QUOTA) as stream:
+
+            async def ask(batch: Batch[Any]) -> None:
+                raise QuotaError(1e12)
+
+            await run_batches(stream, range(4), ask)
+
+
+async def test_the_brake_leaves_a_deferred_batch_deferred(autojump_clock: Clock) -> None:
+    store = MemoryStore()
+
+    async def ask(batch: Batch[Any]) -> None:
+        raise QuotaError(20_000)
+
+    with pytest.raises(RunStoppedError, match="in a row have failed"):
+        limits = Limits(consecutive_failures=3)
+        async with begin(store, limits=limits) as run:
+            async with run.open_stream("s", retry=QUOTA) as stream:
+                await run_batches(stream, range(9), ask)
+    assert sorted((await progress_of(store)).deferred) == [0, 1, 2]
+
+
+async def test_a_body_that_defers_is_no_failure(autojump_clock: Clock) -> None:
+    work, store = Work(lambda _: DAY_S), MemoryStore()
+    for _ in range(2):
+        assert await work.run(store, limits=Limits(consecutive_failures=3)) == 75
+        assert work.stopped is not None
+        assert "deferred work: 6 batches" in str(work.stopped.reason)
+
+
+# -- beside the rest ------------------------------------------------------------------------------
+
+
+async def test_retry_failed_leaves_it_deferred(autojump_clock: Clock) -> None:
+    store, work = MemoryStore(), Work(some(DAY_S, 2))
+    assert await work.run(store) == 75
+    assert await work.run(store, retry_failed=True) == 75
+    assert work.indexes == [0, 1, 2, 3, 4, 5]
+
+
+async def test_what_failed_and_is_deferred_stays_so(autojump_clock: Clock) -> None:
+    """Also where a skipped batch beside it is re-queued by `retry_failed`."""
+    store, asked = MemoryStore(), list[int]()
+
+    async def ask(batch: Batch[Any]) -> None:
+        asked.append(batch.index)
+        if batch.index == 0:
+            raise QuotaError(20_000)
+        batch.skip("it is empty")
+
+    for retry_failed in (False, True):
+        with pytest.raises(RunStoppedError, match="deferred work"):
+            async with begin(store, retry_failed=retry_failed) as run:
+                async with run.open_stream("s", retry=QUOTA) as stream:
+                    await run_batches(stream, range(2), ask)
+        progress = await progress_of(store)
+        assert (list(progress.deferred), progress.failures[0].attempts) == ([0], 1)
+    assert asked == [0, 1, 1]
+
+
+def test_a_synchronous_program_can_defer() -> None:
+    with pytest.raises(RunStoppedError, match="deferred work") as stopped:
+        with begin_blocking(wait_for_deferred_s=0) as run, run.open_stream("s") as stream:
+            for batch in stream.batches(range(3)):
+                if batch.index == 1:
+                    batch.defer(until=DAY_S)
+                else:
+                    batch.complete()
+    assert stopped.value.exit_code == 75
+    assert stopped.value.next_due is not None
+
+
+# -- crashes --------------------------------------------------------------------------------------
+
+
+async def defer_until_tomorrow(world: World) -> None:
+    """Two at once; two of six batches are deferred until after the test."""
+    is_over = False
+    while not is_over:
+        try:
+            async with open_run("r", store=world.store, wait_for_deferred_s=0) as run:
+                stream: Stream[None]
+                async with run.open_stream("s") as stream:
+
+                    async def handle(batch: Batch[int], stream: Stream[None] = stream) -> None:
+                        if batch.index in stream.progress.deferred:
+                            world.note("handed out early")
+                        await trio.sleep(0.1)
+                        if batch.index in (1, 4):
+                            batch.defer(until=DAY_S)
+                        else:
+                            batch.complete()
+
+                    await run_batches(stream, range(6), handle, concurrency=2)
+        except RunStoppedError as stopped:
+            is_over = stopped.next_due is not None
+
+
+def all_is_done_but_for_the_deferred(world: World) -> None:
+    progress = world.progress("s")
+    assert list(progress.confirmed) == [0, 2, 3, 5]
+    assert sorted(progress.deferred) == [1, 4]
+    assert not world.count("handed out early")
+
+
+def test_no_kill_loses_a_deferral_or_hands_it_out_early() -> None:
+    found = explore_crashes(defer_until_tomorrow, all_is_done_but_for_the_deferred, schedules=40)
+    assert found.points["store"] > 6
+    assert not found.left_out
