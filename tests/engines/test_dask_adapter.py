@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, cast
 
 import attrs
@@ -38,13 +38,25 @@ class FakeClient:
     fetch: Gather
     loop: None = None
     gathered: list[list[str]] = attrs.field(factory=list[list[str]])
+    limits: list[float] = attrs.field(factory=list[float])
 
     def map(self, _func: object, _specs: object, *, key: list[str], **_: object) -> list[Any]:
         return [FakeFuture(name) for name in key]
 
-    def gather(self, futures: list[FakeFuture]) -> list[object]:
+    async def gather(self, futures: list[FakeFuture], *, asynchronous: bool) -> list[object]:
+        assert asynchronous
         self.gathered.append([future.key for future in futures])
         return self.fetch(futures)
+
+    def sync(
+        self, func: Callable[[], Coroutine[None, None, list[object]]], *, callback_timeout: float
+    ) -> list[object]:
+        self.limits.append(callback_timeout)
+        try:
+            func().send(None)
+        except StopIteration as result:
+            return cast("list[object]", result.value)
+        raise AssertionError("it has waited")
 
 
 @attrs.define(eq=False)
@@ -127,6 +139,43 @@ def test_one_result_that_cannot_be_fetched_is_one_loss(completed: FakeCompleted)
     assert (found["a"], found["c"]) == (Value("A"), Value("C"))
     assert isinstance(found["b"], Error)
     assert Counter(map(len, client.gathered)) == {3: 1, 1: 3}
+
+
+def test_a_result_that_does_not_arrive_is_a_loss(completed: FakeCompleted) -> None:
+    """The others do not wait for it."""
+
+    def fetch(batch: list[FakeFuture]) -> list[object]:
+        if any(future.key == "b" for future in batch):
+            raise TimeoutError
+        return values(batch)
+
+    found, client = ends_of(fetch, completed)
+    assert (found["a"], found["c"]) == (Value("A"), Value("C"))
+    assert isinstance(found["b"], Error)
+    assert str(found["b"].error) == "its result has not arrived within 5 s"
+    assert client.limits == [_dask.FETCH_S, *[_dask.FETCH_ONE_S] * 3]
+
+
+def test_a_result_that_is_computed_again_is_waited_for(completed: FakeCompleted) -> None:
+    """The worker that had it was lost before it could be fetched."""
+    tries = Counter[str]()
+
+    def fetch(batch: list[FakeFuture]) -> list[object]:
+        tries.update(future.key for future in batch)
+        if any(future.key == "b" for future in batch) and tries["b"] <= 2:
+            for future in batch:
+                future.status = "pending" if future.key == "b" else "finished"
+            raise TimeoutError
+        return values(batch)
+
+    def finish(batch: list[FakeFuture]) -> None:  # no other future is ever given out
+        for future in batch:
+            future.status = "finished"
+
+    completed.change = finish
+    found, _ = ends_of(fetch, completed)
+    assert found == {key: Value(key.upper()) for key in "abc"}
+    assert tries["b"] == 3
 
 
 def test_a_thread_that_fails_ends_all_calls(

@@ -18,7 +18,7 @@ from tests.engines.items import steps_in
 from tests.engines.kills import kill_one
 from tests.hangs import HANG_S, PROGRAM_S
 from tests.stores.postgres.servers import Server, running_server
-from trio_ckpt.engines import map_tasks
+from trio_ckpt.engines import map_tasks, open_map
 from trio_ckpt.stores import open_store
 
 N, LEASE_S = 20, 6.0
@@ -105,6 +105,26 @@ async def test_an_item_costs_few_transactions(logged: Server, tmp_path: Path) ->
             all_of[count], workers_of[count] = log.transactions(), log.transactions(workers)
     assert workers_of[many] - workers_of[few] <= (many - few) * WORKER_TRANSACTIONS
     assert all_of[many] <= JOB_TRANSACTIONS + many * TRANSACTIONS
+
+
+async def test_results_come_from_open_map_as_they_are_durable(url: str, tmp_path: Path) -> None:
+    """Again from the store, where the job is over."""
+    side = tmp_path / "side"
+    for _ in range(2):
+        found = dict[int, object]()
+        async with open_map(
+            items.count_up,
+            work(side, 6, N, 0.001),
+            engine=pool,
+            store=url,
+            job_id="job-open",
+            checkpoint_interval_s=1_000.0,
+        ) as results:
+            async for index, outcome in results:
+                assert index not in found
+                found[index] = outcome
+        assert found == dict.fromkeys(range(6), sum_to(N))
+    assert len(steps_in(side)) == 6 * N, "a step was made twice"
 
 
 async def test_an_item_that_is_started_twice_runs_once(url: str, tmp_path: Path) -> None:

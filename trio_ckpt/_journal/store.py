@@ -427,6 +427,13 @@ class Store(ABC):
         """
         raise StoreError(f"the store {self.url} cannot be checked from here: check it where it is")
 
+    def spare_connections(self) -> None:  # noqa: B027  # most stores have none
+        """Use as few connections to a server as it can, from now on; calls then wait for others.
+
+        The many processes of an engine call it: a server has room for few connections.  A store
+        that has none does nothing.
+        """
+
     @abstractmethod
     async def aclose(self) -> None:
         """Close the store; a second call has no effect.

@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from typing import Protocol, cast
 
 import attrs
@@ -30,6 +31,8 @@ log = get_logger(__name__)
 
 CONNECT_S = 10  # for the scheduler to answer
 GATHER_EVERY_S = 0.02  # results that arrive together cost one round trip
+FETCH_S = 60.0  # for the results that are done to arrive
+FETCH_ONE_S = 5.0  # then for each of them
 DONE = "finished"  # as Dask says it
 CLOSE_S = 5  # for workers to end; then they are killed
 
@@ -55,8 +58,14 @@ class DaskClient(Protocol):
         """Submit a call of a function with each of some values."""
         ...
 
-    def gather(self, futures: list[DaskFuture]) -> list[object]:
+    def gather(self, futures: list[DaskFuture], *, asynchronous: bool) -> Awaitable[list[object]]:
         """Fetch the results of futures that are done."""
+        ...
+
+    def sync(
+        self, func: Callable[[], Awaitable[list[object]]], *, callback_timeout: float
+    ) -> list[object]:
+        """Call a function in the client's event loop, and wait for at most so many seconds."""
         ...
 
     def cancel(self, futures: list[DaskFuture]) -> None:
@@ -176,24 +185,39 @@ class DaskAdapter(EngineAdapter):
         """End each of some futures that Dask says are done; one may be lost again."""
         statuses = [future.status for future in futures]  # read once, as they change meanwhile
         done = [future for future, status in zip(futures, statuses, strict=True) if status == DONE]
-        for future, outcome in zip(done, self._fetch(done), strict=True):
-            self._end(future, outcome)
+        for future, outcome in zip(done, self._fetch(done, FETCH_S), strict=True):
+            if outcome is None:
+                self._completed.update([future])
+            else:
+                self._end(future, outcome)
         for future, status in zip(futures, statuses, strict=True):
             if status == "error":
                 self._end(future, Error(future.exception() or EngineLostError("it has failed")))
             elif status != DONE:
                 self._end(future, Error(EngineLostError(f"Dask says that it is {status}")))
 
-    def _fetch(self, futures: list[DaskFuture]) -> list[Outcome[object]]:
-        """Fetch results in one round trip; one by one if that fails, which may be due to one."""
+    def _fetch(self, futures: list[DaskFuture], limit_s: float) -> list[Outcome[object] | None]:
+        """Fetch results in one round trip; one by one if that fails, which may be due to one.
+
+        The worker that has a result may be lost, or hang.  Results do not wait for that of another
+        item, so a result that does not arrive is a loss.
+
+        Returns:
+            For each future its outcome; None: it is being computed again.
+        """
         if not futures:
             return []
+        gather = partial(self._client.gather, futures, asynchronous=True)
         try:
-            return [Value(result) for result in self._client.gather(futures)]
+            return [Value(result) for result in self._client.sync(gather, callback_timeout=limit_s)]
         except Exception as error:
-            if len(futures) == 1:
-                return [Error(error)]
-        return [outcome for future in futures for outcome in self._fetch([future])]
+            if len(futures) > 1:
+                return [end for future in futures for end in self._fetch([future], FETCH_ONE_S)]
+            is_late = isinstance(error, TimeoutError)
+            if is_late and futures[0].status != DONE:
+                return [None]
+            why = f"its result has not arrived within {limit_s:g} s"
+            return [Error(EngineLostError(why) if is_late else error)]
 
     def _end(self, future: DaskFuture, outcome: Outcome[object]) -> None:
         with self._changed:

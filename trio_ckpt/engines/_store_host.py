@@ -171,7 +171,7 @@ class StoreHost:
             kind: Literal["full", "process"] = "process" if durability == "process" else "full"
             opening = partial(open_store, address, durability=kind, create=False)
             store = await shielded(opening)  # else no task would close it
-            _spare_connections(store)
+            store.spare_connections()
             opened = self._stores.setdefault(key, _OpenedStore(store))
             if opened.store is not store:  # another item was faster
                 await _close(store)
@@ -189,15 +189,6 @@ class StoreHost:
         idle = [key for key, opened in self._stores.items() if not opened.users]
         for key in idle[: max(0, len(idle) - keep)]:
             await _close(self._stores.pop(key).store)
-
-
-def _spare_connections(store: Store) -> None:
-    """Let a process of an engine have one connection to a database: there may be thousands."""
-    if store.url.startswith("postgresql:"):
-        from ..stores._postgres.store import PostgresStore  # an extra, which is here then
-
-        if isinstance(store, PostgresStore):
-            store.read_with_saves()
 
 
 async def _close(store: Store) -> None:

@@ -145,11 +145,11 @@ class PostgresStore(Store):
             raise
         return cls(address, writing, facts, mac_key=mac_key, inline_limit_bytes=inline_limit_bytes)
 
-    def read_with_saves(self) -> None:
-        """Read over the connection that saves, which then wait for each other.
+    def spare_connections(self) -> None:
+        """See `Store.spare_connections`.  Reads go over the connection that saves.
 
-        For the many processes of an engine, whose server has few connections.  Large blobs are
-        uploaded over one of their own all the same: no lease would be renewed meanwhile.
+        Large blobs are uploaded over one of their own all the same: no lease would be renewed
+        meanwhile.
         """
         self._reading = self._writing
 
