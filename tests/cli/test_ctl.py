@@ -88,6 +88,30 @@ def test_a_run_without_a_process_is_steered(run: Terminal, store: Path) -> None:
     )
 
 
+def test_batches_are_named_by_stream_and_number(run: Terminal, store: Path) -> None:
+    trio.run(begin_and_end, store)
+    said = run("ctl", store, "r", "requeue", "a/b", "0-1", "--why", "new model")
+    assert said.out == (
+        "run 'r': no process runs the run: batches 0-1 are re-queued, for the next start\n"
+    )
+    assert run("ctl", store, "r", "skip", "a/b", "1").code == 0
+    said = run("history", store, "r")
+    assert "requeue a/b 0-1" in said.out
+    assert run("ctl", store, "r", "requeue", "a/b").code == 2
+    assert run("ctl", store, "r", "requeue", "q", "1").code == 4
+    said = run("ctl", store, "r", "requeue", "a/b", "x")
+    assert (said.code, said.err) == (
+        2,
+        "trio-ckpt: BATCHES is written 17,203-210, not 'x'\n",
+    )
+    assert run("ctl", store, "r", "skip", "a/b", "99").code == 7
+    acts = run("history", store, "r", "--json").json["acts"]
+    assert [(act["do"], act["stream"], act["steps"]) for act in acts] == [
+        ("skip", ["a", "b"], [1, 1]),
+        ("requeue", ["a", "b"], [0, 2]),
+    ]
+
+
 def test_what_is_typed_wrong_is_refused(run: Terminal, store: Path) -> None:
     trio.run(begin_and_end, store)
     assert run("ctl", store, "q", "pause").code == 4

@@ -13,6 +13,7 @@ from trio_ckpt import UnknownRunError
 from trio_ckpt._journal.acts import ActRefusedError, new_act, read_acts
 from trio_ckpt._maintenance import steer as steer_module
 from trio_ckpt._maintenance.steer import OFFLINE, steer
+from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore, open_store
 
 Clock = trio.testing.MockClock
@@ -56,6 +57,27 @@ async def test_a_run_can_be_paused_without_a_process(store: MemoryStore) -> None
         ("resume", "ann", ""),
     ]
     assert acts[0].at <= acts[1].at
+
+
+async def test_batches_are_changed_without_a_process(store: MemoryStore) -> None:
+    about: dict[str, Any] = {"stream": ("s",), "indexes": IndexSet([0])}
+    assert "batch 0 is done already" in await refused(store, "skip", **about)
+    assert await asked(store, "requeue", **about) == (
+        f"{OFFLINE}: batch 0 is re-queued, for the next start"
+    )
+    assert "neither confirmed nor skipped" in await refused(store, "requeue", **about)
+    assert await asked(store, "skip", why="bad", **about) == (
+        f"{OFFLINE}: batch 0 is skipped, for the next start"
+    )
+    assert "no stream 'q'" in await refused(store, "skip", stream=("q",), indexes=IndexSet([0]))
+    assert [(act.do, act.why) for act in await read_acts(store, "r")] == [
+        ("requeue", ""),
+        ("skip", "bad"),
+    ]
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for _ in stream.batches(range(2)):
+            raise AssertionError("a batch is handed out")
+        assert run.exit_code == 3
 
 
 async def test_what_needs_a_process_is_refused_without_one(store: MemoryStore) -> None:

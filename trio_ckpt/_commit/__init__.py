@@ -11,7 +11,7 @@ It may not know who holds a run or how its loops are written.
     stream_outputs             the files of a stream; path_owners: who owns which
     adopt                      files that no record names
     state_manager              the state: stored_state, snapshots, archive_states (which ones stay)
-    redo                       batches that are re-queued
+    redo, give_up              batches that are re-queued; that are given up from outside
     shutdown                   a stop in good order
     awaits, extent, observers  forgotten awaits; how much is left; who is told
 """

@@ -68,8 +68,8 @@ class LoopListener(Protocol):
         """The frontier has items that can be handed out; called before any other task runs."""
         ...
 
-    def requeued(self, index: int) -> None:
-        """A batch can be handed out again; called as soon as progress says so."""
+    def reconsider(self, index: int) -> None:
+        """A batch is left again, or was given up; called as soon as progress says so."""
         ...
 
 
@@ -210,10 +210,10 @@ class OpenStream:
         """Use another retry table, from the next failure of the loop on."""
         self.policy = attrs.evolve(self.policy, retry=retry)
 
-    def requeued(self, index: int) -> None:
-        """Tell the loop that a batch can be handed out again."""
+    def reconsider(self, index: int) -> None:
+        """Tell the loop that a batch is left again, or was given up."""
         if self.listener is not None:
-            self.listener.requeued(index)
+            self.listener.reconsider(index)
 
     def set_failure(self, failure: ErrorInfo) -> None:
         """Mark the stream as failed: nothing is handed out any more."""
@@ -242,15 +242,15 @@ class OpenStream:
                 extra=self.place(),
             )
 
-    async def wait_paused(self) -> None:
-        """Wait until the pause of the stream is over.
-
-        Cancellation: a cancellation point if there is something to wait for.
-        """
+    async def wait_held(self) -> None:
+        """Wait until the pauses of the stream and the run are over; a cancellation point then."""
         while (pause := self.pause) is not None:
-            await trio.sleep_until(pause[0])
+            with self.stop.at_gate():
+                await trio.sleep_until(pause[0])
             if self.pause == pause:  # else it was made longer during the sleep
                 self.pause = None
+        if self.stop.is_holding:
+            await self.stop.hold()
 
     def waiting(self) -> Waiting | None:
         """What the stream waits for before it begins another batch; None: it does not wait."""

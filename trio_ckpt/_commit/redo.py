@@ -27,7 +27,15 @@ import trio
 from .._journal.history import DONE_KINDS, LiveRecord, LiveRecords, live_records, read_pages
 from .._journal.item_marks import add_marks, encode_marks, item_mark
 from .._journal.progress import Progress
-from .._journal.record import Output, Record, RecordKind, SinkLines, Status, Taken
+from .._journal.record import (
+    Output,
+    Record,
+    RecordKind,
+    SinkLines,
+    Status,
+    Taken,
+    encode_record,
+)
 from .._journal.store import Store
 from .._util.errors import CannotRedoError, StoreDamagedError, describe_batch
 from .._util.exact_sum import ExactSum, add_amounts, encode_sums
@@ -99,6 +107,7 @@ class Redo:
         begin_change: Called after all checks have passed, before anything is saved.
         reverting: A block, for the batches, in which the record is saved.  Entering it refuses by
             `CannotRedoError`; leaving it takes their rows in a database of the user back.
+        beside: A record of another stream that is saved in one group with the one that re-queues.
     """
 
     store: Store
@@ -109,6 +118,7 @@ class Redo:
     on_requeued: Callable[[int], None] = lambda _index: None
     begin_change: Callable[[], Awaitable[None]] = trio.lowlevel.cancel_shielded_checkpoint
     reverting: Reverting = lambda _indexes: nullcontext()
+    beside: tuple[StreamLog, Record] | None = None
 
     async def redo(self, indexes: Collection[int], reason: str) -> None:
         """Re-queue single batches that are confirmed or skipped.
@@ -338,7 +348,17 @@ class Redo:
                 self.on_requeued(index)
             stream_log.tools.cut_back.update(reversal.lines)
 
-        await self.committer.save(stream_log, record, blobs_of(state), on_durable=on_durable)
+        pending = await self.committer.submit(
+            stream_log,
+            record,
+            encode_record(record),
+            lambda error: on_durable() if error is None else None,
+            blobs=blobs_of(state),
+        )
+        if self.beside is not None:  # submitted in one step of the scheduler: one group has both
+            own, note = self.beside
+            await self.committer.submit(own, note, encode_record(note), lambda _error: None)
+        await pending.wait()
         for path in reversal.lines:  # shorter now: the next append opens it again at its end
             if path in stream_log.sinks:
                 stream_log.sinks.pop(path).close()

@@ -44,7 +44,8 @@ class Stop:
             which the stop began decides it.
         reason: Why it began, as text; empty: a signal or the program requested it.
         is_parking: Loops must wait instead of beginning another batch, and never go on.
-        is_holding: The same, or the run is paused: they may go on later.
+        is_holding: The same, or the run is held for some time: they may go on later.
+        is_paused: The run is paused: nothing is handed out, and what is open goes on.
         scopes: The cancel scopes of the open streams.
         workers: Tasks of the library that work for the task of whose nursery they are.
         body: The cancel scope of the run's block, which a second signal cancels.
@@ -66,8 +67,10 @@ class Stop:
         self.reason = ""
         self.forced_code = EXIT_SIGTERM
         self.is_parking = self.is_holding = False
-        self._resumed = trio.Event()
-        self._resumed.set()
+        self.is_paused = False
+        self._holds = 0  # blocks of `holding`
+        self._free = trio.Event()  # set unless loops are held, by a pause or by such a block
+        self._free.set()
         self.scopes: set[trio.CancelScope] = set()
         self.workers: set[trio.lowlevel.Task] = set()
         self._portal = Portal.here()
@@ -176,30 +179,43 @@ class Stop:
             with self.at_gate():
                 await trio.sleep_forever()
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether the run is paused: nothing is handed out, and what is open goes on."""
-        return not self._resumed.is_set()
-
     def pause(self) -> None:
         """Hand out nothing until `resume`; has no effect on a run that is paused."""
-        if not self.is_paused:
-            self._resumed = trio.Event()
-            self.is_holding = True
+        self.is_paused = True
+        self._update_hold()
 
     def resume(self) -> None:
         """Let the loops go on, unless a stop is under way."""
-        self._resumed.set()
-        self.is_holding = self.is_parking
+        self.is_paused = False
+        self._update_hold()
+
+    @contextmanager
+    def holding(self) -> Generator[None]:
+        """Hand out nothing while the block runs, so that what is left can be changed in it."""
+        self._holds += 1
+        self._update_hold()
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self._update_hold()
+
+    def _update_hold(self) -> None:
+        is_held = self.is_paused or self._holds > 0
+        if not is_held:
+            self._free.set()
+        elif self._free.is_set():
+            self._free = trio.Event()
+        self.is_holding = is_held or self.is_parking
 
     async def hold(self) -> None:
-        """Wait before another batch begins: for the end of a pause, for ever during a stop.
+        """Wait before another batch begins: until it is not held, and for ever during a stop.
 
         Cancellation: the only way out of a stop.
         """
-        while self.is_paused and not self.is_parking:
+        while not (self._free.is_set() or self.is_parking):
             with self.at_gate():
-                await self._resumed.wait()
+                await self._free.wait()
         await self.park()
 
     @contextmanager
@@ -265,7 +281,7 @@ class Stop:
         """Cancel every open stream; those that open later end at once."""
         self.exit_code = self.exit_code or exit_code
         self.is_parking = self._is_requested or self.exit_code != 0
-        self.is_holding = self.is_parking or self.is_paused
+        self._update_hold()
         for scope in self.scopes:
             scope.cancel()
         self.changed()

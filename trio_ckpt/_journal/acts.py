@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from .._util.errors import TrioCkptError
-from .._util.plain import RUN_STREAM, Plain
-from .._util.text import moment, number, printable
+from .._util.index_set import IndexSet
+from .._util.plain import RUN_STREAM, Plain, StreamKey
+from .._util.text import moment, number, printable, stream_name
 from .history import iter_records, read_known_run
 from .record import ACT, PAUSED, Record, RecordKind
 from .store import Store
@@ -28,7 +29,7 @@ MAX_LINE_BYTES = 65_536  # of an act or an answer: thousands of spans of batches
 MAX_NAME_CHARS = 255  # of a user, a host or a part of a key
 MAX_WHY_CHARS = 500
 
-Verb = Literal["status", "pause", "resume", "stop"]
+Verb = Literal["status", "pause", "resume", "stop", "snapshot", "requeue", "skip"]
 
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
@@ -45,6 +46,8 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
         user: The name of the user.
         host, pid: The host name and the id of the process that asks.
         why: The reason that the user gives.
+        stream: The key of the stream that it is about; empty: none.
+        steps: The batches that it is about, as `IndexSet.to_steps` gives them.
         at: When the run was asked; Unix time, s; 0: it was not asked yet.
     """
 
@@ -53,6 +56,8 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
     host: _Name
     pid: Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
     why: Annotated[str, msgspec.Meta(max_length=MAX_WHY_CHARS)] = ""
+    stream: tuple[str, ...] = ()
+    steps: tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**53)], ...] = ()
     at: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
@@ -75,21 +80,29 @@ _act_decoder = msgspec.json.Decoder(Act)
 _reply_decoder = msgspec.json.Decoder(ActReply)
 
 
-def new_act(do: Verb, user: str, *, why: str = "") -> Act:
+def new_act(
+    do: Verb, user: str, *, why: str = "", stream: StreamKey = (), indexes: IndexSet | None = None
+) -> Act:
     """An act of this process.
 
     Args:
         do: What.
         user: The name of the user; longer names are cut.
         why: The reason.
+        stream: The key of the stream that it is about.
+        indexes: The batches that it is about.
 
     Raises:
-        ValueError: the reason is too long.
+        ValueError: the reason is too long, or the batches are too many to be sent.
     """
     if len(why) > MAX_WHY_CHARS:
         raise ValueError(f"why has {number(len(why))} letters; at most {MAX_WHY_CHARS} are kept")
     host = socket.gethostname()[:MAX_NAME_CHARS]
-    return Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why)
+    steps = () if indexes is None else tuple(indexes.to_steps())
+    act = Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why, stream, steps)
+    if len(encode_line(act)) > MAX_LINE_BYTES:
+        raise ValueError(f"too many spans of batches, {number(len(steps) // 2)}, for one act")
+    return act
 
 
 def encode_line(message: Act | ActReply) -> bytes:
@@ -141,7 +154,23 @@ def act_of(metadata: Mapping[str, Plain], name: str = ACT) -> Act | None:
 
 def act_text(act: Act) -> str:
     """An act in words: ``pause by ann, process 12 on box: the quota is used up``."""
-    return f"{act.do} by {actor_text(act)}"
+    return f"{act.do}{target_text(act)} by {actor_text(act)}"
+
+
+def target_text(act: Act) -> str:
+    """The stream and the batches that an act is about, after a space; empty: it is about none."""
+    if not act.stream:
+        return ""
+    return f" {stream_name(act.stream)} {indexes_of(act)}"
+
+
+def indexes_of(act: Act) -> IndexSet:
+    """The batches that an act is about.
+
+    Raises:
+        ValueError: they are no set of indexes.
+    """
+    return IndexSet.from_steps(act.steps)
 
 
 def actor_text(act: Act) -> str:

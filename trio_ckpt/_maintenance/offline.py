@@ -273,18 +273,44 @@ async def open_maintenance(
 
 
 async def save_act(
-    maintenance: Maintenance, note: Record, records: Iterable[tuple[StreamKey, Record]] = ()
+    maintenance: Maintenance, note: Record, key: StreamKey = (), caused: Iterable[Record] = ()
 ) -> None:
-    """Save the record of an act, with the records that it causes, in one group.
+    """Save the record of an act, with those that it causes in a stream, in one group.
 
     Durability: when this returns all of them are durable.
     Cancellation: none once they are submitted.
     """
+    records = [(maintenance._stream_log(key), record) for record in caused]
+    if records:
+        await maintenance._begin_change()
+    await maintenance._committer.save_all([*records, (_own_log(maintenance), note)])
+
+
+def progress_in(maintenance: Maintenance, key: StreamKey) -> Progress:
+    """The progress of a stream of an owned run.
+
+    Raises:
+        UnknownStreamError: there is no such stream.
+    """
+    return maintenance._stream_log(key).progress
+
+
+async def redo_by_act(
+    maintenance: Maintenance, key: StreamKey, indexes: IndexSet, note: Record, reason: str
+) -> None:
+    """Re-queue batches as an act asks; see `Stream.redo`.
+
+    Durability: when this returns both records are durable, and the outputs are in the archive.
+    Cancellation: as for `Stream.redo`.
+    """
+    redo = attrs.evolve(maintenance._redo(key), beside=(_own_log(maintenance), note))
+    await redo.redo(list(indexes), reason)
+
+
+def _own_log(maintenance: Maintenance) -> StreamLog:
+    """The log of the run's own stream, for one record."""
     own = maintenance.view.streams.get(RUN_STREAM)
-    committer = maintenance._committer
-    stream_log = committer.add_stream_log(RUN_STREAM, own.progress if own else Progress())
-    caused = [(maintenance._stream_log(key), record) for key, record in records]
-    await committer.save_all([*caused, (stream_log, note)])
+    return maintenance._committer.add_stream_log(RUN_STREAM, own.progress if own else Progress())
 
 
 # ---------------------------------------------------------------------------------------

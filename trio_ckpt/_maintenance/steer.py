@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import trio
 
+from .._commit.give_up import known_end, skip_records
 from .._journal.acts import (
     MAX_LINE_BYTES,
     Act,
     ActRefusedError,
     ActReply,
     act_note,
+    act_text,
     decode_reply,
     encode_line,
+    indexes_of,
     paused_text,
 )
 from .._journal.history import session_metadata_of
 from .._journal.record import PAUSED
 from .._journal.store import Owner, Store
-from .._util.errors import RunLockedError, StoreError
+from .._util.errors import CannotRedoError, RunLockedError, StoreError, UnknownStreamError
+from .._util.text import batches_are
 from ..stores import folder_of
 from ..stores._local.control_socket import is_of_other_user, socket_address
-from .offline import Maintenance, open_maintenance, save_act
+from .offline import Maintenance, open_maintenance, progress_in, redo_by_act, save_act
 
 FIND_S = 2.0  # a run that has just begun makes its socket after it has taken its lock
 LOOK_EVERY_S = 0.05
@@ -150,14 +155,51 @@ async def _do_offline(store: Store, run_id: str, act: Act) -> ActReply:
     """Do an act on a run that no process runs."""
     if act.do == "status":
         return await _read_status(store, run_id)
-    if act.do not in ("pause", "resume"):
+    deed = _OFFLINE.get(act.do)
+    if deed is None:
         raise ActRefusedError(f"{OFFLINE}: there is nothing to {act.do}", run_id=run_id)
     async with open_maintenance(store, run_id) as maintenance:
-        _check_pause(maintenance, act)
-        act = msgspec.structs.replace(act, at=time.time())
-        await save_act(maintenance, act_note(act))
-    then = "starts paused" if act.do == "pause" else "hands out batches again"
-    return ActReply(True, f"{OFFLINE}: the next start {then}")
+        try:
+            text = await deed(maintenance, msgspec.structs.replace(act, at=time.time()))
+        except (CannotRedoError, UnknownStreamError, ValueError) as error:
+            raise ActRefusedError(str(error), run_id=run_id) from error
+    return ActReply(True, f"{OFFLINE}: {text}")
+
+
+async def _pause(maintenance: Maintenance, act: Act) -> str:
+    _check_pause(maintenance, act)
+    await save_act(maintenance, act_note(act))
+    return "the next start starts paused"
+
+
+async def _resume(maintenance: Maintenance, act: Act) -> str:
+    _check_pause(maintenance, act)
+    await save_act(maintenance, act_note(act))
+    return "the next start hands out batches again"
+
+
+async def _requeue(maintenance: Maintenance, act: Act) -> str:
+    indexes = indexes_of(act)
+    if progress_in(maintenance, act.stream).has_frontier:
+        raise ValueError("the stream has a Frontier, which has dropped its items")
+    await redo_by_act(maintenance, act.stream, indexes, act_note(act), act_text(act))
+    return f"{batches_are(indexes)} re-queued, for the next start"
+
+
+async def _skip(maintenance: Maintenance, act: Act) -> str:
+    indexes, progress = indexes_of(act), progress_in(maintenance, act.stream)
+    records = skip_records(progress, indexes, act_text(act), stop=known_end(progress))
+    await save_act(maintenance, act_note(act), act.stream, records)
+    return f"{batches_are(indexes)} skipped, for the next start"
+
+
+_OFFLINE: Mapping[str, Callable[[Maintenance, Act], Awaitable[str]]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "requeue": _requeue,
+    "skip": _skip,
+}
+"""What can be done to a run that no process runs."""
 
 
 async def _read_status(store: Store, run_id: str) -> ActReply:

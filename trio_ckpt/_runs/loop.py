@@ -23,6 +23,7 @@ from .._commit.exits import Exit
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
 from .._commit.retry import Again
+from .._commit.snapshots import Snapshots
 from .._journal.history import ReadPages
 from .._journal.progress import Progress
 from .._util.arguments import function, shown
@@ -247,6 +248,7 @@ class LoopCursor:
         is_cut: The newest loop has an open end and was narrowed by ``end=``.
         around: The cancel scopes around the loop when it handed out its batch.
         is_closed: The block of the stream has ended.
+        snapshots: Those of the bodies that are open.
         calls: The calls of the stream's async methods.
         opened: When the stream was opened, on trio's clock.
     """
@@ -262,6 +264,7 @@ class LoopCursor:
     is_cut: bool = attrs.field(default=False, init=False)
     around: Surroundings = attrs.field(factory=Surroundings, init=False)
     is_closed: bool = attrs.field(default=False, init=False)
+    snapshots: set[Snapshots] = attrs.field(factory=set[Snapshots], init=False)
     calls: Calls = attrs.field(factory=Calls, init=False)
     opened: float = attrs.field(factory=trio.current_time, init=False)
 
@@ -308,10 +311,7 @@ class LoopCursor:
         self.around.remember(self.task)
 
     def exit_taken(self, left_by: Exit) -> Exit:
-        """The exit of the batch of the loop: `left_by`, or CANCEL.
-
-        It is CANCEL where a cancelled scope around the loop has ended the body.
-        """
+        """The exit of the loop's batch: CANCEL where a cancelled scope has ended its body."""
         return Exit.CANCEL if self.around.were_cancelled(self.task) else left_by
 
     async def settle_open(self, left_by: Exit) -> Passed:
@@ -374,8 +374,8 @@ class LoopCursor:
             finally:
                 open_stream.deferrals.end_waiting()
 
-    async def wait_for_turn(self, index: int) -> None:
-        """Wait until a batch may begin, and restore the state that it begins with.
+    async def wait_for_turn(self, index: int) -> bool:
+        """Wait until a batch may begin, and restore its state; False: it was given up since.
 
         It waits while the stream or the run pauses, and for ever while a stop is under way.
 
@@ -385,14 +385,14 @@ class LoopCursor:
         Cancellation: the only way out of a stop.
         """
         open_stream = self.open_stream  # hot path: nothing is awaited without need
-        if open_stream.pause is not None:
-            with open_stream.stop.at_gate():
-                await open_stream.wait_paused()
-        if open_stream.stop.is_holding:
-            await open_stream.stop.hold()
+        if open_stream.pause is not None or open_stream.stop.is_holding:
+            await open_stream.wait_held()
+            if self.progress.is_done(index):
+                return False
         if open_stream.state_manager is not None:
             open_stream.state_manager.begin_batch(index)  # a snapshot is for its own batch alone
             await open_stream.restore_state()
+        return True
 
     async def open_source(
         self, items: Items[T] | None, key: Callable[[T], str] | None
@@ -491,13 +491,14 @@ class Batches(Generic[T]):
                 is_beyond = is_beyond or loop_cursor.is_past_end(index)
             found = None if is_beyond else source.get(index)
             if found is not None:
-                break
-            if await loop_cursor.wait_verified():  # the verification may have re-queued batches
-                continue
-            if not await loop_cursor.wait_deferred(self._first, index, self._end):
+                if await loop_cursor.wait_for_turn(index):
+                    break
+            elif not (
+                await loop_cursor.wait_verified()  # it may have re-queued batches
+                or await loop_cursor.wait_deferred(self._first, index, self._end)
+            ):
                 await loop_cursor.complete_source(source, None if is_beyond else index)
                 raise StopAsyncIteration  # also during a stop: what is done is done
-        await loop_cursor.wait_for_turn(index)
         await trio.lowlevel.checkpoint_if_cancelled()
         batch: Batch[T] = loop_cursor.gate.hand_out(index, *found)
         loop_cursor.hold(batch)

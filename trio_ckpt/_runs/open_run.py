@@ -34,6 +34,7 @@ from ..state._shared_capture import ArrayTools
 from .config import Settings
 from .deferred import DeferredWatch
 from .manifest import MANIFEST
+from .stream import AnyStream
 from .stream_table import StreamTable, Waits
 
 
@@ -57,6 +58,7 @@ class OpenRun:
         waits: The waits for batches.
         path_owners: The batch, or the append file, that each output name belongs to.
         rewinding: The streams that are being rewound.
+        streams: The streams that are open, as their owners hold them.
         list_lock: Held while streams are put on the list.
         calls: The calls of the async methods of the run.
     """
@@ -76,6 +78,9 @@ class OpenRun:
     deferred: DeferredWatch = attrs.field(init=False)
     path_owners: PathOwners = attrs.field(factory=PathOwners, init=False)
     rewinding: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
+    streams: dict[StreamKey, AnyStream] = attrs.field(
+        factory=dict[StreamKey, AnyStream], init=False
+    )
     list_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     calls: Calls = attrs.field(factory=Calls, init=False)
 
@@ -204,6 +209,7 @@ class OpenRun:
         open_stream.close()
         key = open_stream.stream_log.key
         del self.stream_table.opened[key]
+        self.streams.pop(key, None)
         self.waits.left(key)
         self.deferred.consider()
         self.touch()

@@ -269,8 +269,10 @@ class WorkQueue(Generic[T]):
                 self._working += 1  # else the other workers conclude that nothing is left
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
-                await self.loop_cursor.wait_for_turn(found[0])
-                return self.loop_cursor.gate.hand_out(*found)
+                if await self.loop_cursor.wait_for_turn(found[0]):
+                    return self.loop_cursor.gate.hand_out(*found)
+                self._working -= 1
+                continue
             if not self._delayed and not self._working:
                 if await self.loop_cursor.wait_verified():
                     continue  # the verification may have re-queued batches
@@ -313,13 +315,15 @@ class WorkQueue(Generic[T]):
         if self._timer is not None:
             self._timer.deadline = min(self._timer.deadline, due)
 
-    def requeued(self, index: int) -> None:
-        """Hand out again a batch whose outputs are damaged."""
+    def reconsider(self, index: int) -> None:
+        """Hand out a batch again that was re-queued, or do not: it was given up from outside."""
+        self._delayed = [entry for entry in self._delayed if entry[1] != index]
+        heapq.heapify(self._delayed)
         if self._source is not None and index >= self._start:
             self._taken.discard(index)
             self._next = min(self._next, index)
             self._is_exhausted = False
-            self.wake()
+        self.wake()
 
     def frontier_grew(self) -> None:
         """Let an idle worker take one of the new items."""

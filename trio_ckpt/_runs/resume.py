@@ -63,7 +63,7 @@ class Resume:
             open_stream.stream_log,
             open_stream.files.root,
             open_stream.files.path_owners,
-            on_requeued=open_stream.requeued,
+            on_requeued=open_stream.reconsider,
             reverting=self._reverting,
         )
 

@@ -218,6 +218,7 @@ class Run(Shown):
             with scope:
                 await trio.lowlevel.checkpoint()
                 stream: Stream[S] = await resume.open(state, run.nursery)
+                run.streams[key] = stream
                 try:
                     yield stream
                 except BaseException as error:

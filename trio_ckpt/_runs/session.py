@@ -286,6 +286,10 @@ class SessionRecorder:
         """
         await self.committer.save(self._stream_log, record)
 
+    def beside(self, record: Record) -> tuple[StreamLog, Record]:
+        """A record of the run's own stream, to be saved in one group with others."""
+        return self._stream_log, record
+
     def contents(self, parts: Mapping[StreamKey, Progress]) -> RunContents:
         """What a manifest of the run is made from now.
 

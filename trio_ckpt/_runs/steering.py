@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -24,13 +25,19 @@ import attrs
 import msgspec
 import trio
 
+from .._commit.give_up import known_end, skip_records
 from .._commit.limits import plain_limits
+from .._commit.open_stream import OpenStream
+from .._commit.redo import Redo
+from .._commit.snapshots import make_due
+from .._commit.stream_log import StreamLog
 from .._journal.acts import (
     Act,
     ActRefusedError,
     ActReply,
     act_note,
     act_text,
+    indexes_of,
     paused_text,
     plain_act,
 )
@@ -38,10 +45,14 @@ from .._journal.record import PAUSED
 from .._util.errors import TrioCkptError
 from .._util.exceptions import text_of
 from .._util.log import at, get_logger
-from .._util.plain import Plain
+from .._util.plain import Plain, StreamKey
+from .._util.text import batches_are, plural
 from .._util.uninterrupted import uninterrupted
+from .loop_bounds import known_stop
 from .open_run import OpenRun
 from .session import SessionRecorder
+from .stream import AnyStream, loop_cursor_of, redo_of
+from .stream_table import SKIPPED
 
 log = get_logger(__name__)
 
@@ -78,13 +89,20 @@ class Steering:
             try:
                 self.run.check_open()
                 text = await self._deeds[act.do](msgspec.structs.replace(act, at=time.time()))
-            except (TrioCkptError, ValueError, trio.ClosedResourceError) as error:
+            except (TrioCkptError, ValueError, TypeError, trio.ClosedResourceError) as error:
                 return ActReply(False, text_of(error))
         return ActReply(True, text)
 
     @property
     def _deeds(self) -> Mapping[str, _Deed]:
-        return {"pause": self._pause, "resume": self._resume, "stop": self._stop}
+        return {
+            "pause": self._pause,
+            "resume": self._resume,
+            "stop": self._stop,
+            "snapshot": self._snapshot,
+            "requeue": self._requeue,
+            "skip": self._skip,
+        }
 
     # -- acts on the run as a whole --------------------------------------------------------------
 
@@ -124,8 +142,79 @@ class Steering:
         except BaseException:
             _set_facts(metadata, before)
             raise
+        self._say(act)
+
+    def _say(self, act: Act) -> None:
         log.info("run %r: %s", self.run.run_id, act_text(act), extra=at(self.run.run_id))
         self.run.touch()
+
+    # -- acts on open bodies and on batches ------------------------------------------------------
+
+    async def _snapshot(self, act: Act) -> str:
+        bodies = [
+            snapshots
+            for stream in self.run.streams.values()
+            for snapshots in loop_cursor_of(stream).snapshots
+        ]
+        if not bodies:
+            raise ActRefusedError("no open batch takes snapshots (Stream.snapshots)")
+        await self._save(act)
+        for snapshots in bodies:
+            make_due(snapshots)
+        return f"a snapshot of {plural(len(bodies), 'open batch')} is saved at the next point"
+
+    async def _requeue(self, act: Act) -> str:
+        run, indexes = self.run, indexes_of(act)
+        with self._target(act.stream) as (stream_log, stream):
+            if stream_log.progress.has_frontier:
+                raise ActRefusedError("the stream has a Frontier, which has dropped its items")
+            if stream is None:
+                redo = Redo(run.store, run.committer, stream_log, run.outputs, run.path_owners)
+            else:
+                redo = redo_of(stream)
+            beside = self.session.beside(act_note(act))
+            await attrs.evolve(redo, beside=beside).redo(list(indexes), act_text(act))
+        self._say(act)
+        return f"{batches_are(indexes)} re-queued"
+
+    async def _skip(self, act: Act) -> str:
+        run, indexes = self.run, indexes_of(act)
+        with self._target(act.stream) as (stream_log, _), run.stop.holding():
+            open_stream = run.stream_table.opened.get(act.stream)
+            progress, is_open = stream_log.progress, open_stream.open if open_stream else ()
+            stop = known_end(progress) if open_stream is None else known_stop(open_stream)
+            records = skip_records(progress, indexes, act_text(act), stop=stop, is_open=is_open)
+            if open_stream is not None:
+                records[0] = open_stream.introduce(records[0])
+            caused = [(stream_log, record) for record in records]
+            await run.committer.save_all([*caused, self.session.beside(act_note(act))])
+            if open_stream is not None:
+                for index in indexes:
+                    _end_given_up(open_stream, index)
+        self._say(act)
+        return f"{batches_are(indexes)} skipped"
+
+    @contextmanager
+    def _target(self, key: StreamKey) -> Generator[tuple[StreamLog, AnyStream | None]]:
+        """Open a block that changes a stream; None: it is not open, nor opened during the block.
+
+        Raises:
+            UnknownStreamError: the run has no such stream.
+            StreamBusyError: it is being opened, or rewound.
+        """
+        run = self.run
+        run.stream_table.check_known(key)
+        stream = run.streams.get(key)
+        if stream is not None:
+            yield run.stream_table.stream_log(key), stream
+            return
+        run.check_free(key)
+        run.rewinding.add(key)
+        try:
+            yield run.stream_table.stream_log(key), None
+        finally:
+            run.rewinding.discard(key)
+            run.touch()
 
     # -- what is asked and changes nothing -------------------------------------------------------
 
@@ -147,6 +236,17 @@ class Steering:
                 for key, one in list(run.stream_table.opened.items())[:MAX_STREAMS]
             ],
         }
+
+
+def _end_given_up(open_stream: OpenStream, index: int) -> None:
+    """Let what is in memory of a batch follow the record that gives it up."""
+    token = open_stream.tokens.get(index)
+    open_stream.files.release(index)
+    if token is not None:  # it waited for its next attempt
+        open_stream.fail_token(token, SKIPPED)
+    elif open_stream.waited:
+        open_stream.settled(index)
+    open_stream.reconsider(index)
 
 
 def _set_facts(metadata: dict[str, Plain], facts: Mapping[str, Plain]) -> None:

@@ -483,6 +483,11 @@ class Stream(Shown, Generic[S]):
 AnyStream: TypeAlias = Stream[Any]
 
 
+def redo_of(stream: AnyStream) -> Redo:
+    """What re-queues batches of an open stream: for acts from outside, out of reach of users."""
+    return stream._redo
+
+
 def loop_cursor_of(stream: AnyStream) -> LoopCursor:
     """The position of a stream's owner: for the library's own loops, out of reach of users."""
     return stream._loop_cursor

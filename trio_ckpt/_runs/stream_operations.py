@@ -80,7 +80,8 @@ async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     await loop_cursor.settle_open(Exit.NEXT)
     await loop_cursor.wait_verified()
     index = await loop_cursor.first_free(open_stream.first_index, None)
-    await loop_cursor.wait_for_turn(index)
+    while not await loop_cursor.wait_for_turn(index):
+        index = await loop_cursor.first_free(open_stream.first_index, None)
     if loop_cursor.is_past_end(index):
         raise StreamEndedError(
             f"{open_stream.where()} is complete: there is no batch {index}",
@@ -114,9 +115,11 @@ async def snapshots_in_batch(
     if batch is None or batch.index not in open_stream.open:
         raise RuntimeError("snapshots() is for the body of a batch, and none is open")
     snapshots = Snapshots(every_s, open_stream, state_manager, batch, nursery)
+    loop_cursor.snapshots.add(snapshots)
     try:
         yield snapshots
     finally:
+        loop_cursor.snapshots.discard(snapshots)
         await snapshots.wait()
     check_snapshots_awaited(snapshots)
 

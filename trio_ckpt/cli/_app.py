@@ -38,7 +38,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "export": ("_change", "Write a run into one file."),
     "import": ("_change", "Take a run out of a file."),
     "retry": ("_change", "Re-queue what was given up or has failed."),
-    "ctl": ("_ctl", "Steer a run: pause, resume, stop; every act is on record."),
+    "ctl": ("_ctl", "Steer a run, running or not; every act is on record."),
     "rewind": ("_change", "Re-queue all that came after a batch."),
     "compact": ("_change", "Merge saved states, and drop old arrays."),
     "reset": ("_change", "Archive a run: the next start begins it again."),

@@ -71,8 +71,12 @@ def confirm(what: str, *, yes: bool) -> None:
         raise CommandError("nothing was changed", EXIT_REFUSED)
 
 
-def parse_batches(text: str) -> IndexSet:
+def parse_batches(text: str, where: str = "--batches") -> IndexSet:
     """``17,203-210`` as a set of batch indexes.
+
+    Args:
+        text: What was typed.
+        where: What messages call it.
 
     Raises:
         CommandError: the text has another form.
@@ -81,14 +85,14 @@ def parse_batches(text: str) -> IndexSet:
     for part in text.split(","):
         match = _SPAN.fullmatch(part)
         if match is None:
-            raise CommandError(f"--batches is written 17,203-210, not {text!r}", EXIT_USAGE)
+            raise CommandError(f"{where} is written 17,203-210, not {text!r}", EXIT_USAGE)
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise CommandError(f"--batches: {part.strip()} is not a span of batches", EXIT_USAGE)
+            raise CommandError(f"{where}: {part.strip()} is not a span of batches", EXIT_USAGE)
         found = found.union(IndexSet.from_steps((first, last + 1 - first)))
     if len(found) > MAX_BATCHES:
         raise CommandError(
-            f"--batches: {number(len(found))} batches; at most {number(MAX_BATCHES)} are "
+            f"{where}: {number(len(found))} batches; at most {number(MAX_BATCHES)} are "
             "re-queued at a time",
             EXIT_USAGE,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,47 +14,62 @@ from .._journal.record import PAUSED
 from .._journal.store import Store
 from .._maintenance.steer import steer
 from .._util.text import number, plural, stream_name
+from ._change import parse_batches
 from ._exits import EXIT_NOT_FOUND, EXIT_USAGE, CommandError
 from ._options import run_argument, store_command
 from ._render import Block, CommandAnswer, Document, Pairs
-from ._select import no_such_run
+from ._select import choose_stream, no_such_run, read_status
 
-
-def _alone(do: Any) -> Callable[[Sequence[str], str], Act]:
-    """Make an act that takes no arguments."""
-
-    def make(typed: Sequence[str], why: str) -> Act:
-        if typed:
-            raise CommandError(f"ctl {do} takes no arguments, not {typed[0]!r}", EXIT_USAGE)
-        return new_act(do, _user(), why=why)
-
-    return make
-
-
-ACTS: Mapping[str, Callable[[Sequence[str], str], Act]] = {
-    do: _alone(do) for do in ("status", "pause", "resume", "stop")
+ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "status": (),
+    "pause": (),
+    "resume": (),
+    "stop": (),
+    "snapshot": (),
+    "requeue": ("STREAM", "BATCHES"),
+    "skip": ("STREAM", "BATCHES"),
 }
-"""What can be typed -> how the act is made of its arguments and the reason."""
+"""What can be typed -> the arguments after it."""
+
+
+async def _act(store: Store, run_id: str, do: Any, typed: Sequence[str], why: str) -> Act:
+    """Make an act of what is typed.
+
+    Raises:
+        CommandError: arguments are missing or too many, or name nothing that the run has.
+    """
+    wanted = ARGUMENTS[do]
+    if len(typed) != len(wanted):
+        takes = f"takes {' '.join(wanted)}" if wanted else "takes no arguments"
+        raise CommandError(f"ctl {do} {takes}; {len(typed)} were typed", EXIT_USAGE)
+    about: dict[str, Any] = {}
+    if "STREAM" in wanted:
+        keys = (await read_status(store, run_id)).keys
+        about = {
+            "stream": choose_stream(keys, typed[0]),
+            "indexes": parse_batches(typed[1], "BATCHES"),
+        }
+    return new_act(do, _user(), why=why, **about)
 
 
 @store_command(
     "ctl",
     run_argument,
-    click.argument("do", metavar="ACT", type=click.Choice(list(ACTS))),
+    click.argument("do", metavar="ACT", type=click.Choice(list(ARGUMENTS))),
     click.argument("typed", metavar="[ARGUMENT]...", nargs=-1),
     click.option("--why", metavar="TEXT", default="", help="The reason, which the history keeps."),
 )
 async def ctl(
     store: Store, run_id: str, *, do: str, typed: Sequence[str], why: str
 ) -> CommandAnswer:
-    """Steer a run: status, pause, resume, stop.
+    """Steer a run: status, pause, resume, stop, snapshot, or requeue or skip STREAM BATCHES.
 
-    A running run does it at once. Without one ctl does what can be done: pause and resume.
+    A running run does it at once. Where no process runs it, ctl itself does pause, resume,
+    requeue and skip. BATCHES is written 17,203-210.
     """
     if await store.read_run(run_id) is None:
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
-    act = ACTS[do](typed, why)
-    reply = await steer(store, run_id, act)
+    reply = await steer(store, run_id, await _act(store, run_id, do, typed, why))
     said = {"store": store.url, "run": run_id, "act": do, "text": reply.text}
     document: Document = {**said, "status": reply.status} if do == "status" else said
     return CommandAnswer(lambda: document, lambda: _blocks(run_id, reply))

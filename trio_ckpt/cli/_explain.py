@@ -10,7 +10,7 @@ from itertools import groupby
 
 from msgspec.structs import asdict
 
-from .._journal.acts import Act, paused_text, plain_act, read_acts
+from .._journal.acts import Act, paused_text, plain_act, read_acts, target_text
 from .._journal.history import SessionView, how_text, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
@@ -200,7 +200,13 @@ def _act_blocks(acts: Sequence[Act], limit: int) -> list[Block]:
     if not acts:
         return []
     rows = [
-        (moment(act.at), act.do, printable(act.user), f"{act.pid} on {act.host}", act.why)
+        (
+            moment(act.at),
+            f"{act.do}{target_text(act)}",
+            printable(act.user),
+            f"{act.pid} on {act.host}",
+            act.why,
+        )
         for act in acts[:limit]
     ]
     more = len(acts) - limit
