@@ -3,7 +3,7 @@
     python -m examples.train --out run [--epochs 40] [--hidden 64] [--seed 7]
 
 The data are the 1,797 digits that ship with scikit-learn, the network is NumPy.  All that
-training depends on is in one state: weights, moments, the random generator, the losses.  It is
+training depends on is in one state: weights, moments, the order of the digits, the losses.  It is
 saved with every epoch, as the difference to the one before, and every few steps inside an epoch.
 Kill it however you like and start it again: the weights and the curve of losses are, bit for
 bit, those of a run that was never interrupted.
@@ -26,6 +26,7 @@ import trio
 import trio_ckpt
 from trio_ckpt._util.extras import needs_extra
 from trio_ckpt.progress import Screen
+from trio_ckpt.state import Order
 from trio_ckpt.stores import open_store
 
 from ._command import command_of, output_folder, whole_number
@@ -38,6 +39,7 @@ with needs_extra("train", "the example training"):
 
 Floats = npt.NDArray[np.float64]
 
+DIGITS = 1_797
 CLASSES = 10
 BATCH_SIZE = 32
 LEARNING_RATE = 0.002
@@ -52,10 +54,8 @@ class TrainState:
         weights: By layer and part.
         means: Running means of the gradients, likewise.
         squares: Running means of their squares.
-        rng: Shuffles the digits.
-        order: Those of this epoch, shuffled.
-        step: Of this epoch.
-        steps: Of all.
+        order: Which digits come next, and how far the epoch is.
+        steps: Of all epochs.
         losses: The mean loss of each epoch.
         epoch_loss: The sum of this epoch's so far.
     """
@@ -63,9 +63,7 @@ class TrainState:
     weights: dict[str, Floats]
     means: dict[str, Floats]
     squares: dict[str, Floats]
-    rng: np.random.Generator
-    order: npt.NDArray[np.int64]
-    step: int = 0
+    order: Order
     steps: int = 0
     losses: list[float] = attrs.field(factory=list[float])
     epoch_loss: float = 0.0
@@ -80,14 +78,10 @@ class TrainState:
             "output.weight": rng.normal(0, np.sqrt(2 / hidden), (hidden, CLASSES)),
             "output.bias": np.zeros(CLASSES),
         }
-        zeros = {name: np.zeros_like(weight) for name, weight in weights.items()}
-        return cls(
-            weights,
-            zeros,
-            {name: np.zeros_like(weight) for name, weight in weights.items()},
-            rng,
-            np.arange(0),
+        means, squares = (
+            {name: np.zeros_like(weight) for name, weight in weights.items()} for _ in range(2)
         )
+        return cls(weights, means, squares, Order(DIGITS, seed))
 
 
 def gradients(
@@ -120,9 +114,8 @@ def gradients(
 
 def take_step(state: TrainState, images: Floats, labels: npt.NDArray[np.int64]) -> None:
     """Train on the next digits of the epoch; everything changes in place."""
-    chosen = state.order[state.step * BATCH_SIZE : (state.step + 1) * BATCH_SIZE]
+    chosen = state.order.take(BATCH_SIZE)
     loss, found = gradients(state.weights, images[chosen], labels[chosen])
-    state.step += 1
     state.steps += 1
     state.epoch_loss += loss * len(chosen)
     for name, gradient in found.items():
@@ -137,16 +130,16 @@ def take_step(state: TrainState, images: Floats, labels: npt.NDArray[np.int64]) 
 async def train(
     stream: trio_ckpt.Stream[TrainState], images: Floats, labels: npt.NDArray[np.int64], epochs: int
 ) -> None:
-    """Every epoch that is left, from the step at which a killed session had its snapshot."""
-    steps = -(-len(images) // BATCH_SIZE)
+    """Every epoch that is left, from the digit at which a killed session had its snapshot."""
     async for batch in stream.batches(range(epochs)):
         state = stream.state
         if batch.resumed_from is None:
-            state.order, state.step, state.epoch_loss = state.rng.permutation(len(images)), 0, 0.0
+            state.order.begin_epoch(batch.index)
+            state.epoch_loss = 0.0
         async with stream.snapshots(every_s=0.05) as snapshot:
-            while state.step < steps:
+            while state.order.left:
                 take_step(state, images, labels)
-                await snapshot.point(f"step {state.step}")
+                await snapshot.point(f"digit {state.order.position}")
         state.losses.append(state.epoch_loss / len(images))
         batch.complete(records=len(images), metadata={"loss": state.losses[-1]})
 

@@ -31,7 +31,7 @@ from trio_ckpt.engines import map_tasks
 from trio_ckpt.progress import Screen
 
 from ._command import command_of, output_folder, whole_number
-from .train import BATCH_SIZE, TrainState, accuracy, digest, take_step
+from .train import TrainState, accuracy, digest, take_step
 
 with needs_extra("train", "the example training"):
     import numpy as np
@@ -51,16 +51,14 @@ def train(item: dict[str, Any], work: remote.Work[TrainState]) -> dict[str, Any]
     """Train one network; runs on a worker, in a thread."""
     digits: Any = load_digits()
     images, labels = digits.data / 16, digits.target
-    steps = -(-len(images) // BATCH_SIZE)
     while len(work.state.losses) < item["epochs"]:
         state = work.state
-        if state.step in (0, steps):
-            state.order, state.step = state.rng.permutation(len(images)), 0
-            state.epoch_loss = 0.0
-        while state.step < steps:
+        while state.order.left:
             take_step(state, images, labels)
-            work.point_sync(f"epoch {len(state.losses)}, step {state.step}")
+            work.point_sync(f"epoch {state.order.epoch}, digit {state.order.position}")
         state.losses.append(state.epoch_loss / len(images))
+        state.order.begin_epoch(state.order.epoch + 1)
+        state.epoch_loss = 0.0
         work.report(progress_percent=100 * len(state.losses) / item["epochs"])
     return {
         "hidden": item["hidden"],

@@ -20,6 +20,7 @@ if typing.TYPE_CHECKING:
         FrontierItems as FrontierItems,
         keyed_items as keyed_items,
     )
+    from ._order import Order as Order
     from ._plan import Plan as Plan, check_kind as check_kind, is_of_kind as is_of_kind
     from ._tree.delta import diff_tree as diff_tree
     from ._tree.errors import StateChangedError as StateChangedError
@@ -41,6 +42,7 @@ else:  # only a loop with a state needs to encode one, and only arrays need NumP
         {
             "_arrays.memory": "array empty full ones zeros",
             "_frontier": "Frontier FrontierItems keyed_items",
+            "_order": "Order",
             "_plan": "Plan check_kind is_of_kind",
             "_tree.delta": "diff_tree",
             "_tree.errors": "StateChangedError",
