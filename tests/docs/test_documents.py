@@ -42,6 +42,17 @@ def test_no_python_block_escapes_being_run(path: Path) -> None:
     assert faults(path.read_text(encoding="utf-8")) == []
 
 
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_loop_under_a_table_of_retries_gives_it_the_errors(path: Path) -> None:
+    """What a body raises ends its loop; without ``batch.fail`` only a validator asks the table."""
+    for block in BLOCK.findall(path.read_text(encoding="utf-8")):
+        if re.search(r"open_stream\([^)]*retry=", block) and "in stream.batches(" in block:
+            assert "batch.fail(" in block or "validate=" in block
+
+
 @pytest.mark.parametrize(
     "text",
     [

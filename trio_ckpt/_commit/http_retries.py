@@ -39,8 +39,8 @@ def http_retries(
 
     Timeouts and broken connections are those of Python and trio (`TimeoutError`,
     `ConnectionError`, a name that is not found, TLS, a connect that failed), and those of httpx,
-    httpcore, h11, anyio, requests, urllib3, urllib and aiohttp.  Errors of files, such as
-    `FileNotFoundError`, are not among them.
+    httpcore, h11, anyio, requests, urllib3, urllib and aiohttp, and of the clients of OpenAI and
+    Anthropic.  Errors of files, such as `FileNotFoundError`, are not among them.
 
     Args:
         status_of: Reads the status code from an exception; default: its ``status_code``,
