@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")
 
-from trio_ckpt.abc import Checkpoint, Pruned, RunKey, Store
+from trio_ckpt import StoreConflictError
+from trio_ckpt.abc import Checkpoint, Fold, Pruned, RunKey, Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._postgres.connection import NONE, PostgresConnection, Row, Values
 
@@ -40,6 +41,52 @@ async def test_rows_are_removed_in_parts(url: str, schema: str, sql: Sql) -> Non
         assert sql(f"SELECT count(*) FROM {schema}.streams") == [(1,)]
     assert [finding async for finding in store.check()] == []
     await store.aclose()
+
+
+async def test_a_short_run_is_removed_by_one_statement(
+    url: str, schema: str, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(url)
+    asked, real = list[object](), PostgresConnection.query
+
+    def query(self: PostgresConnection, text: str, values: Values = NONE) -> list[Row]:
+        asked.append(text)
+        return real(self, text, values)
+
+    for is_attached in (False, True):
+        async with store.lock_run("run") as owner:
+            generation = 1 if is_attached else 0
+            key = RunKey("run", generation, owner)
+            blobs = (await store.put_blob(key, b"a blob"),) if is_attached else ()
+            group = [Checkpoint(A, n, b"%8d" % n, None, blobs) for n in (1, 2, 3)]
+            fold = Fold(A, 2, b"folded")
+            assert await store.save(key, group, [fold]) == [None] * 3
+            asked.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(PostgresConnection, "query", query)
+                pruned = await store.prune(key, keep=0)
+            assert pruned == Pruned(1, 3, 3 * 8 + 6 + 6 * is_attached)
+            assert is_attached or len(asked) == 1
+            for table in ("log", "streams", "attached", "blobs", "parts"):
+                assert sql(f"SELECT count(*) FROM {schema}.{table}") == [(0,)]
+            with pytest.raises(StoreConflictError):
+                await store.save(key, [Checkpoint(A, 4, b"to a pruned generation")])
+    assert [finding async for finding in store.check()] == []
+    await store.aclose()
+
+
+async def test_a_former_owner_removes_no_short_run(url: str, schema: str, sql: Sql) -> None:
+    store, other = await open_store(url), await open_store(url)
+    async with store.lock_run("run") as owner:
+        key = RunKey("run", 0, owner)
+        await save_chain(store, key, 3)
+        sql(f"UPDATE {schema}.runs SET expires_at = clock_timestamp()")
+        async with other.lock_run("run"):
+            with pytest.raises(StoreConflictError):
+                await store.prune(key, keep=0)
+        assert sql(f"SELECT count(*) FROM {schema}.log") == [(3,)]
+    await store.aclose()
+    await other.aclose()
 
 
 async def test_what_a_killed_prune_left_goes_with_the_next(url: str, schema: str, sql: Sql) -> None:

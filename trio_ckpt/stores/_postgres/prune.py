@@ -5,6 +5,8 @@ rows are removed after it, in parts, each by a statement of its own: no transact
 renews the lease, and none holds a lock while its owner is paused.  Generations follow each other
 in the log, so their rows are its beginning.  What a killed owner has not removed goes with the next
 prune.  So an error after that first statement is only logged: what was asked for is done.
+
+A run that is removed as a whole, and was never long, as that of a work item, goes in one statement.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from ..._util.errors import SaveOutcomeUnknownError, StoreConflictError
 from ..._util.log import get_logger
 from .._local.fence import compare_generation
 from .blobs import remove_unnamed
-from .connection import PostgresConnection
+from .connection import PostgresConnection, Row
 from .owning import OWNED, OwnedRun, values_of
 
 logger = get_logger(__name__)
@@ -50,6 +52,18 @@ _REMOVE_STREAMS = (
     "USING fence WHERE t.run = fence.id AND number <= %(number)s RETURNING length(fold)) "
     "SELECT coalesce(sum(length), 0)::bigint FROM gone"
 )
+_REMOVE_RUN = (
+    "WITH hidden AS (UPDATE {s}.runs SET first = greatest(first, %(first)s) WHERE id = %(run)s "
+    "AND nonce = %(nonce)s AND generation = %(generation)s RETURNING id), "
+    "records AS (DELETE FROM {s}.log l USING hidden WHERE l.run = hidden.id "
+    "RETURNING length(payload)), "
+    "named AS (DELETE FROM {s}.attached a USING hidden WHERE a.run = hidden.id), "
+    "folds AS (DELETE FROM {s}.streams t USING hidden WHERE t.run = hidden.id "
+    "RETURNING length(fold)) "
+    "SELECT (SELECT count(*) FROM records), "
+    "(SELECT coalesce(sum(length), 0) FROM (TABLE records UNION ALL TABLE folds) r)::bigint, "
+    "EXISTS (SELECT FROM {s}.blobs b WHERE b.run = hidden.id) FROM hidden"
+)
 _DROP = (
     f"WITH fence AS ({OWNED}), "
     "gone AS (DELETE FROM {s}.attached a USING fence, {s}.streams t "
@@ -72,30 +86,44 @@ def prune(connection: PostgresConnection, owned: OwnedRun, key: RunKey, keep: in
     compare_generation(owned.generation, key, "removed")
     before, first = owned.first, max(owned.first, owned.generation + 1 - keep)
     values = values_of(connection, owned) | {"generation": owned.generation, "first": first}
+    is_short = first > owned.generation and owned.position <= CHUNK
+    query = _REMOVE_RUN if is_short else _HIDE
 
-    def hide() -> int:
-        rows = connection.query(_HIDE, values)
+    def hide() -> Row:
+        rows = connection.query(query, values)
         if not rows:
             raise _fenced(owned, key, "removed")
-        return int(rows[0][0])
+        return rows[0]
 
     try:
-        number = connection.change(hide, key.run_id)
+        found = connection.change(hide, key.run_id)
     except SaveOutcomeUnknownError:
         owned.first = first  # nothing is saved to a generation that may be invisible
         raise
     owned.first = first
     if first > owned.generation:
         owned.heads = None
+    if is_short:
+        records, size, has_blobs = found
+        with _only_logged(connection, key):
+            size += remove_unnamed(connection, owned) if has_blobs else 0
+    else:
+        records, size = _remove_rows(connection, owned, key, values | {"number": found[0]})
+    return Pruned(first - before, records, size)
+
+
+def _remove_rows(
+    connection: PostgresConnection, owned: OwnedRun, key: RunKey, values: dict[str, object]
+) -> tuple[int, int]:
+    """Remove the rows of pruned streams in parts; returns how many records, and bytes in all."""
     records = size = 0
-    if number:
-        values["number"] = number
+    if values["number"]:
         with _only_logged(connection, key):
             for gone, length in _remove_records(connection, values):
                 records, size = records + gone, size + length
             ((folds,),) = connection.repeat(lambda: connection.query(_REMOVE_STREAMS, values))
             size += folds + remove_unnamed(connection, owned)
-    return Pruned(first - before, records, size)
+    return records, size
 
 
 def _remove_records(
