@@ -15,7 +15,7 @@ from trio_ckpt.outputs._system import ROOT
 from trio_ckpt.outputs._tree import TEMP_NAME
 
 CALLS = [name for name in vars(System) if not name.startswith("_")]
-CHANGES = {"mkdir", "pwrite", "truncate", "fsync", "fdatasync", "rename", "unlink"}
+CHANGES = {"mkdir", "pwrite", "truncate", "fsync", "fdatasync", "rename", "link", "unlink"}
 
 
 class Killed(BaseException):
@@ -68,7 +68,7 @@ class FaultySystem(System):
         return result
 
     def where(self, name: str, fd: Any, *args: Any, dir_fd: int = -1, **kwargs: Any) -> str:
-        if name == "rename":
+        if name in ("rename", "link"):
             folder, last = kwargs["dst_dir_fd"], args[0]
         elif name in ("mkdir", "unlink"):
             folder, last = dir_fd, fd

@@ -257,7 +257,7 @@ def test_leftovers_of_other_runs_and_later_owners_stay(outdir: OutputDir, root: 
     for name in [*keep, *ours]:
         (root / name).write_bytes(b"")
     assert outdir.remove_orphans() == [ours[1]], "without a run only what belongs to none"
-    outdir.belong_to("run", 7)
+    outdir.belong_to("run", 7, is_shared=False)
     assert outdir.remove_orphans() == [ours[0]]
     assert set(files_in(root)) == set(keep)
 

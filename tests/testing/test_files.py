@@ -89,6 +89,9 @@ class Side:
     def rename(self, name: str, goal: str, at: int, to: int) -> None:
         self.system.rename(name, goal, src_dir_fd=self.fds[at], dst_dir_fd=self.fds[to])
 
+    def link(self, name: str, goal: str, at: int, to: int) -> None:
+        self.system.link(name, goal, src_dir_fd=self.fds[at], dst_dir_fd=self.fds[to])
+
     def unlink(self, name: str, at: int) -> None:
         self.system.unlink(name, dir_fd=self.fds[at])
 
@@ -114,6 +117,7 @@ CALLS_WITH: dict[str, Callable[[random.Random, int], tuple[Any, ...]]] = {
     "fsync": lambda r, n: (r.randrange(n),),
     "fdatasync": lambda r, n: (r.randrange(n),),
     "rename": lambda r, n: (*r.choices(RENAMES, k=2), r.randrange(n), r.randrange(n)),
+    "link": lambda r, n: (*r.choices(NAMES[:5], k=2), r.randrange(n), r.randrange(n)),
     "unlink": lambda r, n: (r.choice(NAMES[:5]), r.randrange(n)),
 }
 OFTEN = ["open", "open", "mkdir", "rename", "pwrite", *CALLS_WITH]
@@ -144,7 +148,9 @@ def test_it_answers_as_the_operating_system_does(first: int, tmp_path: Path) -> 
             for fd in sides[0].fds:
                 if fd != NO_FD:
                     os.close(fd)
-    assert seen >= {(verb, failed) for verb in ("open", "rename", "unlink") for failed in (0, 1)}
+    assert seen >= {
+        (verb, failed) for verb in ("open", "rename", "link", "unlink") for failed in (0, 1)
+    }
 
 
 def test_the_same_outputs_come_out_of_it_as_on_a_disk(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ async def open_maintenance(
         outputs = None if folder is None else await run_blocking(open_existing, folder)
         if outputs is not None:
             stack.callback(outputs.close)
-            outputs.belong_to(run_id, owner)
+            outputs.belong_to(run_id, owner, is_shared=store.lease_s is not None)
         run_key = RunKey(run_id, view.generation, owner)
         known = {key: entry.progress for key, entry in view.streams.items()}
         committer = await stack.enter_async_context(open_committer(store, run_key, known=known))

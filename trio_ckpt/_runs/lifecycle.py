@@ -266,7 +266,8 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     if request.output_dir is not None:
         outputs = await run_blocking(open_outputs, request.output_dir)
         stack.callback(outputs.close)
-        outputs.belong_to(request.run_id, owner)
+        is_shared = store.lease_s is not None
+        outputs.belong_to(request.run_id, owner, is_shared=is_shared)
         if not isinstance(request.output_dir, SystemPath):
             await run_blocking(outputs.keep_out, folder_of(store.url) or store.url)
     tools = ArrayTools()

@@ -22,6 +22,7 @@ from .._util.text import plural
 from ._contract import Outputs
 from ._dir import tree_of
 from ._members import BEGINNING_BYTES
+from ._mounts import HOST_LOCKS
 from ._system import APPEND, output_errors, words, write_all
 from ._tree import ARCHIVE, AnyPath, Sync, Tree, above, numbered, pieces, write_pieces
 
@@ -223,11 +224,24 @@ class AppendFile:
                 "another process has it open, which may be a stopped one: wait for it to end or "
                 "end it",
             ) from None
-        except OSError:
-            return  # some file systems have no locks
+        except OSError as error:  # some file systems have no locks
+            if self._tree.is_shared:
+                self._refuse_lock(f"its file system has no locks ({words(error)})")
         except BaseException:
             self.close()
             raise
+        if self._tree.is_shared:
+            options = HOST_LOCKS & self._tree.system.mount_options(self._fd)
+            if options:
+                self._refuse_lock(f"locks of its file system stay on this host ({min(options)})")
+
+    def _refuse_lock(self, why: str) -> None:
+        self.close()
+        raise OutputError(
+            self.path,
+            f"{why}, and the run may go on on another host: two could cut off each other's lines; "
+            "mount it with locks, or write files of their own (write_json, write_bytes)",
+        )
 
     def _refuse_other_names(self) -> None:
         names = self._tree.system.fstat(self._fd).st_nlink

@@ -102,8 +102,14 @@ class Outputs(abc.ABC):
         """
 
     @abc.abstractmethod
-    def belong_to(self, run_id: str, owner: int) -> None:
-        """Say which owner of which run writes from now on; other runs leave its files alone."""
+    def belong_to(self, run_id: str, owner: int, *, is_shared: bool) -> None:
+        """Say which owner of which run writes from now on; other runs leave its files alone.
+
+        Args:
+            run_id: The run.
+            owner: The owner number.
+            is_shared: Whether a process on another host may own the run next.
+        """
 
     @abc.abstractmethod
     def need_append(self, path: AnyPath) -> None:

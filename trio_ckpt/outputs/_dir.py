@@ -395,9 +395,16 @@ class OutputDir(Outputs):
                     self.root, "is the folder of the store, too: give output_dir= another one"
                 )
 
-    def belong_to(self, run_id: str, owner: int) -> None:
-        """Say which owner of which run writes from now on: temporary files are named after it."""
-        self._tree.owner = TempOwner.of(run_id, owner)
+    def belong_to(self, run_id: str, owner: int, *, is_shared: bool) -> None:
+        """Say which owner of which run writes from now on: temporary files are named after it.
+
+        Args:
+            run_id: The run.
+            owner: The owner number.
+            is_shared: Whether a process on another host may own the run next: then files that must
+                be new are linked, and append files need locks that cross hosts.
+        """
+        self._tree.owner, self._tree.is_shared = TempOwner.of(run_id, owner), is_shared
 
     def need_append(self, path: AnyPath) -> None:
         """Do nothing: files can grow."""

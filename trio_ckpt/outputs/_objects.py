@@ -135,7 +135,7 @@ class OutputBucket(Outputs):
             )
         self._kept_out = tuple(joined(place, folder) for folder in STORE_FOLDERS)
 
-    def belong_to(self, run_id: str, owner: int) -> None:
+    def belong_to(self, run_id: str, owner: int, *, is_shared: bool) -> None:
         """Do nothing: there are no temporary files that other runs could remove."""
 
     def need_append(self, path: AnyPath) -> None:

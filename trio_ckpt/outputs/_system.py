@@ -12,6 +12,7 @@ import attrs
 
 from .._util.errors import OutputError
 from .._util.forks import close_unshared, open_unshared
+from ._mounts import options_of
 
 if sys.platform != "win32":
     import fcntl
@@ -84,6 +85,13 @@ class System:
 
     def rename(self, name: str, goal: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         os.rename(name, goal, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+
+    def link(self, name: str, goal: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        os.link(name, goal, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+
+    def mount_options(self, fd: int) -> frozenset[str]:
+        """What the file system of a file is mounted with; empty: the system does not say."""
+        return options_of(os.fstat(fd).st_dev)
 
     def unlink(self, name: str, *, dir_fd: int) -> None:
         os.unlink(name, dir_fd=dir_fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 import hashlib
 import itertools
 import os
@@ -143,6 +144,7 @@ class Tree:
         system: Carries out its operations.
         kept_out: Device and inode of the store's folder, into which no output is written.
         owner: Who writes; None: no run does.
+        is_shared: Whether a process on another host may own the run next.
     """
 
     root: str
@@ -150,6 +152,7 @@ class Tree:
     _fd: int
     kept_out: tuple[int, int] | None = attrs.field(default=None, init=False)
     owner: TempOwner | None = attrs.field(default=None, init=False)
+    is_shared: bool = attrs.field(default=False, init=False)
     _sure: set[str] = attrs.field(factory=set[str], init=False)  # folders with durable names
     _lost: set[str] = attrs.field(factory=set[str], init=False)  # names that failed to sync
 
@@ -303,6 +306,7 @@ def _open_root(system: System, root: str) -> int:
 # Files
 # ---------------------------------------------------------------------------------------
 
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}  # of file systems without hard links
 HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
 
@@ -311,6 +315,9 @@ class NewFile:
     """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
 
     Until `commit` the goal is unchanged; `close` comes last.  One thread at a time.
+
+    Where other hosts may own the run, a file that must be new gets its name by link(2): it fails
+    where there is one already, also over a network, and leaves no instant to look before.
 
     Attributes:
         path: Its final path, relative to the output folder.
@@ -324,6 +331,7 @@ class NewFile:
     _last: str
     _temp: str
     _fd: int
+    _is_first: bool  # there must be no file of its name, which is seen to on a shared disk
     size: int = attrs.field(default=0, init=False)
     _hasher: Any = attrs.field(factory=hashlib.sha256, init=False)
 
@@ -357,11 +365,36 @@ class NewFile:
         with output_errors(self.path):
             _fsync(system, self._fd, below(self._tree.root, self.path))
             written = system.fstat(self._fd)
-            system.rename(self._temp, self._last, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            if self._is_first and self._link():
+                system.unlink(self._temp, dir_fd=self._folder)
+            else:
+                system.rename(
+                    self._temp, self._last, src_dir_fd=self._folder, dst_dir_fd=self._folder
+                )
             self._temp = ""
             self._tree.mark_new(self.path)  # the name denotes another file now
             self._tree.sync(self._folder, above(self.path))
         return Output(self.path, written.st_size, written.st_mtime_ns, self._hasher.hexdigest())
+
+    def _link(self) -> bool:
+        """Give the file its name by a link, which replaces nothing; False: there are no links.
+
+        Raises:
+            OutputExistsError: a file has its name.
+        """
+        system, folder = self._tree.system, self._folder
+        try:
+            system.link(self._temp, self._last, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileExistsError as error:
+            if system.fstat(self._fd).st_nlink == 1:  # else its answer was lost, and it is ours
+                raise OutputExistsError(
+                    self.path, "exists already; it was not overwritten"
+                ) from error
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file and remove it unless it is committed; a second call does nothing."""
@@ -395,7 +428,8 @@ def open_new(tree: Tree, name: str, *, is_new: bool = False) -> NewFile:
         fd = tree.system.open(temp, NEW, dir_fd=folder)
         with suppress(OSError):  # some file systems have no locks
             tree.system.lock(fd)  # until it is closed, so that remove_orphans keeps it
-        return NewFile(name, tree, stack.pop_all(), folder, last, temp, fd)
+        is_first = is_new and tree.is_shared
+        return NewFile(name, tree, stack.pop_all(), folder, last, temp, fd, is_first)
 
 
 def write_pieces(tree: Tree, name: str, data: Iterable[bytes]) -> Output:

@@ -237,6 +237,22 @@ class MemoryFiles(System):
         folder.rename({last: None}, self._tick())
 
     @_call
+    def link(self, name: str, goal: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
+        node = self._named(name, src_dir_fd)[2]
+        target, wanted = self._place(goal, dst_dir_fd)
+        if not wanted or wanted in target.entries:
+            _fail(errno.EEXIST, goal)
+        if isinstance(node, Folder):
+            _fail(errno.EPERM, name)
+        self.reach("link to", wanted)
+        node.links += 1
+        target.rename({wanted: node}, self._tick())
+
+    @_call
+    def mount_options(self, fd: int) -> frozenset[str]:
+        return frozenset()
+
+    @_call
     def rename(self, name: str, goal: str, *, src_dir_fd: int, dst_dir_fd: int) -> None:
         source, last = self._place(name, src_dir_fd)
         target, wanted = self._place(goal, dst_dir_fd)
