@@ -15,7 +15,7 @@ from tests.opening import begin
 from trio_ckpt import Drift, Run, find_drift
 from trio_ckpt._util.plain import StreamKey
 from trio_ckpt.abc import RunView
-from trio_ckpt.outputs import OutputDir
+from trio_ckpt.outputs import OutputDir, Outputs
 from trio_ckpt.stores import MemoryStore, open_store
 
 PAGES = 30
@@ -25,7 +25,7 @@ PAGES = 30
 def _sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files are checked by one thread, large ones by several."""
     if request.param == "large":
-        monkeypatch.setattr("trio_ckpt._runs.verify.LARGE_BYTES", 0)
+        monkeypatch.setattr(Outputs, "large_bytes", 0)
 
 
 async def write_pages(
