@@ -84,7 +84,7 @@ def test_a_run_without_a_process_is_steered(run: Terminal, store: Path) -> None:
     said = run("ctl", store, "r", "stop")
     assert (said.code, said.err) == (
         7,
-        "trio-ckpt: no process runs the run: there is nothing to stop\n",
+        "trio-ckpt: no process runs the run, and stop needs one\n",
     )
 
 
@@ -117,6 +117,12 @@ def test_what_is_typed_wrong_is_refused(run: Terminal, store: Path) -> None:
     assert run("ctl", store, "q", "pause").code == 4
     assert run("ctl", store, "r", "remove").code == 2
     assert run("ctl", store, "r", "pause", "now").code == 2
+    assert run("ctl", store, "r", "concurrency").code == 2
+    said = run("ctl", store, "r", "concurrency", "0")
+    assert said.err == "trio-ckpt: '0' is not a number from 1 on\n"
+    assert run("ctl", store, "r", "limit", "cost_usd").code == 2
+    assert run("ctl", store, "r", "limit", "cost_usd=nan").code == 2
+    assert run("ctl", store, "r", "limit", "cost_usd=80").code == 7
     assert run("ctl", store, "r", "pause", "--why", "a" * 501).code == 2
     assert run("history", store, "r", "--json").json["acts"] == []
 

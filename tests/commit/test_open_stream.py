@@ -116,7 +116,7 @@ async def test_a_changed_retry_table_holds_from_the_next_failure_on() -> None:
         async def fail(batch: Batch[int]) -> None:
             if batch.attempt == 1:
                 rule = RetryRule((BodyError,), attempts=3, backoff_s=0.0)
-                loop_cursor_of(stream).open_stream.change_retry(RetryTable((rule,)))
+                loop_cursor_of(stream).open_stream.change_policy(retry=RetryTable((rule,)))
             raise BodyError
 
         with pytest.raises(BodyError):

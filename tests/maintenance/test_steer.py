@@ -81,7 +81,7 @@ async def test_batches_are_changed_without_a_process(store: MemoryStore) -> None
 
 
 async def test_what_needs_a_process_is_refused_without_one(store: MemoryStore) -> None:
-    assert await refused(store, "stop") == f"{OFFLINE}: there is nothing to stop"
+    assert await refused(store, "stop") == f"{OFFLINE}, and stop needs one"
     assert await read_acts(store, "r") == []
 
 

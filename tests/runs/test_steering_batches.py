@@ -203,12 +203,15 @@ async def test_a_snapshot_is_saved_at_the_next_point(autojump_clock: Clock) -> N
             begun.append(await snapshots.point())
             await trio.sleep(10)
 
-    async with begin_steered(store) as (run, steering), run.open_stream("s", state={}) as stream:
+    async with (
+        begin_steered(store) as (run, steering),
+        run.open_stream("s", state={"n": 0}) as stream,
+    ):
         async for batch in stream.batches(range(1)):
             async with stream.snapshots(every_s=HOUR_S) as snapshots:
                 assert await snapshots.point()
                 await snapshots.wait()
-                stream.state["a"] = 1
+                stream.state["n"] = 1
                 assert "of 1 open batch is saved" in await done(steering, "snapshot")
                 await body(snapshots)
             batch.complete()

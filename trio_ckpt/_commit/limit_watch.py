@@ -222,6 +222,11 @@ class LimitWatch:
         self.streaks.update(streaks)
         self._failures.in_a_row = failures
 
+    def change_limits(self, limits: Limits) -> None:
+        """Change what the run may spend; it stops if it has spent that already."""
+        self.limits = limits
+        self.stop_for(over_spent(self.limits, self.spent))
+
     def stop_for(self, reached: LimitReached | None) -> None:
         """Stop the run in good order if a limit is reached; the first one is the reason."""
         if reached is None:

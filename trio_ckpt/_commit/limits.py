@@ -141,6 +141,15 @@ def _plain_number(value: Number) -> Number:
     return whole if whole == value and whole < 2**63 else float(value)
 
 
+def changed_spent(limits: Limits, most: Mapping[str, Number]) -> Limits:
+    """Limits with other amounts that may be spent, by name.
+
+    Raises:
+        ValueError, TypeError: an amount is not one.
+    """
+    return attrs.evolve(limits, spent={**limits.spent, **most})
+
+
 def checked_limits(limits: Limits | None) -> Limits | None:
     """Check the argument ``limits``; None: the run has none.
 

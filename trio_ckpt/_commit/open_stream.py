@@ -46,7 +46,7 @@ from .extent import Extent
 from .group_commit import GroupCommitter
 from .intents import Intents
 from .limit_watch import LimitWatch
-from .retry import LoopPolicy, RetryTable
+from .retry import LoopPolicy
 from .shutdown import Stop
 from .staged import AttemptState
 from .stored_state import EncodedState
@@ -206,9 +206,9 @@ class OpenStream:
             self.policy, self.listener = own, None
             self.deferrals.end_waiting()
 
-    def change_retry(self, retry: RetryTable) -> None:
-        """Use another retry table, from the next failure of the loop on."""
-        self.policy = attrs.evolve(self.policy, retry=retry)
+    def change_policy(self, **changes: Any) -> None:
+        """Use another policy, such as another retry table, from the next batch or failure on."""
+        self.policy = attrs.evolve(self.policy, **changes)
 
     def reconsider(self, index: int) -> None:
         """Tell the loop that a batch is left again, or was given up."""

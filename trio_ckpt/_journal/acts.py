@@ -13,11 +13,13 @@ import os
 import socket
 from collections.abc import Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from .._util.errors import TrioCkptError
+from .._util.exact_sum import Number
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey
 from .._util.text import moment, number, printable, stream_name
@@ -29,7 +31,17 @@ MAX_LINE_BYTES = 65_536  # of an act or an answer: thousands of spans of batches
 MAX_NAME_CHARS = 255  # of a user, a host or a part of a key
 MAX_WHY_CHARS = 500
 
-Verb = Literal["status", "pause", "resume", "stop", "snapshot", "requeue", "skip"]
+Verb = Literal[
+    "status",
+    "pause",
+    "resume",
+    "stop",
+    "snapshot",
+    "requeue",
+    "skip",
+    "concurrency",
+    "limit",
+]
 
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
@@ -48,6 +60,8 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
         why: The reason that the user gives.
         stream: The key of the stream that it is about; empty: none.
         steps: The batches that it is about, as `IndexSet.to_steps` gives them.
+        count: How many workers there should be, for `concurrency`.
+        amounts: The most that may be spent, by name, for `limit`.
         at: When the run was asked; Unix time, s; 0: it was not asked yet.
     """
 
@@ -58,6 +72,8 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
     why: Annotated[str, msgspec.Meta(max_length=MAX_WHY_CHARS)] = ""
     stream: tuple[str, ...] = ()
     steps: tuple[Annotated[int, msgspec.Meta(ge=0, lt=2**53)], ...] = ()
+    count: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0
+    amounts: dict[_Name, int | float] = {}  # copied for each, see msgspec
     at: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
 
@@ -81,7 +97,14 @@ _reply_decoder = msgspec.json.Decoder(ActReply)
 
 
 def new_act(
-    do: Verb, user: str, *, why: str = "", stream: StreamKey = (), indexes: IndexSet | None = None
+    do: Verb,
+    user: str,
+    *,
+    why: str = "",
+    stream: StreamKey = (),
+    indexes: IndexSet | None = None,
+    count: int = 0,
+    amounts: Mapping[str, Number] = MappingProxyType({}),
 ) -> Act:
     """An act of this process.
 
@@ -91,6 +114,8 @@ def new_act(
         why: The reason.
         stream: The key of the stream that it is about.
         indexes: The batches that it is about.
+        count: How many workers there should be.
+        amounts: The most that may be spent, by name.
 
     Raises:
         ValueError: the reason is too long, or the batches are too many to be sent.
@@ -99,7 +124,8 @@ def new_act(
         raise ValueError(f"why has {number(len(why))} letters; at most {MAX_WHY_CHARS} are kept")
     host = socket.gethostname()[:MAX_NAME_CHARS]
     steps = () if indexes is None else tuple(indexes.to_steps())
-    act = Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why, stream, steps)
+    about = (stream, steps, count, dict(amounts))
+    act = Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why, *about)
     if len(encode_line(act)) > MAX_LINE_BYTES:
         raise ValueError(f"too many spans of batches, {number(len(steps) // 2)}, for one act")
     return act
@@ -158,10 +184,13 @@ def act_text(act: Act) -> str:
 
 
 def target_text(act: Act) -> str:
-    """The stream and the batches that an act is about, after a space; empty: it is about none."""
-    if not act.stream:
-        return ""
-    return f" {stream_name(act.stream)} {indexes_of(act)}"
+    """What an act is about, after a space, as it is typed; empty: it is about the run."""
+    texts = [f"{printable(name)}={number(most)}" for name, most in act.amounts.items()]
+    if act.stream:
+        texts += [stream_name(act.stream), str(indexes_of(act))]
+    if act.count:
+        texts.append(number(act.count))
+    return "".join(f" {text}" for text in texts)
 
 
 def indexes_of(act: Act) -> IndexSet:

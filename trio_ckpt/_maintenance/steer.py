@@ -157,7 +157,7 @@ async def _do_offline(store: Store, run_id: str, act: Act) -> ActReply:
         return await _read_status(store, run_id)
     deed = _OFFLINE.get(act.do)
     if deed is None:
-        raise ActRefusedError(f"{OFFLINE}: there is nothing to {act.do}", run_id=run_id)
+        raise ActRefusedError(f"{OFFLINE}, and {act.do} needs one", run_id=run_id)
     async with open_maintenance(store, run_id) as maintenance:
         try:
             text = await deed(maintenance, msgspec.structs.replace(act, at=time.time()))

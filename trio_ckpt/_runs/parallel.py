@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import partial
 from inspect import CORO_CREATED
 from typing import Generic, TypeVar, cast
 
@@ -15,7 +16,7 @@ from .._commit.exits import Exit, decisive, exit_of, verdict_on
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
 from .._commit.retry import Again, LoopPolicy, RetryTable
-from .._commit.staged import AttemptState
+from .._commit.staged import UNSET, AttemptState
 from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
 from .._util.errors import BatchFailedError, StreamFailedError
@@ -33,6 +34,7 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 
+ORDERED = "a state or cursor needs batches in order: concurrency=1, or a Frontier"
 MAX_CONCURRENCY = 10_000  # tasks; more would cost memory, and batches are not that small
 
 
@@ -57,7 +59,7 @@ async def run_batches(
         items: The whole list, or a function that returns it, see `Stream.batches`; None: the
             items of the stream's `Frontier`.
         handler: Called with each batch; must settle it.  An exception fails the attempt.
-        concurrency: How many batches run at the same time.
+        concurrency: How many batches run at the same time; ``trio-ckpt ctl`` can change it.
         retry: What to do with failed attempts; default: the stream's table.  Other batches run
             while one waits for its next attempt, unless batches have an order: with a cursor, or
             a state that is not a `Frontier`, no batch overtakes another.
@@ -93,10 +95,8 @@ async def run_batches(
     if retry is not None:
         instance("retry", retry, RetryTable, "a RetryTable")
     validator = None if validate is None else Validator.of(validate)
-    if concurrency > 1 and (
-        open_stream.state_manager is not None or open_stream.stream_log.progress.cursor is not None
-    ):
-        raise ValueError("a state or cursor needs batches in order: concurrency=1, or a Frontier")
+    if concurrency > 1 and _has_order(open_stream):
+        raise ValueError(ORDERED)
     if (items is None) is (open_stream.frontier is None):
         raise ValueError("run_batches needs items, or a stream whose state is a Frontier")
     if items is None and (start is not None or end is not None):
@@ -121,6 +121,13 @@ async def run_batches(
         await queue.finish()
 
 
+def _has_order(open_stream: OpenStream) -> bool:
+    """Whether batches of a stream cannot run side by side: one that is open counts, too."""
+    if open_stream.state_manager is not None or open_stream.stream_log.progress.cursor is not None:
+        return True
+    return any(staged_of(batch).cursor is not UNSET for batch in open_stream.open.values())
+
+
 @uninterrupted
 async def _run_workers(
     queue: WorkQueue[T], handler: Callable[[Batch[T]], Awaitable[None]], concurrency: int
@@ -132,8 +139,9 @@ async def _run_workers(
     failures: list[BaseException] = []
     try:
         async with trio.open_nursery() as nursery:
-            for _ in range(concurrency):
-                nursery.start_soon(_work, queue, handler, failures, nursery.cancel_scope)
+            scope = nursery.cancel_scope
+            queue.hire = partial(nursery.start_soon, _work, queue, handler, failures, scope)
+            queue.set_concurrency(concurrency)
     except BaseException as error:
         if not failures or not is_cancellation(error):
             raise
@@ -186,6 +194,7 @@ async def _work(
         workers.cancel()
     finally:
         of_caller.discard(task)
+        queue.workers -= 1
 
 
 def _close_unbegun(working: object) -> None:
@@ -228,12 +237,21 @@ async def _work_on(
 
 @uninterrupted
 class WorkQueue(Generic[T]):
-    """Hands out each batch that is left to one worker, and retries when they are due."""
+    """Hands out each batch that is left to one worker, and retries when they are due.
+
+    Attributes:
+        loop_cursor: The position of the owner of the stream.
+        concurrency: How many workers there should be.
+        workers: How many there are.
+        hire: Starts one more.
+    """
 
     def __init__(
         self, loop_cursor: LoopCursor, source: Source[T] | None, start: int | None, end: int | None
     ) -> None:
         self.loop_cursor = loop_cursor
+        self.concurrency = self.workers = 0
+        self.hire: Callable[[], None] = lambda: None
         self._open_stream = loop_cursor.open_stream
         self._source = source
         self._start = self._next = max(start or 0, loop_cursor.open_stream.first_index)
@@ -260,7 +278,7 @@ class WorkQueue(Generic[T]):
         Cancellation: a cancellation and a schedule point, unless nothing is left: what is done
             is done, also during a stop.
         """
-        while True:
+        while self.workers <= self.concurrency:
             found = self._due()
             if found is None and not ((self._delayed or self._deferred) and self._is_ordered):
                 found = self._fresh()
@@ -280,6 +298,23 @@ class WorkQueue(Generic[T]):
                     self._idle.unpark_all()  # each sees the same
                     return None
             await self._wait()
+        self.wake()  # this worker leaves, because there are to be fewer: another one may go on
+        return None
+
+    @property
+    def has_order(self) -> bool:
+        """Whether its batches cannot run side by side."""
+        return not self._open_stream.policy.is_parallel and _has_order(self._open_stream)
+
+    def set_concurrency(self, count: int) -> None:
+        """Change how many workers there are: more begin at once, others leave after their batch."""
+        if count > 1 and not self._open_stream.policy.is_parallel:
+            self._open_stream.change_policy(is_parallel=True)
+        self.concurrency = count
+        for _ in range(count - self.workers):
+            self.workers += 1
+            self.hire()
+        self._idle.unpark_all()
 
     async def _wait(self) -> None:
         """Wait until there may be work; one of the workers wakes when a batch is due."""

@@ -26,7 +26,7 @@ import msgspec
 import trio
 
 from .._commit.give_up import known_end, skip_records
-from .._commit.limits import plain_limits
+from .._commit.limits import changed_spent, plain_limits
 from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo
 from .._commit.snapshots import make_due
@@ -40,16 +40,19 @@ from .._journal.acts import (
     indexes_of,
     paused_text,
     plain_act,
+    target_text,
 )
 from .._journal.record import PAUSED
+from .._util.arguments import whole_number
 from .._util.errors import TrioCkptError
 from .._util.exceptions import text_of
 from .._util.log import at, get_logger
 from .._util.plain import Plain, StreamKey
-from .._util.text import batches_are, plural
+from .._util.text import batches_are, plural, stream_name
 from .._util.uninterrupted import uninterrupted
 from .loop_bounds import known_stop
 from .open_run import OpenRun
+from .parallel import MAX_CONCURRENCY, ORDERED, WorkQueue
 from .session import SessionRecorder
 from .stream import AnyStream, loop_cursor_of, redo_of
 from .stream_table import SKIPPED
@@ -102,6 +105,8 @@ class Steering:
             "snapshot": self._snapshot,
             "requeue": self._requeue,
             "skip": self._skip,
+            "concurrency": self._concurrency,
+            "limit": self._limit,
         }
 
     # -- acts on the run as a whole --------------------------------------------------------------
@@ -194,6 +199,38 @@ class Steering:
         self._say(act)
         return f"{batches_are(indexes)} skipped"
 
+    async def _concurrency(self, act: Act) -> str:
+        count = whole_number("concurrency", act.count, least=1, most=MAX_CONCURRENCY)
+        queues = self._queues()
+        if not queues:
+            raise ActRefusedError("no run_batches of the run is working")
+        for key, queue in queues:
+            if count > 1 and queue.has_order:
+                raise ActRefusedError(f"stream {stream_name(key)!r}: {ORDERED}")
+        await self._save(act)
+        for _, queue in queues:
+            queue.set_concurrency(count)
+        return f"{plural(count, 'worker')} in each of {plural(len(queues), 'stream')}"
+
+    def _queues(self) -> list[tuple[StreamKey, WorkQueue[Any]]]:
+        """The queues of `run_batches` that have workers, by stream."""
+        opened = self.run.stream_table.opened.items()
+        listeners = [(key, open_stream.listener) for key, open_stream in opened]
+        return [(key, one) for key, one in listeners if isinstance(one, WorkQueue) and one.workers]
+
+    async def _limit(self, act: Act) -> str:
+        watch = self.run.limits
+        if watch is None:
+            raise ActRefusedError("the run was opened without limits, so it counts for none")
+        if not act.amounts:
+            raise ActRefusedError("no limit is named")
+        if self.run.stop.is_requested:
+            raise ActRefusedError("a stop is under way already; raise the limit for the next start")
+        changed = changed_spent(watch.limits, act.amounts)
+        await self._save(act, {"limits": plain_limits(changed)})
+        watch.change_limits(changed)
+        return f"the limit is{target_text(act)} until the session ends"
+
     @contextmanager
     def _target(self, key: StreamKey) -> Generator[tuple[StreamLog, AnyStream | None]]:
         """Open a block that changes a stream; None: it is not open, nor opened during the block.
@@ -232,10 +269,17 @@ class Steering:
                     "skipped": len(one.stream_log.progress.skipped),
                     "left": one.stream_log.progress.left,
                     "open": len(one.open),
+                    "concurrency": _concurrency_of(one),
                 }
                 for key, one in list(run.stream_table.opened.items())[:MAX_STREAMS]
             ],
         }
+
+
+def _concurrency_of(open_stream: OpenStream) -> int | None:
+    """How many workers `run_batches` has for a stream; None: it is not worked on by it."""
+    queue = open_stream.listener
+    return queue.concurrency if isinstance(queue, WorkQueue) else None
 
 
 def _end_given_up(open_stream: OpenStream, index: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -28,6 +29,8 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "snapshot": (),
     "requeue": ("STREAM", "BATCHES"),
     "skip": ("STREAM", "BATCHES"),
+    "concurrency": ("N",),
+    "limit": ("NAME=NUMBER",),
 }
 """What can be typed -> the arguments after it."""
 
@@ -49,7 +52,27 @@ async def _act(store: Store, run_id: str, do: Any, typed: Sequence[str], why: st
             "stream": choose_stream(keys, typed[0]),
             "indexes": parse_batches(typed[1], "BATCHES"),
         }
+    elif do == "concurrency":
+        about = {"count": _number(typed[0], int, 1)}
+    elif do == "limit":
+        name, _, most = typed[0].partition("=")
+        about = {"amounts": {name: _number(most, float, 0)}}
     return new_act(do, _user(), why=why, **about)
+
+
+def _number(text: str, kind: Callable[[str], float], least: float) -> float:
+    """A number that was typed; a float that is whole becomes an int.
+
+    Raises:
+        CommandError: it is none, or too small.
+    """
+    try:
+        found = kind(text)
+    except ValueError:
+        found = math.nan
+    if not least <= found < math.inf:
+        raise CommandError(f"{text!r} is not a number from {number(least)} on", EXIT_USAGE)
+    return int(found) if found == int(found) else found
 
 
 @store_command(
@@ -62,10 +85,17 @@ async def _act(store: Store, run_id: str, do: Any, typed: Sequence[str], why: st
 async def ctl(
     store: Store, run_id: str, *, do: str, typed: Sequence[str], why: str
 ) -> CommandAnswer:
-    """Steer a run: status, pause, resume, stop, snapshot, or requeue or skip STREAM BATCHES.
+    """Steer a run, running or not; every act is on record.
+
+    \b
+    ACT is one of
+      status, pause, resume, stop, snapshot
+      requeue STREAM BATCHES, skip STREAM BATCHES  (such as 17,203-210)
+      concurrency N
+      limit NAME=NUMBER                            (such as cost_usd=80)
 
     A running run does it at once. Where no process runs it, ctl itself does pause, resume,
-    requeue and skip. BATCHES is written 17,203-210.
+    requeue and skip.
     """
     if await store.read_run(run_id) is None:
         raise CommandError(await no_such_run(store, run_id), EXIT_NOT_FOUND)
@@ -92,7 +122,9 @@ def _blocks(run_id: str, reply: ActReply) -> Sequence[Block]:
 def _stream_text(one: Mapping[str, Any]) -> str:
     left = "unknown" if one["left"] is None else number(one["left"])
     done = f"{number(one['confirmed'])} done, {number(one['skipped'])} skipped, {left} left"
-    return f"{done}, {number(one['open'])} open"
+    workers = one.get("concurrency")
+    at_once = "" if workers is None else f", {plural(workers, 'worker')}"
+    return f"{done}, {number(one['open'])} open{at_once}"
 
 
 def _user() -> str:

@@ -206,7 +206,7 @@ class Job:
         except TrioCkptError:  # the run is closed
             return False
         self.submission = changed
-        stream.change_retry(retries(options))
+        stream.change_policy(retry=retries(options))
         return True
 
     def note_waiting(self, reason: str) -> None:
