@@ -43,6 +43,7 @@ STATISTICS = RunStatistics(
     session_s=200.0,
     rate_per_s=None,
     eta_s=None,
+    reserved={},
     waiting=(),
 )
 
