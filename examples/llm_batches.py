@@ -1,0 +1,238 @@
+"""Questions for a language model, by the batch API of a provider, under a budget; killed, resumed.
+
+    python -m examples.llm_batches --out answers
+
+asks 200 questions, 20 in each batch of the provider, four of those at once. The provider is the
+example's own (``--url`` names another one, ``--provider`` its API: of OpenAI or of Anthropic). The
+answers are lines of ``answers/answers.jsonl``.
+
+A batch costs money from the moment at which it is submitted, and takes longer than a process may
+live. So before it is submitted its *intent* is noted, with the most that it can cost; after it, its
+id. A start that finds an intent without an id asks the provider for it, and submits only what the
+provider does not know. Requests that have failed or expired are sent again, and no others.
+
+    python -m examples.llm_batches --out answers --max-cost 0.05    # stops in time; raise it later
+
+What was paid never exceeds the budget, and what the run has on record is never less than was paid.
+
+Exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work left, start it
+again, 130 and 143 stopped at once by a second signal, 1 it cannot work, 2 a bad command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+import trio_ckpt
+from trio_ckpt.progress import Screen
+
+from ._command import (
+    add_limits,
+    command_of,
+    limits_of,
+    lines_of,
+    output_folder,
+    resume_command,
+    seconds,
+    whole_number,
+)
+from ._llm.apis import Anthropic, BatchApi, Http, OpenAi, ProviderError, Result
+from ._llm.http import HttpClient
+from ._llm.provider import MAX_TOKENS, USD_PER_TOKEN, Provider
+from ._llm.server import serve
+
+Questions = dict[int, str]  # by their numbers
+Batch = trio_ckpt.Batch[list[int]]
+
+NAME = "answers"
+MAX_ROUNDS = 5  # how often a request is sent at most
+USD_PER_REQUEST = MAX_TOKENS * USD_PER_TOKEN  # at most
+APIS: dict[str, Callable[[Http, float], BatchApi]] = {"openai": OpenAi, "anthropic": Anthropic}
+EXIT_CANNOT = 1
+RETRIES = trio_ckpt.RetryTable([trio_ckpt.RetryRule((ProviderError,), attempts=5, backoff_s=0.5)])
+
+
+def question(number: int) -> str:
+    """A question."""
+    return f"What is {number} times {number + 1}?"
+
+
+@attrs.frozen
+class Pipeline:
+    """Asks a provider.
+
+    Attributes:
+        api: Its API.
+        poll_s: How often it is asked for results, in seconds.
+    """
+
+    api: BatchApi
+    poll_s: float
+
+    async def answer(self, batch: Batch) -> None:
+        """Ask the questions of one batch, in as many rounds as it takes."""
+        answers: dict[int, str] = {}
+        left = {number: question(number) for number in batch.item}
+        for number in range(MAX_ROUNDS):
+            results = await self.ask(batch, number, left)
+            answers |= {n: one.text for n, one in results.items() if one.outcome == "succeeded"}
+            left = {n: prompt for n, prompt in left.items() if n not in answers}
+            if not left:
+                break
+        batch.append_json(
+            "answers.jsonl", *({"question": n, "answer": answers[n]} for n in sorted(answers))
+        )
+        batch.append_json("unanswered.jsonl", *({"question": n} for n in sorted(left)))
+        batch.complete(records=len(answers))
+
+    async def ask(self, batch: Batch, number: int, questions: Questions) -> dict[int, Result]:
+        """One round: submit questions unless that is done, and wait for the results."""
+        name, intent = f"round-{number}", f"{NAME}-{batch.index}-{number}"
+        job: str | None = None
+        if name in batch.notes:  # an attempt before was about to submit, or has done it
+            job = batch.notes[name]
+            if job is None:
+                async with batch.waiting():
+                    job = await self.api.find(intent, questions)
+        else:
+            await batch.note(name, None, cost_usd=len(questions) * USD_PER_REQUEST)
+        if job is None:
+            job = await self.api.submit(intent, questions)
+        await batch.note(name, job)
+        results = await self.results(batch, job)
+        await batch.note(name, job, cost_usd=total_usd(results))
+        return results
+
+    async def results(self, batch: Batch, job: str) -> dict[int, Result]:
+        """Wait for the results of a job; a stop does not wait with it."""
+        async with batch.waiting():
+            while (results := await self.api.results(job)) is None:  # noqa: ASYNC110  # remote
+                await trio.sleep(self.poll_s)
+        return results
+
+
+def total_usd(results: Mapping[int, Result]) -> float:
+    """What the results have cost."""
+    return sum(result.cost_usd for result in results.values())
+
+
+async def run_with(http: Http, options: argparse.Namespace) -> int:
+    """Ask a provider that is there; returns the exit code."""
+    pipeline = Pipeline(APIS[options.provider](http, options.poll), options.poll)
+    numbers = list(range(options.questions))
+    parts = [
+        numbers[at : at + options.per_batch] for at in range(0, len(numbers), options.per_batch)
+    ]
+    config = {name: getattr(options, name) for name in ("provider", "questions", "per_batch")}
+    async with trio_ckpt.open_run(
+        NAME,
+        store=options.store or options.out / "answers.ckpt",
+        output_dir=options.out,
+        config=config,
+        limits=limits_of(options),
+        resume_command=resume_command(),
+    ) as run:
+        async with run.open_stream("questions", retry=RETRIES) as stream:
+            await trio_ckpt.run_batches(
+                stream, parts, pipeline.answer, concurrency=options.concurrency
+            )
+        now = run.statistics()
+        say(f"answers {now.records}, spent {now.spent.get('cost_usd', 0):.5f} USD")
+        return run.exit_code
+
+
+@asynccontextmanager
+async def open_provider(options: argparse.Namespace) -> AsyncIterator[Http]:
+    """A client of the provider; the example's own provider is there as long as the block."""
+    if options.url is not None:
+        yield HttpClient(options.url)
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    provider = Provider.of_file(options.out / "provider.jsonl", options.takes)
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(serve, provider)
+        try:
+            yield HttpClient(url)
+        except BaseException as error:  # leaves below as it is, not in the nursery's group
+            failure = error
+        finally:
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def ask_all(options: argparse.Namespace) -> int:
+    """Ask all questions, or go on; returns the exit code."""
+    async with open_provider(options) as http:
+        return await run_with(http, options)
+
+
+# ---------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------
+
+
+def parse_options(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; a bad one ends the program with 2."""
+    parser = argparse.ArgumentParser(
+        prog=command_of("llm_batches"),
+        description="Ask a language model by a batch API, resumably and under a budget.",
+    )
+    count = whole_number(1, 100_000)
+    parser.add_argument("--out", type=output_folder, required=True, help="folder of the answers")
+    parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/answers.ckpt)")
+    parser.add_argument("--url", help="of the provider (the example's own, started here)")
+    parser.add_argument("--provider", choices=APIS, default="openai", help="its API (openai)")
+    parser.add_argument("--questions", type=count, default=200, metavar="N", help="(200)")
+    parser.add_argument(
+        "--per-batch", type=whole_number(1, 10_000), default=20, metavar="N", help="(20)"
+    )
+    parser.add_argument(
+        "--concurrency", type=whole_number(1, 1_000), default=4, metavar="N", help="at once (4)"
+    )
+    parser.add_argument(
+        "--poll", type=seconds(), default=0.5, metavar="S", help="ask for results so often (0.5)"
+    )
+    parser.add_argument(
+        "--takes",
+        type=seconds(),
+        default=1.0,
+        metavar="S",
+        help="how long the example's own provider takes for a batch (1)",
+    )
+    add_limits(parser, has_cost=True)
+    return parser.parse_args(words)
+
+
+def say(line: str) -> None:
+    """Print a line for the user."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run the command; an error is one line, not a traceback."""
+    options = parse_options()
+    sys.stderr = Screen(sys.stderr)  # a broken display must not end the work
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    try:
+        return trio.run(ask_all, options)
+    except trio_ckpt.RunStoppedError as stopped:
+        return stopped.exit_code  # the log says how to resume
+    except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
+        say(f"{type(error).__name__}: {error}")
+    except ExceptionGroup as group:
+        for line in lines_of(group):
+            say(line)
+    return EXIT_CANNOT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
