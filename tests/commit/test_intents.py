@@ -227,6 +227,27 @@ async def test_a_limit_has_no_room_for_more_than_is_left() -> None:
     assert not progress.failures  # those for which there was no room have not failed
 
 
+async def test_a_start_has_no_room_for_what_is_assumed() -> None:
+    store, killed = MemoryStore(), list[MemoryStore]()
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            await batch.reserve(usd=0.5)
+            killed.append(store.after_crash())
+            batch.complete()
+    with pytest.raises(RunStoppedError, match=r"0\.5 of 1 usd are spent or reserved"):
+        async with begin(killed[0], limits=Limits(spent={"usd": 1})) as run:  # noqa: SIM117
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(1)):
+                    await batch.reserve(usd=0.75)
+    begun = list[int]()
+    with pytest.raises(RunStoppedError, match="nothing is handed out until that changes"):
+        async with begin(killed[0], limits=Limits(spent={"usd": 0.5})) as run:  # noqa: SIM117
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(range(1)):
+                    begun.append(batch.index)
+    assert begun == []
+
+
 @pytest.mark.parametrize("end", ["raise", "fail", "skip", "complete", "cancel"])
 async def test_what_an_attempt_does_not_settle_stays_assumed(end: str) -> None:
     store = MemoryStore()
@@ -344,6 +365,17 @@ async def test_a_limit_has_no_room_for_a_note_that_costs_too_much() -> None:
     progress = await progress_in(store)
     assert progress.spent["usd"].value == 0.5
     assert progress.reserved == {}
+
+
+async def test_the_cost_of_a_note_is_spent_when_its_batch_is_confirmed() -> None:
+    begun = list[int]()
+    with pytest.raises(RunStoppedError, match="1 of 1 usd are spent"):
+        async with begin(limits=Limits(spent={"usd": 1})) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(9)):
+                begun.append(batch.index)
+                await batch.note("job", 1, usd=1)
+                batch.complete()
+    assert begun == [0]
 
 
 async def test_a_note_that_is_being_saved_is_waited_for() -> None:
