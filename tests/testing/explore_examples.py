@@ -9,9 +9,11 @@ import argparse
 import contextlib
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.proof import keep_row
+from tests.testing import llm
 from tests.testing.examples import Book, check_crawl, crawl
 from tests.testing.more_programs import MORE
 from tests.testing.programs import check_good, good
@@ -36,6 +38,7 @@ def main() -> int:
             ("crawler", crawl, check_crawl),
             ("book", book.scan, book.check),
             ("book, 3 at once", busy.scan, busy.check),
+            ("questions by the batch", partial(llm.ask, provider="openai"), llm.check),
             *MORE,
         ):
             with contextlib.redirect_stderr(nowhere):  # the examples tell how it goes
