@@ -1,7 +1,8 @@
 """A program whose batches write rows: ``python -m tests.sinks.program DATABASE STORE POINT``.
 
 It kills itself with SIGKILL at a point of its calls into the database: the odd ones are before a
-call, the even ones after it, so that one lies between each COMMIT and the record of its batch.
+call, the even ones after it, so that one lies between each COMMIT and the record of its batch.  At
+a place that has a name it stops itself instead, see `pause_at`.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ async def write(sink: Sink, batch: trio_ckpt.Batch[Any]) -> None:
 async def main(database: str, store: str, *, batches: int = BATCHES) -> None:
     sink = open_sink(database, undo=undo)
     async with (
-        trio_ckpt.open_run("r", store=store, handle_signals=False) as run,
+        trio_ckpt.open_run("r", store=store, handle_signals=False, wait_for_lock_s=60) as run,
         run.open_stream("s", sink=sink, retry=AGAIN) as stream,
     ):
         async for batch in stream.batches(range(batches)):
@@ -121,6 +122,34 @@ def kill_at(point: int) -> None:
     Session._call = counted  # type: ignore[method-assign]
 
 
+def pause_at(place: str) -> None:
+    """Let this process stop itself in the transaction of batch 2, until it is woken.
+
+    Args:
+        place: ``begin`` is before it, ``marker`` before its marker, ``commit`` before its COMMIT,
+            ``record`` before the record of its batch.
+    """
+    executed, committed = Session.execute, Session.commit
+    commits = 0
+
+    async def execute(self: Session, *args: Any) -> int:
+        if place == "marker" and commits == 3:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return await executed(self, *args)
+
+    async def commit(self: Session) -> None:
+        nonlocal commits
+        commits += 1
+        if place == "commit" and commits == 4:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        await committed(self)
+        if commits == (3 if place == "begin" else 4 if place == "record" else 0):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    Session.execute, Session.commit = execute, commit  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    kill_at(int(sys.argv[3]))
+    point = sys.argv[3]
+    kill_at(int(point)) if point.isdecimal() else pause_at(point)
     trio.run(main, sys.argv[1], sys.argv[2])

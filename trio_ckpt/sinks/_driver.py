@@ -11,7 +11,8 @@ from .._util.exceptions import text_of
 from .._util.text import one_line
 
 LOCK_S = 30.0  # how long a statement waits for another process's transaction
-IDLE_S = 10.0  # how long a process may be stopped between the marker and its COMMIT
+IDLE_S = 60.0  # how long a process may be stopped, or do other work, between two statements
+COMMIT_S = 10.0  # how long it may be stopped between the marker and its COMMIT
 
 
 class Driver(ABC):

@@ -10,7 +10,7 @@ import psycopg
 from psycopg import conninfo, pq
 
 from .._util.errors import SinkError
-from ._driver import IDLE_S, LOCK_S, Driver, reason_text
+from ._driver import COMMIT_S, IDLE_S, LOCK_S, Driver, reason_text
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS trio_ckpt_markers (
@@ -24,7 +24,7 @@ _MARK = f"""
 INSERT INTO trio_ckpt_markers (run, stream, slot, owner, began, sequence, batch, record)
 (SELECT run, stream, :slot, owner, began, :sequence, :batch, :record FROM trio_ckpt_markers
 WHERE run = :run AND stream = :stream AND slot = 0 AND owner = :owner AND
-set_config('idle_in_transaction_session_timeout', '{int(IDLE_S * 1000)}', true) IS NOT NULL
+set_config('idle_in_transaction_session_timeout', '{int(COMMIT_S * 1000)}', true) IS NOT NULL
 FOR SHARE)
 ON CONFLICT (run, stream, slot) DO UPDATE SET owner = excluded.owner, began = excluded.began,
 sequence = excluded.sequence, batch = excluded.batch, record = excluded.record
@@ -32,6 +32,11 @@ sequence = excluded.sequence, batch = excluded.batch, record = excluded.record
 _LOCK = b"""
 SELECT 1 FROM trio_ckpt_markers WHERE run = %(run)s AND stream = %(stream)s AND slot = 0 FOR UPDATE
 """
+# A process that is stopped in a transaction has the rows locked that it has changed.
+_IDLE = b"""
+SELECT set_config('idle_in_transaction_session_timeout', '%d', false)
+WHERE current_setting('idle_in_transaction_session_timeout') = '0'
+""" % int(IDLE_S * 1000)
 _LIMIT = b"SET LOCAL lock_timeout = '%d'" % int(LOCK_S * 1000)
 _VALUE = re.compile(r":(\w+)")
 _DEFAULTS = {
@@ -88,7 +93,9 @@ class PostgresDriver(Driver):
         self.name = f"database postgresql://{host}{port}/{database}"
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
-        return psycopg.connect(self.conninfo, autocommit=True)
+        raw = psycopg.connect(self.conninfo, autocommit=True)
+        raw.execute(_IDLE)
+        return raw
 
     def is_usable(self, raw: psycopg.Connection[Any]) -> bool:
         return not raw.closed

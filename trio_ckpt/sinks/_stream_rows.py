@@ -355,9 +355,9 @@ class StreamRows:
         if indexes and self._undo is None:
             raise CannotRedoError(
                 None,
-                f"{self.open_stream.where()}: the rows of {batches_are(indexes)} in "
-                f"{self.driver.name} to be taken back, and the sink does not know how: give it "
-                "undo=",
+                f"{self.open_stream.where()}: the rows of {plural(len(indexes), 'batch')} "
+                f"({indexes}) have to be taken back from {self.driver.name}, and the sink does not "
+                "know how: give it undo=",
                 run_id=self.open_stream.run_id,
                 stream=self.open_stream.stream_log.key,
                 batch_index=next(iter(indexes)),
@@ -410,6 +410,7 @@ class StreamRows:
         values = marked.values(sequence=sequence)
         try:
             if not await session.execute(FOLLOWED, values):
+                await session.rollback()
                 raise self._judge_fence(await session.read_markers(marked), marked)
             for row in await session.read_rows(marked):
                 if row.batch is not None and row.batch in indexes:
