@@ -17,6 +17,7 @@ from trio_ckpt._journal.record import Record, RecordKind, Seal
 from trio_ckpt._util import plain
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.outputs import lines_digest
+from trio_ckpt.sinks import _sqlite
 from trio_ckpt.state._arrays import block_digests, block_ranges, compress
 from trio_ckpt.state._tree import delta, flatten, format, frame, identity, leaves
 
@@ -193,3 +194,11 @@ def test_the_page_names_what_structs_hold() -> None:
     assert "[at, batch_index, lineage]" in TEXT
     assert progress.Pin.__struct_fields__ == ("at", "batch_index", "lineage")
     assert progress.FailedAttempt.__struct_fields__ == ("attempts", "error")
+
+
+def test_the_columns_of_the_markers() -> None:
+    markers_of_postgres = pytest.importorskip("trio_ckpt.sinks._postgres_driver")
+    columns = [row[0] for row in table("Markers", "column")]
+    for statement in (_sqlite._TABLE, markers_of_postgres._TABLE):
+        made = re.findall(r"(?:\(|,)\s+(\w+) (?!KEY)", statement)
+        assert made[:8] == columns

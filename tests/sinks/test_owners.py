@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
+import trio
 
 from tests.hangs import PROGRAM_S
 from tests.opening import begin
@@ -17,6 +19,10 @@ from tests.sinks.program import connect, is_postgres, open_sink, read_rows, undi
 from tests.sinks.test_transactions import EMPTY, insert
 from tests.stores.postgres.servers import Server
 from trio_ckpt import RunStoppedError, SinkError, SinkFencedError
+from trio_ckpt._runs.stream import loop_cursor_of
+from trio_ckpt.sinks._marker import MarkerRow
+from trio_ckpt.sinks._session import Session
+from trio_ckpt.sinks._stream_rows import StreamRows
 from trio_ckpt.stores import MemoryStore
 
 ROOT = Path(__file__).parents[2]
@@ -87,6 +93,43 @@ async def test_markers_that_are_lost_meanwhile_are_noticed(database: str) -> Non
     with pytest.raises(SinkError, match="has lost its markers of run 'r', stream 's' while it was"):
         await commit_after(database, "DROP TABLE trio_ckpt_markers")
     assert read_rows(database) == EMPTY
+
+
+async def test_taking_a_stream_waits_for_the_transaction_of_its_owner(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a commit that lands after the new owner has read the markers would be done again."""
+    sink, other, may_commit = open_sink(database), open_sink(database), trio.Event()
+    committed, taken = Session.commit, list[MarkerRow]()
+
+    async def commit(self: Session) -> None:
+        if self.driver is sink._driver:
+            await may_commit.wait()
+        await committed(self)
+
+    async def take() -> None:
+        open_stream = loop_cursor_of(stream).open_stream
+        own = sink._streams["r", ("s",)]
+        assert own._marked is not None
+        rows = StreamRows(other._driver, other._session, None, open_stream, own._pages)
+        taken.extend(await rows._take(attrs.evolve(own._marked, owner=9)))
+
+    async def let_commit() -> None:
+        nursery.start_soon(take)
+        await trio.sleep(0.3)  # long enough to read the markers, if nothing keeps it
+        may_commit.set()
+
+    async with begin() as run, run.open_stream("s", sink=sink) as stream:
+        monkeypatch.setattr(Session, "commit", commit)
+        async with trio.open_nursery() as nursery:
+            async for batch in stream.batches(range(1)):
+                async with sink.transaction(batch) as connection:
+                    await insert(connection)
+                    batch.complete()
+                    nursery.start_soon(let_commit)
+    for session in other._sessions:
+        session.stop()
+    assert [row.batch for row in taken] == [None, 0]
 
 
 def start(database: str, store: str, place: str) -> subprocess.Popen[bytes]:

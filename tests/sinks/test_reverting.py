@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.opening import begin
 from tests.sinks.program import AGAIN, open_sink, read_rows, undisturbed, undo, write
@@ -18,6 +19,7 @@ from trio_ckpt import (
     open_maintenance,
     run_batches,
 )
+from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.sinks import Sink, SinkConnection, SinkMarker
 from trio_ckpt.sinks._stream_rows import StreamRows
 from trio_ckpt.stores import MemoryStore, open_store
@@ -41,6 +43,14 @@ async def write_all(sink: Sink, stream: Stream[None], count: int = 6) -> None:
 def without(*left_out: int) -> tuple[list[Any], int]:
     pages, count = undisturbed(6)
     return [row for row in pages if row[0] not in left_out], count - len(left_out)
+
+
+class CrashError(Exception):
+    """Where a process ends."""
+
+
+async def crash(*_: object) -> None:
+    raise CrashError
 
 
 async def test_a_redo_takes_the_rows_of_its_batches_back(database: str) -> None:
@@ -127,12 +137,6 @@ async def test_a_crash_between_a_redo_and_its_rows_is_mended(
 ) -> None:
     store, sink = MemoryStore(), open_sink(database, undo=undo)
 
-    class CrashError(Exception):
-        pass
-
-    async def crash(*_: object) -> None:
-        raise CrashError
-
     async def work() -> None:
         async with begin(store) as run, run.open_stream("s", sink=sink) as stream:
             await write_all(sink, stream)
@@ -150,6 +154,41 @@ async def test_a_crash_between_a_redo_and_its_rows_is_mended(
     assert read_rows(database) == undisturbed(6)
     async with begin(store.after_crash()) as run, run.open_stream("s", sink=sink):
         assert read_rows(database) == undisturbed(6)
+
+
+async def test_a_commit_does_not_hide_a_redo_that_is_not_followed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, sink = MemoryStore(), open_sink(database, undo=undo)
+
+    async def redo_in_transaction(batch: Batch[int]) -> None:
+        async with sink.transaction(batch):
+            with monkeypatch.context() as patch:
+                patch.setattr(StreamRows, "_take_back", crash)
+                with pytest.raises(CrashError):
+                    await stream._redo.redo([2], "wrong")
+            batch.complete()
+
+    async with begin(store) as run, run.open_stream("s", sink=sink) as stream:
+        await write_all(sink, stream)
+        await run_batches(stream, range(7), redo_in_transaction, start=6)
+        assert read_rows(database) == undisturbed(6)
+    async with begin(store.after_crash()) as run, run.open_stream("s", sink=sink) as stream:
+        assert read_rows(database) == without(2)
+
+
+async def test_rows_that_were_not_taken_back_go_before_the_batch_begins(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = open_sink(database, undo=undo)
+    async with begin() as run, run.open_stream("s", sink=sink) as stream:
+        await write_all(sink, stream)
+        with monkeypatch.context() as patch:
+            patch.setattr(StreamRows, "_take_back", crash)
+            with pytest.raises(CrashError):
+                await stream.redo([2], reason="wrong")
+        await write_all(sink, stream)
+    assert read_rows(database) == undisturbed(6)
 
 
 async def test_rows_are_taken_back_once_also_by_an_undo_that_counts(database: str) -> None:
@@ -252,3 +291,26 @@ async def test_a_damaged_output_stays_where_rows_cannot_be_taken_back(
     with pytest.raises(CannotRedoError, match="give it undo="):
         await work(store.after_crash())
     assert (tmp_path / "out" / "0.txt").read_text() == "other"
+
+
+async def test_a_batch_begins_when_its_older_rows_are_gone(database: str) -> None:
+    sink, entered = open_sink(database, undo=undo), trio.Event()
+
+    async def handle(batch: Batch[int]) -> None:
+        async with sink.transaction(batch):
+            entered.set()
+            batch.complete()
+
+    async def revert(rows: StreamRows) -> None:
+        async with rows.reverting(IndexSet()):
+            handled.set()
+            await trio.sleep(0.1)
+            assert not entered.is_set()
+
+    async with begin() as run, run.open_stream("s", sink=sink) as stream:
+        handled = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(revert, sink._streams["r", KEY])
+            await handled.wait()
+            await run_batches(stream, range(1), handle)
+    assert entered.is_set()

@@ -84,6 +84,7 @@ class StreamRows:
     _pages: ReadPages
     _marked: MarkedStream | None = attrs.field(default=None, init=False)
     _followed: int = attrs.field(default=0, init=False)  # re-queues up to here have lost their rows
+    _is_behind: bool = attrs.field(default=False, init=False)  # or later ones may not have yet
     _reverting: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     # -- opening --------------------------------------------------------------------------------
@@ -239,9 +240,8 @@ class StreamRows:
             )
         if marked is None:
             return self._error(SinkError, f"{self.open_stream.where()} is not open", index)
-        sequence = self._followed
-        if not self._reverting.locked():
-            sequence = self.open_stream.stream_log.progress.sequence
+        progress = self.open_stream.stream_log.progress
+        sequence = self._followed if self._is_behind else progress.sequence
         marker = MarkerRow(session.number, marked.owner, marked.began, sequence, index, payload)
         values = marked.values(slot=marker.slot, sequence=sequence, batch=index, record=payload)
         try:
@@ -332,8 +332,10 @@ class StreamRows:
 
     async def wait_reverted(self) -> None:
         """Wait until the rows of batches that are being re-queued are taken back."""
-        async with self._reverting:
-            pass
+        if self._is_behind:
+            async with self._reverting:
+                if self._is_behind:  # taking them back has failed
+                    await self._follow()
 
     @asynccontextmanager
     async def reverting(self, indexes: IndexSet) -> AsyncGenerator[None]:
@@ -347,9 +349,15 @@ class StreamRows:
             return
         self._check_undo(indexes)
         async with self._reverting:
+            self._is_behind = True
             yield
-            redone, _ = await self._redone()
-            await self._take_back(redone)
+            await self._follow()
+
+    async def _follow(self) -> None:
+        """Take the rows of batches back that records have re-queued."""
+        redone, _ = await self._redone()
+        await self._take_back(redone)
+        self._is_behind = False
 
     def _check_undo(self, indexes: IndexSet) -> None:
         if indexes and self._undo is None:
