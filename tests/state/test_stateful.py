@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -13,6 +14,8 @@ import pytest
 from tests.opening import begin
 from tests.state.tree.shapes import there_and_back
 from trio_ckpt import BatchFailedError, NotEncodableError, RetryRule, RetryTable, StateChangedError
+from trio_ckpt._commit.state_manager import THREAD_FROM_BYTES
+from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._plan import Plan
 from trio_ckpt.state._tree.format import Tag
 from trio_ckpt.stores import MemoryStore
@@ -271,6 +274,64 @@ async def test_another_object_or_none_fails_the_batch_by_its_place() -> None:
             await train(MemoryStore(), {"o": Optimizer()}, 1, body)
         assert isinstance(caught.value.__cause__, NotEncodableError)
         assert caught.value.__cause__.path == "state.o"
+
+
+async def test_an_object_is_in_the_state_of_one_open_stream() -> None:
+    shared = {"o": Optimizer()}
+    async with begin() as run:
+        async with run.open_stream("a", state=shared):
+            with pytest.raises(ValueError, match=r"state\[0\] is also .*run 'r', stream 'a'"):
+                async with run.open_stream("b", state=[shared["o"]]):
+                    pass
+        async with run.open_stream("b", state=shared):
+            pass
+
+
+async def test_an_object_that_refuses_what_it_gave_ends_the_loop() -> None:
+    """The attempt has failed, and cannot be undone: no later one may begin."""
+    error = OSError("again")
+    retry = RetryTable((RetryRule((OSError,), attempts=2, backoff_s=0),))
+    given = Hostile({}, takes=KeyError("betas"))
+    seen: list[int] = []
+
+    def fail(state: Any, batch: Any) -> OSError:
+        seen.append(batch.attempt)
+        return error
+
+    with pytest.raises(StateChangedError, match="KeyError: 'betas'"):
+        await train(MemoryStore(), given, 1, fail, retry=retry)
+    assert seen == [1]
+
+
+async def test_an_object_gives_its_state_in_the_thread_of_the_program() -> None:
+    threads: set[int] = set()
+
+    class Watched(Generator):
+        def get_state(self) -> bytes:
+            threads.add(threading.get_ident())
+            return self.state
+
+    large = {str(key): key for key in range(THREAD_FROM_BYTES)}
+    await train(MemoryStore(), [Watched(), large], 3, lambda state, batch: None)
+    assert threads == {threading.get_ident()}
+
+
+async def test_arrays_of_an_object_are_not_copied_at_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    copied: list[str] = []
+    copies = ArrayEngine.copies
+
+    def watch(self: ArrayEngine, leaves: Any) -> list[object]:
+        copied.extend(leaf.path for leaf in leaves)
+        return copies(self, leaves)
+
+    monkeypatch.setattr(ArrayEngine, "copies", watch)
+    given: dict[str, Any] = {"o": Optimizer(), "w": np.zeros(3)}
+    state = await train(MemoryStore(), given, 1, lambda state, batch: state["o"].step(0))
+    assert copied == ["state.w"]
+    assert given["o"].momentum[0] == 1.5
+    assert state["w"] is not given["w"]
 
 
 class Mode(enum.Enum):

@@ -57,6 +57,7 @@ class OpenRun:
         deferred: Stops it when all that is left is deferred.
         waits: The waits for batches.
         path_owners: The batch, or the append file, that each output name belongs to.
+        object_owners: The open stream that has a stateful object in its state, by its id.
         rewinding: The streams that are being rewound.
         streams: The streams that are open, as their owners hold them.
         list_lock: Held while streams are put on the list.
@@ -77,6 +78,7 @@ class OpenRun:
     waits: Waits = attrs.field(init=False)
     deferred: DeferredWatch = attrs.field(init=False)
     path_owners: PathOwners = attrs.field(factory=PathOwners, init=False)
+    object_owners: dict[int, OpenStream] = attrs.field(factory=dict[int, OpenStream], init=False)
     rewinding: set[StreamKey] = attrs.field(factory=set[StreamKey], init=False)
     streams: dict[StreamKey, AnyStream] = attrs.field(
         factory=dict[StreamKey, AnyStream], init=False
@@ -210,6 +212,8 @@ class OpenRun:
         key = open_stream.stream_log.key
         del self.stream_table.opened[key]
         self.streams.pop(key, None)
+        for number in [n for n, owner in self.object_owners.items() if owner is open_stream]:
+            del self.object_owners[number]
         self.waits.left(key)
         self.deferred.consider()
         self.touch()

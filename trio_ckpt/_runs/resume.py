@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -43,12 +43,17 @@ S = TypeVar("S")
 
 @attrs.define(eq=False)
 class Resume:
-    """Opens one stream: verifies its outputs and restores its state."""
+    """Opens one stream: verifies its outputs and restores its state.
+
+    Attributes:
+        object_owners: The open streams of the run with stateful objects, by the ids of these.
+    """
 
     store: Store
     open_stream: OpenStream
     settings: Settings
     tools: ArrayTools
+    object_owners: dict[int, OpenStream]
     sink: Sink | None = None
     _rows: StreamRows | None = attrs.field(default=None, init=False)
     _redo: Redo = attrs.field(init=False)
@@ -253,6 +258,7 @@ class Resume:
             self.store, self.open_stream.committer, plan, state, self.tools
         )
         state_manager.versions = Versions(self.settings.retention)
+        self._claim_objects(plan.names)
         # A state that cannot be saved is refused before any work.
         if self.open_stream.stream_log.progress.has_state:
             await state_manager.encode_initial(state_manager.check_encodable())
@@ -265,6 +271,16 @@ class Resume:
                 sequence = await self.open_stream.save_plain(record, saved.stored.blobs)
                 state_manager.mark_durable(saved, sequence, record.at, is_confirmed=True)
         self.open_stream.set_state_manager(state_manager)
+
+    def _claim_objects(self, names: Mapping[int, str]) -> None:
+        """Refuse an object that another open stream has in its state: each would load into it."""
+        for number, name in names.items():
+            owner = self.object_owners.setdefault(number, self.open_stream)
+            if owner is not self.open_stream:
+                raise ValueError(
+                    f"{name} is also in the state of {owner.where()}, which is open: an object "
+                    "with a state of its own can be in the state of one stream at a time"
+                )
 
     async def _load(self, state_manager: StateManager[object]) -> None:
         """Restore the saved state; where it is damaged, the newest intact one if `recover`."""

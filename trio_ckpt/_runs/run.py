@@ -185,7 +185,8 @@ class Run(Shown):
             RunStoppedError: the run was stopped before the stream was complete.
             StateChangedError: the saved state does not fit `state`.
             OutputsMissingError, CannotRedoError, OutputError: confirmed outputs are damaged.
-            ValueError: a bad key, or another `first_index` than before.
+            ValueError: a bad key, another `first_index` than before, or a stateful object that
+                another open stream has in its state.
             SinkError: the database cannot be used, or its markers are not those of the stream.
 
         Durability: when the block has ended, completed batches are durable.
@@ -207,7 +208,7 @@ class Run(Shown):
             retention=run.settings.retention if retention is None else retention,
         )
         open_stream = run.open_stream(key, first_index, retries, validator, output_dir)
-        resume = Resume(run.store, open_stream, settings, run.tools, sink)
+        resume = Resume(run.store, open_stream, settings, run.tools, run.object_owners, sink)
         scope = trio.CancelScope()
         run.stop.scopes.add(scope)
         if on_fail == "record":

@@ -50,23 +50,27 @@ S = TypeVar("S")
 
 @attrs.frozen(eq=False)
 class Plan(Generic[S]):
-    """The classes and stateful objects of a state; from `Plan.of`."""
+    """The classes and stateful objects of a state; from `Plan.of`.
 
+    Attributes:
+        names: The names of its stateful objects, by id.
+    """
+
+    names: dict[int, str]
     _classes: Classes
     _shown: InitialValues
-    _names: dict[int, str]  # of the stateful objects, by id
 
     @classmethod
     def of(cls, initial: S) -> Plan[S]:
         """Make the plan of every state with the given initial state."""
         classes = Classes()
         shown = learn_from(classes, initial)
-        return cls(classes, shown, {id(value): name for name, value in shown.objects.items()})
+        return cls({id(value): name for name, value in shown.objects.items()}, classes, shown)
 
     @property
     def has_objects(self) -> bool:
         """Whether the state has stateful objects, into which `build` loads."""
-        return bool(self._names)
+        return bool(self.names)
 
     @property
     def runs_code(self) -> bool:
@@ -85,7 +89,7 @@ class Plan(Generic[S]):
         Raises:
             NotEncodableError: a leaf cannot be saved; the message has its path.
         """
-        return flatten_state(self._classes, self._names, state)
+        return flatten_state(self._classes, self.names, state)
 
     def copy(self, tree: Tree, arrays: Sequence[object]) -> S:
         """Build the state that was just flattened; its stateful objects stay as they are."""
