@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +20,18 @@ if importlib.util.find_spec("obstore") is None:
     pytest.skip("obstore is missing: pip install 'trio-ckpt[objects]'", allow_module_level=True)
 
 from examples import collector, crawler
+from examples._collector.options import parse_options as parse_collector
 from examples._crawler.options import parse_options
 from tests.examples.collecting import URL, Direct, api
 from tests.examples.site import Site, html, links, page, redirect
+from tests.hangs import PROGRAM_S
 from tests.stores.objects.buckets import ClockedBucket, HandClock, nothing
 from tests.stores.objects.conftest import s3_server as s3_server, s3_url as s3_url
 from trio_ckpt import OutputError
 from trio_ckpt._buckets.address import ObjectsAddress, parse_address
 from trio_ckpt._buckets.bucket import open_bucket
 
+ROOT = Path(__file__).parents[2]
 OUT = "s3://bucket/out"
 COLLECTED = ("characters/", "decompositions/", "pages/", "redirects/", "forbidden/")
 STRIDE = {"memory": 1, "s3": 23}  # requests between two kills
@@ -117,7 +126,7 @@ async def test_the_collector_killed_at_any_request_collects_the_same(
     async def work() -> int:
         client = Direct(api(blocks=("kana/hiragana",)))
         words = ["--out", OUT, "--workers", "1", "--per-page", "40"]
-        return await collector.run_with(client, URL, collector.parse_options(words))
+        return await collector.run_with(client, URL, parse_collector(words))
 
     assert await work() == 0
     wanted = found_in(bucket)
@@ -168,9 +177,52 @@ async def test_what_a_crawl_remembers_is_read_from_the_bucket(
     ]
 
 
+def test_a_collector_killed_by_the_kernel_goes_on_elsewhere(s3_url: str, tmp_path: Path) -> None:
+    """Each start has a folder of its own, and leaves nothing there."""
+    bucket = open_bucket(parse_address(s3_url))
+    prefix = parse_address(s3_url).prefix
+
+    def collected(name: str) -> dict[str, bytes | None]:
+        folder = f"{prefix}/{name}"
+        named = {one.key.removeprefix(f"{folder}/"): one.key for one in bucket.list(folder)}
+        return {at: bucket.get(key) for at, key in named.items() if at.startswith(COLLECTED)}
+
+    def start(name: str, number: int) -> subprocess.Popen[bytes]:
+        place = s3_url.replace(prefix, f"{prefix}/{name}")
+        store = s3_url.replace(prefix, f"{prefix}/{name}.ckpt") + "&lease_s=1"
+        (tmp_path / f"{name}{number}").mkdir()
+        return subprocess.Popen(
+            [sys.executable, "-m", "examples.collector", "--out", place, "--store", store],
+            cwd=tmp_path / f"{name}{number}",
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+        )
+
+    with start("whole", 0) as process:
+        assert process.wait(PROGRAM_S) == 0
+    wanted = collected("whole")
+    assert len(wanted) > 10
+    number, codes = 0, set[int]()
+    for enough in (1, 4, len(wanted) // 2):
+        number += 1
+        with start("killed", number) as process:
+            while len(collected("killed")) < enough and process.poll() is None:
+                time.sleep(0.02)
+            process.kill()
+        codes.add(process.returncode)
+    assert -signal.SIGKILL in codes
+    is_done = False
+    while not is_done:  # until the lease of the last one ends
+        number += 1
+        with start("killed", number) as process:
+            is_done = process.wait(PROGRAM_S) == 0
+    assert collected("killed") == wanted
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_place_with_a_typo_is_a_bad_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    for parse in (collector.parse_options, parse_options):
-        words = [] if parse is collector.parse_options else ["http://x/"]
+    for parse in (parse_collector, parse_options):
+        words = [] if parse is parse_collector else ["http://x/"]
         with pytest.raises(SystemExit) as ended:
             parse([*words, "--out", "s4://bucket/out"])
         assert ended.value.code == 2
@@ -179,6 +231,6 @@ def test_a_place_with_a_typo_is_a_bad_command_line(capsys: pytest.CaptureFixture
 
 async def test_a_bucket_that_is_missing_ends_the_program(s3_url: str) -> None:
     place = s3_url.replace("ckpt-tests", "none-of-this-name")
-    options = collector.parse_options(["--out", place, "--store", "memory:"])
+    options = parse_collector(["--out", place, "--store", "memory:"])
     with pytest.raises(OutputError, match=r"NoSuchBucket|no such bucket"):
         await collector.run_with(Direct(api()), URL, options)
