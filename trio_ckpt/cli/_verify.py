@@ -21,6 +21,7 @@ from .._runs.verify import MISSING, MISSING_MANY
 from .._util.errors import StoreDamagedError
 from .._util.plain import StreamKey
 from .._util.text import number, plural, quoted_name, redacted_url, stream_names
+from ..outputs import Outputs
 from ._app import app
 from ._change import confirm, open_outputs
 from ._exits import EXIT_NOT_FOUND, EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandError
@@ -118,7 +119,7 @@ async def verify(
 ) -> CommandAnswer:
     """Check every confirmed output, and change nothing."""
     folder: str | None = output_dir or run.session_metadata.get("output_dir")
-    drift, states = Drift(0, 0, ()), StateCheck(0, 0, ())
+    drift, states, compared = Drift(0, 0, ()), StateCheck(0, 0, ()), Outputs.compared
     if folder is None:
         if any(run.parts[key].outputs or run.parts[key].sinks for key in keys):
             raise CommandError(
@@ -127,6 +128,7 @@ async def verify(
     else:
         advice = "; if it was moved, give --output-dir"
         with closing(await open_outputs(folder, advice)) as outputs:
+            compared = outputs.compared
             drift = await find_drift(run.store, run.view, outputs, mode=mode, keys=keys)
     reads_states = mode == "sha256"
     if reads_states:
@@ -146,7 +148,7 @@ async def verify(
     sinks = {key: run.parts[key].sinks for key in keys}
     names, limit = stream_names(run.keys), row_limit(show_all=show_all)
     blocks = [
-        *_file_blocks(drift, mode, sinks, names, limit),
+        *_file_blocks(drift, _how(drift, mode, compared, sinks), sinks, names, limit),
         *_state_blocks(states, names, limit),
     ]
     code = EXIT_PROBLEMS if drift.problems or states.problems else EXIT_OK
@@ -162,20 +164,19 @@ _Sinks = Mapping[StreamKey, Mapping[str, int]]
 _Names = Mapping[StreamKey, str]
 
 
-def _how(drift: Drift, mode: Mode, sinks: _Sinks) -> str:
-    """How closely files were verified."""
+def _how(drift: Drift, mode: Mode, compared: str, sinks: _Sinks) -> str:
+    """How closely files were verified; `compared` is how that is done by default."""
     if mode == "sha256":
         return "sha256"
     appended = sum(len(paths) for paths in sinks.values())
-    ways = ["size and time, hash where the time differs"] if drift.files > appended else []
+    ways = [compared] if drift.files > appended else []
     ways += ["append files by length only (--sha256 reads them)"] if appended else []
     return "; ".join(ways)
 
 
 def _file_blocks(
-    drift: Drift, mode: Mode, sinks: _Sinks, names: _Names, limit: int | None
+    drift: Drift, how: str, sinks: _Sinks, names: _Names, limit: int | None
 ) -> list[Block]:
-    how = _how(drift, mode, sinks)
     checked = f"{plural(drift.files, 'file')} ({plural(drift.bytes, 'byte')})"
     if not drift.files and not drift.problems:
         return ["no batch has confirmed a file: nothing to check"]

@@ -77,6 +77,9 @@ class Outputs(abc.ABC):
     at_once: ClassVar[int] = 4
     """How many threads check large files: hashing and disk reads release the GIL."""
 
+    compared: ClassVar[str] = "size and time, hash where the time differs"
+    """What `check` compares by default, in words."""
+
     large_bytes: ClassVar[int] = 64 * 1024
     """Of smaller files it is the calls that cost, so one thread checks them: more would contend."""
 

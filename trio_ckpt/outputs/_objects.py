@@ -70,6 +70,7 @@ class OutputBucket(Outputs):
     """Outputs below a prefix of a bucket, from `open_outputs`."""
 
     at_once: ClassVar[int] = AT_ONCE
+    compared: ClassVar[str] = "size and ETag, hash where the ETag differs"
     large_bytes: ClassVar[int] = 0
     _address: ObjectsAddress
     _requests: Requests
