@@ -65,7 +65,7 @@ SAYS = re.compile(r"(Cancellation|Durability): (.*)")
 
 def set_apart(_app: Any, what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
     """Make paragraphs of what a docstring says of cancellation and durability."""
-    if what == "property" and lines:
+    if what in ("attribute", "property") and lines:
         lines[0] = lines[0].replace(": ", " – ", 1)  # napoleon takes it for a type
     done: list[str] = []
     is_inside = False
