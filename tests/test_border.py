@@ -25,6 +25,7 @@ from trio_ckpt import (
     Batch,
     CheckpointCoordinator,
     CheckpointResult,
+    Code,
     Limits,
     NotEncodableError,
     Retention,
@@ -175,6 +176,7 @@ OPEN_RUN = rows(
     resume_command=(5, ["a", "b"], "", b"a"),
     coordinator=(5, "c", CheckpointCoordinator),
     observe=(5, "observer", {"a": 1}),
+    code=(5, "warn", ["note"], Code, True),
 )
 
 

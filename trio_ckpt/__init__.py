@@ -75,6 +75,7 @@ if typing.TYPE_CHECKING:
         open_maintenance as open_maintenance,
     )
     from ._maintenance.read_arrays import read_arrays as read_arrays
+    from ._runs.code import Code as Code
     from ._runs.collection import Collection as Collection
     from ._runs.lifecycle import open_run as open_run
     from ._runs.loop import Batches as Batches
@@ -105,6 +106,7 @@ if typing.TYPE_CHECKING:
         BatchWithdrawnError as BatchWithdrawnError,
         CannotRedoError as CannotRedoError,
         CheckpointFailedError as CheckpointFailedError,
+        CodeChangedError as CodeChangedError,
         ConfigChangedError as ConfigChangedError,
         DuplicateCheckpointError as DuplicateCheckpointError,
         ForkedProcessError as ForkedProcessError,
@@ -164,6 +166,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_maintenance.import_": "import_run",
             "_maintenance.offline": "Maintenance open_maintenance",
             "_maintenance.read_arrays": "read_arrays",
+            "_runs.code": "Code",
             "_runs.collection": "Collection",
             "_runs.loop": "Batches",
             "_runs.lifecycle": "open_run",
@@ -179,7 +182,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_tokens.coordinator": "CheckpointCoordinator",
             "_tokens.token": "CheckpointToken TokenRegistry TokenState",
             "_util.errors": "ArchiveError BatchCancelledError BatchFailedError BatchWithdrawnError "
-            "CannotRedoError CheckpointFailedError ConfigChangedError "
+            "CannotRedoError CheckpointFailedError CodeChangedError ConfigChangedError "
             "DuplicateCheckpointError ForkedProcessError LeaseLostError NotEncodableError "
             "NoThreadError OutputClaimedError OutputError OutputExistsError "
             "OutputInvalidError OutputsMissingError PartitionsLeftError RunLockedError "

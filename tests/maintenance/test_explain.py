@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_ckpt._journal.code import CodeBatches, CodeMark
 from trio_ckpt._journal.deferral import Deferral
 from trio_ckpt._journal.history import KILLED, RUNNING, SessionView
 from trio_ckpt._journal.progress import FailedAttempt, Progress
@@ -29,6 +30,7 @@ from trio_ckpt._util.plain import StreamKey, encode_key
 from trio_ckpt._util.text import stream_names
 from trio_ckpt.abc import Finding, FindingKind, Owner
 
+OLD, NEW = CodeMark("f", "0a", 1), CodeMark("f", "0b", 3)
 NOW = datetime(2025, 11, 20, 12, 0, tzinfo=UTC).timestamp()
 THEN = NOW - 3_600
 FORBIDDEN = ErrorInfo("ForbiddenError", "403", retryable=False, batch_index=3)
@@ -509,6 +511,7 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
             {key: some(deferred={3: Deferral(THEN, NOW)})},
             sessions=[session(1, "was stopped", reason="deferred work: 1 batch", next_due=NOW)],
         ),
+        facts_of({key: some(code=NEW, old_code=(CodeBatches(OLD, IndexSet([1])),))}),
         facts_of({}, paused="since noon, by ann"),
         facts_of({key: some(reserved={"cost_usd": ExactSum().plus(1)})}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),

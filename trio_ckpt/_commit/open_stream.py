@@ -12,11 +12,11 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
-import msgspec
 import trio
 
+from .._journal.code import CodeMark
 from .._journal.observer import Attempt, AttemptEnd
-from .._journal.record import CheckpointResult, ErrorInfo, Opened, Record, Status
+from .._journal.record import CheckpointResult, ErrorInfo, Record, Status
 from .._journal.statistics import Waiting, stuck_after_s
 from .._tokens.token import (
     CANCELLED,
@@ -45,6 +45,7 @@ from .exits import CONFIRMED, Ending, end_of
 from .extent import Extent
 from .group_commit import GroupCommitter
 from .intents import Intents
+from .introduce import introduced
 from .limit_watch import LimitWatch
 from .retry import LoopPolicy
 from .shutdown import Stop
@@ -109,6 +110,7 @@ class OpenStream:
         limits: Counts for the limits of the run; None: it has none.
         intents: Saves what open batches note and reserve.
         deferrals: Its deferred batches.
+        code: The code that works on it, if that is noted.
     """
 
     run_id: str
@@ -149,6 +151,7 @@ class OpenStream:
             takes_self=True,
         )
     )
+    code: CodeMark | None = attrs.field(default=None, init=False)
     deferrals: Deferrals = attrs.field(
         default=attrs.Factory(lambda s: Deferrals(s.stream_log.progress), takes_self=True)
     )
@@ -276,6 +279,10 @@ class OpenStream:
             return 0
         return self.extent.ahead
 
+    def set_code(self, code: CodeMark) -> None:
+        """Note the code that works on it in its next record."""
+        self.code = code
+
     def where(self, index: int | None = None) -> str:
         """The stream, or a batch of it, as messages name it."""
         return describe_batch(self.run_id, self.stream_log.key, index)
@@ -305,18 +312,7 @@ class OpenStream:
 
     def introduce(self, record: Record) -> Record:
         """Add to a record what the records do not have yet about the stream as a whole."""
-        progress, extent = self.stream_log.progress, self.extent
-        news: dict[str, object] = {}
-        if progress.opened_at != self.opened_at:
-            news["opened"] = Opened(self.opened_at, self.first_index)
-        if self.phase not in (None, progress.phase):
-            news["phase"] = self.phase
-        if extent.estimate not in (None, progress.estimate):
-            news["estimate"] = extent.estimate
-        expected = extent.expected if self.frontier is None else len(self.frontier)
-        if expected not in (None, progress.expected) and not extent.has_ended:
-            news["expected"] = expected
-        return msgspec.structs.replace(record, **news) if news else record
+        return introduced(self, record)
 
     async def save_finish(self, record: Record, *, is_due: bool = False) -> None:
         """Save that the stream is complete, after its append files are cut to confirmed bytes.

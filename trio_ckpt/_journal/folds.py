@@ -17,6 +17,7 @@ from .._util.errors import StoreDamagedError
 from .._util.exact_sum import StoredSum, decode_sums, encode_sums
 from .._util.index_set import IndexSet
 from .._util.plain import Plain
+from .code import CodeMark, decode_old, encode_old
 from .deferral import Deferral
 from .item_marks import decode_marks, encode_marks
 from .notes import Notes, StoredNote, encode_notes
@@ -62,6 +63,8 @@ class _Fold(msgspec.Struct, frozen=True, array_like=True):
     reserved: dict[str, StoredSum] = {}
     notes: dict[int, dict[str, StoredNote]] = {}
     deferred: dict[int, Deferral] = {}  # copied for each, see msgspec
+    code: CodeMark | None = None
+    old_code: list[tuple[CodeMark, list[int]]] = []
 
 
 MAX_ERRORS = 1_000  # of batches that wait for their next attempt, after an outage perhaps all
@@ -73,6 +76,7 @@ _CODECS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
     **dict.fromkeys(("confirmed", "skipped", "adopted"), (IndexSet.to_steps, IndexSet.from_steps)),
     **dict.fromkeys(("totals", "spent", "spent_confirmed", "reserved"), (encode_sums, decode_sums)),
     **dict.fromkeys(("items", "skipped_items"), (encode_marks, decode_marks)),
+    "old_code": (encode_old, decode_old),
     "notes": (encode_notes, Notes.decode),
 }
 """How a field is encoded and decoded."""

@@ -145,6 +145,8 @@ class SessionView(Shown, msgspec.Struct, frozen=True):
         runtime_s: How long the sessions before it took together, in seconds.
         reason: Why it stopped by itself, such as a limit; None: it did not.
         next_due: When a start has something to do, if all that was left was deferred; Unix time, s.
+        code: The `commit` of the program, whether it `is_dirty`, and versions of `packages`, as far
+            as they were noted.
     """
 
     number: int
@@ -161,6 +163,7 @@ class SessionView(Shown, msgspec.Struct, frozen=True):
     runtime_s: float
     reason: str | None = None
     next_due: float | None = None
+    code: Mapping[str, Plain] = {}
 
     def _shown(self) -> Iterable[tuple[str, str]]:
         yield "session", number(self.number)
@@ -268,6 +271,7 @@ def _session(
         runtime_s=metadata["runtime_s"],
         reason=None if end is None else end.get("reason"),
         next_due=None if end is None else end.get("next_due"),
+        code=metadata.get("code", {}),
     )
 
 

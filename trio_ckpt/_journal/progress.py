@@ -19,6 +19,7 @@ from .._util.index_set import IndexSet
 from .._util.plain import Plain, copy_plain
 from .._util.shown import Shown
 from .._util.text import batches_text, number
+from .code import CodeMark, OldCode, change_code
 from .deferral import Deferral
 from .item_marks import add_marks, decode_marks, item_mark
 from .notes import Notes, encode_note
@@ -101,6 +102,8 @@ class Progress(Shown):
             counts as spent: what an attempt that is over has left here, such as one that was
             killed, stays.
         notes: The notes of batches that are not confirmed; None: there are none.
+        code: The code that worked on it last; None: none was noted.
+        old_code: The batches that older code has confirmed.
         done: Batches that are confirmed or skipped.
     """
 
@@ -143,6 +146,8 @@ class Progress(Shown):
     reserved: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
     notes: Notes | None = None  # most streams never have one
     deferred: dict[int, Deferral] = attrs.field(factory=dict[int, Deferral])
+    code: CodeMark | None = None
+    old_code: OldCode = ()
     done: IndexSet = attrs.field(
         init=False,
         eq=False,
@@ -286,7 +291,8 @@ def _has_news(record: Record) -> bool:
     """Whether a record has what few have: something about the stream as a whole."""
     is_of_end = record.estimate is not None or record.expected is not None
     is_of_work = record.cursor is not msgspec.UNSET or bool(record.adds)
-    return is_of_end or is_of_work or record.opened is not None or record.phase is not None
+    is_new = record.opened is not None or record.phase is not None
+    return is_of_end or is_of_work or is_new or record.code is not None
 
 
 def _apply_news(progress: Progress, record: Record) -> None:
@@ -303,6 +309,10 @@ def _apply_news(progress: Progress, record: Record) -> None:
         progress.has_frontier = True
     if record.phase is not None:
         progress.phase = record.phase
+    if record.code is not None:
+        old, before = progress.old_code, progress.code
+        progress.old_code = change_code(progress.confirmed, before, old, record.code)
+        progress.code = record.code
     if record.estimate is not None:
         progress.estimate = record.estimate
     if record.expected is not None:
@@ -425,6 +435,7 @@ def _put_back(progress: Progress, record: Record) -> None:
     progress.confirmed.subtract(indexes)
     progress.skipped.subtract(indexes)
     progress.adopted.subtract(indexes)
+    progress.old_code = tuple(one.without(indexes) for one in progress.old_code)
     progress.done.subtract(indexes)
     kept: dict[int, FailedAttempt] | dict[int, Deferral]
     for kept in (progress.failures, progress.skips, progress.deferred):

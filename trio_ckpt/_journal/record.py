@@ -32,6 +32,7 @@ from .._util.errors import (
 from .._util.exact_sum import Amount, Number, StoredSum, check_amounts
 from .._util.exceptions import class_name, text_of
 from .._util.plain import Plain, StreamKey, copy_plain, encode_key
+from .code import CodeMark
 
 # ---------------------------------------------------------------------------------------
 # Results, as users see them
@@ -268,6 +269,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=F
     position: int | None = msgspec.field(name="q", default=None)  # ADD
     error: ErrorInfo | None = msgspec.field(name="e", default=None)
     reserved: dict[str, Amount] | None = msgspec.field(name="R", default=None)  # what it changes by
+    code: CodeMark | None = msgspec.field(name="C", default=None)  # that works on the stream now
     due: float | None = msgspec.field(name="D", default=None)  # ATTEMPT: deferred until; Unix time
 
 

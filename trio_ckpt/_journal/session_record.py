@@ -35,6 +35,7 @@ class _SessionMetadata(msgspec.Struct):
     outputs_since: float = 0.0
     limits: dict[str, Plain] = {}
     paused: dict[str, Plain] = {}
+    code: dict[str, Plain] = {}
     reason: str | None = None
     next_due: float | None = None
     ended: str | msgspec.UnsetType = msgspec.UNSET

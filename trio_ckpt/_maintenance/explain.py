@@ -338,6 +338,7 @@ def _of_one(facts: Facts, action: StartAction, key: StreamKey) -> list[Clause]:
         clauses += _failing(progress)
     if fields["deferred"]:
         clauses.append((Reason.DEFERRED, fields))
+    clauses += _code(progress, fields)
     if progress.skipped and action in (StartAction.GO_ON, StartAction.SKIP):
         reason = Reason.GIVEN_UP if progress.built_over is None else Reason.BUILT_OVER
         clauses.append((reason, fields))
@@ -456,6 +457,27 @@ def _failing(progress: Progress) -> Iterator[Clause]:
         yield Reason.BATCH_FAILED, {"index": index, "attempts": failure.attempts, "error": error}
     if (more := len(failures) - MAX_NAMED) > 0:
         yield Reason.MORE_BATCHES_FAILED, {"more": more}
+
+
+def _code(progress: Progress, fields: dict[str, object]) -> Iterator[Clause]:
+    """How many batches are of older code."""
+    old = [one for one in progress.old_code if one.indexes]
+    if progress.code is not None and old:
+        versions = [
+            f"{number(len(one.indexes))} of {one.mark.digest or 'code that was not noted'}"
+            + (f" since session {one.mark.session}" if one.mark.session else "")
+            for one in old[-MAX_NAMED:]
+        ]
+        yield (
+            Reason.CODE_CHANGED,
+            {
+                "function": progress.code.name,
+                "since": progress.code.session,
+                "old": sum(len(one.indexes) for one in old),
+                "versions": ", ".join(versions),
+                "retry": fields["retry"],
+            },
+        )
 
 
 def _error(error: ErrorInfo | None) -> str:

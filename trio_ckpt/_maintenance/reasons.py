@@ -151,6 +151,10 @@ class Reason(enum.Enum):
         "before {deferred:it is|they are} due, the first at {due:moment}; `{retry:raw}` puts "
         "{deferred:it|them} back now."
     )
+    CODE_CHANGED = (
+        "The code of {function} changed in session {since:raw}; {old:batch} {old:is|are} of the "
+        "old ({versions}): `{retry:raw} --code DIGEST` re-queues them."
+    )
     BATCH_FAILED = "Batch {index} failed {attempts:time} ({error}) and is tried again."
     MORE_BATCHES_FAILED = "So did {more:other}."
     MANY_GO_ON = (

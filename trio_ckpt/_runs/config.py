@@ -24,6 +24,7 @@ from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import NotEncodableError
 from .._util.plain import MAX_DEPTH, Plain, as_plain, canonical_json
 from ..state._retention import Retention
+from .code import Code, CodeWatch
 from .verify import Verify
 
 MAX_CONFIG_BYTES = 2**20  # each session saves it; a table of data is not a config
@@ -46,6 +47,7 @@ class Settings:
     )
     recover: bool = attrs.field(default=False, validator=checked_by(flag))
     wait_for_deferred_s: float = DEFAULT_WAIT_S
+    code: CodeWatch | None = None
     outputs_since: float = 0.0  # older files were not written by the run; Unix time, s
 
 
@@ -79,6 +81,7 @@ class RunRequest:
     resume_command: str | None
     coordinator: CheckpointCoordinator
     observers: Observers
+    code: Code | None
 
     @property
     def command(self) -> str | None:

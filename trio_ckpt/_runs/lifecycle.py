@@ -50,6 +50,7 @@ from ..stores import folder_of, open_store
 from .act_server import serve_acts
 from .announce import announce_start, announce_stop
 from .closing import close_run
+from .code import Code, OnCodeChange, checked_code, read_code_facts, watch_code
 from .config import DEFAULT_WAIT_S, OnConfigChange, RunRequest, Settings, canonical_config
 from .limited import begin_limits, watch_limits
 from .live_publisher import publish_live
@@ -104,6 +105,7 @@ async def open_run(
     resume_command: str | None = None,
     coordinator: CheckpointCoordinator | None = None,
     observe: Sequence[Observer] = (),
+    code: OnCodeChange | Code | None = None,
 ) -> AsyncGenerator[Run]:
     """Own a run for a block: begin it, or resume it where it was left.
 
@@ -141,6 +143,8 @@ async def open_run(
             one that is due, in seconds; if that is later, it ends with exit code 75.
         resume_command: The command that the log shows for a resume; default: this command.
         coordinator: A coordinator that several runs share; default: a new one.
+        code: Whether to note which code works on which batches, and whether to refuse code that
+            has changed: "note", "refuse" or a `Code`.  None: nothing is noted.
         observe: Observers that are called with what the run does, such as `trace_batches`.
 
     Yields:
@@ -188,6 +192,7 @@ async def open_run(
             instance("an observer", observer, Observer, "an Observer")
             for observer in several("observe", observe, "observers")
         ),
+        code=checked_code(code),
         output_dir=output_dir,
         exclude=exclude,
         tunable=several("tunable", tunable, "names of fields"),
@@ -370,6 +375,8 @@ async def _make_session(
         may_replace=request.is_fresh or generation.number > 0 or is_memory,
         limits=request.limits,
     )
+    if request.code is not None:
+        session.metadata["code"] = await read_code_facts(request.code)
     if generation.archiving:
         session.metadata[ARCHIVING] = generation.archiving
     if outputs is not None:
@@ -396,7 +403,11 @@ def _make_open_run(
         nursery,
         request.coordinator,
         resources.outputs,
-        attrs.evolve(request.settings, outputs_since=session.outputs_since),
+        attrs.evolve(
+            request.settings,
+            outputs_since=session.outputs_since,
+            code=watch_code(request.code, session.metadata["session"]),
+        ),
         resources.tools,
         request.command,
         StreamTable(session.committer, session.runtime_s, generation.parts),

@@ -37,6 +37,7 @@ from .._util.plain import (
     kind_of,
 )
 from .._util.uninterrupted import uninterrupted
+from .code import CodeWatch, note_code
 from .loop_bounds import (
     ITEMS_PER_STEP,
     begin_range,
@@ -241,6 +242,7 @@ class LoopCursor:
         open_stream: The stream of the gate.
         read: Reads the records of the stream, newest first.
         wait_verified: Waits for the verification beside the run; see `Resume`.
+        code: Notes the code that works on it; None: that is not noted.
         task: The task that owns the stream.
         batch: The batch that the loop or block of the owner holds.
         loop: The newest loop; an older one must not go on.
@@ -256,6 +258,7 @@ class LoopCursor:
     gate: Gate
     read: ReadPages
     wait_verified: Callable[[], Awaitable[bool]]
+    code: CodeWatch | None = None
     open_stream: OpenStream = attrs.field(init=False)
     task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
     batch: Batch[Any] | None = attrs.field(default=None, init=False)
@@ -329,8 +332,7 @@ class LoopCursor:
     async def first_free(self, start: int, source: Source[Any] | None) -> int:
         """The first batch that is left and is not deferred.
 
-        Where batches have an order none overtakes a deferred one, so this waits until it is due.
-        A loop with an open end has an order: what follows a page is not known before it.
+        Where batches have an order, also by an open end, none overtakes a deferred one: this waits.
 
         Args:
             start: The first index that counts.
@@ -509,6 +511,7 @@ class Batches(Generic[T]):
         loop_cursor = self._loop_cursor
         await trio.lowlevel.checkpoint()
         await loop_cursor.settle_open(Exit.NEXT)
+        note_code(loop_cursor.code, loop_cursor.open_stream, None)
         source = self._source = await loop_cursor.open_source(self._items, self._key)
         loop_cursor.is_cut = source.is_open_ended and self._end is not None
         await begin_range(

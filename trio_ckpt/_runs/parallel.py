@@ -26,6 +26,7 @@ from .._util.log import at_error, get_logger
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
+from .code import note_code
 from .loop import Items, LoopCursor, Source
 from .loop_bounds import begin_range, complete, estimated
 from .stream import AnyStream, Stream, loop_cursor_of
@@ -103,6 +104,7 @@ async def run_batches(
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
     await loop_cursor.settle_open(Exit.NEXT)
+    note_code(loop_cursor.code, open_stream, handler)
     source = None if items is None else await loop_cursor.open_source(items, key)
     stop = (
         source.stop

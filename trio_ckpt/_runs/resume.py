@@ -99,7 +99,9 @@ class Resume:
             if state is not None:
                 await self._restore(state)
         return Stream(
-            LoopCursor(Gate(self.open_stream), self._pages, self._wait_verified),
+            LoopCursor(
+                Gate(self.open_stream), self._pages, self._wait_verified, self.settings.code
+            ),
             self._redo,
             nursery,
         )

@@ -34,6 +34,7 @@ from .._util.log import get_logger
 from .._util.plain import Plain, StreamKey, copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
+from .code import note_code
 from .loop import LoopCursor
 from .loop_bounds import complete_if_last
 
@@ -78,6 +79,7 @@ async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     loop_cursor.check_no_frontier()
     await trio.lowlevel.checkpoint()
     await loop_cursor.settle_open(Exit.NEXT)
+    note_code(loop_cursor.code, open_stream, None)
     await loop_cursor.wait_verified()
     index = await loop_cursor.first_free(open_stream.first_index, None)
     while not await loop_cursor.wait_for_turn(index):

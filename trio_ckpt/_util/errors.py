@@ -266,6 +266,10 @@ class SourceChangedError(TrioCkptError, ValueError):
         self.now = now
 
 
+class CodeChangedError(TrioCkptError, RuntimeError):
+    """The code of a stream is not the one that confirmed its batches, and that is refused."""
+
+
 class ConfigChangedError(TrioCkptError, ValueError):
     """The configuration differs from the one the run was begun with.
 

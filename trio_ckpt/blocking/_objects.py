@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
 
 import trio
@@ -329,6 +329,7 @@ def run_batches(
     function("handler", handler)
     program = stream._program
 
+    @wraps(handler)  # the run notes whose code it is
     async def in_thread(batch: Batch[T]) -> None:
         await program.run_in_thread(handler, BlockingBatch(program, batch))
 

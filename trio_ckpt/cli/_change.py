@@ -17,6 +17,7 @@ import attrs
 import click
 import msgspec
 
+from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.store import Owner, Pruned, RunKey, Store
 from .._journal.summary import RunStatus
@@ -50,6 +51,7 @@ from ._render import CommandAnswer
 from ._select import choose_stream, choose_streams, no_such_run, read_status, reading
 
 MAX_BATCHES = 10_000_000  # that one command re-queues: more is a mistake in a number
+MIN_CODE_CHARS = 4  # of a digest: fewer may be those of another
 GO_ON = "start the program to go on"
 
 _SPAN = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?", re.ASCII)
@@ -175,6 +177,7 @@ def _answer(store: Store, *texts: str, **document: object) -> CommandAnswer:
     run_argument,
     stream_option,
     click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones."),
+    click.option("--code", metavar="DIGEST", help="What this older code has done, or `old`: all."),
     output_dir_option,
     yes_option,
 )
@@ -184,6 +187,7 @@ async def retry(
     *,
     stream: str | None,
     batches: str | None,
+    code: str | None,
     output_dir: str | None,
     yes: bool,
 ) -> CommandAnswer:
@@ -193,6 +197,8 @@ async def retry(
     if indexes is not None:
         return await _redo(run, choose_stream(run.keys, stream), indexes, output_dir, yes=yes)
     keys = choose_streams(run.keys, stream)
+    if code is not None:
+        return await _retry_code(run, keys, code, output_dir, yes=yes)
     failed = [key for key in keys if run.parts[key].status is Status.FAILED]
     needed = [
         key for key in keys if run.parts[key].skipped or run.parts[key].deferred or key in failed
@@ -220,6 +226,44 @@ async def retry(
     ]
     left = [list(key) for key in built_over]
     return _changed(run, wanted, *texts, batches=skipped + deferred, built_over=left)
+
+
+async def _retry_code(
+    run: RunStatus, keys: Sequence[StreamKey], code: str, output_dir: str | None, *, yes: bool
+) -> CommandAnswer:
+    """Re-queue what older code has confirmed.
+
+    Args:
+        run: The run.
+        keys: Its streams that are meant.
+        code: The digest of the code, or its first letters; ``old``: all older code.
+        output_dir: The folder of the outputs; None: that of the last session.
+        yes: Whether the user has agreed already.
+    """
+    wanted = {key: _of_code(run.parts[key], code) for key in keys}
+    wanted = {key: indexes for key, indexes in wanted.items() if indexes}
+    if not wanted:
+        raise CommandError(
+            f"no batch of run {run.run_id!r} is of older code {code!r}: `trio-ckpt explain` says "
+            "of which code they are",
+            EXIT_USAGE,
+        )
+    count = sum(map(len, wanted.values()))
+    what = f"{plural(count, 'batch')} of {plural(len(wanted), 'stream')}"
+    confirm(f"re-queue {what} of run {run.run_id!r} and move their outputs aside", yes=yes)
+    async with open_maintenance(run.store, run.run_id, output_dir=output_dir) as maintenance:
+        for key, indexes in wanted.items():
+            await maintenance.redo(key, indexes, _reason(f"retry --code {code}"))
+    return _changed(run, list(wanted), f"{what} re-queued; {GO_ON}", batches=count)
+
+
+def _of_code(progress: Progress, code: str) -> IndexSet:
+    """The batches that older code has confirmed; see `_retry_code`."""
+    found = IndexSet()
+    for one in progress.old_code:
+        if code == "old" or (len(code) >= MIN_CODE_CHARS and one.mark.digest.startswith(code)):
+            found = found.union(one.indexes)
+    return found
 
 
 async def _redo(
