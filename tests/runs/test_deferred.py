@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from tests.opening import begin, begin_blocking
+from tests.runs.steered import begin_steered, done
 from trio_ckpt import (
     Batch,
     Frontier,
@@ -34,6 +35,7 @@ from trio_ckpt import (
 from trio_ckpt._journal.overview import overview_of
 from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt._runs.deferred import SETTLE_S
+from trio_ckpt._runs.steering import Steering
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import World, explore_crashes
@@ -509,6 +511,37 @@ async def test_a_body_that_defers_is_no_failure(autojump_clock: Clock) -> None:
 
 
 # -- beside the rest ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_loop", [True, False], ids=["loop", "run_batches"])
+async def test_one_that_is_given_up_from_outside_is_not_waited_for(
+    is_loop: bool, autojump_clock: Clock
+) -> None:
+    begun = list[int]()
+
+    async def handle(batch: Batch[Any]) -> None:
+        begun.append(batch.index)
+        if batch.index == 1:
+            batch.defer(until=600)
+        else:
+            batch.complete()
+
+    async def give_up(steering: Steering) -> None:
+        await trio.sleep(100)
+        await done(steering, "skip", stream=("s",), steps=(1, 1))
+
+    store, options = MemoryStore(), {"wait_for_deferred_s": 1_000}
+    async with begin_steered(store, **options) as (run, steering), trio.open_nursery() as nursery:
+        nursery.start_soon(give_up, steering)
+        async with run.open_stream("s") as stream:
+            if is_loop:
+                async for batch in stream.batches(range(3)):
+                    await handle(batch)
+            else:
+                await run_batches(stream, range(3), handle, concurrency=2)
+            assert trio.current_time() == pytest.approx(100, abs=1)
+    assert begun == [0, 1, 2]
+    assert run.exit_code == 3
 
 
 async def test_retry_failed_leaves_it_deferred(autojump_clock: Clock) -> None:

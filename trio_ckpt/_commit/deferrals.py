@@ -68,6 +68,7 @@ class Deferrals:
     waits_until: float | None = attrs.field(default=None, init=False)
     leave: Callable[[], None] | None = attrs.field(default=None, init=False)
     _began_waiting: Callable[[], None] = attrs.field(default=lambda: None, init=False)
+    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
     _due: dict[int, float] = attrs.field(factory=dict[int, float], init=False)
     _heap: list[tuple[float, int]] = attrs.field(factory=list[tuple[float, int]], init=False)
     _held: IndexSet = attrs.field(factory=IndexSet, init=False)  # those that are not due
@@ -130,6 +131,23 @@ class Deferrals:
     def set_waiting(self, began: Callable[[], None]) -> None:
         """Call this when a wait begins."""
         self._began_waiting = began
+
+    async def wait(self, until: float) -> None:
+        """Wait until a time on trio's clock, with nothing else to do, or until `wake` is called.
+
+        Cancellation: a cancellation point.
+        """
+        self._changed = trio.Event()
+        self.begin_waiting(until)
+        try:
+            with trio.move_on_at(until):
+                await self._changed.wait()
+        finally:
+            self.end_waiting()
+
+    def wake(self) -> None:
+        """End a wait: a batch is left again, or was given up."""
+        self._changed.set()
 
     def begin_waiting(self, until: float) -> None:
         """Mark that the loop is parked until a time on trio's clock, with nothing else to do."""

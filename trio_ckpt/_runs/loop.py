@@ -368,13 +368,8 @@ class LoopCursor:
         return True
 
     async def _wait_due(self, due: float) -> None:
-        open_stream = self.open_stream
-        with open_stream.stop.at_gate():
-            try:
-                open_stream.deferrals.begin_waiting(due)
-                await trio.sleep_until(due)
-            finally:
-                open_stream.deferrals.end_waiting()
+        with self.open_stream.stop.at_gate():
+            await self.open_stream.deferrals.wait(due)
 
     async def wait_for_turn(self, index: int) -> bool:
         """Wait until a batch may begin, and restore its state; False: it was given up since.

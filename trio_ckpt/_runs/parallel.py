@@ -354,8 +354,9 @@ class WorkQueue(Generic[T]):
 
     def reconsider(self, index: int) -> None:
         """Hand out a batch again that was re-queued, or do not: it was given up from outside."""
-        self._delayed = [entry for entry in self._delayed if entry[1] != index]
-        heapq.heapify(self._delayed)
+        for heap in (self._delayed, self._deferred):
+            heap[:] = [entry for entry in heap if entry[1] != index]
+            heapq.heapify(heap)
         if self._source is not None and index >= self._start:
             self._taken.discard(index)
             self._next = min(self._next, index)
