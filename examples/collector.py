@@ -20,6 +20,9 @@ With ``--partitions 8`` the repositories are shared among eight partitions. Star
 times, also on several machines with one ``--store``: each process collects one partition after the
 other, in a folder of its own below ``--out``.
 
+With ``--database pages.db``, or ``postgresql://…``, records are rows of a table instead, each there
+exactly once.
+
 Whatever the API answers, to HTML or a cursor that comes back, at worst fails its own stream: the
 other repositories go on.
 
@@ -35,7 +38,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
 import attrs
@@ -56,6 +59,7 @@ from ._collector.answers import (
     read_answer,
     repo_names,
 )
+from ._collector.database import Database, open_database
 from ._collector.options import OWN_API, parse_options
 from ._command import limits_of, lines_of, resume_command
 from ._web import http
@@ -146,6 +150,7 @@ class Collector:
     url: str
     per_page: int
     is_in_bucket: bool = False
+    database: Database | None = None
 
     async def get(self, path: str, **query: object) -> Answer:
         """Get one page.
@@ -193,12 +198,15 @@ class Collector:
                     continue
                 if page == before:
                     raise RepeatedAnswerError(f"page {batch.index} is the one before it once more")
-                if self.is_in_bucket:  # where no file can grow
+                if self.database is not None:
+                    await self.database.write(batch, "characters", repo, page.records)
+                elif self.is_in_bucket:  # where no file can grow
                     name = f"characters/{repo}/page-{batch.index}.json"
                     await batch.write_json(name, page.records)
+                    batch.complete(records=len(page.records))
                 else:
                     batch.append_json(f"characters/{repo}.jsonl", *page.records)
-                batch.complete(records=len(page.records))
+                    batch.complete(records=len(page.records))
                 before = page
 
     async def collect_decompositions(self, stream: Endpoint, repo: Repo) -> None:
@@ -210,17 +218,16 @@ class Collector:
                 circle = stream.state or Circle()
                 if cursor in sent or circle.comes_back(cursor):
                     raise RepeatedAnswerError(f"cursor {cursor!r} comes back: this has no end")
-                place = {} if cursor is None else {"cursor": cursor}
-                page = await self.get(f"/blocks/{repo}/decompositions", **place)
-                name = f"decompositions/{repo}/page-{batch.index}.json"
-                path = await batch.write_json(name, page.records)
+                query = {} if cursor is None else {"cursor": cursor}
+                page = await self.get(f"/blocks/{repo}/decompositions", **query)
                 circle.add(cursor)
-                batch.complete(
-                    outputs=[path],
-                    records=len(page.records),
-                    cursor=page.following,
-                    last=page.following is None,
-                )
+                place: dict[str, Any] = {"cursor": page.following, "last": page.following is None}
+                if self.database is not None:
+                    await self.database.write(batch, "decompositions", repo, page.records, **place)
+                else:
+                    name = f"decompositions/{repo}/page-{batch.index}.json"
+                    path = await batch.write_json(name, page.records)
+                    batch.complete(outputs=[path], records=len(page.records), **place)
                 sent.add(cursor)
 
 
@@ -311,6 +318,7 @@ async def collect_endpoint(
             retry=RETRIES,
             on_fail="record",
             retry_failed=options.retry_failed,
+            sink=None if collector.database is None else collector.database.sink,
         ) as stream:
             await loops[endpoint](stream, repo)
         say(f"{repo} {endpoint}: {describe(stream)}")
@@ -359,7 +367,10 @@ async def run_collector(options: argparse.Namespace) -> int:
 
 async def run_with(client: Client, url: str, options: argparse.Namespace) -> int:
     """Collect from an API that is there; returns the exit code."""
-    collector = Collector(client, url, options.per_page, is_url(options.out))
+    database = None
+    if options.database is not None:
+        database = await trio.to_thread.run_sync(open_database, options.database)
+    collector = Collector(client, url, options.per_page, is_url(options.out), database)
     if options.partitions is not None:
         return await collect_partitions(collector, options)
     async with trio_ckpt.open_run(

@@ -28,6 +28,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="folder of what is collected, or URL of a bucket",
     )
     parser.add_argument("--store", help="folder or URL of the checkpoints (OUT/collector.ckpt)")
+    parser.add_argument(
+        "--database", metavar="URL", help="write records there: a file of SQLite, or postgresql://…"
+    )
     parser.add_argument("--url", type=_url, help=f"of the API ({OWN_API}, started here)")
     parser.add_argument(
         "--per-page",
@@ -72,6 +75,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.url is not None and options.fault:
         parser.error("--fault is for the API of the example, not for another --url")
+    if options.database is not None and options.fresh:
+        parser.error("--fresh archives files, not rows: choose another --database and --out")
     if options.partitions is not None and options.fresh:
         parser.error("--fresh is for a run without --partitions: choose another --out")
     return options
