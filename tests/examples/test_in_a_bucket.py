@@ -177,6 +177,14 @@ async def test_what_a_crawl_remembers_is_read_from_the_bucket(
     ]
 
 
+async def test_partitions_have_prefixes_of_their_own(bucket: ClockedBucket) -> None:
+    client = Direct(api())
+    words = ["--out", OUT, "--partitions", "2", "--per-page", "40"]
+    assert await collector.run_with(client, URL, parse_collector(words)) == 0
+    names = {entry.key.split("/")[1] for entry in bucket.list("out")} - {"collector.ckpt"}
+    assert names == {"collector.00000", "collector.00001", "collector"}
+
+
 def test_a_collector_killed_by_the_kernel_goes_on_elsewhere(s3_url: str, tmp_path: Path) -> None:
     """Each start has a folder of its own, and leaves nothing there."""
     bucket = open_bucket(parse_address(s3_url))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -152,6 +154,15 @@ def test_a_file_of_the_user_is_adopted(outputs: Outputs) -> None:
     with pytest.raises(OutputError) as caught:
         outputs.adopt("none")
     assert isinstance(caught.value.__cause__, FileNotFoundError), "as a rescan asks"
+
+
+def test_outputs_in_a_folder_need_no_library_for_buckets(tmp_path: Path) -> None:
+    program = (
+        "import sys; from trio_ckpt.outputs import open_outputs; "
+        f"open_outputs({str(tmp_path / 'out')!r}).write('a', b'x'); "
+        "assert not {'obstore', 'trio_ckpt._buckets'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("path", ["../a", "/a", "a/../b", "", ".archive/a", "a\nb", "a\\b"])
