@@ -30,6 +30,7 @@ from benchmarks import (
     json_store,
     list_runs,
     maps,
+    notes,
     outputs,
     pages,
     postgres,
@@ -46,6 +47,7 @@ from benchmarks.kept import Run, keep_run
 SECTIONS: dict[str, Callable[[Options], Section]] = {
     "tokens": tokens.measure,
     "steps": steps.measure,
+    "notes": notes.measure,
     "blocking": blocking.measure,
     "start": start.measure,
     "resume": resume.measure,

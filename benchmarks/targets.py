@@ -65,6 +65,8 @@ ROWS = (
     Row("steps", "database of a batch, 1 loop", "bytes", 100, "a raw SQLite row"),
     Row("steps", "database of a batch, 8 loops", "bytes", 100, "a raw SQLite row"),
     Row("steps", "database of a batch, 64 loops", "bytes", 100, "a raw SQLite row"),
+    Row("notes", "a note", "x", 1.1, "the commit of a batch"),
+    Row("notes", "a note, 64 at once", "x", 1.1, "the commit of a batch, 64 at once"),
     Row("blocking", "a synchronous batch in memory, beyond trio's", "us/batch", 200,
         "a batch of a trio loop"),
     Row("blocking", "a synchronous batch on disk", "x", 1.3, "a batch of a trio loop"),
