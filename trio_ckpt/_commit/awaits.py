@@ -122,18 +122,18 @@ def _unfinished(call: _Call, where: str) -> NeverAwaitedError:
     )
 
 
-def check_awaited(calls: Calls | None, token: AnyToken, *, is_left: bool = False) -> None:
+def check_awaited(calls: Calls, token: AnyToken, *, is_left: bool = False) -> None:
     """Check that no method of a batch was called without await.
 
     Args:
-        calls: The calls of its async methods; None: there were none.
+        calls: The calls of its async methods.
         token: Its token.
         is_left: Calls of other tasks have to have ended, too.
 
     Raises:
         NeverAwaitedError: a method was called without await, or its call has not ended.
     """
-    if calls is not None and calls.has_open():
+    if calls.has_open():
         where = describe_batch(token.run_id, token.stream, token.batch_index)
         if (error := calls.problem(where, is_left=is_left)) is not None:
             raise error

@@ -443,7 +443,8 @@ class Gate:
             OutputError, NotEncodableError, NeverAwaitedError: it did not do so.
         """
         files, validator = self.open_stream.files, self.open_stream.policy.validator
-        check_awaited(calls_of(batch), batch.token, is_left=True)
+        if (calls := calls_of(batch)) is not None:
+            check_awaited(calls, batch.token, is_left=True)
         if staged.adopted:
             await files.adopt(staged.adopted, batch.index, staged.outputs)
             staged.adopted.clear()
@@ -454,6 +455,7 @@ class Gate:
     def _batch_record(
         self, batch: AnyBatch, staged: Staged, state: EncodedState | None, lines: Lines
     ) -> Record:
+        notes = self.open_stream.stream_log.progress.notes
         record = Record(
             at=time.time(),
             index=batch.index,
@@ -464,16 +466,14 @@ class Gate:
             lines=tuple([SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines]),
             totals=staged.totals,
             spent=staged.spent,
-            reserved=settlement_of(staged),
+            reserved=None if staged.reservations is None else staged.reservations.at_end(),
             cursor=staged.cursor,
             metadata=staged.metadata,
             state=b"" if state is None else state.payload,
             adds=self.open_stream.encode_adds(staged.adds) if staged.adds else b"",
             last_index=batch.index if staged.is_last else None,
         )
-        stream = self.open_stream
-        is_bare = stream.stream_log.progress.notes is None
-        return record if is_bare else stream.intents.with_costs(batch, record)
+        return record if notes is None else self.open_stream.intents.with_costs(batch, record)
 
     # -- without a record -----------------------------------------------------------------------
 

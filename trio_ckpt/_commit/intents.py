@@ -39,6 +39,7 @@ from .group_commit import GroupCommitter
 from .limit_watch import LimitWatch
 from .reservations import Reservations
 from .shutdown import Stop
+from .staged import Staged
 from .stream_log import StreamLog
 
 MAX_BATCH_NOTES = 32  # of a batch
@@ -50,13 +51,18 @@ MAX_STREAM_NOTES_BYTES = 2**26  # of all notes of a stream: they are in memory, 
 @uninterrupted
 @attrs.define(eq=False)
 class Intents:
-    """Saves what the open batches of one stream note and reserve."""
+    """Saves what the open batches of one stream note and reserve.
+
+    Attributes:
+        is_used: Whether an attempt has reserved something, or a note with a cost.
+    """
 
     _stream_log: StreamLog
     _committer: GroupCommitter
     _stop: Stop
     _limits: LimitWatch | None
     _introduce: Callable[[Record], Record]
+    is_used: bool = attrs.field(default=False, init=False)
     _changing: set[tuple[int, str]] = attrs.field(factory=set[tuple[int, str]], init=False)
 
     def notes_of(self, index: int) -> dict[str, Plain]:
@@ -109,7 +115,7 @@ class Intents:
         """Save a reservation, see `Batch.reserve`."""
         _check_open(batch, "reserve")
         given, staged = as_amounts(amounts, "reserve", least=0), staged_of(batch)
-        mine = staged.reservations = staged.reservations or Reservations()
+        mine = self._reservations_of(staged)
         change = mine.change(staged.spent, given)
         await self._make_room(batch, change)
         mine.add(given, change)
@@ -118,6 +124,12 @@ class Intents:
         except BaseException:
             mine.take_back(given, change)
             raise
+
+    def _reservations_of(self, staged: Staged) -> Reservations:
+        """What an attempt has reserved; made on first use."""
+        self.is_used = True
+        staged.reservations = staged.reservations or Reservations()
+        return staged.reservations
 
     async def _make_room(self, batch: AnyBatch, change: Mapping[str, ExactSum]) -> None:
         """Count what is reserved; where a limit has no room, stop the run and never return.
@@ -164,8 +176,7 @@ class Intents:
         costs = {} if notes is None else notes.costs(batch.index)
         if not costs:
             return record
-        staged.reservations = staged.reservations or Reservations()
-        staged.reservations.of_notes = costs
+        self._reservations_of(staged).of_notes = costs
         spent, reserved = dict[str, ExactSum](), dict[str, ExactSum]()
         add_amounts(spent, record.spent)
         add_sums(spent, costs)
@@ -177,16 +188,17 @@ class Intents:
             reserved={of: as_amount(total) for of, total in reserved.items()},
         )
 
-    def end(self, reservations: Reservations, *, is_confirmed: bool) -> None:
+    def end(self, batch: AnyBatch, *, is_confirmed: bool) -> None:
         """Count what an attempt has reserved as spent, because the attempt is over.
 
         What its last record takes out of the sum is counted with that record.
 
         Args:
-            reservations: What it has reserved.
+            batch: The attempt.
             is_confirmed: Whether its batch is confirmed, and its notes are gone with it.
         """
-        if self._limits is not None:
+        reservations = staged_of(batch).reservations
+        if self._limits is not None and reservations is not None:
             self._limits.end_reserved(reservations.submitted)
             if is_confirmed:
                 self._limits.end_reserved(reservations.of_notes)

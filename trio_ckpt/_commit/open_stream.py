@@ -385,8 +385,8 @@ class OpenStream:
             self.stop.leave_batch(batch.token)
             if self.limits is not None:
                 self.limits.ended(batch.token)
-            if (reservations := staged_of(batch).reservations) is not None:
-                self.intents.end(reservations, is_confirmed=ending is CONFIRMED)
+            if self.intents.is_used:
+                self.intents.end(batch, is_confirmed=ending is CONFIRMED)
         batch.state = AttemptState.OVER
         if batch.index in self.awaited:
             self.awaited.pop(batch.index).set()
