@@ -195,4 +195,19 @@ async def test_a_stateful_loader_goes_on_in_the_middle_of_an_epoch(workers: int)
         with pytest.raises(KeyboardInterrupt):
             await read(store, new_loader(workers), die_at)
         store = store.after_crash()
+    if workers:
+        with pytest.raises(StateChangedError, match=r"at state\.loader: its state_dict\(\) raised"):
+            await read(store, new_loader(workers - 1))
     assert sorted(await read(store, new_loader(workers))) == list(range(40))
+
+
+async def test_a_gradient_scaler_comes_back() -> None:
+    store = MemoryStore()
+    for scale in (2.0**16, 3.0):
+        scaler = torch.amp.GradScaler("cpu")
+        async with begin(store) as run, run.open_stream("s", state={"scaler": scaler}) as stream:
+            assert scaler.get_scale() == scale
+            scaler.scale(torch.ones(1))  # which makes its number
+            scaler.update(3.0)
+            await stream.save()
+        store = store.after_crash()

@@ -13,7 +13,14 @@ import pytest
 
 from tests.opening import begin
 from tests.state.tree.shapes import there_and_back
-from trio_ckpt import BatchFailedError, NotEncodableError, RetryRule, RetryTable, StateChangedError
+from trio_ckpt import (
+    BatchFailedError,
+    NotEncodableError,
+    RetryRule,
+    RetryTable,
+    StateChangedError,
+    StoreDamagedError,
+)
 from trio_ckpt._commit.state_manager import THREAD_FROM_BYTES
 from trio_ckpt.state._arrays.engine import ArrayEngine
 from trio_ckpt.state._plan import Plan
@@ -352,6 +359,23 @@ async def test_what_an_object_gives_must_be_data(gives: Any, path: str, match: s
     with pytest.raises(NotEncodableError, match=match) as caught:
         await train(MemoryStore(), {"o": Hostile(gives)}, 1, lambda state, batch: None)
     assert caught.value.path == path
+
+
+def test_a_damaged_node_loads_nothing() -> None:
+    value = Optimizer()
+    plan = Plan.of({"o": value})
+    node = plan.flatten({"o": value}).tree["o"][Tag.STATEFUL]
+    array = [value.momentum]
+    damaged: list[Any] = [None, 1, "x", [], node[:3], [*node, 1], {}, b"", [[], *node[1:]]]
+    damaged += [[node[0], None, *node[2:]], [node[0], node[1], {Tag.ARRAY: -1}, None]]
+    for tree in [{"o": {Tag.STATEFUL: part}} for part in damaged]:
+        with pytest.raises(StoreDamagedError):
+            plan.build(tree, array)
+    with pytest.raises(StoreDamagedError, match="no name of its own"):
+        plan.build({"o": {Tag.STATEFUL: node}, "p": {Tag.STATEFUL: node}}, array)
+    assert value.loads == 0
+    plan.build({"o": {Tag.STATEFUL: node}}, array)
+    assert value.loads == 1
 
 
 def test_declared_classes_and_generators_of_numpy_are_saved_by_value() -> None:

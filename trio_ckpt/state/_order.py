@@ -119,7 +119,7 @@ class Order:
         Returns:
             Its samples; fewer than others have, or none, at the end of the epoch.
         """
-        found = next(iter(self.ahead(size, rank=rank, ranks=ranks)), [])
+        found = next(iter(self.ahead(size, rank=rank, ranks=ranks)), list[int]())
         self.advance(size)
         return found
 

@@ -10,7 +10,8 @@ names the object.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 from ..._util.errors import NotEncodableError
 from ..._util.exceptions import class_name, text_of
@@ -37,7 +38,7 @@ def give_state(value: Value, where: Where) -> Value:
 
 def metadata_of(given: Value) -> Value:
     """Return the ``_metadata`` with which a module of torch notes the versions of its parts."""
-    return vars(given).get("_metadata") if kind_of(given) is OrderedDict else None
+    return getattr(given, "_metadata", None) if kind_of(given) is OrderedDict else None
 
 
 def with_metadata(given: Value, metadata: Value) -> Value:
@@ -73,11 +74,8 @@ def load_state(value: Value, given: Value, name: str) -> None:
     """
     give, take = _methods_of(value)
     saved = dict(_forms_in(given, ()))
-    try:
-        getattr(value, take)(given)
-        now = dict(_forms_in(getattr(value, give)(), ())) if saved else saved
-    except Exception as error:
-        raise StateChangedError(name, _raised(take, error)) from error
+    _call(name, value, take, given)
+    now = dict(_forms_in(_call(name, value, give), ())) if saved else saved
     for place, form in saved.items():
         if now.get(place, form) != form:
             problem = f"saved as {form}, it is {now[place]} after {take}()"
@@ -87,13 +85,20 @@ def load_state(value: Value, given: Value, name: str) -> None:
             )
 
 
+def _call(name: str, value: Value, method: str, *arguments: Value) -> Value:
+    try:
+        return getattr(value, method)(*arguments)
+    except Exception as error:
+        raise StateChangedError(name, _raised(method, error)) from error
+
+
 def _forms_in(given: Value, place: _Place) -> Iterator[tuple[_Place, str]]:
     """Yield the dtype and shape of each array that an object gave, with its place."""
     if isinstance(given, dict):
-        for key, item in given.items():
+        for key, item in cast("dict[object, Value]", given).items():
             yield from _forms_in(item, (*place, key))
     elif isinstance(given, (list, tuple)):
-        for at, item in enumerate(given):
+        for at, item in enumerate(cast("Sequence[Value]", given)):
             yield from _forms_in(item, (*place, at))
     elif hasattr(given, "dtype") and hasattr(given, "shape"):
         yield place, f"{given.dtype} {tuple(given.shape)}"
