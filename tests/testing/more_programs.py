@@ -144,12 +144,13 @@ def check_begin_again(world: World) -> None:
 
 
 async def append_members(world: World) -> None:
-    """Compressed append files; several batches at once share one."""
+    """Compressed append files, one of them in parts; several batches at once share them."""
 
     async def handle(batch: trio_ckpt.Batch[int]) -> None:
         await trio.sleep(0.1)
         batch.append_json("lines.jsonl.gz", batch.index, compress="gzip")
-        batch.append_bytes("bytes.zst", b"%d\n" % batch.index, compress="zstd")
+        data = b"%d\n" % batch.index
+        batch.append_bytes("bytes-{part}.zst", data, compress="zstd", rotate_bytes=20)
         batch.complete()
 
     async with (
@@ -163,8 +164,11 @@ def check_append_members(world: World) -> None:
     """The files are whole, and hold each batch once."""
     tree = world.files.tree()
     lines = gzip.decompress(tree["lines.jsonl.gz"])
-    frames = zstandard.ZstdDecompressor().stream_reader(tree["bytes.zst"], read_across_frames=True)
-    for text in (lines, frames.read()):
+    parts = [tree[name] for name in sorted(tree) if name.startswith("bytes-")]
+    frames = b"".join(parts)
+    texts = zstandard.ZstdDecompressor().stream_reader(frames, read_across_frames=True)
+    assert all(len(part) >= 20 for part in parts[:-1])
+    for text in (lines, texts.read()):
         assert sorted(map(int, text.split())) == list(range(BATCHES))
 
 

@@ -40,7 +40,7 @@ from .awaits import Calls, awaits_noted, check_awaited
 from .batch_host import BatchGate, BatchHost
 from .deferrals import due_time
 from .staged import UNSET, AttemptState as AttemptState, RowsCommit, Staged, bytes_of
-from .stream_outputs import AnyPath
+from .stream_outputs import AnyPath, SinkKind
 
 T = TypeVar("T")
 
@@ -363,14 +363,18 @@ class Batch(Shown, Generic[T]):
 
     @from_any_thread
     def append_json(
-        self, path: AnyPath, *records: Any, compress: Compression | None = None
+        self,
+        path: AnyPath,
+        *records: Any,
+        compress: Compression | None = None,
+        rotate_bytes: int | None = None,
     ) -> None:
         """Stage JSON lines for an append file, as `append_bytes` does for bytes.
 
         Args:
             path: The append file, relative to the output folder of the stream.
             records: JSON-like values; each becomes a line.
-            compress: As for `append_bytes`.
+            compress, rotate_bytes: As for `append_bytes`.
 
         Raises:
             NotEncodableError: a record is not JSON-like.
@@ -378,7 +382,9 @@ class Batch(Shown, Generic[T]):
 
         Durability: none yet; the lines are durable when the batch is confirmed.
         """
-        self._append(path, encode_lines(records), compress, is_json=True)
+        data, how = encode_lines(records), SinkKind(compress, rotate_bytes)
+        self._check_staging()
+        self._host.files.stage_lines(self._staged.lines, path, data, how, is_json=True)
 
     @from_any_thread
     def append_bytes(
@@ -387,6 +393,7 @@ class Batch(Shown, Generic[T]):
         data: bytes | bytearray | memoryview,
         *,
         compress: Compression | None = None,
+        rotate_bytes: int | None = None,
     ) -> None:
         """Stage bytes for an append file, which belongs to this stream.
 
@@ -399,24 +406,19 @@ class Batch(Shown, Generic[T]):
             compress: ``"gzip"`` or ``"zstd"``: the bytes of a batch are one member or frame, so
                 the file can be read by the usual tools at any moment.  ``"zstd"`` needs the
                 extra `zstd`.
+            rotate_bytes: When a part of the file has so many bytes, the next piece goes to the
+                next one; ``{part}`` in the path becomes its number, from 00000 on.
 
         Raises:
             OutputError: the path is bad, or another stream appends to the file.
             MissingExtraError: what compresses is not installed.
-            ValueError: the session compresses the file in another way.
+            ValueError: the session writes it in another way, or the path lacks ``{part}``.
 
         Durability: none yet; the bytes are durable when the batch is confirmed.
         """
-        content = data if isinstance(data, bytes) else bytes_of(data)
-        self._append(path, content, compress, is_json=False)
-
-    def _append(
-        self, path: AnyPath, data: bytes, compress: Compression | None, *, is_json: bool
-    ) -> None:
+        content, how = bytes_of(data), SinkKind(compress, rotate_bytes)
         self._check_staging()
-        name = self._host.files.name(path)
-        self._host.files.stage_sink(name, compress, is_json=is_json)
-        self._staged.lines.setdefault(name, bytearray()).extend(data)
+        self._host.files.stage_lines(self._staged.lines, path, content, how, is_json=False)
 
     async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
         """Write an output file, whole or not at all.
@@ -436,10 +438,8 @@ class Batch(Shown, Generic[T]):
         Cancellation: a write that has begun is waited for.
         """
         self._check_staging()
-        if not isinstance(data, bytes):
-            data = bytes_of(data)  # a bytearray may change while it is being written
         files = self._host.files
-        output = await files.write(path, data, self.index)
+        output = await files.write(path, bytes_of(data), self.index)
         self._check_staging()
         self._staged.outputs[output.path] = output
         return files.path(output.path)

@@ -351,9 +351,8 @@ class Gate:
         await self._save(batch, Ending(AttemptEnd.FAILED, error, retryable=verdict.retryable))
         failure = failure_of(error)
         if verdict.then is Then.FAIL_STREAM:  # also if the caller catches the error raised below
-            stream.set_failure(
-                describe_error(error, retryable=verdict.retryable, batch_index=batch.index)
-            )
+            described = describe_error(error, retryable=verdict.retryable, batch_index=batch.index)
+            stream.set_failure(described)
         kind = StreamFailedError if verdict.then is Then.FAIL_STREAM else BatchFailedError
         raise stream.error(
             kind, failure.reason, batch.index, retryable=verdict.retryable
@@ -401,6 +400,7 @@ class Gate:
                 raise
             refused = problem
         if refused is not None:
+            stream.stream_log.take_pieces(sink.path for sink, _ in lines)
             batch.state, staged.error = AttemptState.FAILED, refused
             return False
 

@@ -84,8 +84,10 @@ def settlement_of(staged: Staged) -> dict[str, Amount] | None:
     return None if reservations is None else reservations.at_end()
 
 
-def bytes_of(data: bytearray | memoryview) -> bytes:
-    """A copy of the bytes of a buffer; TypeError: it is none."""
+def bytes_of(data: bytes | bytearray | memoryview) -> bytes:
+    """A copy of the bytes of a buffer, which may change later; TypeError: it is none."""
+    if isinstance(data, bytes):
+        return data
     try:
         return bytes(memoryview(data))
     except TypeError as error:

@@ -44,7 +44,8 @@ class Tools:
     Attributes:
         seal: Binds its records to their sequence numbers.
         placing: Held while a checkpoint, sealed for its sequence number, is written as a blob.
-        sinks: Its append files, by path.
+        sinks: Its open append files, by path; those that were used last are last.
+        pieces: How many pieces each append file was given that are not confirmed yet.
         redone: Batches that were re-queued since the newest verification began.
         cut_back: Append files that a rewind has cut; the tails are in the archive.
         redo_lock: Held by the task that re-queues batches, so that no batch is reverted twice.
@@ -53,6 +54,7 @@ class Tools:
     seal: Seal
     placing: trio.Lock = attrs.field(factory=trio.Lock)
     sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
+    pieces: dict[str, int] = attrs.field(factory=dict[str, int])
     redone: IndexSet = attrs.field(factory=IndexSet)
     cut_back: set[str] = attrs.field(factory=set[str])
     redo_lock: trio.Lock = attrs.field(factory=trio.Lock)
@@ -127,6 +129,18 @@ class StreamLog:
     def sinks(self) -> dict[str, AppendFile]:
         """The append files that are open, by path."""
         return {} if self._tools is None else self._tools.sinks
+
+    def give_piece(self, path: str) -> None:
+        """Count a piece for an append file, which stays open until the piece is taken back."""
+        self.tools.pieces[path] = self.tools.pieces.get(path, 0) + 1
+
+    def take_pieces(self, paths: Iterable[str]) -> None:
+        """Count pieces as appended, or as given up."""
+        pieces = self.tools.pieces
+        for path in paths:
+            pieces[path] -= 1
+            if not pieces[path]:
+                del pieces[path]
 
     def leave(self, open_s: float) -> None:
         """Mark the stream as left, and drop its tools unless they are still needed.
@@ -247,6 +261,8 @@ class PendingCommit:
             StoreDamagedError: progress cannot take the record; the run cannot go on.
         """
         stream_log = self.stream_log
+        if self.lines:
+            stream_log.take_pieces(sink.path for sink, _ in self.lines)
         if error is None:
             for sink, lines in self.lines:
                 sink.confirm(sink.confirmed + len(lines))

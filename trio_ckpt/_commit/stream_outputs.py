@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from .._journal.record import Output
-from .._util.arguments import any_path
+from .._util.arguments import any_path, whole_number
 from .._util.errors import OutputClaimedError, OutputError, OutputExistsError
 from .._util.log import at, get_logger
 from .._util.text import plural, printable
@@ -32,6 +32,7 @@ from ..outputs import (
     load_compressor,
 )
 from .path_owners import SINK, PathOwner, PathOwners
+from .rotation import Rotation, check_template
 from .stream_log import Lines, StreamLog
 
 log = get_logger(__name__)
@@ -39,22 +40,60 @@ log = get_logger(__name__)
 AnyPath = str | os.PathLike[str]
 
 OWNER_AGE_S = 0.5  # no lease ends within it, and each check costs a transaction
+MAX_OPEN = 64  # append files of a stream, beside those that are written to
 MAX_COUNTED = 1_000  # files of a folder that a message counts
 
 
-@attrs.define(eq=False)
-class _SinkKind:
-    """How an append file is written in this session.
+@attrs.frozen
+class SinkKind:
+    """How an append file is written in a session.
 
     Attributes:
         compress: How it is compressed; None: not here, though its bytes may be already.
-        make: Makes a member of bytes.
-        has_json: Whether lines of JSON are appended.
+        rotate_bytes: A part of so many bytes gets no further piece; None: it has no parts.
     """
 
     compress: Compression | None
+    rotate_bytes: int | None
+
+
+@attrs.define(eq=False)
+class _Sink:
+    """An append file, or one in parts, in this session.
+
+    Attributes:
+        kind: How it is written.
+        make: Makes a compressed member of bytes; None: they stay as they are.
+        rotation: The part that is written to; None: it has no parts.
+        has_json: Whether lines of JSON are appended.
+    """
+
+    kind: SinkKind
     make: Callable[[bytes | bytearray], bytes] | None
+    rotation: Rotation | None
     has_json: bool = False
+
+    async def piece(self, data: bytearray) -> bytes:
+        """What is appended for staged bytes."""
+        if self.make is None:
+            return bytes(data)
+        return await shielded(run_blocking, self.make, data)
+
+    def check(self, sink: AppendFile) -> None:
+        """Check that an earlier session has compressed the file in the same way.
+
+        Raises:
+            OutputError: it has not.
+        """
+        compress = self.kind.compress
+        if sink.beginning and (compress is not None or self.has_json):
+            has = compression_of(sink.beginning)
+            if has != compress:
+                raise OutputError(
+                    sink.path,
+                    f"was begun with compress={has!r}, so compress={compress!r} would make "
+                    "it unreadable: give it another name",
+                )
 
 
 @attrs.define(eq=False)
@@ -83,7 +122,7 @@ class StreamFiles:
     validator: Validator | None = None
     since: float = 0.0
     claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
-    _sink_kinds: dict[str, _SinkKind] = attrs.field(factory=dict[str, "_SinkKind"], init=False)
+    _known_sinks: dict[str, _Sink] = attrs.field(factory=dict[str, "_Sink"], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     def allow_replacing(self) -> None:
@@ -230,27 +269,56 @@ class StreamFiles:
 
     # -- append files -------------------------------------------------------------------------
 
-    def stage_sink(self, name: str, compress: Compression | None, *, is_json: bool) -> None:
-        """Reserve the name of an append file, and decide for the session how it is compressed.
+    def stage_lines(
+        self,
+        staged: dict[str, bytearray],
+        path: AnyPath,
+        data: bytes,
+        kind: SinkKind,
+        *,
+        is_json: bool,
+    ) -> None:
+        """Stage bytes for an append file, and decide for the session how it is written.
+
+        Args:
+            staged: What the batch appends, by stored name; it is changed.
+            path: The file, as users give it.
+            data: The bytes.
+            kind: How the file is written.
+            is_json: Whether they are lines of JSON.
 
         Raises:
-            OutputClaimedError: a batch or another stream owns it.
-            OutputError: files cannot grow where the outputs are.
+            OutputError: the path is bad, a batch or another stream owns it, or files cannot grow
+                where the outputs are.
             MissingExtraError: the library that compresses is not installed.
-            ValueError: there is no such compression, or the session has another for the file.
+            ValueError: there is no such compression, the path has no place for the number of a
+                part, or the session writes the file in another way.
         """
-        self.claim_sink(name)
-        if name not in self._sink_kinds:
+        name = self.name(path)
+        if kind.rotate_bytes is None:
+            self.claim_sink(name)
+        if name not in self._known_sinks:
             self.dir.need_append(name)
-            make = None if compress is None else load_compressor(compress)
-            self._sink_kinds[name] = _SinkKind(compress, make)
-        kind = self._sink_kinds[name]
-        if kind.compress != compress:
+            self._known_sinks[name] = self._new_sink(name, kind)
+        sink = self._known_sinks[name]
+        if kind != sink.kind:
+            is_other = kind.compress != sink.kind.compress
+            what = "compress" if is_other else "rotate_bytes"
+            has, given = getattr(sink.kind, what), getattr(kind, what)
             raise ValueError(
-                f"{self.path(name)!r} has compress={kind.compress!r} in this session, not "
-                f"{compress!r}: all that is appended to a file is compressed in one way"
+                f"{self.path(name)!r} has {what}={has!r} in this session, not {given!r}: all that "
+                "is appended to a file is written in one way"
             )
-        kind.has_json |= is_json
+        sink.has_json |= is_json
+        staged.setdefault(name, bytearray()).extend(data)
+
+    def _new_sink(self, name: str, kind: SinkKind) -> _Sink:
+        rotation, make = None, None if kind.compress is None else load_compressor(kind.compress)
+        if kind.rotate_bytes is not None:
+            whole_number("rotate_bytes", kind.rotate_bytes, least=1)
+            check_template(self.path(name))
+            rotation = Rotation(name, kind.rotate_bytes)
+        return _Sink(kind, make, rotation)
 
     async def open_sinks(self, lines: Mapping[str, bytearray]) -> Lines:
         """Open the append files that lines are staged for; returns them with what they get.
@@ -259,34 +327,32 @@ class StreamFiles:
             OutputError: one cannot be opened, or is compressed in another way.
             StoreConflictError: another process has taken the run over.
         """
-        for name in lines:
-            await self.open_sink(name)
-        return tuple(
-            [
-                (sink := self.stream_log.sinks[name], await self._piece(sink, data))
-                for name, data in lines.items()
-                if data
-            ]
-        )
+        taken = list[str]()
+        try:
+            found = list[tuple[AppendFile, bytes]]()
+            for name, data in lines.items():
+                known = self._known_sinks[name]
+                piece = await known.piece(data) if data else b""
+                path = self._place(name, known.rotation, len(piece))
+                self.stream_log.give_piece(path)
+                taken.append(path)
+                self.claim_sink(path)
+                await self.open_sink(path)
+                sink = self.stream_log.sinks[path]
+                known.check(sink)
+                if data:
+                    found.append((sink, piece))
+                else:
+                    self.stream_log.take_pieces([taken.pop()])
+        except BaseException:
+            self.stream_log.take_pieces(taken)
+            raise
+        return tuple(found)
 
-    async def _piece(self, sink: AppendFile, data: bytearray) -> bytes:
-        """What is appended to a file for staged bytes.
-
-        Raises:
-            OutputError: an earlier session compressed the file in another way.
-        """
-        kind = self._sink_kinds[sink.path]
-        if sink.beginning and (kind.compress is not None or kind.has_json):
-            has = compression_of(sink.beginning)
-            if has != kind.compress:
-                raise OutputError(
-                    sink.path,
-                    f"was begun with compress={has!r}, so compress={kind.compress!r} would make "
-                    "it unreadable: give it another name",
-                )
-        if kind.make is None:
-            return bytes(data)
-        return await shielded(run_blocking, kind.make, data)
+    def _place(self, name: str, rotation: Rotation | None, size: int) -> str:
+        if rotation is None:
+            return name
+        return rotation.place(size, self.stream_log.progress.sinks, self.stream_log.tools.pieces)
 
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
@@ -299,7 +365,9 @@ class StreamFiles:
             OutputError: it cannot be opened, or confirmed bytes are missing.
             StoreConflictError: another process has taken the run over.
         """
-        if name in self.stream_log.sinks:
+        sinks = self.stream_log.sinks
+        if name in sinks:
+            sinks[name] = sinks.pop(name)  # the last one now: it was used last
             return
         await shielded(self._open_sink, name)
 
@@ -320,6 +388,7 @@ class StreamFiles:
                 raise
             await run_blocking(sink.begin)
             self.stream_log.tools.sinks[name] = sink
+            self._close_idle()
             if sink.cut_bytes and not is_cut_back:
                 log.warning(
                     "%s: an unconfirmed tail of %s was cut off",
@@ -327,6 +396,16 @@ class StreamFiles:
                     plural(sink.cut_bytes, "byte"),
                     extra=at(self.run_id, self.stream_log.key),
                 )
+
+    def _close_idle(self) -> None:
+        """Close the append files that were not used for longest, beyond `MAX_OPEN`.
+
+        The next append opens one again, if this process still owns the run.
+        """
+        tools = self.stream_log.tools
+        for name in tuple(tools.sinks)[:-MAX_OPEN]:
+            if not (tools.pieces.get(name) or tools.sinks[name].has_tail):
+                tools.sinks.pop(name).close()
 
     async def cut_tails(self) -> None:
         """Cut off what is behind the confirmed bytes of all append files of the stream.

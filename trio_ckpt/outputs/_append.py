@@ -73,6 +73,11 @@ class AppendFile:
     beginning: bytes = attrs.field(default=b"", init=False)
     _problem: str = attrs.field(default="it is closed", init=False)
 
+    @property
+    def has_tail(self) -> bool:
+        """Whether bytes were appended behind the confirmed ones."""
+        return self._end > self.confirmed
+
     @classmethod
     def open(cls, outdir: Outputs, path: AnyPath, confirmed: int) -> AppendFile:
         """Open or make a file as `take` does, and `begin` it."""
@@ -139,7 +144,7 @@ class AppendFile:
             OutputError: as for `begin`.
         """
         self._refuse_closed()
-        if self._end > self.confirmed:
+        if self.has_tail:
             self.begin()
 
     def append(self, chunks: Sequence[bytes]) -> None:
