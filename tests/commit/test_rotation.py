@@ -144,7 +144,7 @@ class HeldStore(MemoryStore):
         self.files = files
 
     async def save(self, run: Any, group: Any, *more: Any, **kwargs: Any) -> Any:
-        while group and 0 < len(parts_of(self.folder, "*.jsonl")) < self.files:
+        while group and 0 < len(parts_of(self.folder, "*.jsonl")) < self.files:  # noqa: ASYNC110
             await trio.sleep(0.01)
         return await super().save(run, group, *more, **kwargs)
 
