@@ -12,7 +12,7 @@ import signal
 import sqlite3
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -132,10 +132,10 @@ def pause_at(place: str) -> None:
     executed, committed = Session.execute, Session.commit
     commits = 0
 
-    async def execute(self: Session, *args: Any) -> int:
+    async def execute(self: Session, statement: str, values: Mapping[str, object]) -> int:
         if place == "marker" and commits == 3:
             os.kill(os.getpid(), signal.SIGSTOP)
-        return await executed(self, *args)
+        return await executed(self, statement, values)
 
     async def commit(self: Session) -> None:
         nonlocal commits

@@ -254,7 +254,8 @@ async def test_what_the_transaction_cannot_contain_is_refused(
     database: str, tmp_path: Path, kind: str
 ) -> None:
     numpy = pytest.importorskip("numpy", reason="NumPy is not installed")
-    sink, state = open_sink(database), None if kind == "lines" else numpy.zeros(10**5)
+    sink = open_sink(database)
+    state: Any = None if kind == "lines" else numpy.zeros(10**5)
     noise = numpy.random.default_rng(0).random(10**5)
 
     async def work() -> None:

@@ -12,13 +12,16 @@ from ._objects import (
     run_batches as run_batches,
 )
 from ._open import open_run as open_run
+from ._sinks import BlockingConnection as BlockingConnection, transaction as transaction
 
 __all__ = [
     "BlockingBatch",
     "BlockingBatches",
+    "BlockingConnection",
     "BlockingRun",
     "BlockingSnapshots",
     "BlockingStream",
     "open_run",
     "run_batches",
+    "transaction",
 ]
