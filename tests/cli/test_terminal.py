@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.tools import AGO, Terminal, make_gh
+from tests.cli.tools import AGO, T0, Terminal, make_gh
 
 COMMANDS = [
     ["ls"],
@@ -26,6 +26,7 @@ MOVE = re.compile(r"\x1b\[\??\d*[AKhl]|\r")  # lines that are drawn in place
 BOLD = {"1", "0"}
 
 Look = Callable[..., str]
+NOW = T0 + 9 * 86_400 + 9 * 3_600 + 60
 
 
 class Screen(io.TextIOWrapper):
@@ -51,6 +52,7 @@ def look(run: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look
         screen = Screen(encoding)
         with monkeypatch.context() as patch:
             patch.setenv("COLUMNS", str(columns))
+            patch.setattr("time.time", lambda: NOW)  # the columns are as wide as what they say
             patch.setattr("sys.stdout", screen)
             run(command[0], "gh.ckpt", *command[1:])
         screen.flush()
@@ -99,8 +101,8 @@ def test_ls_at_80_columns(look: Look) -> None:
     assert text_of(look(["ls"], 80)) == (
         "store sqlite:gh.ckpt\n"
         "\n"
-        "run      status       streams             done     left  skipped  last saved\n"
-        "gh-2025  interrupted  1 pending, 2 comp…    17  unknown        1  9 d 9 h ago\n"
+        "run      status       streams                done     left  skipped  last saved\n"
+        "gh-2025  interrupted  1 pending, 2 complet…    17  unknown        1  9 d 9 h ago\n"
         "    session: 1 ended\n"
     )
 
