@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.opening import begin
-from trio_ckpt._commit.give_up import MAX_GIVEN_UP, known_end, skip_records
+from trio_ckpt._commit.give_up import MAX_GIVEN_UP, check_done, known_end, skip_records
 from trio_ckpt._journal.progress import FailedAttempt, Progress, apply
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
@@ -42,6 +42,12 @@ def test_batches_that_are_left_are_given_up() -> None:
 def test_what_cannot_be_given_up_is_refused(indexes: list[int], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         skip_records(some(), IndexSet(indexes), "by ann", stop=10, is_open={7})
+
+
+def test_only_what_is_done_is_re_queued_however_much_is_asked_for() -> None:
+    check_done(some(), IndexSet([0, 1]))
+    with pytest.raises(ValueError, match=r"batches 2-\d+ are neither confirmed nor skipped"):
+        check_done(some(), IndexSet.from_steps((0, 2**52)))
 
 
 def test_of_a_stream_without_a_known_end_what_was_tried_is_given_up() -> None:

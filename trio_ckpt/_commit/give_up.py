@@ -62,6 +62,17 @@ def skip_records(
     ]
 
 
+def check_done(progress: Progress, indexes: IndexSet) -> None:
+    """Raise ValueError unless all batches are done, so that they can be re-queued.
+
+    What passes is no more than the stream has, whatever a caller sends.
+    """
+    undone = indexes.copy()
+    undone.subtract(progress.done)
+    if undone:
+        raise ValueError(f"{batches_are(undone)} neither confirmed nor skipped")
+
+
 def known_end(progress: Progress) -> int | None:
     """One more than the last batch of a stream, as its records say; None: they do not."""
     return None if progress.total is None else progress.first_index + progress.total

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from .._commit.give_up import known_end, skip_records
+from .._commit.give_up import check_done, known_end, skip_records
 from .._journal.acts import (
     MAX_LINE_BYTES,
     Act,
@@ -179,9 +179,10 @@ async def _resume(maintenance: Maintenance, act: Act) -> str:
 
 
 async def _requeue(maintenance: Maintenance, act: Act) -> str:
-    indexes = indexes_of(act)
-    if progress_in(maintenance, act.stream).has_frontier:
+    indexes, progress = indexes_of(act), progress_in(maintenance, act.stream)
+    if progress.has_frontier:
         raise ValueError("the stream has a Frontier, which has dropped its items")
+    check_done(progress, indexes)
     await redo_by_act(maintenance, act.stream, indexes, act_note(act), act_text(act))
     return f"{batches_are(indexes)} re-queued, for the next start"
 

@@ -25,7 +25,7 @@ import attrs
 import msgspec
 import trio
 
-from .._commit.give_up import known_end, skip_records
+from .._commit.give_up import check_done, known_end, skip_records
 from .._commit.limits import changed_spent, plain_limits
 from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo
@@ -173,6 +173,7 @@ class Steering:
         with self._target(act.stream) as (stream_log, stream):
             if stream_log.progress.has_frontier:
                 raise ActRefusedError("the stream has a Frontier, which has dropped its items")
+            check_done(stream_log.progress, indexes)
             if stream is None:
                 redo = Redo(run.store, run.committer, stream_log, run.outputs, run.path_owners)
             else:

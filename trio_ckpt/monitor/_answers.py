@@ -413,10 +413,14 @@ class RunDetail(ApiRecord, frozen=True):
 
     Lists are cut to what a page holds; the totals say how long they are, and each has a path of
     its own.
+
+    Attributes:
+        paused: Since when it is paused, by whom and why; null: it is not.
     """
 
     at: Moment
     run: RunLine
+    paused: str | None
     phases: dict[str, StatusWord]
     groups: list[GroupLine]
     groups_total: int

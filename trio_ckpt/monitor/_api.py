@@ -17,6 +17,7 @@ from .._maintenance.offline import open_maintenance
 from .._util.errors import StoreError, UnknownRunError, UnknownStreamError
 from .._util.plain import StreamKey
 from .._util.text import one_line, stream_names
+from ._acts import RunActs
 from ._answers import (
     Done,
     FailureList,
@@ -91,12 +92,16 @@ class MonitorApi:
         metrics: Of the runs that it sees from inside.
         jobs: The jobs of its store.
         has_actions: Whether the server takes actions.
+        acts: The acts on its runs.
         broadcast: The pictures that are sent to all who watch.
     """
 
     source: WatchedSource
     jobs: Jobs
     has_actions: bool
+    acts: RunActs = attrs.field(
+        default=attrs.Factory(lambda api: RunActs(api.source), takes_self=True), init=False
+    )
     metrics: Metrics = attrs.field(factory=Metrics, init=False)
     broadcast: Broadcast = attrs.field(
         default=attrs.Factory(
@@ -288,22 +293,6 @@ class MonitorApi:
         return gauges
 
     # -- actions ------------------------------------------------------------------------------
-
-    async def stop(self, run_id: str) -> Done:
-        """Stop a run in good order: open batches are saved, and the next start goes on.
-
-        Raises:
-            NotPossibleError: it is not seen from inside.
-        """
-        source = self.source
-        if not isinstance(source, RunSource):
-            raise NotPossibleError(
-                "only the monitor of the run's own process can stop it; "
-                "elsewhere send the process SIGTERM"
-            )
-        await source.snapshot(run_id)
-        source.run.request_stop()
-        return Done(done="the run stops when its open batches are saved", count=1)
 
     async def retry(self, run_id: str) -> Done:
         """Re-queue what was skipped or has failed.

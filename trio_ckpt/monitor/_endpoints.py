@@ -8,7 +8,10 @@ from typing import Any, Literal, get_type_hints
 
 import attrs
 
+from .._journal.acts import MAX_NAME_CHARS, MAX_WHY_CHARS
+from .._runs.parallel import MAX_CONCURRENCY
 from .._util.plain import MAX_KEY_CHARS, MAX_RUN_ID_CHARS
+from ._acts import RunActs
 from ._answers import ApiRecord
 from ._api import MonitorApi
 from ._jobs import Jobs
@@ -71,6 +74,7 @@ PLACES = (
 )
 """What a path may name, and why it is refused."""
 
+MAX_STEP = 2**53 - 2  # a number of JSON that every reader takes as it is
 MAX_JOB_PAGE = 1_000  # items of one answer: a line of theirs is short
 LIMIT = Parameter("limit", "integer", "How many at most.", default=50, minimum=1)
 JOB_LIMIT = attrs.evolve(LIMIT, default=MAX_JOB_PAGE, maximum=MAX_JOB_PAGE)
@@ -103,6 +107,32 @@ KEEP = Parameter(
     minimum=1,
     maximum=1_000_000,
 )
+WHY = Parameter(
+    "why", "string", "The reason, which the history keeps.", default="", max_chars=MAX_WHY_CHARS
+)
+FIRST = Parameter("first", "integer", "The first batch.", is_required=True, maximum=MAX_STEP)
+LAST = attrs.evolve(
+    FIRST, name="last", description="The last batch; left out: the first alone.", is_required=False
+)
+WORKERS = Parameter(
+    "count", "integer", "How many workers.", is_required=True, minimum=1, maximum=MAX_CONCURRENCY
+)
+NAME = Parameter(
+    "name",
+    "string",
+    "The name of what is spent: cost_usd.",
+    is_required=True,
+    max_chars=MAX_NAME_CHARS,
+    pattern=".+",
+)
+MOST = Parameter(
+    "most",
+    "string",
+    "How much may be spent: 80 or 12.5.",
+    is_required=True,
+    pattern=r"[0-9]{1,15}(\.[0-9]{1,12})?",
+)
+REFUSED = "The run refuses it, or its process cannot be reached; the message says why."
 LOCKED = "A process has the run, or it is not for now."
 
 
@@ -123,6 +153,24 @@ def _post(
     asked = _get(path, summary, handle, *query)
     refusals = {**asked.refusals, 409: conflict}
     return attrs.evolve(asked, method="POST", status=status, refusals=refusals)
+
+
+def _acts(handle: Handler) -> Handler:
+    """The handler that is a method of the acts."""
+
+    @wraps(handle)
+    def call(api: MonitorApi, *place: Any, **query: Any) -> Awaitable[ApiRecord]:
+        return handle(api.acts, *place, **query)
+
+    return call
+
+
+def _act(
+    name: str, summary: str, handle: Handler, *query: Parameter, status: int = 200
+) -> Endpoint:
+    """An act on a run."""
+    path = f"/api/runs/{{run}}/{name}"
+    return _post(path, summary, _acts(handle), REFUSED, *query, WHY, status=status)
 
 
 def _jobs(handle: Handler) -> Handler:
@@ -210,13 +258,26 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         MonitorApi.sessions,
         LIMIT,
     ),
-    _post(
-        "/api/runs/{run}/stop",
-        "Stop a run in good order (only in the monitor of its own process)",
-        MonitorApi.stop,
-        LOCKED,
+    _act("stop", "Stop a run in good order", RunActs.stop, status=202),
+    _act("pause", "Hand out nothing more until a resume", RunActs.pause),
+    _act("resume", "Lift a pause", RunActs.resume),
+    _act(
+        "snapshot",
+        "Have open batches save a snapshot at their next point",
+        RunActs.snapshot,
         status=202,
     ),
+    _act(
+        "requeue",
+        "Re-queue batches that are skipped or confirmed",
+        RunActs.requeue,
+        STREAM,
+        FIRST,
+        LAST,
+    ),
+    _act("skip", "Give batches up that are left", RunActs.skip, STREAM, FIRST, LAST),
+    _act("concurrency", "Change how many workers run_batches has", RunActs.concurrency, WORKERS),
+    _act("limit", "Change what the run may spend", RunActs.limit, NAME, MOST),
     _post(
         "/api/runs/{run}/retry", "Re-queue what was skipped or has failed", MonitorApi.retry, LOCKED
     ),

@@ -13,6 +13,7 @@ from typing import cast
 
 import attrs
 
+from .._journal.acts import paused_text
 from .._journal.collection import CollectionOverview
 from .._journal.history import KILLED, RUNNING, CheckpointView, SessionView, how_text
 from .._journal.live_view import LiveView
@@ -282,6 +283,7 @@ def run_detail(
         RunDetail,
         at=snapshot.at,
         run=run_line(glance),
+        paused=paused_text(run.session_metadata) or None,
         phases={name: word(status) for name, status in phase_statuses(run.parts).items()},
         groups=groups[:MAX_SHOWN],
         groups_total=len(groups),

@@ -229,9 +229,11 @@ function drawRun() {
   drawGroups();
   drawPlot();
   drawHistoryChoice();
-  show($("action-stop"), run.seen === "inside");
+  show($("action-stop"), run.running);
+  show($("action-pause"), !state.detail.paused);
+  show($("action-resume"), state.detail.paused !== null);
   show($("action-retry"), !run.running);
-  show($("actions-panel"), state.runs.actions && (run.seen === "inside" || !run.running));
+  show($("actions-panel"), state.runs.actions);
   drawAges();
 }
 
@@ -246,6 +248,7 @@ function drawFacts() {
   const facts = [
     ["Confirmed", number(run.batches.confirmed), run.session?.confirmed !== null && run.session ? `${number(run.session.confirmed)} in this session` : ""],
     ["Rate", run.rate_per_s === null ? "–" : `${rate(run.rate_per_s)}/s`, run.running ? "of this session" : "no process runs it"],
+    ...(state.detail.paused ? [["Paused", "yes", state.detail.paused, "warn"]] : []),
     ["Failing", number(run.batches.failing), "may run again", run.batches.failing ? "bad" : ""],
     ...(run.batches.deferred ? [["Deferred", number(run.batches.deferred), `from ${clock.format(new Date(run.next_due))} on`]] : []),
     ["Skipped", number(run.batches.skipped), "given up", run.batches.skipped ? "warn" : ""],
@@ -788,9 +791,10 @@ $("actions-form").addEventListener("submit", async (event) => {
   show(note, true);
   answered("", "Asking …");
   try {
-    const path = `/api/runs/${encodeURIComponent(state.run)}/${action}`;
+    const why = action === "retry" ? "" : `?why=${encodeURIComponent($("action-why").value.trim())}`;
+    const path = `/api/runs/${encodeURIComponent(state.run)}/${action}${why}`;
     const answer = await ask(path, { method: "POST", secret: $("action-secret").value.trim() });
-    answered("good", `${answer.done}: ${number(answer.count)}`);
+    answered("good", action === "retry" ? `${answer.done}: ${number(answer.count)}` : answer.done);
   } catch (problem) {
     answered("bad", problem instanceof Refused && problem.status === 401
       ? "That is not the secret for actions: it is another than the one for looking, and was printed beside it."
