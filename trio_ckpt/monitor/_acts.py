@@ -14,7 +14,7 @@ from ._answers import Done
 from ._jobs import NotPossibleError
 from ._sources import CoordinatorSource, RunSource, WatchedSource
 
-ACTOR = "the monitor"  # on record as the user: whoever has the secret for actions
+ACTOR = "the monitor"  # on record as the user: it does not know who has its secret for actions
 
 
 @attrs.frozen
