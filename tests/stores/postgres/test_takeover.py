@@ -23,8 +23,9 @@ from trio_ckpt import RunLockedError, StoreConflictError
 from trio_ckpt.abc import Checkpoint, RunKey, Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._postgres.address import parse_address
-from trio_ckpt.stores._postgres.connection import PostgresConnection
+from trio_ckpt.stores._postgres.connection import UNMARK, PostgresConnection
 from trio_ckpt.stores._postgres.owning import GRACE_S, Suspect, grace_of
+from trio_ckpt.stores._postgres.store import PostgresStore
 
 ROOT = Path(__file__).parents[3]
 LEASE_S = 1.5
@@ -170,12 +171,26 @@ def test_sessions_of_one_owner_share_its_mark(url: str) -> None:
     former.mark("run", 1)
     newer.mark("run", 1)
     assert not other.is_unmarked("run", 1)
-    former.unmark("run", 1)
+    former.query(UNMARK, former.mark_values("run", 1))
     assert not other.is_unmarked("run", 1)
-    newer.unmark("run", 1)
+    newer.query(UNMARK, newer.mark_values("run", 1))
     assert other.is_unmarked("run", 1)
     for connection in (former, newer, other):
         connection.close()
+
+
+async def test_a_run_that_was_given_back_has_no_mark(url: str) -> None:
+    """Also none of a session that the handle opens later."""
+    store, other = await open_store(url), PostgresConnection(parse_address(url), "full")
+    async with store.lock_run("run") as owner:
+        assert not other.is_unmarked("run", owner)
+    assert other.is_unmarked("run", owner)
+    assert isinstance(store, PostgresStore)
+    store._writing.connection.close()
+    async with store.lock_run("another"):
+        assert other.is_unmarked("run", owner)
+    await store.aclose()
+    other.close()
 
 
 async def test_an_owner_that_lost_its_connection_keeps_its_run(

@@ -93,7 +93,8 @@ _KEY = (
 )
 # Shared: a session of the same owner that has not quite ended keeps no newer one from it.
 _MARK = f"SELECT pg_advisory_lock_shared({_KEY})"
-_UNMARK = f"SELECT pg_advisory_unlock_shared({_KEY})"
+# The end of a statement that gives a run back; `mark_values` has its values.
+UNMARK = f"SELECT CASE WHEN %(is_marked)s THEN pg_advisory_unlock_shared({_KEY}) END"
 _IS_UNMARKED = (
     f"SELECT CASE WHEN pg_try_advisory_lock({_KEY}) THEN pg_advisory_unlock({_KEY}) ELSE false END"
 )
@@ -267,12 +268,14 @@ class PostgresConnection:
                 self.query(_MARK, self._place_of(run_id, owner))
             self._marked[run_id] = owner  # after it: what opens the connection marks those of here
 
-    def unmark(self, run_id: str, owner: int) -> None:
-        """Take the mark of an owner back; an error is only logged."""
+    def mark_values(self, run_id: str, owner: int) -> dict[str, object]:
+        """Return the values that a statement with `UNMARK` needs."""
+        return self._place_of(run_id, owner) | {"is_marked": self._marked.get(run_id) == owner}
+
+    def forget_mark(self, run_id: str, owner: int) -> None:
+        """Let later sessions have no mark of an owner, which a statement has taken back."""
         if self._marked.get(run_id) == owner:
             del self._marked[run_id]
-            with self._only_a_hint(run_id):
-                self.query(_UNMARK, self._place_of(run_id, owner))
 
     @contextmanager
     def _only_a_hint(self, run_id: str) -> Generator[None]:

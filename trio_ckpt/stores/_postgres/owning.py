@@ -31,7 +31,7 @@ import attrs
 from ..._journal.store import Owner, RunKey
 from ..._util.errors import RunLockedError
 from .._local.fence import compare_owner, refuse_unlocked
-from .connection import PostgresConnection
+from .connection import UNMARK, PostgresConnection
 
 _TAKE = (
     "INSERT INTO {s}.runs AS r (run_id, owner, nonce, host, pid, since, expires_at) "
@@ -67,11 +67,11 @@ _READ_OWNER = (
 _GIVE_BACK = (
     "WITH fence AS (UPDATE {s}.runs SET expires_at = NULL, nonce = NULL, host = NULL, pid = NULL, "
     "since = NULL, folded = CASE WHEN position = %(position)s THEN position ELSE folded END "
-    "WHERE id = %(run)s AND nonce = %(nonce)s RETURNING id, position) "
-    "UPDATE {s}.streams t SET sequence = u.sequence, last = u.last FROM fence, "
+    "WHERE id = %(run)s AND nonce = %(nonce)s RETURNING id, position), "
+    "heads AS (UPDATE {s}.streams t SET sequence = u.sequence, last = u.last FROM fence, "
     "unnest(%(numbers)s::int[], %(sequences)s::bigint[], %(lasts)s::bigint[]) "
     "AS u(number, sequence, last) "
-    "WHERE t.run = fence.id AND t.number = u.number AND fence.position = %(position)s"
+    "WHERE t.run = fence.id AND t.number = u.number AND fence.position = %(position)s) " + UNMARK
 )
 
 
@@ -254,9 +254,10 @@ class OwnedRuns:
             "numbers": [head.number for head in heads],
             "sequences": [head.sequence for head in heads],
             "lasts": [head.last for head in heads],
+            **connection.mark_values(run_id, owner),
         }
         connection.repeat(lambda: connection.query(_GIVE_BACK, values))
-        connection.unmark(run_id, owner)
+        connection.forget_mark(run_id, owner)
 
 
 def read_owner(connection: PostgresConnection, run_id: str) -> Owner | None:
