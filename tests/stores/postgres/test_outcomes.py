@@ -205,7 +205,7 @@ def test_a_change_of_unknown_outcome_is_said_to_be_unknown(
 def test_a_takeover_after_a_break_leaves_a_change_unknown(
     part: str, change: Callable[[PostgresConnection, OwnedRun], object]
 ) -> None:
-    fenced: dict[str, list[Row] | Error] = {"attached": [(0, 0)]}
+    fenced: dict[str, list[Row] | Error] = {"SET first": [], "attached": [(0, 0)]}
     with pytest.raises(StoreConflictError, match="nothing was"):
         change(Queried(part, [], fenced), owned_run())
     with pytest.raises(SaveOutcomeUnknownError, match="does not have the run any more"):
@@ -218,13 +218,16 @@ def test_what_fails_after_a_change_does_not_undo_it(
 ) -> None:
     monkeypatch.setattr(PostgresConnection.repeat, "__defaults__", (0.0,))  # it gives up at once
     done: dict[str, list[Row] | Error] = {
-        "SET first": [(3,)],
+        "SET first": [(2, 20, True)],
         "RETURNING a.digest": [(1, 1)],
         "SELECT": problem,  # all other statements have one
     }
-    assert prune.prune(Scripted([1], done), owned_run(), KEY, 0) == Pruned(1, 0, 0)
+    assert prune.prune(Scripted([1], done), owned_run(), KEY, 0) == Pruned(1, 2, 20)
+    long_run, done["SET first"] = owned_run(), [(3,)]
+    long_run.position = prune.CHUNK + 1
+    assert prune.prune(Scripted([1], done), long_run, KEY, 0) == Pruned(1, 0, 0)
     assert prune.drop_blobs(Scripted([1], done), owned_run(), KEY, STREAM, [1]) == 0
-    assert caplog.text.count("are left until its next lock or prune") == 2
+    assert caplog.text.count("are left until its next lock or prune") == 3
     assert SECRET not in caplog.text
 
 
@@ -280,7 +283,7 @@ def opened(connection: PostgresConnection) -> PostgresStore:
 async def test_a_mark_that_cannot_be_set_fails_no_lock(
     problem: Error, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = opened(Scripted([1], TAKEN | {"pg_advisory": problem}))
+    store = opened(Scripted([1], TAKEN | {"pg_advisory_lock": problem}))
     async with store.lock_run("run") as owner:
         assert await store.save(RunKey("run", 0, owner), []) == []
     await store.aclose()
