@@ -12,6 +12,7 @@ import trio_ckpt
 from tests.testing.programs import check_good, explore_crashes, good, nothing_to_check
 from trio_ckpt._commit.group_commit import GroupCommitter
 from trio_ckpt._commit.open_stream import OpenStream
+from trio_ckpt._commit.reservations import Reservations
 from trio_ckpt._commit.stream_log import PendingCommit
 from trio_ckpt._journal import store as store_contract
 from trio_ckpt.outputs._tree import Tree
@@ -125,6 +126,20 @@ def test_a_mistake_of_the_library_is_noticed_by_its_law(
     assert str(again.value) == str(caught.value)
     monkeypatch.undo()
     explore_crashes(good, nothing_to_check, replay=caught.value.replay)
+
+
+def test_what_gives_back_more_than_was_reserved_is_noticed(monkeypatch: Patch) -> None:
+    async def reserve(world: World) -> None:
+        async with trio_ckpt.open_run("r", store=world.store) as run, run.open_stream("s") as s:
+            async for batch in s.batches(range(2)):
+                await batch.reserve(usd=0.5)
+                batch.spend(usd=0.25)
+                batch.complete()
+
+    explore_crashes(reserve, nothing_to_check)
+    monkeypatch.setattr(Reservations, "at_end", lambda self: {"usd": -0.75})
+    with pytest.raises(CrashFoundError, match="gives back more usd than was reserved"):
+        explore_crashes(reserve, nothing_to_check)
 
 
 def test_a_tail_that_is_not_cut_is_noticed_by_the_check(monkeypatch: Patch) -> None:

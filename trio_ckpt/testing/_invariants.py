@@ -10,7 +10,8 @@ with each other and with the files:
 1. a batch whose token was CONFIRMED has a record;
 2. an output that a record names is there, byte by byte, and so are the lines of append files;
 3. a batch whose record stands is not handed out again;
-4. a session that was not killed has released its run, and left no token pending.
+4. a session that was not killed has released its run, and left no token pending;
+5. no attempt gives back more than was reserved, or noted as a cost.
 
 The checker computes all of it again, from records and bytes, so that a mistake of the library
 does not hide itself.
@@ -100,6 +101,10 @@ class InvariantChecker:
             stream = streams[key] = _StreamTotals(Seal(run.run_id, run.generation, key, None))
         record = decode_record(stream.seal.open(sequence, payload))
         stream.add(sequence, record)
+        for name, total in stream.progress.reserved.items():
+            if total.numerator < 0:
+                where = _name(run.run_id, key, record.index)
+                self.broken = self.broken or f"{where} gives back more {name} than was reserved"
         if record.kind is RecordKind.BATCH and record.index is not None:
             self._saved[run.run_id, key, record.index] += 1
 
