@@ -285,7 +285,8 @@ class WorkQueue(Generic[T]):
             if found is None and not ((self._delayed or self._deferred) and self._is_ordered):
                 found = self._fresh()
             if found is not None:
-                self._deferrals.end_waiting()
+                if self._deferrals.waits_until is not None:
+                    self._deferrals.end_waiting()
                 self._working += 1  # else the other workers conclude that nothing is left
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
@@ -406,7 +407,7 @@ class WorkQueue(Generic[T]):
                 self._is_exhausted, self._source_end = True, index
             else:
                 self._taken.add(index)
-                if not self._holds_back(index, *found):
+                if not (self._progress.deferred and self._holds_back(index, *found)):
                     return index, *found
                 if self._is_ordered:
                     break
