@@ -22,6 +22,7 @@ from tests.sinks.program import (
 from trio_ckpt import (
     Batch,
     CheckpointResult,
+    Frontier,
     RetryRule,
     RetryTable,
     RunStoppedError,
@@ -32,6 +33,7 @@ from trio_ckpt import (
 )
 from trio_ckpt._commit.awaits import NeverAwaitedError
 from trio_ckpt._journal.record import decode_record
+from trio_ckpt.abc import Store
 from trio_ckpt.sinks import Sink, SinkConnection
 from trio_ckpt.sinks._session import Session
 from trio_ckpt.stores import MemoryStore
@@ -355,3 +357,30 @@ async def test_results_of_batches_that_are_waited_for_are_those_given(database: 
         async for batch in stream.batches(range(1)):
             await body(sink, batch)
     assert [result.records for result in results] == [4]
+
+
+@pytest.mark.parametrize("kind", ["state", "frontier"])
+async def test_what_a_stream_goes_on_from_comes_with_the_rows(sqlite: str, kind: str) -> None:
+    """A marker has the state, or the items that were found, of its batch."""
+    store, seen = MemoryStore(), list[Any]()
+
+    async def work(store: Store) -> None:
+        sink = open_sink(sqlite)
+        state: Any = {"seen": 0} if kind == "state" else Frontier(["a"])
+
+        async def handle(batch: Batch[Any]) -> None:
+            async with sink.transaction(batch):
+                seen.append(batch.item if kind == "frontier" else stream.state["seen"])
+                if kind == "state":
+                    stream.state["seen"] += 1
+                elif batch.item == "a":
+                    batch.add(["b", "c"])
+                batch.complete()
+
+        async with begin(store) as run, run.open_stream("s", sink=sink, state=state) as stream:
+            await run_batches(stream, range(3) if kind == "state" else None, handle)
+
+    with pytest.raises(RunStoppedError):
+        await work(FaultyStore(store, {4: Fail()}))
+    await work(store.after_crash())
+    assert seen == ([0, 1, 2] if kind == "state" else ["a", "b", "c"])
