@@ -187,6 +187,9 @@ async def test_batches_of_a_closed_stream_are_changed_too(autojump_clock: Clock)
     async with begin_steered(MemoryStore()) as (run, steering):
         await work_on(run, [])
         assert run.exit_code == 3
+        huge = {"stream": ("s",), "steps": (0, 2**52)}  # is not counted out one by one
+        assert "neither confirmed nor skipped" in await refused(steering, "requeue", **huge)
+        assert "at most 1,000" in await refused(steering, "skip", **huge)
         await done(steering, "requeue", stream=("s",), steps=(0, 2))
         assert run.exit_code == 75
         await done(steering, "skip", stream=("s",), steps=(0, 1))
