@@ -7,6 +7,8 @@ writes one JSON line per page to ``crawl/pages.jsonl`` and what it gave up on to
 is left.  A page's line, its links and the fact that it is done are saved together, so no page is
 lost and no line is written twice; a crash costs one more fetch of what was in flight.
 
+With ``--warc`` the responses are in ``crawl/crawl-00000.warc.gz`` and its next parts, too.
+
 With ``--out s3://bucket/prefix`` all of it is in a bucket, the line of a page as an object of its
 own, ``pages/00000000.json``, and no disk is needed.
 
@@ -24,6 +26,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -47,6 +50,7 @@ from ._crawler.failures import (
 from ._crawler.memory import (
     FORBIDDEN,
     MAX_FILE_BYTES,
+    PAGES,
     REDIRECTS,
     Forbidden,
     Redirects,
@@ -57,6 +61,9 @@ from ._crawler.options import parse_options
 from ._web import http, robots, urls
 from ._web.page import Page, parse_page
 from ._web.politeness import HostGate
+
+if TYPE_CHECKING:
+    from ._crawler.warc import Archive
 
 log = logging.getLogger("crawler")
 
@@ -86,6 +93,7 @@ class Crawler:
     forbidden: Forbidden
     max_pages: int | None
     is_in_bucket: bool = False
+    archive: Archive | None = None
     rules_until: float = attrs.Factory(lambda: trio.current_time() + RULES_LAST_S)
     answered_at: float = attrs.Factory(trio.current_time)
 
@@ -98,6 +106,8 @@ class Crawler:
         response = await self._get(batch)
         fetched_at = datetime.now(UTC)
         self._check_status(response)
+        if self.archive is not None:
+            self.archive.append(batch, response, fetched_at)
         if response.status in http.REDIRECTS:
             await self._follow(batch, response)
         else:
@@ -191,21 +201,25 @@ class Crawler:
         if batch.index == 0 and not page.links:
             log.warning("%s is not a page with links: there is nothing more to crawl", url)
         await self._add(batch, short)
+        digest = hashlib.sha256(body).hexdigest()
         await self._note(
             batch,
-            "pages.jsonl",
+            PAGES,
             {
                 "url": url,
                 "status": response.status,
                 "title": page.title,
                 "bytes": len(body),
-                "sha256": hashlib.sha256(body).hexdigest(),
+                "sha256": digest,
                 "links": len(page.links),
                 "links_left_out": left_out,
                 "fetched_at": fetched_at.isoformat(timespec="milliseconds"),
             },
         )
         batch.complete(records=1, totals={"links_left_out": left_out} if left_out else None)
+        if self.archive is not None:
+            await batch.confirm()  # only a record that is durable is named by others
+            self.archive.add(digest, url, fetched_at)
 
     async def _add(self, batch: Batch, links: list[Url]) -> None:
         """Stage links of the site: to be fetched, or remembered as forbidden."""
@@ -300,6 +314,7 @@ async def crawl_in(
             "robots.txt is long: only its first %d bytes are obeyed", robots.MAX_ROBOTS_BYTES
         )
     gate = HostGate(options.per_host or options.concurrency, delay_s)
+    archive = None
     async with run.open_stream("pages", state=frontier) as stream:
         if is_in_bucket:
             redirects = Redirects.of(records.get(REDIRECTS, ()))
@@ -313,6 +328,12 @@ async def crawl_in(
             redirects = await trio.to_thread.run_sync(
                 Redirects.load, options.out, sizes.get(REDIRECTS, 0)
             )
+            if options.warc:
+                from ._crawler.warc import Archive  # few crawls keep an archive
+
+                archive = await trio.to_thread.run_sync(
+                    Archive.load, options.out, sizes.get(PAGES, 0)
+                )
         crawler = Crawler(
             run,
             stream,
@@ -324,6 +345,7 @@ async def crawl_in(
             forbidden,
             options.max_pages,
             is_in_bucket,
+            archive,
         )
         try:
             async with shown(lambda: status_line(crawler), sys.stderr):

@@ -23,6 +23,7 @@ from .failures import RedirectError
 
 AnyPath = str | os.PathLike[str]
 
+PAGES = "pages.jsonl"
 FORBIDDEN = "forbidden.jsonl"
 REDIRECTS = "redirects.jsonl"
 # As browsers have it (https://fetch.spec.whatwg.org, "HTTP-redirect fetch").

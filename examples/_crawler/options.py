@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from trio_ckpt.outputs import is_url
+
 from .._command import add_limits, command_of, output_place, seconds, whole_number
 
 DEFAULT_USER_AGENT = "trio-ckpt-crawler/0.1 (+an example of the trio_ckpt library)"
@@ -61,6 +63,9 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             name, action="append", default=[], metavar="REGEX", help=f"{which}; repeatable"
         )
+    parser.add_argument(
+        "--warc", action="store_true", help="keep the responses, too, as crawl-00000.warc.gz"
+    )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pages once more")
     parser.add_argument(
@@ -71,7 +76,12 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         help="who we say we are",
     )
     add_limits(parser)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.warc and is_url(options.out):
+        parser.error(
+            "--warc: no file of a bucket can grow: give a folder as --out"
+        )
+    return options
 
 
 def _user_agent(text: str) -> str:

@@ -93,12 +93,14 @@ def written(out: Path) -> Counter[str]:
     return Counter("/" + url.split("/", 3)[3] for url in paths)
 
 
-def interrupt(site: Site, out: Path, number: int, times: int, seed: int) -> tuple[int, list[int]]:
+def interrupt(
+    site: Site, out: Path, number: int, times: int, seed: int, *flags: str
+) -> tuple[int, list[int]]:
     """Run the crawler, send it `number` at random moments, until it is done."""
     chance = random.Random(seed)
     codes, sent = [], 0
     while True:
-        crawler = start_crawler(site, out)
+        crawler = start_crawler(site, out, *flags)
         goal = site.hits().total() + chance.randint(1, PAGES // times)
         if sent < times and wait_for_hits(site, crawler, goal):
             time.sleep(chance.random() * 0.01)

@@ -1,0 +1,126 @@
+"""Responses as records of a web archive (WARC 1.1, ISO 28500:2017).
+
+Each response is a record of its own, compressed alone, so archives can be cut between any two and
+read from any. A page with the payload of one that is archived already is a ``revisit`` record,
+which names that one and has no payload.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import uuid
+from collections.abc import Iterator
+from datetime import datetime
+from http import HTTPStatus
+
+import attrs
+from warcio.recordloader import ArcWarcRecord  # type: ignore[import-untyped]
+from warcio.statusandheaders import StatusAndHeaders  # type: ignore[import-untyped]
+from warcio.warcwriter import WARCWriter  # type: ignore[import-untyped]
+
+import trio_ckpt
+
+from .._web.http import Response
+from .memory import PAGES, AnyPath, read_lines
+
+ARCHIVE = "crawl-{part}.warc.gz"
+ROTATE_BYTES = 10**9  # the size that the standard recommends (annex C)
+VERSION = "WARC/1.1"
+
+# What is said of a body as it was sent; the archive has it decoded, and whole.
+_OF_TRANSFER = {"content-encoding", "transfer-encoding", "content-length"}
+
+
+@attrs.frozen
+class _Archived:
+    """A response with a payload."""
+
+    url: str
+    date: str
+
+
+@attrs.define(eq=False)
+class Archive:
+    """Makes records, and remembers which payloads are archived."""
+
+    _payloads: dict[str, _Archived] = attrs.Factory(dict)
+
+    @classmethod
+    def load(cls, folder: AnyPath, size: int) -> Archive:
+        """That of the crawl in a folder, of which so many bytes of pages.jsonl are confirmed."""
+        archive = cls()
+        for url, digest, date in read_lines(folder, PAGES, size, "url", "sha256", "fetched_at"):
+            archive.add(digest, url, datetime.fromisoformat(date))
+        return archive
+
+    def append(self, batch: trio_ckpt.Batch[str], response: Response, fetched_at: datetime) -> None:
+        """Stage the record of a response."""
+        data = self.record(response, fetched_at)
+        batch.append_bytes(ARCHIVE, data, rotate_bytes=ROTATE_BYTES)
+
+    def record(self, response: Response, fetched_at: datetime) -> bytes:
+        """The record of a response, compressed."""
+        known = None
+        if response.status == HTTPStatus.OK:
+            known = self._payloads.get(hashlib.sha256(response.body).hexdigest())
+        data = io.BytesIO()
+        writer = WARCWriter(data, gzip=True, warc_version=VERSION)
+        writer.write_record(_record(writer, response, _date(fetched_at), known))
+        return data.getvalue()
+
+    def add(self, digest: str, url: str, fetched_at: datetime) -> None:
+        """Remember a payload whose record is durable, so that others may name it.
+
+        Args:
+            digest: The SHA-256 of the payload, in hexadecimal digits.
+            url: Where it was fetched.
+            fetched_at: When.
+        """
+        self._payloads.setdefault(digest, _Archived(url, _date(fetched_at)))
+
+
+def _record(
+    writer: WARCWriter, response: Response, date: str, known: _Archived | None
+) -> ArcWarcRecord:
+    url, body, http_headers = response.url, response.body, _head(response)
+    ids = {"WARC-Date": date, "WARC-Record-ID": _record_id(url, date)}
+    if known is None:
+        return writer.create_warc_record(
+            url,
+            "response",
+            io.BytesIO(body),
+            length=len(body),
+            http_headers=http_headers,
+            warc_headers_dict=ids,
+        )
+    ids["WARC-Refers-To"] = _record_id(known.url, known.date)
+    digest = base64.b32encode(hashlib.sha1(body, usedforsecurity=False).digest()).decode()
+    return writer.create_revisit_record(
+        url, f"sha1:{digest}", known.url, known.date, http_headers, ids
+    )
+
+
+def _date(moment: datetime) -> str:
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def _record_id(url: str, date: str) -> str:
+    """The same for the same response, so that an attempt that is repeated leaves the same bytes."""
+    return f"<urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{date} {url}')}>"
+
+
+def _head(response: Response) -> StatusAndHeaders:
+    return StatusAndHeaders(_status(response.status), list(_headers(response)), "HTTP/1.1")
+
+
+def _status(status: int) -> str:
+    phrases = {known.value: known.phrase for known in HTTPStatus}
+    return f"{status} {phrases.get(status, '')}".rstrip()
+
+
+def _headers(response: Response) -> Iterator[tuple[str, str]]:
+    for name, value in response.headers.items():
+        yield (f"x-archive-orig-{name}" if name in _OF_TRANSFER else name), value
+    yield "content-length", str(len(response.body))
