@@ -78,9 +78,7 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     add_limits(parser)
     options = parser.parse_args(words)
     if options.warc and is_url(options.out):
-        parser.error(
-            "--warc: no file of a bucket can grow: give a folder as --out"
-        )
+        parser.error("--warc: no file of a bucket can grow: give a folder as --out")
     return options
 
 
