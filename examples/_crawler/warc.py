@@ -107,7 +107,7 @@ def _date(moment: datetime) -> str:
 
 
 def _record_id(url: str, date: str) -> str:
-    """The same for the same response, so that an attempt that is repeated leaves the same bytes."""
+    """The id of the record of a response; a repeated attempt has the same one."""
     return f"<urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'{date} {url}')}>"
 
 
