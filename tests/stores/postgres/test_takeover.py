@@ -25,6 +25,7 @@ from trio_ckpt.stores import open_store
 from trio_ckpt.stores._postgres.address import parse_address
 from trio_ckpt.stores._postgres.connection import UNMARK, PostgresConnection
 from trio_ckpt.stores._postgres.owning import GRACE_S, Suspect, grace_of
+from trio_ckpt.stores._postgres.process import this_host
 from trio_ckpt.stores._postgres.store import PostgresStore
 
 ROOT = Path(__file__).parents[3]
@@ -130,14 +131,14 @@ async def test_who_was_killed_is_not_waited_for_until_its_lease_ends(
     await store.aclose()
 
 
-def test_only_a_process_of_this_machine_is_known_to_be_gone() -> None:
+def test_only_a_process_that_is_known_to_be_gone_is_not_waited_for() -> None:
     def grace(host: str, pid: int) -> float:
         return grace_of(30, Suspect(1, datetime.now(UTC), host, pid))
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert grace(socket.gethostname(), process.pid) == 10 + GRACE_S
-    assert grace(socket.gethostname(), process.pid) == GRACE_S
-    assert grace("elsewhere", process.pid) == 10 + GRACE_S
+        assert grace(this_host(), process.pid) == 10 + GRACE_S
+    assert grace(this_host(), process.pid) == GRACE_S
+    assert grace(socket.gethostname(), process.pid) == 10 + GRACE_S
 
 
 async def test_an_owner_without_a_mark_shows_that_it_lives(

@@ -8,9 +8,9 @@ the clocks of machines need not agree; the owner counts the time since it asked 
 An owner that was killed need not be waited for as long.  Its session has an advisory lock, its
 *mark*, which ends with it.  Who finds no mark, and after `grace_of` the lease neither a mark nor a
 renewal, takes the run before the lease ends.  An owner that lives renews within that time, also if
-it has no mark.  Of a process of this machine that does not exist any more no renewal is waited for.
-The mark is only a hint: an owner that lives and is cut off may lose its run before
-its lease ends, and the fence decides, as ever.
+it has no mark.  Of a process that is known to be gone (`.process`) no renewal is waited for.  The
+mark is only a hint: an owner that lives and is cut off may lose its run before its lease ends, and
+the fence decides, as ever.
 
 A lock whose answer is lost is sent again: a `nonce` in the row says that it was this very one.
 What changes a run compares that nonce, which stands for the owner number and for more: where the
@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -32,6 +31,7 @@ from ..._journal.store import Owner, RunKey
 from ..._util.errors import RunLockedError
 from .._local.fence import compare_owner, refuse_unlocked
 from .connection import UNMARK, PostgresConnection
+from .process import is_gone, this_host
 
 _TAKE = (
     "INSERT INTO {s}.runs AS r (run_id, owner, nonce, host, pid, since, expires_at) "
@@ -59,8 +59,8 @@ OWNED = (
 )
 _READ_LEASE = "SELECT owner, expires_at, host, pid FROM {s}.runs WHERE run_id = %(run_id)s"
 _READ_OWNER = (
-    "SELECT host, pid, since, extract(epoch FROM expires_at - clock_timestamp())::float8 "
-    "FROM {s}.runs "
+    "SELECT split_part(host, ' ', 1), pid, since, "
+    "extract(epoch FROM expires_at - clock_timestamp())::float8 FROM {s}.runs "
     "WHERE run_id = %(run_id)s AND expires_at > clock_timestamp()"
 )
 # The heads are written down where the position is still the one that they are true for.
@@ -81,7 +81,11 @@ GRACE_S = 1.0  # for that save to arrive
 
 @attrs.frozen
 class Suspect:
-    """An owner that shows no sign of life: its number, the end of its lease, and its process."""
+    """An owner that shows no sign of life: its number, the end of its lease, and its process.
+
+    Attributes:
+        host: Where the process is, as `.process.this_host` says it.
+    """
 
     owner: int
     expires_at: datetime
@@ -90,25 +94,9 @@ class Suspect:
 
 
 def grace_of(lease_s: float, suspect: Suspect) -> float:
-    """Return how long an owner without a mark is given to show that it lives, in seconds.
-
-    Two machines may have one name, and containers have processes of their own: then an owner that
-    lives and has lost its connection may be taken for one that is gone, and is fenced.
-    """
-    return GRACE_S if _is_gone(suspect) else lease_s * RENEWS_WITHIN + GRACE_S
-
-
-def _is_gone(suspect: Suspect) -> bool:
-    """Return whether it was a process of this machine that does not exist any more."""
-    if os.name != "posix" or suspect.host != socket.gethostname():
-        return False
-    try:
-        os.kill(suspect.pid, 0)  # no signal: only whether there is such a process
-    except ProcessLookupError:
-        return True
-    except OSError:  # it is another user's
-        return False
-    return False
+    """Return how long an owner without a mark is given to show that it lives, in seconds."""
+    renewal_s = 0.0 if is_gone(suspect.host, suspect.pid) else lease_s * RENEWS_WITHIN
+    return renewal_s + GRACE_S
 
 
 @attrs.define
@@ -201,7 +189,7 @@ class OwnedRuns:
         values = {
             "run_id": run_id,
             "nonce": secrets.randbits(63),
-            "host": socket.gethostname(),
+            "host": this_host(),
             "pid": os.getpid(),
             "lease_s": connection.address.lease_s,
             "dead_owner": None if dead is None else dead.owner,

@@ -31,6 +31,7 @@ TABLES = {
     "format": "CREATE TABLE {s}.format (version int NOT NULL, made_at timestamptz NOT NULL)",
     # `first` is the oldest generation that was not pruned; greater than `generation`: all were.
     # `expires_at` is NULL where no process owns the run; `nonce` is that of its lock.
+    # `host` is the name of its machine, a blank, and the process space that `pid` is of.
     "runs": """CREATE TABLE {s}.runs (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id text COLLATE "C" NOT NULL UNIQUE,
