@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.opening import begin, begin_blocking
 from trio_ckpt import (
@@ -34,6 +36,23 @@ async def progress_in(store: MemoryStore) -> Progress:
     view = await store.reopen().load_run("r")
     assert view is not None
     return view.streams["s",].progress
+
+
+class FailingOnce(MemoryStore):
+    """A store of which one save fails, once another task has run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_failing = False
+        self.is_saving = trio.Event()
+
+    async def save(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_failing:
+            return await super().save(*args, **kwargs)
+        self.is_failing = False
+        self.is_saving.set()
+        await trio.testing.wait_all_tasks_blocked()
+        raise StoreError("as planned")
 
 
 # -- notes ---------------------------------------------------------------------------------------
@@ -294,6 +313,50 @@ async def test_a_reservation_that_is_not_saved_is_not_counted() -> None:
             batch.spend(usd=0.5)
             batch.complete()
         assert run.statistics().reserved == run.statistics().assumed == {}
+
+
+async def test_a_failed_reservation_that_another_call_has_settled() -> None:
+    store = FailingOnce()
+    async with begin(store, limits=Limits(spent={"usd": 9})) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            await batch.reserve(usd=2)
+            store.is_failing = True
+            with pytest.RaisesGroup(pytest.RaisesExc(StoreError, match="as planned")):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(batch.reserve, usd=1))
+                    await store.is_saving.wait()
+                    batch.spend(usd=1.5)  # of the call that reserved 2
+            batch.complete()
+        assert run.statistics().spent == {"usd": 1.5}
+        assert run.statistics().assumed == run.statistics().reserved == {}
+
+
+async def test_a_cancelled_attempt_counts_only_what_it_has_cost() -> None:
+    begun = list[int]()
+    async with begin(limits=Limits(spent={"usd": 1})) as run, run.open_stream("s") as stream:
+        with trio.CancelScope() as scope:
+            async for batch in stream.batches(range(1)):
+                await batch.reserve(usd=1)
+                batch.spend(usd=0.125)
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        async for batch in stream.batches(range(2)):
+            await batch.reserve(usd=0.5)
+            begun.append(batch.index)
+            batch.spend(usd=0.25)
+            batch.complete()
+    assert begun == [0, 1]
+
+
+async def test_what_an_attempt_leaves_reserved_stops_the_run_at_its_limit() -> None:
+    begun = list[int]()
+    with pytest.raises(RunStoppedError, match="1 of 1 usd are spent"):
+        async with begin(limits=Limits(spent={"usd": 1})) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(9)):
+                begun.append(batch.index)
+                await batch.reserve(usd=1)
+                batch.complete()
+    assert begun == [0]
 
 
 async def test_the_cost_of_a_note_is_settled_by_a_later_session() -> None:

@@ -97,3 +97,16 @@ def test_spending_that_was_not_reserved_settles_nothing() -> None:
     attempt.spend("tokens", 9)
     attempt.end()
     assert attempt.recorded == {"usd": ZERO.plus(0.25)}
+
+
+def test_a_spend_settles_no_reservation_that_could_not_be_saved() -> None:
+    attempt = Attempt()
+    attempt.reserve("usd", 2)
+    mine = attempt.reservations
+    change = mine.change(attempt.spent, {"usd": 1})
+    mine.add({"usd": 1}, change)  # on its way to the store
+    attempt.spend("usd", 1.5)  # of the first
+    mine.take_back({"usd": 1}, change)
+    assert mine.open == {"usd": []}
+    attempt.end()
+    assert without_zeros(attempt.recorded) == {}

@@ -148,7 +148,11 @@ class LimitWatch:
         if record.spent or record.reserved:
             add_amounts(self.spent, record.spent)
             add_amounts(self.spent, record.reserved or {})
-            self.stop_for(over_spent(self.limits, self.spent))
+            self.check_spent()
+
+    def check_spent(self) -> None:
+        """Stop the run if it has spent what it may."""
+        self.stop_for(over_spent(self.limits, self.spent))
 
     def reserve(self, change: Mapping[str, ExactSum]) -> bool:
         """Count what an open attempt reserves, or stop the run: a limit has no room for it.
@@ -171,10 +175,12 @@ class LimitWatch:
         add_sums(self.reserved, change, sign=-1)
 
     def end_reserved(self, reserved: Mapping[str, ExactSum]) -> None:
-        """Count as spent what was reserved, because its attempt is over; see `add_cost`."""
+        """Count as spent what was reserved, because its attempt is over; see `add_cost`.
+
+        It stops no run: a record may follow that takes out what the attempt has settled.
+        """
         add_sums(self.reserved, reserved, sign=-1)
         add_sums(self.spent, reserved)
-        self.stop_for(over_spent(self.limits, self.spent))
 
     def saved(self, token: AnyToken, record: Record, *, is_failure: bool) -> None:
         """Count an attempt whose record is durable.
@@ -225,7 +231,7 @@ class LimitWatch:
     def change_limits(self, limits: Limits) -> None:
         """Change what the run may spend; it stops if it has spent that already."""
         self.limits = limits
-        self.stop_for(over_spent(self.limits, self.spent))
+        self.check_spent()
 
     def stop_for(self, reached: LimitReached | None) -> None:
         """Stop the run in good order if a limit is reached; the first one is the reason."""

@@ -411,6 +411,8 @@ class OpenStream:
             record: Its record.
         """
         self._close_attempt(batch, ending)
+        if self.limits is not None and self.intents.is_used:
+            self.limits.check_spent()  # also what the attempt has left reserved
         if ending is not CONFIRMED:
             self._end_token(batch.token, ending)
         elif may(batch.token, TokenEvent.CONFIRM):  # else the coordinator was closed meanwhile

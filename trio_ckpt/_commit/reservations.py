@@ -69,9 +69,16 @@ class Reservations:
         add_sums(self.submitted, change)
 
     def take_back(self, amounts: Mapping[str, Number], change: Mapping[str, ExactSum]) -> None:
-        """Take out reservations that could not be saved."""
+        """Take out reservations that could not be saved.
+
+        A spend of another call may have settled one of them, as the smallest.  Then it settles
+        another one, since that call had reserved something, too.
+        """
         for name, amount in amounts.items():
-            self.open[name].remove(amount)
+            if amount in self.open[name]:
+                self.open[name].remove(amount)
+            else:
+                self.settle(name)
         add_sums(self.submitted, change, sign=-1)
 
     def settle(self, name: str) -> None:
