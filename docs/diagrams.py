@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import kept, targets  # noqa: E402  # the path comes first
+from docs.peers import comparison_rows  # noqa: E402
 from tests.fuzz.found import FOUND  # noqa: E402
 from tests.fuzz.table import TARGETS  # noqa: E402
 from tests.proof import read_rows  # noqa: E402  # the path comes first
@@ -145,6 +146,15 @@ def performance_table(run: kept.Run | None = None) -> str:
     return "\n\n".join([_table(rows), _of_run(run)])
 
 
+def comparison_table(run: kept.Run | None = None) -> str:
+    """This library beside other tools.
+
+    Args:
+        run: Which run of the benchmarks the figures are of; None: the one that was kept.
+    """
+    return _table(comparison_rows(run or kept.read_run()))
+
+
 def _of_run(run: kept.Run) -> str:
     """When, where and with what a run of the benchmarks was."""
     where = run.machine
@@ -184,6 +194,8 @@ def _shown(value: int | str) -> str:
 
 
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    ROOT / "README.md": {"comparison": comparison_table},
+    EXPLANATION / "comparison.md": {"comparison": comparison_table},
     EXPLANATION / "how-it-works.md": {"token": token_diagram, "gate": gate_table},
     EXPLANATION / "guarantees.md": {"proof": proof_tables},
     EXPLANATION / "fuzzing.md": {"fuzz": fuzz_table, "found": found_table},

@@ -2,8 +2,8 @@
 
     python docs/recording.py
 
-It runs the program below for real, kills it with SIGKILL, starts it again, and writes what was
-printed to `docs/_static/resume.svg`.
+It runs the first program of the README for real, kills it with SIGKILL, starts it again, and writes
+what was printed to `docs/_static/resume.svg`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,17 @@ PICTURE = Path(__file__).parent / "_static" / "resume.svg"
 KILLED_AT = "page 6"
 FETCHED_FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)  # a picture asks no other server
 
-PROGRAM = """\
-import trio
-import trio_ckpt
+README = Path(__file__).parents[1] / "README.md"
 
 
-async def main():
-    async with trio_ckpt.open_run("book", store="book.ckpt", output_dir="pages") as run:
-        async with run.open_stream("scan", first_index=1) as stream:
-            async for batch in stream.batches(range(1, 11)):
-                print(f"page {batch.index}", flush=True)
-                await trio.sleep(0.3)  # the work
-                await batch.write_text(f"{batch.index}.txt", "text")
-                batch.complete()
-        print(f"{len(stream.progress.confirmed)} pages are durable")
-
-
-trio.run(main)
-"""
+def program() -> str:
+    """The first program of the README."""
+    return README.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
 
 
 def record(folder: Path) -> list[tuple[str, str]]:
     """Run the session in a folder; returns each command with what it printed."""
-    (folder / "scan.py").write_text(PROGRAM)
+    (folder / "scan.py").write_text(program(), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "84"}
     start = [sys.executable, "scan.py"]
     process = subprocess.Popen(

@@ -28,11 +28,26 @@ def commands(text: str) -> list[str]:
     return [line for line in text.splitlines() if "/nox -s " in line]
 
 
-def test_ci_runs_the_test_command_of_the_readme() -> None:
-    in_readme = re.findall(r"^```sh\n(.*?)^```$", read("README.md"), re.MULTILINE | re.DOTALL)
-    _crawl, test = commands("".join(in_readme))
-    assert test.endswith(" tests")
-    assert commands(read(".ci/run")) == [test]
+def shell_blocks(name: str) -> str:
+    """What a page tells its reader to type."""
+    return "".join(re.findall(r"^```sh\n(.*?)^```$", read(name), re.MULTILINE | re.DOTALL))
+
+
+def test_ci_runs_the_commands_of_the_readme_and_contributing() -> None:
+    _crawl, test = commands(shell_blocks("README.md"))
+    assert test.endswith("/nox -s tests")
+    check, *_others = commands(shell_blocks("CONTRIBUTING.md"))
+    assert check.endswith("/nox -s lint types")
+    assert commands(read(".ci/run")) == [check, test]
+
+
+def test_each_extra_of_a_user_is_where_one_looks_for_it() -> None:
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"].keys()
+    of_users = extras - {"tests", "typing", "lint", "fuzz", "docs", "dev"}
+    for page in ("README.md", "docs/tutorial/install.md"):
+        (table,) = re.findall(r"^\| you want \| extra \|\n(?:\|.*\n)+", read(page), re.MULTILINE)
+        last_cells = " ".join(line.rpartition(" | ")[2] for line in table.splitlines())
+        assert set(re.findall(r"`([a-z]+)`", last_cells)) == of_users, page
 
 
 def test_the_changelog_begins_with_the_version_of_the_package() -> None:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import Found, kept
 from docs import diagrams
+from docs.peers import KILLS
 from tests.fuzz.found import FOUND
 from tests.fuzz.table import TARGETS
 from tests.proof import read_rows
 from trio_ckpt._commit.exits import GATE, Exit
 from trio_ckpt._tokens.token import TRANSITIONS
+
+STEPPERS = ("DBOS", "LangGraph")  # what the benchmarks of steps compare with
 
 
 @pytest.mark.parametrize("path", diagrams.PAGES, ids=lambda path: path.stem)
@@ -84,3 +88,36 @@ def test_the_table_has_every_cell() -> None:
     for row, (state, actions) in zip(rows[2:], GATE.items(), strict=True):
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells == [state.name, *(actions[way].value for way in Exit)]
+
+
+def run_with(**found: Found) -> kept.Run:
+    return kept.Run(at="", machine={}, versions={}, peers=[], found=found)
+
+
+def cells_of(run: kept.Run) -> dict[str, list[str]]:
+    """The cells of the comparison, by tool."""
+    lines = diagrams.comparison_table(run).splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name: cells for name, *cells in rows}
+
+
+def test_the_comparison_has_the_ratios_of_its_run() -> None:
+    found = {
+        "1 loop": Found(0.5, "1,000/s", "DBOS 250.0/s"),
+        "64 loops": Found(4, "2,000/s", "LangGraph 100/s"),
+        "crawl: pages/s against Scrapy": Found(3.26, "100/s", "Scrapy 100/s"),
+        KILLS: Found(1, "3,100 requests to 3,000 pages", "Scrapy 1,999 pages, Crawlee 2 pages"),
+    }
+    cells = cells_of(run_with(**found))
+    assert cells["Scrapy + JOBDIR"][1] == "3.3 × its pages/s"
+    assert all("2 × in 1 loop, 80 × in 64 loops" in cells[name][1] for name in STEPPERS)
+    assert "0.5 × in 1 loop, 4 × in 64 loops" in cells["a `checkpoint.json`"][1]
+    assert cells["**trio_ckpt**"][0].endswith(" 1 of 3,000 pages wrong after two kills")
+    assert cells["Scrapy + JOBDIR"][0].endswith(" 1,999 of 3,000 pages wrong after two kills")
+    assert cells["Crawlee"][0].endswith(" 2 of 3,000 pages wrong after two kills")
+
+
+def test_the_comparison_says_what_its_run_has_not_measured() -> None:
+    cells = cells_of(run_with(**{"1 loop": Found(0.5, "1,000/s", "")}))
+    assert all(cells[name][1] == "not measured" for name in (*STEPPERS, "Crawlee", "Temporal"))
+    assert "not measured" in cells["Scrapy + JOBDIR"][0]

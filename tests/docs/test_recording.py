@@ -6,7 +6,7 @@ import html
 import re
 from pathlib import Path
 
-from docs.recording import KILLED_AT, PICTURE, picture, record
+from docs.recording import KILLED_AT, PICTURE, README, picture, record
 
 
 def lines_of(svg: str) -> list[str]:
@@ -22,6 +22,7 @@ def test_the_picture_shows_what_the_program_prints(tmp_path: Path) -> None:
         *(f"page {index}" for index in range(6, 11)),
         "10 pages are durable",
     ]
+    assert f"```text\n{second}```" in README.read_text(encoding="utf-8")
     kept = lines_of(PICTURE.read_text(encoding="utf-8"))
     said = [*first.splitlines(), *second.splitlines()]
     assert [line for line in kept if line in said] == said
