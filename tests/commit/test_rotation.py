@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,28 @@ from hypothesis import given, strategies as st
 from trio.testing import MockClock
 
 from tests.opening import begin
-from trio_ckpt import Batch, BatchFailedError, run_batches
+from trio_ckpt import Batch, BatchFailedError, StoreError, run_batches
 from trio_ckpt._commit.rotation import Rotation
 from trio_ckpt._commit.stream_outputs import MAX_OPEN
+from trio_ckpt.abc import RunKey
 from trio_ckpt.stores import MemoryStore
 
 LINES = "pages-{part}.jsonl"
+
+
+def length_in(parts: Mapping[str, int]) -> Callable[[str], int]:
+    """How many bytes each part has, whether confirmed or on their way."""
+    return lambda path: parts.get(path, 0)
+
+
+def place_some(rotation: Rotation, parts: dict[str, int], *sizes: int) -> list[str]:
+    """Place pieces of these sizes; returns where."""
+    placed = list[str]()
+    for size in sizes:
+        path = rotation.place(length_in(parts))
+        parts[path] = parts.get(path, 0) + size
+        placed.append(path)
+    return placed
 
 
 @given(
@@ -35,7 +53,7 @@ def test_parts_are_filled_in_order(rotate_bytes: int, sizes: list[int], kept: in
         for number, size in enumerate(sizes):
             if target is confirmed and number == kept:
                 rotation = Rotation("x-{part}", rotate_bytes)
-            path = rotation.place(size, target, {})
+            path = rotation.place(length_in(target))
             target[path] = target.get(path, 0) + size
     assert confirmed == whole
     assert list(whole) == [f"x-{number:05d}" for number in range(len(whole))]
@@ -43,21 +61,31 @@ def test_parts_are_filled_in_order(rotate_bytes: int, sizes: list[int], kept: in
 
 
 def test_pieces_that_are_on_their_way_count() -> None:
-    rotation, pieces = Rotation("x-{part}", 10), dict[str, int]()
-    placed = list[str]()
-    for _ in range(5):
-        path = rotation.place(4, {}, pieces)
-        pieces[path] = pieces.get(path, 0) + 1
-        placed.append(path)
+    placed = place_some(Rotation("x-{part}", 10), {}, 4, 4, 4, 4, 4)
     assert placed == ["x-00000"] * 3 + ["x-00001"] * 2
+
+
+def test_a_piece_that_is_given_up_leaves_full_parts_as_they_are() -> None:
+    """Also those whose pieces are still on their way."""
+    rotation, parts = Rotation("x-{part}", 1), dict[str, int]()
+    assert place_some(rotation, parts, 1, 1, 1) == ["x-00000", "x-00001", "x-00002"]
+    del parts["x-00002"]
+    assert place_some(rotation, parts, 1, 1) == ["x-00002", "x-00003"]
+
+
+def test_a_part_that_was_left_out_is_filled_and_full_ones_are_not() -> None:
+    """A process was killed when the later one of two parts was saved."""
+    parts = {"x-00000": 1, "x-00002": 1, "x-00003": 1}
+    placed = place_some(Rotation("x-{part}", 1), parts, 1, 1, 1)
+    assert placed == ["x-00001", "x-00004", "x-00005"]
 
 
 def test_a_rewind_takes_parts_back() -> None:
     rotation = Rotation("x-{part}", 10)
-    confirmed = {"x-00000": 10, "x-00001": 10, "x-00002": 3}
-    assert rotation.place(1, confirmed, {}) == "x-00002"
-    confirmed |= {"x-00001": 4, "x-00002": 0}
-    assert rotation.place(1, confirmed, {}) == "x-00001"
+    parts = {"x-00000": 10, "x-00001": 10, "x-00002": 3}
+    assert rotation.place(length_in(parts)) == "x-00002"
+    parts |= {"x-00001": 4, "x-00002": 0}
+    assert rotation.place(length_in(parts)) == "x-00001"
 
 
 def parts_of(folder: Path, pattern: str = "pages-*") -> dict[str, bytes]:
@@ -111,6 +139,32 @@ async def test_workers_share_the_parts(tmp_path: Path, autojump_clock: MockClock
     lines = [json.loads(line) for data in parts.values() for line in data.splitlines()]
     assert sorted(lines) == list(range(500))
     assert all(100 <= len(data) < 104 for data in list(parts.values())[:-1])
+
+
+class BloblessStore(MemoryStore):
+    """A store that refuses some blobs."""
+
+    refusals = 0
+
+    async def put_blob(self, run: RunKey, payload: Any) -> str:
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreError("no room for a blob")
+        return await super().put_blob(run, payload)
+
+
+async def test_what_was_not_saved_is_not_on_its_way(tmp_path: Path) -> None:
+    """The record of each batch cannot be written at first, so its line is given up."""
+    store = BloblessStore(inline_limit_bytes=1)
+    async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        for store.refusals in [1, 0] * 9:
+            with suppress(StoreError):
+                async for batch in stream.batches(range(9)):
+                    batch.append_json(LINES, batch.index, rotate_bytes=6)
+                    batch.complete()
+                    await batch.confirm()
+                    break
+    assert list(parts_of(tmp_path).values()) == [b"0\n1\n2\n", b"3\n4\n5\n", b"6\n7\n8\n"]
 
 
 def open_descriptors() -> int:

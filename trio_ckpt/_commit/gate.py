@@ -65,13 +65,7 @@ import attrs
 import trio
 
 from .._journal.observer import AttemptEnd
-from .._journal.record import (
-    Record,
-    RecordKind,
-    SinkLines,
-    describe_error,
-    encode_record,
-)
+from .._journal.record import Record, RecordKind, SinkLines, describe_error, encode_record
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -113,7 +107,7 @@ from .retry import Again, GiveUp, Then
 from .rows import commit_staged, end_run_if_committed
 from .staged import RowsCommit, Staged, settlement_of
 from .stored_state import EncodedState
-from .stream_log import Lines
+from .stream_log import Lines, PendingCommit
 
 log = get_logger(__name__)
 
@@ -378,38 +372,41 @@ class Gate:
         """
         stream, staged, is_done = self.open_stream, staged_of(batch), ending is CONFIRMED
         states, state, lines, refused = stream.state_manager, None, _NO_LINES, None
+        pending: PendingCommit | None = None
         batch.state = AttemptState.SUBMITTED
         try:
-            if is_done:
-                lines = await self._check(batch, staged)  # check
-            if states is not None and is_done:  # capture
-                state = await states.encode_state()
-            elif states is not None:
-                await states.wait_saved()
-            record = stream.introduce(
-                self._batch_record(batch, staged, state, lines)
-                if is_done
-                else record_of_end(batch, ending)
+            try:
+                if is_done:
+                    lines = await self._check(batch, staged)  # check
+                if states is not None and is_done:  # capture
+                    state = await states.encode_state()
+                elif states is not None:
+                    await states.wait_saved()
+                record = stream.introduce(
+                    self._batch_record(batch, staged, state, lines)
+                    if is_done
+                    else record_of_end(batch, ending)
+                )
+                payload = encode_record(record)  # encode
+                blobs = () if state is None else state.stored.blobs
+                if is_done and staged.commit is not None:
+                    refused = await shielded(commit_staged, staged, payload, bool(blobs or lines))
+            except _REFUSALS as problem:
+                if not is_done:
+                    raise
+                refused = problem
+            if refused is not None:
+                batch.state, staged.error = AttemptState.FAILED, refused
+                return False
+            if stream.committer.observers.all:
+                stream.committer.observers.settled(stream.attempt_of(batch))
+            on_outcome = partial(self._on_outcome, batch, ending, state, record)
+            pending = await stream.committer.submit(  # submit
+                stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
             )
-            payload = encode_record(record)  # encode
-            blobs = () if state is None else state.stored.blobs
-            if is_done and staged.commit is not None:
-                refused = await shielded(commit_staged, staged, payload, bool(blobs or lines))
-        except _REFUSALS as problem:
-            if not is_done:
-                raise
-            refused = problem
-        if refused is not None:
-            stream.stream_log.take_pieces(sink.path for sink, _ in lines)
-            batch.state, staged.error = AttemptState.FAILED, refused
-            return False
-
-        if stream.committer.observers.all:
-            stream.committer.observers.settled(stream.attempt_of(batch))
-        on_outcome = partial(self._on_outcome, batch, ending, state, record)
-        pending = await stream.committer.submit(  # submit
-            stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
-        )
+        finally:
+            if pending is None:  # nothing of it is queued
+                stream.stream_log.take_lines(lines)
         await pending.wait()  # durable, then `_on_outcome`, and the loop wakes
         if not is_done:
             await stream.restore_state()

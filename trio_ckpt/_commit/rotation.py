@@ -6,7 +6,7 @@ append file: its confirmed length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import attrs
 
@@ -26,31 +26,20 @@ class Rotation:
     template: str
     rotate_bytes: int
     _number: int = attrs.field(default=0, init=False)
-    _length: int = attrs.field(default=0, init=False)  # when all of its pieces are confirmed
 
-    def place(self, size: int, confirmed: Mapping[str, int], pieces: Mapping[str, int]) -> str:
-        """The name of the part that gets a piece.
+    def place(self, length_of: Callable[[str], int]) -> str:
+        """The name of the part that gets the next piece.
 
         Args:
-            size: How many bytes the piece has.
-            confirmed: The confirmed bytes of each append file.
-            pieces: How many pieces each append file was given that are not confirmed yet.
+            length_of: How many bytes a part has when all that is on its way to it is confirmed.
         """
-        if not pieces.get(self._name(self._number)):
-            self._find_newest(confirmed)
-        if self._length >= self.rotate_bytes:
+        while length_of(self._name(self._number + 1)):  # an earlier session has been there
             self._number += 1
-            self._length = confirmed.get(self._name(self._number), 0)
-        self._length += size
-        return self._name(self._number)
-
-    def _find_newest(self, confirmed: Mapping[str, int]) -> None:
-        """Go to the newest part that has bytes; a rewind may have taken some of them."""
-        while confirmed.get(self._name(self._number + 1)):
-            self._number += 1
-        while self._number and not confirmed.get(self._name(self._number)):
+        while self._number and not length_of(self._name(self._number)):  # it was taken back
             self._number -= 1
-        self._length = confirmed.get(self._name(self._number), 0)
+        if length_of(self._name(self._number)) >= self.rotate_bytes:
+            self._number += 1
+        return self._name(self._number)
 
     def _name(self, number: int) -> str:
         return self.template.replace(PART, f"{number:0{DIGITS}}")

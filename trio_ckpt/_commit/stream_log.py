@@ -37,6 +37,19 @@ Lines: TypeAlias = tuple[tuple[AppendFile, bytes], ...]
 """What is appended to files: for each file its lines."""
 
 
+@attrs.define
+class OnItsWay:
+    """What an append file was given that is not confirmed yet.
+
+    Attributes:
+        pieces: How many pieces.
+        size: How many bytes they have.
+    """
+
+    pieces: int = 0
+    size: int = 0
+
+
 @attrs.define(eq=False)
 class Tools:
     """What an open stream needs beside its progress; made on first use, dropped when it is left.
@@ -45,7 +58,7 @@ class Tools:
         seal: Binds its records to their sequence numbers.
         placing: Held while a checkpoint, sealed for its sequence number, is written as a blob.
         sinks: Its open append files, by path; those that were used last are last.
-        pieces: How many pieces each append file was given that are not confirmed yet.
+        on_its_way: What each append file was given that is not confirmed yet.
         redone: Batches that were re-queued since the newest verification began.
         cut_back: Append files that a rewind has cut; the tails are in the archive.
         redo_lock: Held by the task that re-queues batches, so that no batch is reverted twice.
@@ -54,7 +67,7 @@ class Tools:
     seal: Seal
     placing: trio.Lock = attrs.field(factory=trio.Lock)
     sinks: dict[str, AppendFile] = attrs.field(factory=dict[str, AppendFile])
-    pieces: dict[str, int] = attrs.field(factory=dict[str, int])
+    on_its_way: dict[str, OnItsWay] = attrs.field(factory=dict[str, OnItsWay])
     redone: IndexSet = attrs.field(factory=IndexSet)
     cut_back: set[str] = attrs.field(factory=set[str])
     redo_lock: trio.Lock = attrs.field(factory=trio.Lock)
@@ -130,17 +143,29 @@ class StreamLog:
         """The append files that are open, by path."""
         return {} if self._tools is None else self._tools.sinks
 
-    def give_piece(self, path: str) -> None:
+    def give_piece(self, path: str, size: int) -> None:
         """Count a piece for an append file, which stays open until the piece is taken back."""
-        self.tools.pieces[path] = self.tools.pieces.get(path, 0) + 1
+        given = self.tools.on_its_way.setdefault(path, OnItsWay())
+        given.pieces, given.size = given.pieces + 1, given.size + size
 
-    def take_pieces(self, paths: Iterable[str]) -> None:
-        """Count pieces as appended, or as given up."""
-        pieces = self.tools.pieces
-        for path in paths:
-            pieces[path] -= 1
-            if not pieces[path]:
-                del pieces[path]
+    def take_pieces(self, pieces: Iterable[tuple[str, int]]) -> None:
+        """Count pieces, each a file with a size, as appended or as given up."""
+        on_its_way = self.tools.on_its_way
+        for path, size in pieces:
+            given = on_its_way[path]
+            given.pieces, given.size = given.pieces - 1, given.size - size
+            if not given.pieces:
+                del on_its_way[path]
+
+    def take_lines(self, lines: Lines) -> None:
+        """Count the pieces of lines as appended or as given up."""
+        if lines:
+            self.take_pieces([(sink.path, len(piece)) for sink, piece in lines])
+
+    def length_of(self, path: str) -> int:
+        """How many bytes an append file has when all that is on its way to it is confirmed."""
+        given = self.tools.on_its_way.get(path)
+        return self.progress.sinks.get(path, 0) + (0 if given is None else given.size)
 
     def leave(self, open_s: float) -> None:
         """Mark the stream as left, and drop its tools unless they are still needed.
@@ -261,8 +286,7 @@ class PendingCommit:
             StoreDamagedError: progress cannot take the record; the run cannot go on.
         """
         stream_log = self.stream_log
-        if self.lines:
-            stream_log.take_pieces(sink.path for sink, _ in self.lines)
+        stream_log.take_lines(self.lines)
         if error is None:
             for sink, lines in self.lines:
                 sink.confirm(sink.confirmed + len(lines))

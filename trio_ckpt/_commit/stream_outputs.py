@@ -316,7 +316,7 @@ class StreamFiles:
         rotation, make = None, None if kind.compress is None else load_compressor(kind.compress)
         if kind.rotate_bytes is not None:
             whole_number("rotate_bytes", kind.rotate_bytes, least=1)
-            check_template(self.path(name))
+            check_template(name)
             rotation = Rotation(name, kind.rotate_bytes)
         return _Sink(kind, make, rotation)
 
@@ -327,15 +327,17 @@ class StreamFiles:
             OutputError: one cannot be opened, or is compressed in another way.
             StoreConflictError: another process has taken the run over.
         """
-        taken = list[str]()
+        taken = list[tuple[str, int]]()
         try:
             found = list[tuple[AppendFile, bytes]]()
             for name, data in lines.items():
                 known = self._known_sinks[name]
                 piece = await known.piece(data) if data else b""
-                path = self._place(name, known.rotation, len(piece))
-                self.stream_log.give_piece(path)
-                taken.append(path)
+                path = name
+                if known.rotation is not None:
+                    path = known.rotation.place(self.stream_log.length_of)
+                self.stream_log.give_piece(path, len(piece))
+                taken.append((path, len(piece)))
                 self.claim_sink(path)
                 await self.open_sink(path)
                 sink = self.stream_log.sinks[path]
@@ -348,11 +350,6 @@ class StreamFiles:
             self.stream_log.take_pieces(taken)
             raise
         return tuple(found)
-
-    def _place(self, name: str, rotation: Rotation | None, size: int) -> str:
-        if rotation is None:
-            return name
-        return rotation.place(size, self.stream_log.progress.sinks, self.stream_log.tools.pieces)
 
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
@@ -404,7 +401,7 @@ class StreamFiles:
         """
         tools = self.stream_log.tools
         for name in tuple(tools.sinks)[:-MAX_OPEN]:
-            if not (tools.pieces.get(name) or tools.sinks[name].has_tail):
+            if not (tools.on_its_way.get(name) or tools.sinks[name].has_tail):
                 tools.sinks.pop(name).close()
 
     async def cut_tails(self) -> None:
