@@ -185,6 +185,19 @@ async def test_a_stop_does_not_wait_for_a_turn(autojump_clock: MockClock) -> Non
     assert trio.current_time() - began < 1
 
 
+def test_another_trio_run_is_refused() -> None:
+    """It has another clock, so a wait could last for days, and may be beside this one."""
+    limit = RateLimit(requests_per_min=600)
+
+    async def ask() -> None:
+        async with limit.request() as turn:
+            turn.refused(retry_after_s=0)
+
+    trio.run(ask)
+    with pytest.raises(RuntimeError, match=r"belongs to the trio\.run that used it first"):
+        trio.run(ask)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -62,12 +62,12 @@ class RequestTurn:
 
 
 class RateLimit(Shown):
-    """A rate that the tasks of a process share; for the tasks of one `trio.run`.
+    """A rate that the tasks of a process share; for the tasks of the first `trio.run` that asks.
 
     Several processes divide a rate among them: each has its own.
     """
 
-    __slots__ = ("_changed", "_pace", "_turns")
+    __slots__ = ("_changed", "_pace", "_trio_run", "_turns")
 
     def __init__(
         self,
@@ -100,6 +100,7 @@ class RateLimit(Shown):
         self._turns = trio.Lock()  # its waiters have their turn in the order in which they came
         self._changed = trio.Event()
         self._pace.changed = self._wake
+        self._trio_run: trio.lowlevel.TrioToken | None = None  # no request has asked yet
 
     @property
     def share(self) -> float:
@@ -125,12 +126,14 @@ class RateLimit(Shown):
 
         Raises:
             TypeError, ValueError: it is no number of tokens.
-            RuntimeError: the batch is settled, or it waits already.
+            RuntimeError: the batch is settled, or it waits already; or this is another `trio.run`
+                than that of the first request.
 
         Cancellation: a cancellation point; a request that is cancelled before its turn has taken
             nothing of the rate.
         """
         reserved = whole_number("tokens", tokens)
+        self._check_trio_run()
         async with nullcontext() if batch is None else batch.waiting():
             await self._take({"requests": 1, "tokens": reserved})
         turn = RequestTurn(reserved, self._pace)
@@ -143,6 +146,15 @@ class RateLimit(Shown):
             raise
         if not turn.is_refused:
             self._pace.succeeded(trio.current_time())
+
+    def _check_trio_run(self) -> None:
+        """Check that times are of the clock of the first request, and waiters in its `trio.run`."""
+        here = trio.lowlevel.current_trio_token()
+        self._trio_run = self._trio_run or here
+        if self._trio_run is not here:
+            raise RuntimeError(
+                "this RateLimit belongs to the trio.run that used it first: make one in each"
+            )
 
     async def _take(self, units: dict[str, float]) -> None:
         async with self._turns:
