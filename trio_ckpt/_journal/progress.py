@@ -407,8 +407,7 @@ def _apply_redo(progress: Progress, record: Record) -> None:
         if not progress.done:  # it starts from the beginning, perhaps with another list
             progress.expected = progress.estimate = progress.last_index = None
             progress.failures, progress.skips, progress.metadata = {}, {}, {}
-            progress.notes = None
-            progress.deferred = {}
+            progress.notes, progress.deferred = None, {}
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
                 del progress.pins[label]  # its batch will have another state
@@ -424,6 +423,8 @@ def _apply_redo(progress: Progress, record: Record) -> None:
 
 def _apply_retry(progress: Progress, record: Record) -> None:
     _put_back(progress, record)
+    if record.index is not None:  # a complete stream goes on behind it
+        progress.expected = progress.estimate = progress.last_index = None
     if not progress.skipped:
         progress.items = add_marks(progress.items, progress.skipped_items, sign=-1)
         progress.skipped_items = 0
@@ -432,11 +433,9 @@ def _apply_retry(progress: Progress, record: Record) -> None:
 def _put_back(progress: Progress, record: Record) -> None:
     _open(progress)
     indexes = IndexSet.from_steps(record.steps)
-    progress.confirmed.subtract(indexes)
-    progress.skipped.subtract(indexes)
-    progress.adopted.subtract(indexes)
+    for batches in (progress.confirmed, progress.skipped, progress.adopted, progress.done):
+        batches.subtract(indexes)
     progress.old_code = tuple(one.without(indexes) for one in progress.old_code)
-    progress.done.subtract(indexes)
     kept: dict[int, FailedAttempt] | dict[int, Deferral]
     for kept in (progress.failures, progress.skips, progress.deferred):
         for index in [index for index in kept if index in indexes]:

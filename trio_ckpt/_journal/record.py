@@ -185,7 +185,7 @@ class RecordKind(enum.IntEnum):
     REDO = 6  # batches are re-queued, all after `index` if there is one (a rewind)
     SESSION = 7  # in the run's own stream: a session began
     END = 8  # in the run's own stream: a session ended
-    RETRY = 9  # skipped batches and a failed stream are re-queued
+    RETRY = 9  # skipped batches and a failed stream are re-queued; it goes on behind `index`
     NOTE = 10  # for the history; it changes nothing
     ADD = 11  # the stream is on the run's list, at a position
     SNAPSHOT = 12  # state inside a batch that is not confirmed

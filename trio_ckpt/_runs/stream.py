@@ -37,6 +37,7 @@ from .statistics import stream_statistics
 from .stream_operations import (
     one_batch,
     save_failure,
+    save_reopening,
     skipped_batches,
     snapshots_in_batch,
 )
@@ -299,6 +300,29 @@ class Stream(Shown, Generic[S]):
             is_due=True,
         )
         await prune_states(open_stream, is_complete=True)
+
+    async def reopen(self, *, reason: str) -> bool:
+        """Go on with a complete stream, as its source has got more; does nothing to others.
+
+        The next loop goes on behind the last batch, from its cursor and its state.  A list or a
+        `Frontier` that has grown needs no call: a loop does what is new in it.
+
+        Args:
+            reason: Why; saved in the history.
+
+        Returns:
+            False: the stream is not complete.
+
+        Durability: when this returns the record is durable.
+        Cancellation: a cancellation point until the record is being saved; none after that.
+        """
+        self._loop_cursor.check_owner()
+        text("reason", reason)
+        await self._loop_cursor.settle_open(Exit.EXIT)
+        if self._progress.status is not Status.COMPLETE:
+            return False
+        await save_reopening(self._open_stream, reason)
+        return True
 
     async def save(self, *, cursor: Plain = UNSET) -> None:
         """Save state and cursor between batches; an open batch passes the gate first.

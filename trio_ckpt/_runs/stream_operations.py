@@ -52,6 +52,16 @@ async def save_failure(open_stream: OpenStream, info: ErrorInfo) -> None:
     await open_stream.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
 
 
+async def save_reopening(open_stream: OpenStream, reason: str) -> None:
+    """Record that a complete stream goes on behind its last batch.
+
+    Durability: when this returns the record is durable.
+    """
+    last = open_stream.stream_log.progress.done.stop - 1
+    what, metadata = RecordKind.RETRY, {"reason": reason}
+    await open_stream.save_plain(Record(kind=what, at=time.time(), index=last, metadata=metadata))
+
+
 @uninterrupted
 async def skipped_batches(
     loop_cursor: LoopCursor,

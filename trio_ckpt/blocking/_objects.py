@@ -140,6 +140,7 @@ class BlockingStream(Held[Stream[S]], Generic[S]):
     unpin = waits(AnyStream.unpin)
     fail = waits(AnyStream.fail)
     redo = waits(AnyStream.redo)
+    reopen = waits(AnyStream.reopen)
     rescan = waits(AnyStream.rescan)
 
     @overload

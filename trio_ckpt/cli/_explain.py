@@ -321,6 +321,7 @@ def _checkpoint_row(sequence: int, record: Record) -> tuple[str, ...]:
         files.append(f"and {number(len(record.outputs) - 1)} more")
     says = {
         RecordKind.REDO: "reason",
+        RecordKind.RETRY: "reason",
         RecordKind.NOTE: "reason",
         RecordKind.PIN: "label",
         RecordKind.UNPIN: "label",
