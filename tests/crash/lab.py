@@ -264,12 +264,7 @@ class Lab:
         """A copy to look at: reading may tidy up."""
         copy = self.aside / "copy"
         shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(
-            self.root,
-            copy,
-            copy_function=shutil.copyfile,
-            ignore=shutil.ignore_patterns("*.ctl"),  # sockets, of which a disk keeps nothing
-        )
+        shutil.copytree(self.root, copy, copy_function=shutil.copyfile)
         return copy
 
     def _check_end(self) -> None:

@@ -460,8 +460,8 @@ PUBLIC int unlinkat(int folder, const char *name, int flags)
     pthread_mutex_lock(&mutex);
     struct stat status;
     struct head head = {.kind = flags & AT_REMOVEDIR ? RMDIR : UNLINK};
-    if (!exists(folder, name, &status) || S_ISSOCK(status.st_mode))
-        head.kind = LOOK; /* no content is in the name of a socket, so bind is not recorded */
+    if (!exists(folder, name, &status))
+        head.kind = LOOK;
     int action = begin(head.kind);
     int result = failed(action) ? -1 : (int)syscall(SYS_unlinkat, folder, name, flags);
     end(action, &head, result, -1, found, "", NULL, 0);

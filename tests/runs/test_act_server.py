@@ -1,17 +1,18 @@
 """The socket of a run: its user steers the run, and all others get nothing and harm nothing."""
 
-# ruff: noqa: ASYNC110  (what another process sees in the file system has no event)
+# ruff: noqa: ASYNC110, ASYNC240  (what another process sees in the file system has no event)
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
 import socket
 import stat
+import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -19,12 +20,13 @@ import trio
 from tests.opening import begin
 from trio_ckpt import Run
 from trio_ckpt._journal.acts import MAX_LINE_BYTES, ActRefusedError, new_act
+from trio_ckpt._maintenance import steer as _steer
 from trio_ckpt._maintenance.steer import steer
 from trio_ckpt._runs import act_server
 from trio_ckpt._runs.run import open_run_of
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._local import control_socket
-from trio_ckpt.stores._local.control_socket import listen_for_acts, socket_address
+from trio_ckpt.stores._local.control_socket import connect_to_run, listen_for_acts
 
 pytestmark = pytest.mark.skipif(
     not hasattr(socket, "AF_UNIX"), reason="this platform has no Unix sockets"
@@ -32,22 +34,31 @@ pytestmark = pytest.mark.skipif(
 LINE = json.dumps({"do": "pause", "user": "a", "host": "h", "pid": 1}).encode() + b"\n"
 
 
-async def socket_of(store: Path) -> Path:
-    """The socket of the run of a store, when it is there."""
-    while not (found := list((store / "live").glob("*.ctl"))):
+@pytest.fixture(autouse=True)
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the sockets, for this test alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"trio-ckpt-{os.geteuid()}"
+
+
+async def listening(store: Path) -> Path:
+    """The store of a run, when the run listens."""
+    while not list((store / "live").glob("*.ctl")):
         await trio.sleep(0.005)
-    return found[0]
+    return store
 
 
-async def connect(path: Path) -> trio.SocketStream:
-    with socket_address(path.parent.parent, "r") as address:
-        return await trio.open_unix_socket(address)
+async def connect(store: Path) -> trio.SocketStream:
+    connection = connect_to_run(store, "r")
+    if connection is None:
+        raise ConnectionRefusedError
+    return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
 
 
-async def answer_to(path: Path, *parts: bytes) -> bytes:
+async def answer_to(store: Path, *parts: bytes) -> bytes:
     """All that comes back for some bytes."""
     received = b""
-    async with await connect(path) as stream:
+    async with await connect(store) as stream:
         try:
             for part in parts:
                 await stream.send_all(part)
@@ -77,25 +88,42 @@ async def test_its_user_steers_a_run(tmp_path: Path) -> None:
         assert status["paused"]["pid"] == os.getpid()
 
 
-async def test_only_its_user_may_use_the_socket(tmp_path: Path) -> None:
+async def test_only_its_user_may_use_the_socket(tmp_path: Path, sockets: Path) -> None:
     url = tmp_path / "gh.ckpt"
     old = os.umask(0)
     try:
         async with begin(url):
-            path = await socket_of(url)
+            await listening(url)
+            [path] = sockets.iterdir()
+            assert stat.S_ISSOCK(path.lstat().st_mode)
             assert stat.S_IMODE(path.lstat().st_mode) == 0o600
-            assert stat.S_IMODE(path.parent.lstat().st_mode) == 0o700
+            assert stat.S_IMODE(sockets.lstat().st_mode) == 0o700
+            [named] = (url / "live").glob("*.ctl")
+            assert stat.S_IMODE(named.lstat().st_mode) == 0o600
     finally:
         os.umask(old)
-    assert not path.exists()
+    assert not list(sockets.iterdir())
+    assert not list((url / "live").iterdir())
+
+
+async def test_the_folder_of_an_open_store_is_copied(tmp_path: Path) -> None:
+    url, copy = tmp_path / "gh.ckpt", tmp_path / "copy.ckpt"
+    async with begin(url) as run:
+        await listening(url)
+        shutil.copytree(url, copy)  # fails at a socket
+        assert list((copy / "live").glob("*.ctl"))
+        with pytest.raises(ConnectionRefusedError):
+            await connect(copy)  # whoever steers the copy does not reach the original
+        assert b"is_done" in await answer_to(url, LINE)
+        assert is_paused(run)
 
 
 async def test_another_user_gets_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = tmp_path / "gh.ckpt"
     async with begin(url) as run:
-        path = await socket_of(url)
+        url = await listening(url)
         monkeypatch.setattr(act_server, "is_of_other_user", lambda _: True)
-        assert await answer_to(path, LINE) == b""
+        assert await answer_to(url, LINE) == b""
         assert not is_paused(run)
 
 
@@ -124,19 +152,19 @@ def test_the_kernel_tells_whether_another_user_asks(monkeypatch: pytest.MonkeyPa
 async def test_garbage_gets_nothing(parts: list[bytes], tmp_path: Path) -> None:
     url = tmp_path / "gh.ckpt"
     async with begin(url) as run:
-        path = await socket_of(url)
-        assert await answer_to(path, *parts) == b""
+        url = await listening(url)
+        assert await answer_to(url, *parts) == b""
         assert not is_paused(run)
-        assert b'"is_done":true' in await answer_to(path, LINE)  # others are served
+        assert b'"is_done":true' in await answer_to(url, LINE)  # others are served
         assert is_paused(run)
 
 
 async def test_a_silent_connection_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(act_server, "RECEIVE_S", 0.01)
     async with begin(tmp_path / "gh.ckpt") as run:
-        path = await socket_of(tmp_path / "gh.ckpt")
-        assert await answer_to(path, b"") == b""
-        assert await answer_to(path, LINE[:-1]) == b""  # the line never ends
+        url = await listening(tmp_path / "gh.ckpt")
+        assert await answer_to(url, b"") == b""
+        assert await answer_to(url, LINE[:-1]) == b""  # the line never ends
         assert not is_paused(run)
 
 
@@ -145,27 +173,32 @@ async def test_an_endless_line_is_cut_before_it_ends(
 ) -> None:
     monkeypatch.setattr(act_server, "RECEIVE_S", math.inf)
     async with begin(tmp_path / "gh.ckpt"):
-        path = await socket_of(tmp_path / "gh.ckpt")
-        assert await answer_to(path, *[b" " * 10_000] * 1_000) == b""
+        url = await listening(tmp_path / "gh.ckpt")
+        assert await answer_to(url, *[b" " * 10_000] * 1_000) == b""
 
 
 async def test_a_thousand_connections_harm_nothing(tmp_path: Path) -> None:
     url, answers = tmp_path / "gh.ckpt", list[bytes]()
 
-    async def ask(path: Path) -> None:
-        answers.append(await answer_to(path, LINE.replace(b"pause", b"status")))
+    async def ask(url: Path) -> None:
+        while True:
+            try:
+                answers.append(await answer_to(url, LINE.replace(b"pause", b"status")))
+                return
+            except ConnectionRefusedError:  # the backlog is full
+                await trio.sleep(0.005)
 
     async with begin(url) as run, run.open_stream("s") as stream:
-        path = await socket_of(url)
+        url = await listening(url)
         async with trio.open_nursery() as nursery:
             for _ in range(1_000 // 4):
                 for _ in range(4):
-                    nursery.start_soon(ask, path)
+                    nursery.start_soon(ask, url)
                 await trio.lowlevel.checkpoint()
             async for batch in stream.batches(range(20)):
                 batch.complete()
         assert run.exit_code == 75 or stream.progress.confirmed.stop == 20
-        assert b'"is_done":true' in await answer_to(path, LINE)
+        assert b'"is_done":true' in await answer_to(url, LINE)
     assert len(answers) == 1_000
     assert all(b"is_done" in answer or answer == b"" for answer in answers)
 
@@ -175,11 +208,11 @@ async def test_callers_beyond_the_limit_are_told_so(
 ) -> None:
     monkeypatch.setattr(act_server, "MAX_CONNECTIONS", 1)
     async with begin(tmp_path / "gh.ckpt"):
-        path = await socket_of(tmp_path / "gh.ckpt")
-        async with await connect(path) as silent:
+        url = await listening(tmp_path / "gh.ckpt")
+        async with await connect(url) as silent:
             await silent.send_all(b"{")
-            assert b"too many processes ask at once" in await answer_to(path, LINE)
-        while b"too many" in await answer_to(path, LINE.replace(b"pause", b"status")):
+            assert b"too many processes ask at once" in await answer_to(url, LINE)
+        while b"too many" in await answer_to(url, LINE.replace(b"pause", b"status")):
             await trio.sleep(0.005)
 
 
@@ -189,18 +222,18 @@ async def test_what_a_killed_owner_left_is_replaced(tmp_path: Path) -> None:
         pass
     left = listen_for_acts(url, "r")  # as a killed process leaves its socket
     left.close()
-    path = await socket_of(url)
+    url = await listening(url)
     with pytest.raises(ConnectionRefusedError):
-        await connect(path)
+        await connect(url)
     async with begin(url) as run:
-        while b"is_done" not in await _try(path):
+        while b"is_done" not in await _try(url):
             await trio.sleep(0.005)
         assert is_paused(run)
 
 
-async def _try(path: Path) -> bytes:
+async def _try(url: Path) -> bytes:
     try:
-        return await answer_to(path, LINE)
+        return await answer_to(url, LINE)
     except OSError:
         return b""
 
@@ -209,21 +242,50 @@ async def _try(path: Path) -> bytes:
     not os.path.exists("/proc/self/fd"),
     reason="without /proc the path must fit into the address of a socket",
 )
-async def test_a_path_of_any_length_has_a_socket(tmp_path: Path) -> None:
+async def test_a_path_of_any_length_has_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = tmp_path / ("a" * 100) / ("b" * 100)
     url.parent.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(url.parent))
     async with begin(url) as run:
-        await socket_of(url)
-        store = await open_store(url)
-        await steer(store, "r", new_act("pause", "ann"))
-        await store.aclose()
+        await listening(url)
+        assert b"is_done" in await answer_to(url, LINE)
         assert is_paused(run)
 
 
-REASONS: dict[str, Any] = {
-    "others can write": ("can be written by others", None),
-    "of another": ("belongs to another user, uid", None),
-    "no unix sockets": ("this platform has no Unix sockets", "AF_UNIX"),
+async def test_a_process_with_another_tmpdir_finds_the_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = tmp_path / "gh.ckpt"
+    async with begin(url) as run:
+        await listening(url)
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(tmp_path / "another"))
+            assert b"is_done" in await answer_to(url, LINE)
+        assert is_paused(run)
+
+
+async def test_callers_wait_while_the_backlog_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "BACKLOG", 1)
+    url = tmp_path / "gh.ckpt"
+    async with begin(url):
+        pass
+    with listen_for_acts(url, "r"):  # and nothing is accepted
+        found = [connect_to_run(url, "r") for _ in range(4)]
+        assert found[0] is not None
+        assert found[-1] is None
+        for one in found:
+            if one is not None:
+                one.close()
+
+
+REASONS = {
+    "others can write": "live can be written by others",
+    "of another": "belongs to another user, uid",
+    "no unix sockets": "this platform has no Unix sockets",
 }
 
 
@@ -232,16 +294,16 @@ async def test_a_run_without_a_socket_goes_on_and_says_why(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    url, (reason, missing) = tmp_path / "gh.ckpt", REASONS[case]
+    url, reason = tmp_path / "gh.ckpt", REASONS[case]
     async with begin(url):
         pass
-    if case == "of another":
+    if case == "others can write":
+        (url / "live").chmod(0o777)
+    elif case == "of another":
         uid = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
-    elif missing is None:
-        (url / "live").chmod(0o777)
     else:
-        monkeypatch.delattr(socket, missing)
+        monkeypatch.delattr(socket, "AF_UNIX")
     async with begin(url) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(3)):
             batch.complete()
@@ -253,3 +315,32 @@ async def test_a_run_without_a_socket_goes_on_and_says_why(
         await store.aclose()
     assert reason in caplog.text
     assert run.exit_code == 0
+
+
+@pytest.mark.parametrize("case", ["link", "written by others", "file"])
+async def test_a_folder_of_sockets_that_is_not_the_users_is_refused(
+    case: str,
+    tmp_path: Path,
+    sockets: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr(_steer, "FIND_S", 0.0)
+    if case == "file":
+        sockets.touch()
+    elif case == "link":
+        (tmp_path / "elsewhere").mkdir()
+        sockets.symlink_to(tmp_path / "elsewhere")
+    else:
+        sockets.mkdir()
+        sockets.chmod(0o777)
+    async with begin(tmp_path / "gh.ckpt"):
+        while "cannot be steered" not in caplog.text:
+            await trio.sleep(0.005)
+        store = await open_store(tmp_path / "gh.ckpt")
+        with pytest.raises(ActRefusedError, match="could not make a socket, as its log says"):
+            await steer(store, "r", new_act("pause", "ann"))
+        await store.aclose()
+    assert str(sockets) in caplog.text
+    assert not sockets.is_dir() or not list(sockets.iterdir())

@@ -27,8 +27,9 @@ from .._journal.record import PAUSED
 from .._journal.store import Owner, Store
 from .._util.errors import CannotRedoError, RunLockedError, StoreError, UnknownStreamError
 from .._util.text import batches_are
+from .._util.threads import run_blocking
 from ..stores import folder_of
-from ..stores._local.control_socket import is_of_other_user, socket_address
+from ..stores._local.control_socket import connect_to_run, is_of_other_user
 from .offline import Maintenance, open_maintenance, progress_in, redo_by_act, save_act
 
 FIND_S = 2.0  # a run that has just begun makes its socket after it has taken its lock
@@ -93,16 +94,15 @@ async def _ask(store: Store, run_id: str, act: Act, owner: Owner) -> ActReply | 
             run_id=run_id,
         )
     try:
-        with socket_address(Path(folder), run_id) as address:
-            stream = await trio.open_unix_socket(address)
-    except OSError:  # there is none, or it is what a killed process has left
-        return None
+        connection = await run_blocking(connect_to_run, Path(folder), run_id)
     except StoreError as error:
         raise ActRefusedError(
             f"run {run_id!r} is running ({_who(owner)}), and cannot be steered: {error}",
             run_id=run_id,
         ) from error
-    async with stream:
+    if connection is None:
+        return None
+    async with trio.SocketStream(trio.socket.from_stdlib_socket(connection)) as stream:
         with trio.move_on_after(ASK_S):
             if is_of_other_user(stream.socket):
                 raise ActRefusedError(
@@ -138,8 +138,8 @@ def _no_answer(run_id: str | None = None) -> ActRefusedError:
 def _no_socket(run_id: str, owner: Owner) -> ActRefusedError:
     return ActRefusedError(
         f"run {run_id!r} is owned ({_who(owner)}), but no process listens at its socket: it is on "
-        "another machine, is a command such as trio-ckpt compact, or could not make a socket, as "
-        "its log says",
+        "another machine, or in a container or a service with temporary files of its own; it is a "
+        "command such as trio-ckpt compact; or it could not make a socket, as its log says",
         run_id=run_id,
     )
 
