@@ -154,7 +154,8 @@ async def left_on_restart(store: MemoryStore, state: Any) -> int | None:
     ):
         async for batch in stream.batches():
             assert batch.complete()
-            return batch.index
+            index: int = batch.index
+            return index
     return None
 
 

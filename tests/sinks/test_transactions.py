@@ -21,6 +21,7 @@ from tests.sinks.program import (
 )
 from trio_ckpt import (
     Batch,
+    BatchFailedError,
     CheckpointResult,
     Frontier,
     RetryRule,
@@ -56,10 +57,18 @@ def markers(database: str) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in found]
 
 
-async def run_one(database: str, body: Callable[[Sink, Batch[Any]], Any], **options: Any) -> None:
+async def run_one(
+    database: str,
+    body: Callable[[Sink, Batch[Any]], Any],
+    store: MemoryStore | None = None,
+    **options: Any,
+) -> None:
     """Work on one batch."""
     sink = open_sink(database)
-    async with begin() as run, run.open_stream("s", sink=sink, **options) as stream:
+    async with (
+        begin(store or MemoryStore()) as run,
+        run.open_stream("s", sink=sink, **options) as stream,
+    ):
         async for batch in stream.batches(range(1)):
             await body(sink, batch)
 
@@ -190,9 +199,48 @@ async def test_a_batch_that_is_confirmed_inside_is_refused(database: str) -> Non
             batch.complete()
             await batch.confirm()
 
-    with pytest.raises(RuntimeError, match="was confirmed inside its transaction"):
-        await run_one(database, body)
+    store = MemoryStore()
+    with pytest.raises(BatchFailedError, match="was confirmed inside its transaction"):
+        await run_one(database, body, store)
     assert read_rows(database) == EMPTY
+    async with begin(store.after_crash()) as run, run.open_stream("s") as stream:
+        assert stream.remaining(total=1) == [0]
+
+
+async def test_an_error_after_complete_runs_the_batch_again(database: str) -> None:
+    """Whoever catches it: the rows are undone, so the batch is not done."""
+    attempts, failed = list[int](), list[bool]()
+
+    async def body(sink: Sink, batch: Batch[Any]) -> None:
+        attempts.append(batch.attempt)
+        try:
+            async with sink.transaction(batch) as connection:
+                batch.complete(records=1)
+                await insert(connection)
+                if batch.attempt == 1:
+                    await connection.execute("INSERT INTO nowhere VALUES (0)")
+        except Exception as error:
+            failed.append(batch.fail(error))
+
+    await run_one(database, body, retry=AGAIN)
+    assert (attempts, failed) == ([1, 2], [True])
+    assert read_rows(database)[0] == [(0, 0)]
+
+
+async def test_a_cancellation_after_complete_confirms_nothing(database: str) -> None:
+    store, sink = MemoryStore(), open_sink(database)
+    with trio.CancelScope() as scope:
+        async with begin(store) as run, run.open_stream("s", sink=sink) as stream:
+            async for batch in stream.batches(range(1)):
+                async with sink.transaction(batch) as connection:
+                    await insert(connection)
+                    batch.complete()
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert read_rows(database) == EMPTY
+    async with begin(store.after_crash()) as run, run.open_stream("s") as stream:
+        assert stream.remaining(total=1) == [0]
 
 
 async def test_a_transaction_that_the_body_ends_is_refused(database: str) -> None:

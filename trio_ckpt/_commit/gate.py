@@ -3,12 +3,12 @@
 Theory of operation
 ===================
 
-A batch is left in one of five ways: the loop asks for the next one, `confirm` is called, its
-block ends, an exception leaves, or it is cancelled.  What happens then depends on the state of
-the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.  Where a failed attempt
-is left for the next batch, the retry table decides whether its batch runs again, and the record
-says so.  Where an exception is leaving already, an error while saving is logged instead of raised:
-it must not replace the exception that leaves.
+A batch is left in one of six ways: the loop asks for the next one, `confirm` is called, its
+transaction ends, its block ends, an exception leaves, or it is cancelled.  What happens then
+depends on the state of the attempt: the table `GATE` says it, and `Gate.pass_gate` carries it out.
+Where a failed attempt is left for the next batch, the retry table decides whether its batch runs
+again, and the record says so.  Where an exception is leaving already, an error while saving is
+logged instead of raised: it must not replace the exception that leaves.
 
 Whatever the table says, there is one way for an attempt to become durable, and one function that
 goes it: `Gate._save`.  A confirmed batch, a failed attempt, a skip and a withdrawal differ in what
@@ -34,8 +34,8 @@ saved.
 
 **Commit** is for a batch whose rows go into a database of the user (`trio_ckpt.sinks`).  The record
 is in that transaction, too, so the next start saves it if this process ends before it is saved.  A
-commit that is refused makes the attempt a failed one.  After a commit the record has to follow:
-where it cannot be saved, the run ends, because the batch must not run again beside its rows.
+refused commit makes the attempt a failed one, and so does another exit while the transaction is
+open.  After a commit the record has to follow, or the run ends: the batch must not run again.
 
 **Durable** is the group committer's word (see `trio_ckpt._commit.group_commit`): lines appended
 and fsynced, the record in the store.  Then `PendingCommit.end` moves progress, record by record.

@@ -6,12 +6,53 @@ between the next start finds it there, and saves it instead of running the batch
 
 from __future__ import annotations
 
-from .._util.errors import SinkError
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from .._tokens.token import TokenEvent, move
+from .._util.errors import SinkError, describe_batch
 from .._util.exceptions import text_of
 from .._util.text import one_line
-from .batch import AnyBatch, staged_of
+from .._util.uninterrupted import uninterrupted
+from .batch import AnyBatch, AttemptState, staged_of
 from .open_stream import OpenStream
 from .staged import Staged
+
+
+@uninterrupted
+@contextmanager
+def only_with_rows(batch: AnyBatch) -> Generator[None]:
+    """Open a block in which a batch is saved with its rows, by `commit_rows`, or not at all.
+
+    Where an exception leaves the block, the rows are undone, so a batch that was completed inside
+    is open again.  This ensures that it is not saved without them where the exception is caught,
+    or is a cancellation.
+    """
+    staged = staged_of(batch)
+
+    async def refuse(_payload: bytes, _has_more: bool) -> Exception:
+        return confirmed_inside(batch)
+
+    staged.commit = refuse
+    try:
+        yield
+    except BaseException:
+        if batch.state is AttemptState.COMPLETED:
+            batch.state = AttemptState.OPEN
+            staged.adopted.clear()
+            move(batch.token, TokenEvent.RETRY)
+        raise
+    finally:
+        staged.commit = None
+
+
+def confirmed_inside(batch: AnyBatch) -> RuntimeError:
+    """The error for a batch that passes the gate while its transaction is open."""
+    where = describe_batch(batch.token.run_id, batch.token.stream, batch.index)
+    return RuntimeError(
+        f"{where} was confirmed inside its transaction, so its rows are undone: the end of the "
+        "block confirms it"
+    )
 
 
 async def commit_staged(staged: Staged, payload: bytes, has_more: bool) -> Exception | None:

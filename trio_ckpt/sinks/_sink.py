@@ -13,6 +13,7 @@ import trio
 
 from .._commit.batch import AnyBatch, AttemptState, Batch, commit_rows
 from .._commit.open_stream import OpenStream
+from .._commit.rows import confirmed_inside, only_with_rows
 from .._journal.history import ReadPages
 from .._util.arguments import function, instance
 from .._util.errors import SinkError, TokenNeverSettledError, describe_batch
@@ -48,8 +49,9 @@ class Sink:
         """Open a transaction for the rows of a batch: ``async with sink.transaction(batch) as c:``.
 
         Complete the batch inside the block.  At its end the rows are committed together with the
-        record of the batch, and the batch is confirmed.  A batch that was failed, skipped or
-        withdrawn in the block leaves no rows, and neither does an exception.
+        record of the batch, and the batch is confirmed.  A batch that was failed, skipped, deferred
+        or withdrawn in the block leaves no rows.  Neither does an exception; a batch that was
+        completed before it is open again.
 
         Where this process ends between the commit and the checkpoint, the next one saves the
         record that lies beside the rows, and does not hand the batch out again.
@@ -91,10 +93,11 @@ class Sink:
             await session.begin()
             connection = SinkConnection(session)
             try:
-                yield connection
-                end_connection(connection, where)
-                if _has_rows(batch, where):
-                    await commit_rows(batch, partial(rows.commit, session, batch.index))
+                with only_with_rows(batch):
+                    yield connection
+                    end_connection(connection, where)
+                    if _has_rows(batch, where):
+                        await commit_rows(batch, partial(rows.commit, session, batch.index))
             finally:
                 close_connection(connection)
                 await session.rollback()
@@ -148,8 +151,5 @@ def _has_rows(batch: AnyBatch, where: str) -> bool:
             "batch.complete() inside the block"
         )
     if batch.state in (AttemptState.SUBMITTED, AttemptState.OVER):
-        raise RuntimeError(
-            f"{where} was confirmed inside its transaction, so its rows are undone: the end of the "
-            "block confirms it"
-        )
+        raise confirmed_inside(batch)
     return batch.state is AttemptState.COMPLETED
