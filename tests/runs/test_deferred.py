@@ -22,6 +22,7 @@ from trio_ckpt import (
     Limits,
     RetryRule,
     RetryTable,
+    Run,
     RunStoppedError,
     Status,
     Stream,
@@ -542,6 +543,28 @@ async def test_one_that_is_given_up_from_outside_is_not_waited_for(
             assert trio.current_time() == pytest.approx(100, abs=1)
     assert sorted(begun) == [0, 1, 2]
     assert run.exit_code == 3
+
+
+async def test_a_wait_goes_on_for_the_next_one(autojump_clock: Clock) -> None:
+    """The first that is due is given up from outside: the run does not wait for that time."""
+    left_s = list[float]()
+
+    async def give_up(run: Run, steering: Steering) -> None:
+        await trio.sleep(10)
+        await done(steering, "skip", stream=("s",), steps=(1, 1))
+        await trio.sleep(5)
+        left_s.append(run.statistics().waiting[0].for_s)
+        if left_s[0] < DAY_S / 2:
+            run.request_stop()  # the loop would turn and turn without waiting
+
+    with pytest.raises(RunStoppedError) as stopped:
+        async with begin_steered(MemoryStore()) as (run, steering), trio.open_nursery() as nursery:
+            nursery.start_soon(give_up, run, steering)
+            async with run.open_stream("s") as stream:
+                work = Work(lambda batch: {1: 30.0, 2: DAY_S}.get(batch.index))
+                await run_batches(stream, range(4), work.handle, concurrency=2)
+    assert left_s == [pytest.approx(DAY_S, abs=100)]
+    assert "deferred work: 1 batch, due at" in str(stopped.value.reason)
 
 
 async def test_retry_failed_leaves_it_deferred(autojump_clock: Clock) -> None:

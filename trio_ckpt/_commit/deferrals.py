@@ -129,7 +129,7 @@ class Deferrals:
         self.leave = leave
 
     def set_waiting(self, began: Callable[[], None]) -> None:
-        """Call this when a wait begins."""
+        """Call this when a wait begins, or becomes another."""
         self._began_waiting = began
 
     async def wait(self, until: float) -> None:
@@ -151,7 +151,7 @@ class Deferrals:
 
     def begin_waiting(self, until: float) -> None:
         """Mark that the loop is parked until a time on trio's clock, with nothing else to do."""
-        if self.waits_until is None:
+        if self.waits_until != until:  # else another worker of the loop has said so
             self.waits_until = until
             self._began_waiting()
 
