@@ -117,7 +117,7 @@ def test_a_program_that_is_killed_goes_on(run: Terminal, here: Path, kind: str) 
     assert found != "nothing saved yet\n"
     durable = before[:-IN_FLIGHT]
     assert not set(durable) & set(after)
-    names = {re.sub(" from step .*", "", line) for line in (*before, *after) if is_work(line)}
+    names = {re.sub(" from point .*", "", line) for line in (*before, *after) if is_work(line)}
     assert len(names) == WORK[kind]
     assert run("watch", "my_work/my_work.ckpt").code == 0
 

@@ -148,9 +148,9 @@ class Collection:
 
         Raises:
             RunStoppedError: the collection was stopped, or a limit is reached; see `open_run`.
-            RuntimeError: the block has opened no stream, so the partition is not complete; or it
-                is inside of a block of a partition or of the last phase, for whose end it would
-                wait.
+            RuntimeError: the block has looped over no batches of a stream, so the partition is not
+                complete; or it is inside of a block of a partition or of the last phase, for whose
+                end it would wait.
             ConfigChangedError: a run that has the name of a partition is not of this collection.
             StoreError: the store cannot be used.
             TrioCkptError: as `open_run` raises it.
@@ -231,8 +231,8 @@ class Collection:
             return
         self._check_going_on()
         raise RuntimeError(
-            f"partition {run.run_id!r}: its block has ended, and no stream was opened in it; where "
-            "there is nothing to do for it, loop over the batches of a stream without items"
+            f"partition {run.run_id!r}: its block has ended before any loop over the batches of a "
+            "stream; where there is nothing to do for it, loop over a stream without items"
         )
 
     # -- taking a run ----------------------------------------------------------------------
