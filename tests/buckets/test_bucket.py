@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from obstore.store import S3Store
 
+from trio_ckpt import StoreError
 from trio_ckpt._buckets.address import parse_address
 from trio_ckpt._buckets.bucket import (
     Bucket,
@@ -76,6 +81,68 @@ def test_a_server_that_is_not_there_gives_no_answer(monkeypatch: pytest.MonkeyPa
     with pytest.raises(NoAnswerError, match=r"^s3://bucket.*: PUT key: ") as caught:
         there.create("key", b"")
     assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_lease", "times"),
+    [
+        ("&lease_s=30", True, ["10000ms", "10000ms", "300000ms"]),
+        ("", True, ["20000ms", "20000ms", "300000ms"]),
+        ("&lease_s=600", True, ["20000ms", "200000ms", "300000ms"]),
+        ("", False, ["20000ms", "300000ms", "300000ms"]),
+    ],
+)
+def test_what_a_save_may_wait_for_ends_within_its_lease(
+    options: str, has_lease: bool, times: list[str]
+) -> None:
+    url = f"s3://bucket?endpoint=http://127.0.0.1:1&region=x{options}"
+    clients = open_bucket(parse_address(url, has_lease=has_lease))._clients
+    found = [clients.quick, clients.large, clients.patient]
+    assert all(isinstance(client, S3Store) for client in found)
+    assert [(client.client_options or {})["timeout"] for client in found] == times  # type: ignore[union-attr]
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server that answers each PUT with one status."""
+
+    status = HTTPStatus.NOT_IMPLEMENTED
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(self.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_args: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (HTTPStatus.NOT_IMPLEMENTED, RefusedError),
+        (HTTPStatus.BAD_REQUEST, RefusedError),
+        (HTTPStatus.SERVICE_UNAVAILABLE, NoAnswerError),
+        (HTTPStatus.TOO_MANY_REQUESTS, NoAnswerError),
+    ],
+)
+def test_a_status_says_whether_it_is_of_use_to_ask_again(
+    status: HTTPStatus, kind: type[StoreError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setattr(Answering, "status", status)
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"s3://bucket?endpoint=http://127.0.0.1:{server.server_port}&region=x"
+            with pytest.raises(kind) as caught:
+                open_bucket(parse_address(url)).create("key", b"x")
+            assert type(caught.value) is kind
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_bucket_that_is_not_there_refuses(s3_url: str) -> None:

@@ -26,7 +26,7 @@ class ScriptedBucket(Bucket):
 
     def __init__(self, *script: str) -> None:
         memory = memory_bucket()
-        super().__init__("memory", memory._quick, memory._patient)
+        super().__init__("memory", memory._clients)
         self.script = list(script)
 
     def _play(self, send: Callable[[], T]) -> T:

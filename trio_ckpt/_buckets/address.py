@@ -7,6 +7,7 @@ environment, in a profile or from the machine.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ class ObjectsAddress:
         scheme: The kind of the object store.
         bucket: The bucket or container; for ``file`` the folder.
         prefix: What the keys of all its objects begin with, without a slash at the end.
-        lease_s: How long an owner keeps a run without a sign of life, in seconds.
+        lease_s: How long an owner keeps a run without a sign of life, in seconds; infinite where
+            nothing has a lease.
         endpoint: The URL of the server; None: the provider's.
         region: The region of the bucket; None: as the environment says.
         account: The account of the container; None: as the environment says.
@@ -84,8 +86,9 @@ def parse_address(url: str, *, has_lease: bool = True) -> ObjectsAddress:
             "belong in it, they come from the environment or a profile"
         )
     options = _read_options(scheme, query, shown, has_lease=has_lease)
+    lease_s = read_lease(options, DEFAULT_LEASE_S, shown) if has_lease else math.inf
     if scheme == "file":
-        return _in_folder(url, place, read_lease(options, DEFAULT_LEASE_S, shown), shown)
+        return _in_folder(url, place, lease_s, shown)
     bucket, _, prefix = place.partition("/")
     prefix = prefix.rstrip("/")
     if not _BUCKET.fullmatch(bucket):
@@ -99,7 +102,7 @@ def parse_address(url: str, *, has_lease: bool = True) -> ObjectsAddress:
         scheme,
         bucket,
         prefix,
-        read_lease(options, DEFAULT_LEASE_S, shown),
+        lease_s,
         _match(options, "endpoint", _ENDPOINT, "a URL such as https://minio.example:9000", shown),
         _match(options, "region", _WORD, "a name such as eu-central-1", shown),
         _match(options, "account", _WORD, "the name of a storage account", shown),

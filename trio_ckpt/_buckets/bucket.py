@@ -30,18 +30,19 @@ if TYPE_CHECKING:
     from obstore import PutMode, UpdateVersion
 
 TIMEOUT_S = 20.0  # of a request, but for those that move much
-TIMEOUT_SHARE = 1 / 3  # of the lease at most
 LONG_TIMEOUT_S = 300.0
+TIMEOUT_SHARE = 1 / 3  # of the lease at most, of what a save may have to wait for
 CONNECT_TIMEOUT_S = 5.0
 MAX_OBJECT_BYTES = 2**30  # of an object that is read whole
 PART_BYTES = 8 * 2**20  # of an upload in parts; providers take 10,000 of them
 WRITE_BYTES = 2**20
-QUICK_BYTES = 2**20  # an object of this size is written within `TIMEOUT_S`
+QUICK_BYTES = 2**20  # an object of this size is written or compared within `TIMEOUT_S`
 LIST_AT_ONCE = 1_000
 
-# A status that says that the server has refused the request itself.  It may answer these in time:
-# 408 timeout, 409 another write at this moment, 412 the condition, 429 too many requests.
-_REFUSED = re.compile(r"status code: 4(?!08|09|12|29)[0-9]{2}", re.ASCII)
+# A status that says that the server has refused the request itself; 501 is what it never does.
+# It may answer these in time: 408 timeout, 409 another write at this moment, 412 the condition, 429
+# too many requests.
+_REFUSED = re.compile(r"status code: (4(?!08|09|12|29)[0-9]{2}|501)", re.ASCII)
 _CODE = re.compile("<Code>([^<]+)</Code>")
 _MESSAGE = re.compile("<Message>([^<]+)</Message>")
 _REFUSALS = (
@@ -105,14 +106,31 @@ class PartedUpload:
             self._writer.close()
 
 
+@attrs.frozen
+class Clients:
+    """Clients of a bucket, by how long they wait for an answer.
+
+    Attributes:
+        quick: For requests that move little.
+        large: For an object that is read or written whole, where a save may have to wait for it.
+        patient: For what no save waits for.
+    """
+
+    quick: ObjectStore
+    large: ObjectStore
+    patient: ObjectStore
+
+
 class Bucket:
     """A bucket, or what stands for one."""
 
-    def __init__(self, shown: str, quick: ObjectStore, patient: ObjectStore) -> None:
+    def __init__(self, shown: str, clients: Clients) -> None:
         self.shown = shown
-        self._quick = quick
-        self._patient = patient
-        self._is_sorted = not isinstance(quick, LocalStore)  # its lists come in any order
+        self._clients = clients
+        self._is_in_folder = isinstance(clients.quick, LocalStore)  # its lists come in any order
+
+    def _client_for(self, data: bytes) -> ObjectStore:
+        return self._clients.quick if len(data) <= QUICK_BYTES else self._clients.large
 
     def create(self, key: str, data: bytes) -> str:
         """Put an object that must not exist; returns its ETag.
@@ -130,7 +148,7 @@ class Bucket:
         Raises:
             KeyTakenError: there is another version, or none; or the server cannot tell.
         """
-        if isinstance(self._quick, LocalStore):
+        if self._is_in_folder:
             return self._put(old.key, data, "overwrite")
         version: UpdateVersion = {"e_tag": old.etag}
         if old.version is not None:
@@ -138,24 +156,24 @@ class Bucket:
         return self._put(old.key, data, version)
 
     def _put(self, key: str, data: bytes, mode: PutMode) -> str:
-        to = self._quick if len(data) <= QUICK_BYTES else self._patient
         with self._explain("PUT", key):
             try:
-                done = obstore.put(to, key, data, mode=mode, use_multipart=False)
+                done = obstore.put(
+                    self._client_for(data), key, data, mode=mode, use_multipart=False
+                )
             except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
                 raise KeyTakenError(key) from error
             return done["e_tag"] or ""
 
     def put(self, key: str, data: bytes) -> None:
         """Put an object whose key no other writer uses."""
-        store = self._quick if len(data) <= QUICK_BYTES else self._patient
         with self._explain("PUT", key):
-            obstore.put(store, key, data, use_multipart=False)
+            obstore.put(self._client_for(data), key, data, use_multipart=False)
 
     def get(self, key: str) -> bytes | None:
         """Read a whole object; None: there is none."""
         with self._explain("GET", key), suppress(FileNotFoundError):
-            found = obstore.get(self._quick, key)
+            found = obstore.get(self._clients.large, key)
             if found.meta["size"] > MAX_OBJECT_BYTES:
                 raise StoreDamagedError(f"{self.shown}: {key} is too large to be an object of it")
             return bytes(found.bytes())
@@ -164,7 +182,7 @@ class Bucket:
     def compare(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
         """Look at an object, and whether it has these bytes; None: there is none."""
         with self._explain("GET", key), suppress(FileNotFoundError):
-            found = obstore.get(self._patient, key)
+            found = obstore.get(self._client_for(data), key)
             is_same = found.meta["size"] == len(data) and bytes(found.bytes()) == data
             return _entry_of(found.meta), is_same
         return None
@@ -172,13 +190,13 @@ class Bucket:
     def get_range(self, key: str, offset: int, size: int) -> bytes | None:
         """Read a part of an object, maybe a shorter one; None: there is no such object."""
         with self._explain("GET", key), suppress(FileNotFoundError):
-            return bytes(obstore.get_range(self._patient, key, start=offset, length=size))
+            return bytes(obstore.get_range(self._clients.patient, key, start=offset, length=size))
         return None
 
     def find(self, key: str) -> StoredObject | None:
         """Look at an object without reading it; None: there is none."""
         with self._explain("HEAD", key), suppress(FileNotFoundError):
-            return _entry_of(obstore.head(self._quick, key))
+            return _entry_of(obstore.head(self._clients.quick, key))
         return None
 
     def list(self, folder: str, after: str | None = None) -> Iterator[StoredObject]:
@@ -189,8 +207,10 @@ class Bucket:
             after: Only objects whose keys come after it.
         """
         with self._explain("LIST", folder):
-            stream = obstore.list(self._quick, folder, offset=after, chunk_size=LIST_AT_ONCE)
-            chunks = iter(stream) if self._is_sorted else iter([stream.collect()])
+            stream = obstore.list(
+                self._clients.quick, folder, offset=after, chunk_size=LIST_AT_ONCE
+            )
+            chunks = iter([stream.collect()]) if self._is_in_folder else iter(stream)
         while True:
             with self._explain("LIST", folder):
                 found = [_entry_of(meta) for meta in next(chunks, ())]
@@ -202,16 +222,16 @@ class Bucket:
         """Remove objects; those that do not exist are passed over."""
         with self._explain("DELETE", keys[0]):
             try:
-                obstore.delete(self._quick, keys)
+                obstore.delete(self._clients.quick, keys)
             except FileNotFoundError:  # a folder stops at the first
                 for key in keys:
                     with suppress(FileNotFoundError):
-                        obstore.delete(self._quick, key)
+                        obstore.delete(self._clients.quick, key)
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object, within the server."""
         with self._explain("COPY", source):
-            obstore.copy(self._patient, source, target)
+            obstore.copy(self._clients.patient, source, target)
 
     def upload(self, key: str, views: Iterable[memoryview]) -> None:
         """Write an object in parts, in place of any; if an error is raised, there is none.
@@ -227,7 +247,7 @@ class Bucket:
     def begin_upload(self, key: str) -> PartedUpload:
         """Begin an object that is written in parts, in place of any."""
         with self._explain("PUT", key):
-            writer = obstore.open_writer(self._patient, key, buffer_size=PART_BYTES)
+            writer = obstore.open_writer(self._clients.patient, key, buffer_size=PART_BYTES)
         return PartedUpload(writer, partial(self._explain, "PUT", key))
 
     @contextmanager
@@ -268,17 +288,20 @@ def open_bucket(address: ObjectsAddress) -> Bucket:
         StoreError: it cannot be used so.
     """
     try:
-        quick = _open(address, min(TIMEOUT_S, address.lease_s * TIMEOUT_SHARE))
-        patient = _open(address, LONG_TIMEOUT_S)
+        clients = Clients(
+            _open(address, min(TIMEOUT_S, address.lease_s * TIMEOUT_SHARE)),
+            _open(address, min(LONG_TIMEOUT_S, address.lease_s * TIMEOUT_SHARE)),
+            _open(address, LONG_TIMEOUT_S),
+        )
     except (exceptions.BaseError, ValueError, OSError) as error:
         raise StoreError(f"{address.shown}: {message_of(str(error))}") from error
-    return Bucket(address.shown, quick, patient)
+    return Bucket(address.shown, clients)
 
 
 def memory_bucket(shown: str = "memory") -> Bucket:
     """A bucket in memory, for tests."""
     store = MemoryStore()
-    return Bucket(shown, store, store)
+    return Bucket(shown, Clients(store, store, store))
 
 
 def _open(address: ObjectsAddress, timeout_s: float) -> ObjectStore:

@@ -68,7 +68,7 @@ class ClockedBucket(Bucket):
 
     def __init__(self, clock: Ticking, real: Bucket | None = None) -> None:
         of = memory_bucket() if real is None else real
-        super().__init__(of.shown, of._quick, of._patient)
+        super().__init__(of.shown, of._clients)
         self.clock = clock
         self.times: dict[str, datetime] = {}
         self.before: Callable[[str, str], None] = nothing

@@ -63,7 +63,7 @@ class BlindBucket(Bucket):
 
 async def test_a_bucket_that_creates_twice_is_refused() -> None:
     memory = memory_bucket()
-    blind = BlindBucket("s3://blind", memory._quick, memory._patient)
+    blind = BlindBucket("s3://blind", memory._clients)
     with pytest.raises(StoreError, match=r"s3://blind: .* does not honour If-None-Match"):
         await open_on(blind)
     assert list(memory.list("prefix")) == [], "it was changed"
@@ -81,7 +81,7 @@ async def test_a_reader_needs_no_right_to_write() -> None:
     store = await open_on(memory)
     async with store.lock_run("run") as owner:
         assert await store.save(RunKey("run", 0, owner), [Checkpoint("[]", 1, b"x")]) == [None]
-    reader = await open_on(ReadOnlyBucket("s3://bucket", memory._quick, memory._patient))
+    reader = await open_on(ReadOnlyBucket("s3://bucket", memory._clients))
     assert [run.records for run in await reader.list_runs()] == [1]
     with pytest.raises(StoreError, match="this user may not write to it"):
         async with reader.lock_run("run"):
