@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, cast
@@ -176,6 +177,48 @@ def test_a_result_that_is_computed_again_is_waited_for(completed: FakeCompleted)
     found, _ = ends_of(fetch, completed)
     assert found == {key: Value(key.upper()) for key in "abc"}
     assert tries["b"] == 3
+
+
+def test_a_result_that_is_given_up_meanwhile_is_not_asked_for(completed: FakeCompleted) -> None:
+    """Its worker was lost: many such results would each take the time of one that hangs."""
+    lost = list[FakeFuture]()
+
+    def fetch(batch: list[FakeFuture]) -> list[object]:
+        if len(batch) == 3:
+            lost.append(batch[1])
+            batch[1].status = "pending"
+            raise TimeoutError
+        if batch[0].key == "c":
+            lost[0].status = "finished"
+        return values(batch)
+
+    found, client = ends_of(fetch, completed)
+    assert found == {key: Value(key.upper()) for key in "abc"}
+    assert client.gathered == [["a", "b", "c"], ["a"], ["c"], ["b"]]
+
+
+def test_a_result_that_has_arrived_does_not_wait_for_others(completed: FakeCompleted) -> None:
+    ended = queue.SimpleQueue[tuple[str, Outcome[object]]]()
+    has_ended, seen = threading.Event(), list[bool]()
+
+    def fetch(batch: list[FakeFuture]) -> list[object]:
+        if len(batch) == 3:
+            raise TimeoutError
+        if batch[0].key == "b":
+            seen.append(has_ended.is_set())
+        return values(batch)
+
+    def on_end(call: EngineCall, outcome: Outcome[object]) -> None:
+        has_ended.set()
+        ended.put((call.key, outcome))
+
+    adapter = DaskAdapter(cast("DaskClient", FakeClient(fetch)), Resources(), {})
+    calls = [EngineCall(key, cast("Any", b""), cast("Any", None)) for key in "abc"]
+    adapter.submit(calls, on_end)
+    found = [ended.get(timeout=HANG_S) for _ in calls]
+    adapter.close()
+    assert found == [(key, Value(key.upper())) for key in "abc"]
+    assert seen == [True]
 
 
 def test_a_thread_that_fails_ends_all_calls(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Protocol, cast
@@ -185,7 +185,7 @@ class DaskAdapter(EngineAdapter):
         """End each of some futures that Dask says are done; one may be lost again."""
         statuses = [future.status for future in futures]  # read once, as they change meanwhile
         done = [future for future, status in zip(futures, statuses, strict=True) if status == DONE]
-        for future, outcome in zip(done, self._fetch(done, FETCH_S), strict=True):
+        for future, outcome in self._fetch(done, FETCH_S):
             if outcome is None:
                 self._completed.update([future])
             else:
@@ -196,28 +196,36 @@ class DaskAdapter(EngineAdapter):
             elif status != DONE:
                 self._end(future, Error(EngineLostError(f"Dask says that it is {status}")))
 
-    def _fetch(self, futures: list[DaskFuture], limit_s: float) -> list[Outcome[object] | None]:
+    def _fetch(
+        self, futures: list[DaskFuture], limit_s: float
+    ) -> Iterator[tuple[DaskFuture, Outcome[object] | None]]:
         """Fetch results in one round trip; one by one if that fails, which may be due to one.
 
         The worker that has a result may be lost, or hang.  Results do not wait for that of another
-        item, so a result that does not arrive is a loss.
+        item, so a result that does not arrive is a loss.  Dask makes one request of several that
+        are made at a time, so they are made one after another, and not of results that Dask has
+        given up meanwhile.
 
-        Returns:
-            For each future its outcome; None: it is being computed again.
+        Yields:
+            Each future as it is known, and its outcome; None: it is being computed again.
         """
         if not futures:
-            return []
+            return
         gather = partial(self._client.gather, futures, asynchronous=True)
         try:
-            return [Value(result) for result in self._client.sync(gather, callback_timeout=limit_s)]
+            results = self._client.sync(gather, callback_timeout=limit_s)
         except Exception as error:
-            if len(futures) > 1:
-                return [end for future in futures for end in self._fetch([future], FETCH_ONE_S)]
-            is_late = isinstance(error, TimeoutError)
-            if is_late and futures[0].status != DONE:
-                return [None]
-            why = f"its result has not arrived within {limit_s:g} s"
-            return [Error(EngineLostError(why) if is_late else error)]
+            if len(futures) == 1:
+                yield futures[0], _outcome_of(futures[0], error, limit_s)
+                return
+        else:
+            yield from zip(futures, map(Value, results), strict=True)
+            return
+        for future in futures:
+            if future.status == DONE:
+                yield from self._fetch([future], FETCH_ONE_S)
+            else:
+                yield future, None
 
     def _end(self, future: DaskFuture, outcome: Outcome[object]) -> None:
         with self._changed:
@@ -260,6 +268,15 @@ class DaskAdapter(EngineAdapter):
             self._is_closed = True
             self._changed.notify()
         self._owned.close()
+
+
+def _outcome_of(future: DaskFuture, error: Exception, limit_s: float) -> Outcome[object] | None:
+    """How the fetch of one result has ended that raised; None: it is being computed again."""
+    if not isinstance(error, TimeoutError):
+        return Error(error)
+    if future.status != DONE:
+        return None
+    return Error(EngineLostError(f"its result has not arrived within {limit_s:g} s"))
 
 
 def _dask_resources(resources: Resources) -> dict[str, object]:
