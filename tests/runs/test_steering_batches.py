@@ -24,9 +24,13 @@ from trio_ckpt import (
     read_history,
     run_batches,
 )
+from trio_ckpt._commit.open_stream import OpenStream
+from trio_ckpt._runs.parallel import WorkQueue
+from trio_ckpt._runs.run import open_run_of
 from trio_ckpt._runs.steering import Steering
 from trio_ckpt.stores import MemoryStore
 from trio_ckpt.testing import World, explore_crashes
+from trio_ckpt.testing._session import seeded_scheduler
 
 Clock = trio.testing.MockClock
 HOUR_S = 3_600.0
@@ -122,6 +126,67 @@ async def test_what_is_given_up_during_a_pause_is_not_handed_out(
             await work(stream, begun)
     assert len(begun) == 5
     assert set(begun) == {0, 1, 2, 3, 4, 5} - set(given_up)
+
+
+async def skip_as_a_worker_comes(ticks: int) -> tuple[list[int], int]:
+    """Give a batch up, and have a worker begin so many ticks later; what is begun, and saved."""
+    store, begun, is_skipped = MemoryStore(), list[int](), trio.Event()
+
+    async def handle(batch: Batch[int]) -> None:
+        begun.append(batch.index)
+        if batch.index == 0:
+            await is_skipped.wait()
+        batch.complete()
+
+    async def skip(steering: Steering) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        await done(steering, "skip", stream=("s",), steps=(1, 1))
+        is_skipped.set()
+
+    async def hire(run: Run) -> None:
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(ticks):
+            await trio.lowlevel.checkpoint()
+        queue = open_run_of(run).stream_table.opened["s",].listener
+        assert isinstance(queue, WorkQueue)
+        queue.set_concurrency(2)
+
+    async with begin_steered(store) as (run, steering), trio.open_nursery() as nursery:
+        async with run.open_stream("s") as stream:
+            nursery.start_soon(skip, steering)
+            nursery.start_soon(hire, run)
+            await run_batches(stream, list(range(4)), handle)
+    views = [view async for view in read_history(store, "r", ("s",)) if view.batch_index == 1]
+    return begun, len(views)
+
+
+@pytest.mark.parametrize("ticks", range(5))
+def test_a_batch_given_up_as_a_worker_takes_it_is_not_begun(ticks: int) -> None:
+    for seed in range(20):
+        with seeded_scheduler(seed):
+            begun, saved = trio.run(skip_as_a_worker_comes, ticks)
+        assert (sorted(begun), saved) == ([0, 2, 3], 1)
+
+
+async def test_a_batch_given_up_as_its_state_is_restored_is_not_begun(
+    autojump_clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    async with (
+        begin_steered(MemoryStore()) as (run, steering),
+        run.open_stream("s", state={"n": 0}) as stream,
+    ):
+
+        async def restore(_: Any) -> None:  # which may read arrays
+            if begun == [0]:
+                begun.append(-1)
+                await done(steering, "skip", stream=("s",), steps=(1, 1))
+
+        monkeypatch.setattr(OpenStream, "restore_state", restore)
+        async for batch in stream.batches(list(range(3))):
+            begun.append(batch.index)
+            batch.complete()
+    assert begun == [0, -1, 2]
 
 
 async def test_a_batch_that_waits_to_run_again_is_given_up_at_once(autojump_clock: Clock) -> None:

@@ -384,12 +384,12 @@ class LoopCursor:
         open_stream = self.open_stream  # hot path: nothing is awaited without need
         if open_stream.pause is not None or open_stream.stop.is_holding:
             await open_stream.wait_held()
-            if self.progress.is_done(index):
-                return False
         if open_stream.state_manager is not None:
             open_stream.state_manager.begin_batch(index)  # a snapshot is for its own batch alone
             await open_stream.restore_state()
-        return True
+            if open_stream.stop.is_holding:  # since then
+                await open_stream.wait_held()
+        return not self.progress.is_done(index)
 
     async def open_source(
         self, items: Items[T] | None, key: Callable[[T], str] | None
