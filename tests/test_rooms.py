@@ -60,6 +60,8 @@ OPTIONAL = {
     "state._arrays.dirty_pages": "NumPy and what goes with it are an extra",
     "_commit.state_manager": "only a stream with a state needs it, and how states are encoded",
     "state._plan": "only a stream with a state needs it, and how states are encoded",
+    "sinks._sink": "only a stream whose rows go into a database needs it",
+    "_runs.parallel": "only programs that work on batches side by side need it",
     "_maintenance.losses": "only a run with states or outputs can have lost some",
     "stores._json.store": "a run uses one kind of store",
     "stores._postgres.store": "psycopg is an extra, and a run uses one kind of store",

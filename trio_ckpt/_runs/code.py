@@ -7,7 +7,6 @@ which batch is in the records of the stream: `trio_ckpt._journal.code`.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -202,6 +201,8 @@ def _is_in_repository(folder: str) -> bool:
 
 
 def _version(package: str) -> str | None:
+    import importlib.metadata  # only where a program names packages
+
     try:
         return importlib.metadata.version(package)
     except (importlib.metadata.PackageNotFoundError, ValueError):

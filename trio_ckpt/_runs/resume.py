@@ -22,8 +22,6 @@ from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
 from ..outputs import SinkTooShortError
-from ..sinks._sink import Sink, close_rows, open_rows
-from ..sinks._stream_rows import StreamRows
 from ..state import Frontier, FrontierItems, StateChangedError
 from ..state._frontier import items_of
 from ..state._retention import Versions
@@ -35,6 +33,8 @@ from .verify import Verifier
 
 if TYPE_CHECKING:
     from .._commit.state_manager import StateManager
+    from ..sinks._sink import Sink
+    from ..sinks._stream_rows import StreamRows
 
 log = get_logger(__name__)
 
@@ -91,6 +91,8 @@ class Resume:
         await self._take_up_failed()
         await self._open_sinks()
         if self.sink is not None:
+            from ..sinks._sink import open_rows  # few streams have one
+
             self._rows = await open_rows(self.sink, self.open_stream, self._pages)
         if isinstance(state, Frontier):
             await self._load_frontier(items_of(cast("Frontier[object]", state)))
@@ -131,6 +133,8 @@ class Resume:
     def release(self) -> None:
         """Drop the stream in its sink, when no batch of it is open any more."""
         if self.sink is not None:
+            from ..sinks._sink import close_rows
+
             close_rows(self.sink, self.open_stream)
 
     def _reverting(self, indexes: IndexSet) -> AbstractAsyncContextManager[None]:

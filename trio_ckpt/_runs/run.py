@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
-from typing import Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import attrs
 import msgspec
@@ -38,7 +38,6 @@ from .._util.shown import Shown
 from .._util.text import number
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
-from ..sinks._sink import Sink
 from ..state._retention import Retention
 from .open_run import OpenRun
 from .phase import Phase, open_phase
@@ -48,6 +47,9 @@ from .statistics import run_statistics
 from .stream import AnyStream, Stream, loop_cursor_of
 from .stream_operations import is_own_failure, leave_stream
 from .stream_table import Listed, add_to_list
+
+if TYPE_CHECKING:
+    from ..sinks._sink import Sink
 
 S = TypeVar("S")
 
@@ -199,6 +201,8 @@ class Run(Shown):
         )
         one_of("on_fail", on_fail, ("raise", "record"))
         if sink is not None:
+            from ..sinks._sink import Sink  # few streams have one
+
             instance("sink", sink, Sink, "a Sink")
         validator = None if validate is None else Validator.of(validate)
         settings = attrs.evolve(

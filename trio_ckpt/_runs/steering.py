@@ -19,7 +19,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import msgspec
@@ -52,10 +52,12 @@ from .._util.text import batches_are, plural, stream_name
 from .._util.uninterrupted import uninterrupted
 from .loop_bounds import known_stop
 from .open_run import OpenRun
-from .parallel import MAX_CONCURRENCY, ORDERED, WorkQueue
 from .session import SessionRecorder
 from .stream import AnyStream, loop_cursor_of, redo_of
 from .stream_table import SKIPPED
+
+if TYPE_CHECKING:
+    from .parallel import WorkQueue
 
 log = get_logger(__name__)
 
@@ -201,6 +203,8 @@ class Steering:
         return f"{batches_are(indexes)} skipped"
 
     async def _concurrency(self, act: Act) -> str:
+        from .parallel import MAX_CONCURRENCY, ORDERED  # many programs run no batches side by side
+
         count = whole_number("concurrency", act.count, least=1, most=MAX_CONCURRENCY)
         queues = self._queues()
         if not queues:
@@ -216,8 +220,8 @@ class Steering:
     def _queues(self) -> list[tuple[StreamKey, WorkQueue[Any]]]:
         """The queues of `run_batches` that have workers, by stream."""
         opened = self.run.stream_table.opened.items()
-        listeners = [(key, open_stream.listener) for key, open_stream in opened]
-        return [(key, one) for key, one in listeners if isinstance(one, WorkQueue) and one.workers]
+        found = [(key, _queue_of(open_stream)) for key, open_stream in opened]
+        return [(key, queue) for key, queue in found if queue is not None and queue.workers]
 
     async def _limit(self, act: Act) -> str:
         watch = self.run.limits
@@ -279,8 +283,16 @@ class Steering:
 
 def _concurrency_of(open_stream: OpenStream) -> int | None:
     """How many workers `run_batches` has for a stream; None: it is not worked on by it."""
+    queue = _queue_of(open_stream)
+    return None if queue is None else queue.concurrency
+
+
+def _queue_of(open_stream: OpenStream) -> WorkQueue[Any] | None:
+    """The queue of the `run_batches` that works on a stream; None: none does."""
+    from .parallel import WorkQueue
+
     queue = open_stream.listener
-    return queue.concurrency if isinstance(queue, WorkQueue) else None
+    return queue if isinstance(queue, WorkQueue) else None
 
 
 def _end_given_up(open_stream: OpenStream, index: int) -> None:

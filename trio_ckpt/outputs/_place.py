@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 
@@ -67,6 +66,8 @@ def is_url(path: AnyPath) -> bool:
         return True
     if scheme not in _SCHEMES and slashes != "//":
         return False  # a folder with a colon in its name
+    import difflib  # few have a typo
+
     shown, close = redacted_url(text), difflib.get_close_matches(scheme.lower(), _SCHEMES, 1, 0.5)
     meant = f"did you mean {close[0]}://? " if close else ""
     raise OutputError(
