@@ -61,6 +61,8 @@ OPTIONAL = {
     "_commit.state_manager": "only a stream with a state needs it, and how states are encoded",
     "state._plan": "only a stream with a state needs it, and how states are encoded",
     "sinks._sink": "only a stream whose rows go into a database needs it",
+    "sinks._stream_rows": "only a stream whose rows go into a database needs it",
+    "state._tree.flatten": "only a stream with a state needs it",
     "_runs.parallel": "only programs that work on batches side by side need it",
     "_maintenance.losses": "only a run with states or outputs can have lost some",
     "stores._json.store": "a run uses one kind of store",
