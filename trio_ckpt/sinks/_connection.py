@@ -12,7 +12,9 @@ import attrs
 
 from .._commit.awaits import Calls, awaits_noted
 from .._util.arguments import function, several, text
+from .._util.errors import SinkError
 from .._util.uninterrupted import uninterrupted
+from ._driver import Driver
 from ._session import Session
 
 T = TypeVar("T")
@@ -47,6 +49,7 @@ class SinkConnection:
 
         Raises:
             Exception: the error of the database's library.
+            SinkError: the transaction was ended inside the block.
 
         Cancellation: the statement is ended, and the transaction undone.
         """
@@ -61,6 +64,7 @@ class SinkConnection:
 
         Raises:
             Exception: the error of the database's library.
+            SinkError: the transaction was ended inside the block.
 
         Cancellation: the statement is ended, and the transaction undone.
         """
@@ -83,6 +87,7 @@ class SinkConnection:
 
         Raises:
             Exception: what it raises.
+            SinkError: the transaction was ended inside the block.
 
         Cancellation: the statement that it executes is ended, and the transaction undone.
         """
@@ -93,7 +98,7 @@ class SinkConnection:
             raise RuntimeError("the transaction of this connection is over: work in its block")
         driver = self._session.driver
         try:
-            return await self._session.call(func, *args)
+            return await self._session.call(_in_transaction, driver, func, *args)
         except driver.errors as error:
             advice = driver.advise(error)
             error.add_note(f"{driver.name}{f': {advice}' if advice else ''}")
@@ -119,6 +124,17 @@ def end_connection(connection: SinkConnection, where: str) -> None:
 def close_connection(connection: SinkConnection) -> None:
     """Let a connection take no more statements."""
     connection._is_open = False
+
+
+def _in_transaction(raw: Any, driver: Driver, func: Callable[..., T], *args: object) -> T:
+    """Call a function, unless what it executes would be committed by itself."""
+    if not driver.is_in_transaction(raw):
+        raise SinkError(
+            f"{driver.name}: the transaction was ended inside its block, by a statement or by the "
+            "error of one, so nothing more is executed in it; let the error leave the block, and "
+            "leave COMMIT and ROLLBACK to its end"
+        )
+    return func(raw, *args)
 
 
 def _fetch(raw: Any, statement: str, values: Values) -> list[Row]:

@@ -64,9 +64,14 @@ class Session:
 
         Raises:
             SinkError: the database cannot be used.
+
+        Cancellation: the wait ends at once; a transaction that begins later is undone.
         """
         try:
             await self.call(self._begin)
+        except (trio.Cancelled, KeyboardInterrupt):
+            self._thread.run_late(self._end)
+            raise
         except self.driver.errors as error:
             await self.discard()
             raise self.driver.sink_error("beginning a transaction", error) from error
@@ -95,14 +100,14 @@ class Session:
     async def rollback(self) -> None:
         """Undo the transaction if one is open; a connection that cannot is closed."""
         with trio.CancelScope(shield=True):
-            try:
-                await self._thread.run(self._rollback)
-            except self.driver.errors:
-                await self.discard()
+            await self._thread.run(self._end)
 
-    def _rollback(self) -> None:
-        if self._raw is not None and self.driver.is_in_transaction(self._raw):
-            _execute_bare(self._raw, "ROLLBACK")
+    def _end(self) -> None:
+        try:
+            if self._raw is not None and self.driver.is_in_transaction(self._raw):
+                _execute_bare(self._raw, "ROLLBACK")
+        except self.driver.errors:
+            self._close()
 
     async def discard(self) -> None:
         """Close the connection; it is opened again when it is used."""

@@ -40,6 +40,7 @@ class Sink:
         self._sessions: list[Session] = []  # all of them, by their numbers
         self._idle: list[Session] = []
         self._turn = trio.Semaphore(1) if driver.is_single else None
+        self._holder: trio.lowlevel.Task | None = None  # of the turn
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._driver.name}>"
@@ -67,6 +68,7 @@ class Sink:
             SinkFencedError: another process has taken the stream over; nothing was committed, and
                 the run ends.
             TokenNeverSettledError: the block ends, and the batch is not settled; there are no rows.
+            RuntimeError: SQLite has one transaction at a time, and this task has one open.
             SaveOutcomeUnknownError: the connection broke during the commit, and the database did
                 not answer since; the run ends, and the next start finds out.
             Exception: the database refused the commit; the attempt has failed with that error.
@@ -104,9 +106,20 @@ class Sink:
 
     @asynccontextmanager
     async def _session(self) -> AsyncGenerator[Session]:
-        """Use a connection that no other task uses."""
+        """Use a connection that no other task uses.
+
+        Raises:
+            RuntimeError: the database has one transaction at a time, and this task has it open.
+        """
+        task = trio.lowlevel.current_task()
         if self._turn is not None:
+            if self._holder is task:
+                raise RuntimeError(
+                    f"{self._driver.name} has one transaction at a time, and this task has one "
+                    "open: leave its block first"
+                )
             await self._turn.acquire()
+            self._holder = task
         if not self._idle:
             session = Session(self._driver, len(self._sessions) + 1)
             self._sessions.append(session)
@@ -118,6 +131,7 @@ class Sink:
         finally:
             self._idle.append(session)
             if self._turn is not None:
+                self._holder = None
                 self._turn.release()
 
 

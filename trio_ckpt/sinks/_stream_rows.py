@@ -122,8 +122,8 @@ class StreamRows:
     async def _take(self, marked: MarkedStream) -> list[MarkerRow]:
         """Make this process the owner of the stream in the database; returns its markers."""
         async with self._lend() as session:
+            await session.begin()
             try:
-                await session.begin()
                 rows = await session.call(self._take_in_thread, marked)
                 await session.commit()
             except self.driver.errors as error:
