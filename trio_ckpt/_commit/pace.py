@@ -5,7 +5,8 @@ This is the pure part of `trio_ckpt._commit.rate_limit`, which waits.
 Theory of operation.  There is a bucket for each unit, requests and tokens.  It fills by the rate,
 and holds what one second brings.  A request waits until every bucket holds what it takes, or is
 full; then it takes that, so a large request leaves a bucket in debt, and those after it wait
-longer.  So over any time no more is sent than the rate allows, and what one second brings.
+longer.  So over any time no more is sent than the rate allows, and what one second brings, or one
+request that is larger than that.
 
 A server that refuses has the last word.  What it asks for, all requests wait.  The rate is cut in
 half, once for all requests that were on their way then, and grows back by a constant part a second

@@ -4,8 +4,9 @@ Theory of operation.  The number of a process means something in its pid namespa
 container has one, maybe under the name of the machine.  So the name proves nothing: beside it is a
 *process space*, which stands for the boot of the kernel and the number of the namespace.  Where
 both are one's own, and no process has the number, that process is gone and does not come back:
-this ensures that an owner that lives is never taken for one.  A number that has gone to another
-process shows nothing, and so does a system that says neither.
+this ensures that an owner that lives is not taken for one.  A number that has gone to another
+process shows nothing, and so does a system that says neither.  Virtual machines that were restored
+from one snapshot of a running one have the same boot: there the fence alone decides.
 
 https://man7.org/linux/man-pages/man7/pid_namespaces.7.html
 """
