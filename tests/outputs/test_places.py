@@ -14,7 +14,7 @@ import pytest
 
 from tests.stores.objects.conftest import s3_server as s3_server, s3_url as s3_url
 from trio_ckpt import Output, OutputError, OutputExistsError
-from trio_ckpt.outputs import ARCHIVE, OutputPathError, Outputs, open_outputs
+from trio_ckpt.outputs import ARCHIVE, OutputDir, OutputPathError, Outputs, open_outputs
 
 BUCKETS = ["bucket", "file", "s3"]
 
@@ -67,6 +67,18 @@ def test_a_new_file_replaces_none(outputs: Outputs) -> None:
     assert read(outputs, "a") == b"old"
     assert outputs.write("a", b"newer").size == 5
     assert read(outputs, "a") == b"newer"
+
+
+def test_a_file_is_replaced_as_it_was_found(outputs: Outputs) -> None:
+    outputs.write("a", b"one")
+    found = outputs.status("a")
+    assert outputs.check(outputs.write("a", b"three", over=found)) is None
+    assert read(outputs, "a") == b"three"
+    if isinstance(outputs, OutputDir) or outputs.root.startswith("file:"):
+        return  # a folder has no such condition
+    with pytest.raises(OutputError, match="another process has written it meanwhile"):
+        outputs.write("a", b"four", over=found)
+    assert read(outputs, "a") == b"three"
 
 
 def test_an_empty_file_is_a_file(outputs: Outputs) -> None:

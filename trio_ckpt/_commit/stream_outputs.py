@@ -24,6 +24,7 @@ from .._util.uninterrupted import shielded
 from ..outputs import (
     AppendFile,
     Compression,
+    FileStatus,
     Outputs,
     Validator,
     check_found,
@@ -207,8 +208,8 @@ class StreamFiles:
         """Write a file of a batch, whole or not at all.
 
         A process that was suspended during a takeover replaces no file that the next owner has
-        confirmed.  Where it has found a file already, and checked that it owns the run, there is an
-        instant before the rename in which it must not be suspended.
+        confirmed: what it replaces was there before it was asked who owns the run.  A folder cannot
+        tell, so there is an instant before the rename in which it must not be suspended.
 
         Raises:
             OutputExistsError: a file that is older than the run has its name.
@@ -218,24 +219,35 @@ class StreamFiles:
         name = self.name(path)
         is_written = name in self.claimed.get(index, ())
         self.claim(index, name)
-        await self.check_owner(OWNER_AGE_S)
         if is_written:
-            return await run_blocking(self.dir.write, name, data)
+            return await self._write_again(name, data)
+        await self.check_owner(OWNER_AGE_S)
         try:
             return await run_blocking(partial(self.dir.write, name, data, is_new=True))
         except OutputExistsError:  # else what is there may be of the next owner
             return await self._write_over(name, data, index)
 
+    async def _write_again(self, name: str, data: bytes) -> Output:
+        """Write a file that an attempt of this session has written."""
+        found = await run_blocking(self.dir.status, name)
+        await self.check_owner(OWNER_AGE_S)
+        return await self._replace(name, data, found)
+
     async def _write_over(self, name: str, data: bytes, index: int) -> Output:
         """Write a file that no attempt of this session has written, where there is one already."""
+        found = await run_blocking(self.dir.status, name)
         await self.check_owner(0)
         try:
-            await run_blocking(self._make_room, name, data)
+            await run_blocking(self._make_room, name, data, found)
         except OutputExistsError:
             self.claimed[index].discard(name)
             self.path_owners.drop(name, self._owner(index))
             raise
-        return await run_blocking(self.dir.write, name, data)
+        return await self._replace(name, data, found)
+
+    async def _replace(self, name: str, data: bytes, found: FileStatus | None) -> Output:
+        write = partial(self.dir.write, name, data, is_new=found is None, over=found)
+        return await run_blocking(write)
 
     async def adopt(self, paths: Iterable[AnyPath], index: int, known: dict[str, Output]) -> None:
         """Take files that the user wrote as outputs of a batch, into `known`."""
@@ -429,11 +441,12 @@ class StreamFiles:
         """Archive a file that no record names: it may be a user's only copy."""
         if await self._length(name) == 0:
             return  # left by a session that was killed before its first append
-        await run_blocking(self._make_room, name, b"")
+        found = await run_blocking(self.dir.status, name)
+        await run_blocking(self._make_room, name, b"", found)
 
     # -- what is in the way -------------------------------------------------------------------
 
-    def _make_room(self, name: str, data: bytes) -> None:
+    def _make_room(self, name: str, data: bytes, found: FileStatus | None) -> None:
         """Archive a file that no record names before `data` takes its place.  Blocks.
 
         A session that was killed before its record may have left it.  A file with the same content
@@ -442,7 +455,6 @@ class StreamFiles:
         Raises:
             OutputExistsError: it is older than the run, so no session of the run has written it.
         """
-        found = self.dir.status(name)
         if found is None:
             return
         has_decided = len(self.stream_log.progress.adopted) > 0  # by a rescan, in any session

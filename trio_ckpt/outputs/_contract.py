@@ -36,10 +36,12 @@ class FileStatus:
     Attributes:
         size: The size of the file in bytes.
         written_at: When it was written, by the clock of `Outputs.now`; Unix time, s.
+        tags: What its place calls this content of it, see `Outputs.write`; empty: nothing.
     """
 
     size: int
     written_at: float
+    tags: tuple[str | None, ...] = ()
 
 
 class Writing(Protocol):
@@ -144,8 +146,22 @@ class Outputs(abc.ABC):
         return None if found is None else found.size
 
     @abc.abstractmethod
-    def write(self, path: AnyPath, data: bytes, *, is_new: bool = False) -> Output:
+    def write(
+        self,
+        path: AnyPath,
+        data: bytes,
+        *,
+        is_new: bool = False,
+        over: FileStatus | None = None,
+    ) -> Output:
         """Write a file whole, in place of the one that has its name, or of none if `is_new`.
+
+        Args:
+            path: Its path, relative to the root.
+            data: Its content.
+            is_new: Replace no file.
+            over: The file as `status` has found it: one that was written since is not replaced, if
+                the place can tell them apart; a folder cannot.
 
         Durability: file and name survive a power cut once this has returned.
 

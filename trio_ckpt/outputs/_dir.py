@@ -120,13 +120,21 @@ class OutputDir(Outputs):
         with output_errors(self.root), self._tree.folder("-", Sync.NONE) as (folder, _):
             return sorted(name for name, _ in self._system.scan(folder))
 
-    def write(self, path: AnyPath, data: bytes, *, is_new: bool = False) -> Output:
+    def write(
+        self,
+        path: AnyPath,
+        data: bytes,
+        *,
+        is_new: bool = False,
+        over: FileStatus | None = None,
+    ) -> Output:
         """Write a file whole, in place of the one that has its name.
 
         Args:
             path: Its path, relative to the folder.
             data: Its content.
             is_new: Replace no file.
+            over: Has no effect in a folder.
 
         Durability: file, name and folders survive a power cut once this has returned.  An
         error before the rename leaves the old file whole; after it, the new one.

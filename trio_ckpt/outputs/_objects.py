@@ -7,8 +7,8 @@ answered, then the record is saved, then the batch is confirmed.
 * A first writing is a PUT that must create.  It replaces nothing, and a lost answer is found
   out by asking again: an object with the same bytes is one's own.
 * What is there and may be replaced is copied into the archive first.  Then the PUT names the ETag
-  that was found, so what another process has written since is not replaced.  A server that
-  compares no ETags gets a plain PUT.
+  that was found before the owner was checked, so what another owner has written since is not
+  replaced.  A server that compares no ETags gets a plain PUT.
 * Only `archive` removes objects, and copies each before.
 
 A killed attempt leaves an object that no record names, or none.  The next attempt finds it: with
@@ -23,7 +23,7 @@ import secrets
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice, takewhile
 from typing import Any, ClassVar
 
@@ -170,7 +170,10 @@ class OutputBucket(Outputs):
     def status(self, path: AnyPath) -> FileStatus | None:
         """Return the size and the time of an object; None: there is none."""
         found = self._find(self.relative(path))
-        return None if found is None else FileStatus(found.size, found.modified.timestamp())
+        if found is None:
+            return None
+        tags = (found.etag, found.version)
+        return FileStatus(found.size, found.modified.timestamp(), tags)
 
     def check(self, output: Output, verify: Verify = "size") -> str | None:
         """Compare a confirmed output with the object.
@@ -259,13 +262,21 @@ class OutputBucket(Outputs):
 
     # -- writing ------------------------------------------------------------------------------
 
-    def write(self, path: AnyPath, data: bytes, *, is_new: bool = False) -> Output:
+    def write(
+        self,
+        path: AnyPath,
+        data: bytes,
+        *,
+        is_new: bool = False,
+        over: FileStatus | None = None,
+    ) -> Output:
         """Put an object, in place of the one that has its name.
 
         Args:
             path: Its path, relative to the root.
             data: Its content.
             is_new: Replace no object; one that has this content is taken as it is.
+            over: Replace no other object than this one.
 
         Durability: it is durable once this has returned.
 
@@ -276,10 +287,10 @@ class OutputBucket(Outputs):
         name = self.relative(path)
         key = self._key_to_write(name)
         with _output_errors(name):
-            etag = self._requests.write(key, data)
-            if etag is None:
-                if is_new:
-                    raise OutputExistsError(name, "exists already; it was not overwritten")
+            etag = self._requests.write(key, data, _object_of(key, over))
+            if etag is None and is_new:
+                raise OutputExistsError(name, "exists already; it was not overwritten")
+            if etag is None and over is None:
                 etag = self._requests.write(key, data, self._requests.find(key))
         if etag is None:
             raise OutputError(name, "another process has written it meanwhile; it was not replaced")
@@ -470,6 +481,15 @@ class NewObject:
 def stamp_of(etag: str) -> int:
     """A number that stands for an ETag where an output has its time; below 0, as no time is."""
     return -1 - int.from_bytes(hashlib.sha256(etag.encode()).digest()[:7])
+
+
+def _object_of(key: str, found: FileStatus | None) -> StoredObject | None:
+    """An object as `OutputBucket.status` has found it."""
+    if found is None:
+        return None
+    etag, version = found.tags
+    modified = datetime.fromtimestamp(found.written_at, UTC)
+    return StoredObject(key, found.size, modified, etag or "", version)
 
 
 def _server_of(address: ObjectsAddress) -> tuple[str, str | None, str | None]:
