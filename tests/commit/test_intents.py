@@ -103,6 +103,29 @@ async def test_notes_of_a_skipped_batch_are_there_when_it_is_requeued() -> None:
             batch.complete()
 
 
+@pytest.mark.parametrize("notes_too", [True, False])
+async def test_another_item_does_not_see_the_notes_of_the_one_before(notes_too: bool) -> None:
+    store, killed, limits = MemoryStore(), list[MemoryStore](), Limits(spent={"usd": 9})
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(["a", "b"]):
+            if batch.index == 1:
+                await batch.note("intent", "b", usd=0.5)
+                await batch.note("job", "of b")
+                killed.append(store.after_crash())
+            batch.complete()
+    async with begin(killed[0], limits=limits) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(["a", "c"]):
+            assert (batch.item, batch.notes) == ("c", {})
+            if notes_too:
+                await batch.note("job", "of c", usd=0.125)
+                assert batch.notes == {"job": "of c"}
+            batch.complete()
+        statistics = run.statistics()
+    assert statistics.noted == statistics.reserved == {}
+    assert statistics.spent == {"usd": 0.125 if notes_too else 0.5}
+    assert statistics.assumed == ({"usd": 0.5} if notes_too else {})
+
+
 async def test_notes_of_many_batches_share_a_commit() -> None:
     class Counting(MemoryStore):
         saves = 0

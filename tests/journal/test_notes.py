@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from trio_ckpt._journal.folds import decode_progress, encode_progress
-from trio_ckpt._journal.notes import Notes, encode_note
+from trio_ckpt._journal.notes import Notes, StoredNote, encode_note
 from trio_ckpt._journal.progress import Progress, apply
 from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind, Taken
 from trio_ckpt._util.errors import StoreDamagedError
@@ -104,6 +105,35 @@ def test_a_fold_has_the_notes_and_what_is_reserved() -> None:
     again = decode_progress(encode_progress(progress))
     assert again == progress
     assert notes_of(again, 3) == {"a": [1.5, "é"], "b": None}
+
+
+def noted(item: bytes, reserved: dict[str, float], **notes: Any) -> Record:
+    return msgspec.structs.replace(note(3, **notes), item=item, reserved=reserved)
+
+
+def test_notes_are_of_the_item_that_they_are_about() -> None:
+    progress = progress_of(
+        noted(b"b", {"usd": 2}, intent=1), noted(b"b", {"usd": 0.5}, job=2), note(4, job=3)
+    )
+    assert progress.notes is not None
+    assert progress.notes.of(3, b"b") == progress.notes.of(3) == {"intent": 1, "job": 2}
+    assert progress.notes.of(3, b"c") == {}
+    assert shown(progress.notes.change_of(3, "job", {"usd": 1}, b"b")) == {"usd": 0.5}
+    assert shown(progress.notes.change_of(3, "job", {"usd": 1}, b"c")) == {"usd": 1}
+    assert decode_progress(encode_progress(progress)) == progress
+    apply(progress, 4, noted(b"c", {"usd": 1}, job=9))  # another item in its place
+    assert progress.notes.of(3, b"c") == {"job": 9}
+    assert progress.notes.of(3, b"b") == {}
+    assert shown(progress.notes.costs(3)) == {"usd": 1}
+    assert shown(progress.assumed) == {"usd": 2.5}  # what was set in motion for the other
+    assert notes_of(progress, 4) == {"job": 3}
+
+
+def test_a_note_of_before_items_were_kept_is_seen() -> None:
+    stored = msgspec.msgpack.encode({3: {"a": [1, {}]}})
+    notes = Notes.decode(msgspec.msgpack.decode(stored, type=dict[int, dict[str, StoredNote]]))
+    assert notes is not None
+    assert notes.of(3, b"b") == {"a": 1}
 
 
 def test_a_copy_shares_no_note() -> None:

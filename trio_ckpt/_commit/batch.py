@@ -269,7 +269,7 @@ class Batch(Shown, Generic[T]):
     @property
     def notes(self) -> Mapping[str, Plain]:
         """Copies of the batch's notes by name, also those of attempts and sessions before."""
-        return self._host.intents.notes_of(self.index)
+        return self._host.intents.notes_of(self)
 
     async def note(self, name: str, value: Any, /, **cost: Number) -> None:
         """Keep a value with the batch until it is confirmed; later attempts read it in `notes`.

@@ -20,7 +20,7 @@ B = TypeVar("B", contravariant=True)  # the batches
 class BatchIntents(Protocol[B]):
     """What an open batch puts on record before it is done."""
 
-    def notes_of(self, index: int) -> dict[str, Plain]:
+    def notes_of(self, batch: B) -> dict[str, Plain]:
         """Copies of the notes of a batch."""
         ...
 

@@ -9,8 +9,8 @@ the notes of each batch that is not confirmed, and what is reserved.  This ensur
 attempt, in this session or after a kill, reads what `note` has returned for.
 
 Notes are about what a batch has set in motion outside of the run.  So they stay through failures,
-retries, skips and re-queues, and are gone only when the batch is confirmed, or when its stream
-begins again from the beginning.
+retries, skips and re-queues, and are gone only when the batch is confirmed, when its stream begins
+again from the beginning, or when another item in its place notes something.
 
 A reservation that would exceed a limit is not made.  The run stops, and the body does not go on:
 it is parked, as one in `Batch.waiting` is, until the other batches are saved.
@@ -65,10 +65,10 @@ class Intents:
     is_used: bool = attrs.field(default=False, init=False)
     _changing: set[tuple[int, str]] = attrs.field(factory=set[tuple[int, str]], init=False)
 
-    def notes_of(self, index: int) -> dict[str, Plain]:
+    def notes_of(self, batch: AnyBatch) -> dict[str, Plain]:
         """Copies of the notes of a batch, by name."""
         notes = self._stream_log.progress.notes
-        return {} if notes is None else notes.of(index)
+        return {} if notes is None else notes.of(batch.index, staged_of(batch).digest)
 
     async def note(
         self, batch: AnyBatch, name: str, value: Any, cost: Mapping[str, Number]
@@ -76,7 +76,7 @@ class Intents:
         """Save a note, see `Batch.note`."""
         _check_open(batch, "note")
         plain = as_plain(value, "value")
-        self._check_limits(batch.index, text("name", name), encode_note(plain))
+        self._check_limits(batch, text("name", name), encode_note(plain))
         given, place = as_amounts(cost, "note", least=0), (batch.index, name)
         if place in self._changing:
             raise RuntimeError(
@@ -85,13 +85,13 @@ class Intents:
         self._changing.add(place)
         try:
             notes = self._stream_log.progress.notes or Notes()
-            change = notes.change_of(*place, given)
+            change = notes.change_of(*place, given, staged_of(batch).digest)
             await self._make_room(batch, change)
             await self._save(batch, change, metadata={name: plain})
         finally:
             self._changing.discard(place)
 
-    def _check_limits(self, index: int, name: str, payload: bytes) -> None:
+    def _check_limits(self, batch: AnyBatch, name: str, payload: bytes) -> None:
         as_plain(name, "name")  # which refuses lone surrogates
         if len(name) > MAX_NOTE_CHARS:
             raise ValueError(f"name must have at most {MAX_NOTE_CHARS} characters, not {len(name)}")
@@ -102,9 +102,9 @@ class Intents:
                 f"the note {name!r} has {number(size)} bytes, over {number(MAX_NOTE_BYTES)}: "
                 "put large values into an output, and note its name",
             )
-        mine = notes.by_batch.get(index, {})
+        mine = notes.of_item(batch.index, staged_of(batch).digest)
         if name not in mine and len(mine) >= MAX_BATCH_NOTES:
-            raise ValueError(f"batch {index} has {MAX_BATCH_NOTES} notes, which is the limit")
+            raise ValueError(f"batch {batch.index} has {MAX_BATCH_NOTES} notes, which is the limit")
         if notes.nbytes + size > MAX_STREAM_NOTES_BYTES:
             raise ValueError(
                 f"the notes of the stream have {number(notes.nbytes)} bytes, of at most "

@@ -1,6 +1,10 @@
 """Notes: plain values that batches keep beside them until they are confirmed, with what they cost.
 
 They are kept encoded: what a program is given is a copy of its own, and their size is known.
+
+A note is about an item.  The source may have another item for its batch when the run starts again,
+since nothing that is done depends on it.  That one does not see the note, and begins its own: what
+was set in motion for one item is not taken for the other's.
 """
 
 from __future__ import annotations
@@ -26,7 +30,13 @@ from .._util.plain import Plain
 
 _encoder = msgspec.msgpack.Encoder()
 
-StoredNote = tuple[msgspec.Raw, dict[str, StoredSum]]
+
+class StoredNote(msgspec.Struct, frozen=True, array_like=True):
+    """A note on disk: its value, what it costs, and the digest of its item."""
+
+    payload: msgspec.Raw
+    cost: dict[str, StoredSum]
+    item: bytes = b""
 
 
 @attrs.frozen
@@ -36,10 +46,16 @@ class Note:
     Attributes:
         payload: Its value, encoded.
         cost: What it has put on record that something costs, by name.
+        item: The digest of the item that it is about; empty: its batch has none.
     """
 
     payload: bytes
     cost: Mapping[str, ExactSum]
+    item: bytes = b""
+
+    def is_of(self, item: bytes) -> bool:
+        """Whether it is about an item, by its digest."""
+        return not item or not self.item or self.item == item
 
 
 @attrs.define
@@ -54,18 +70,23 @@ class Notes:
     by_batch: dict[int, dict[str, Note]] = attrs.field(factory=dict[int, dict[str, Note]])
     nbytes: int = 0
 
-    def put(self, index: int, name: str, payload: bytes, more: Mapping[str, Amount]) -> None:
-        """Set a note of a batch, encoded; it replaces that of the same name.
+    def put(
+        self, index: int, name: str, payload: bytes, more: Mapping[str, Amount], item: bytes = b""
+    ) -> None:
+        """Set a note, encoded; it replaces that of the same name, and all notes of another item.
 
         Args:
             index: The batch.
             name: The name of the note.
             payload: Its value, encoded.
             more: What is added to its cost.
+            item: The digest of the item of the batch; empty: it has none.
         """
-        cost = dict(self.cost_of(index, name))
+        cost = dict(self.cost_of(index, name, item))
         add_amounts(cost, more)
-        self._put(index, name, Note(payload, cost))
+        if len(self.of_item(index, item)) < len(self.by_batch.get(index, {})):
+            self.without(index)
+        self._put(index, name, Note(payload, cost, item))
 
     def _put(self, index: int, name: str, note: Note) -> None:
         mine = self.by_batch.setdefault(index, {})
@@ -80,8 +101,18 @@ class Notes:
             self.nbytes -= note_bytes(name, note.payload)
         return self if self.by_batch else None
 
-    def of(self, index: int) -> dict[str, Plain]:
-        """Copies of the notes of a batch, by name.
+    def of_item(self, index: int, item: bytes) -> dict[str, Note]:
+        """The notes of a batch, by name, that are about its item.
+
+        Args:
+            index: The batch.
+            item: The digest of the item; empty: it has none.
+        """
+        mine = self.by_batch.get(index, {})
+        return {name: note for name, note in mine.items() if note.is_of(item)}
+
+    def of(self, index: int, item: bytes = b"") -> dict[str, Plain]:
+        """Copies of the values of `of_item`, by name.
 
         Raises:
             StoreDamagedError: a stored note is not a plain value.
@@ -89,19 +120,21 @@ class Notes:
         try:
             return {
                 name: msgspec.msgpack.decode(note.payload)
-                for name, note in self.by_batch.get(index, {}).items()
+                for name, note in self.of_item(index, item).items()
             }
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise StoreDamagedError(f"a note of batch {index} cannot be read: {error}") from error
 
-    def cost_of(self, index: int, name: str) -> Mapping[str, ExactSum]:
-        """The cost of a note; empty if there is none."""
+    def cost_of(self, index: int, name: str, item: bytes = b"") -> Mapping[str, ExactSum]:
+        """The cost of a note of an item; empty if there is none."""
         note = self.by_batch.get(index, {}).get(name)
-        return {} if note is None else note.cost
+        return {} if note is None or not note.is_of(item) else note.cost
 
-    def change_of(self, index: int, name: str, cost: Mapping[str, Number]) -> dict[str, ExactSum]:
-        """By how much the cost of a note changes, if it becomes another one."""
-        was = self.cost_of(index, name)
+    def change_of(
+        self, index: int, name: str, cost: Mapping[str, Number], item: bytes = b""
+    ) -> dict[str, ExactSum]:
+        """By how much the cost of a note of an item changes, if it becomes another one."""
+        was = self.cost_of(index, name, item)
         return {
             of: ZERO.plus(amount).with_sum(was.get(of, ZERO), -1) for of, amount in cost.items()
         }
@@ -128,8 +161,9 @@ class Notes:
         """
         notes = cls()
         for index, mine in stored.items():
-            for name, (payload, cost) in mine.items():
-                notes._put(index, name, Note(bytes(payload), decode_sums(cost)))
+            for name, one in mine.items():
+                note = Note(bytes(one.payload), decode_sums(one.cost), one.item)
+                notes._put(index, name, note)
         return notes if notes.by_batch else None
 
 
@@ -148,7 +182,8 @@ def encode_notes(notes: Notes | None) -> dict[int, dict[str, StoredNote]]:
     by_batch = {} if notes is None else notes.by_batch
     return {
         index: {
-            name: (msgspec.Raw(note.payload), encode_sums(note.cost)) for name, note in mine.items()
+            name: StoredNote(msgspec.Raw(note.payload), encode_sums(note.cost), note.item)
+            for name, note in mine.items()
         }
         for index, mine in by_batch.items()
     }

@@ -468,7 +468,8 @@ def _apply_intent(progress: Progress, record: Record) -> None:
     if record.metadata and index not in progress.confirmed:
         progress.notes = progress.notes or Notes()
         for name, value in record.metadata.items():
-            progress.notes.put(index, name, encode_note(value), record.reserved or {})
+            more = record.reserved or {}
+            progress.notes.put(index, name, encode_note(value), more, record.item)
 
 
 def _add_reserved(progress: Progress, amounts: Mapping[str, Amount]) -> None:
