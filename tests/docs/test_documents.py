@@ -6,9 +6,13 @@ The blocks themselves are collected by the `conftest.py` at the root.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.hangs import PROGRAM_S
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
@@ -43,6 +47,25 @@ def test_no_python_block_escapes_being_run(path: Path) -> None:
 
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_each_page_with_a_python_block_is_collected() -> None:
+    command = [
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "README.md",
+        "docs",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_S
+    )
+    collected = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    pages = {path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in DOCUMENTS}
+    assert collected == {name for name, text in pages.items() if BLOCK.search(text)}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
