@@ -87,6 +87,36 @@ async def test_a_former_owner_opens_no_stream(database: str) -> None:
             raise AssertionError
 
 
+FENCE_OF_ANOTHER = """
+INSERT INTO trio_ckpt_markers (run, stream, slot, owner, began, sequence)
+VALUES ('r', '["s"]', 0, 1, 1000, 0)
+"""
+
+
+async def test_of_two_that_open_first_one_is_refused(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, check_new = open_sink(postgres), StreamRows._check_new
+
+    def check_and_lose(self: StreamRows) -> None:
+        monkeypatch.undo()
+        check_new(self)
+        change(postgres, FENCE_OF_ANOTHER)
+
+    async with begin() as run:
+        async with run.open_stream("other", sink=sink):
+            monkeypatch.setattr(StreamRows, "_check_new", check_and_lose)
+        with pytest.raises(SinkError, match="has markers of another run 'r', stream 's', begun at"):
+            async with run.open_stream("s", sink=sink):
+                raise AssertionError
+
+
+async def test_the_marker_of_another_run_of_that_number_is_refused(database: str) -> None:
+    with pytest.raises(RunStoppedError):
+        await commit_after(database, "UPDATE trio_ckpt_markers SET began = 1000 WHERE slot = 0")
+    assert read_rows(database) == EMPTY
+
+
 async def test_markers_that_are_lost_meanwhile_are_noticed(database: str) -> None:
     with pytest.raises(SinkError, match="has lost its markers of run 'r', stream 's' while it was"):
         await commit_after(database, "DELETE FROM trio_ckpt_markers")
@@ -99,6 +129,19 @@ async def test_taking_a_stream_waits_for_the_transaction_of_its_owner(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a commit that lands after the new owner has read the markers would be done again."""
+    assert await taken_during_commit(database, monkeypatch) == [None, 0]
+
+
+async def test_taking_a_stream_sees_what_it_has_waited_for(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a transaction has one view of the database for all its statements."""
+    level = "%20-cdefault_transaction_isolation%3Drepeatable%5C%20read"
+    assert await taken_during_commit(postgres + level, monkeypatch) == [None, 0]
+
+
+async def taken_during_commit(database: str, monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The batches of the markers that a new owner reads while batch 0 is being committed."""
     sink, other, may_commit = open_sink(database), open_sink(database), trio.Event()
     committed, taken = Session.commit, list[MarkerRow]()
 
@@ -129,7 +172,7 @@ async def test_taking_a_stream_waits_for_the_transaction_of_its_owner(
                     nursery.start_soon(let_commit)
     for session in other._sessions:
         session.stop()
-    assert [row.batch for row in taken] == [None, 0]
+    return [row.batch for row in taken]
 
 
 def start(database: str, store: str, place: str) -> subprocess.Popen[bytes]:

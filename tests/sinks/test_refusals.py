@@ -90,6 +90,19 @@ async def test_markers_of_another_run_are_refused(database: str) -> None:
     await complete_one(sink)
 
 
+async def test_a_sink_has_one_stream_of_a_name_open(database: str) -> None:
+    sink = open_sink(database)
+    async with begin() as run, run.open_stream("s", sink=sink) as stream:
+        with pytest.raises(SinkError, match="run 'r', stream 's' is open with this sink already"):
+            async with begin() as other, other.open_stream("s", sink=sink):
+                raise AssertionError
+        async for batch in stream.batches(range(1)):
+            async with sink.transaction(batch) as connection:
+                await insert(connection)
+                batch.complete()
+    assert read_rows(database)[0] == [(0, 0)]
+
+
 async def test_markers_of_an_older_generation_are_refused(database: str) -> None:
     store, sink = MemoryStore(), open_sink(database)
     await complete_one(sink, store)

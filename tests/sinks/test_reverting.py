@@ -10,6 +10,7 @@ import trio
 
 from tests.opening import begin
 from tests.sinks.program import AGAIN, open_sink, read_rows, undisturbed, undo, write
+from tests.sinks.test_refusals import change
 from tests.sinks.test_transactions import committed_without_record, insert
 from trio_ckpt import (
     Batch,
@@ -114,6 +115,24 @@ async def test_a_stream_that_is_rewound_to_its_start_begins_again(database: str)
         await run.rewind(KEY, to=-1, reason="all of it")
         async with run.open_stream("s", sink=sink) as stream:
             assert read_rows(database) == ([], 0)
+            await write_all(sink, stream)
+    assert read_rows(database) == undisturbed(6)
+
+
+async def test_rows_without_markers_are_not_written_again(database: str) -> None:
+    """However often the stream is opened after its table was lost."""
+    sink = open_sink(database)
+    async with begin() as run:
+        async with run.open_stream("s", sink=sink) as stream:
+            await write_all(sink, stream)
+        await run.rewind(KEY, to=-1, reason="all of it")
+        change(database, "DROP TABLE trio_ckpt_markers")
+        for _ in range(2):
+            with pytest.raises(CannotRedoError, match="give it undo="):
+                async with run.open_stream("s", sink=sink):
+                    raise AssertionError
+        sink = open_sink(database, undo=undo)
+        async with run.open_stream("s", sink=sink) as stream:
             await write_all(sink, stream)
     assert read_rows(database) == undisturbed(6)
 

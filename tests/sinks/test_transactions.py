@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -311,6 +312,62 @@ async def test_a_statement_that_is_cancelled_leaves_no_rows(postgres: str) -> No
                 await insert(connection)
                 batch.complete()
     assert read_rows(postgres) == ([(0, 0)], 0)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_commit_that_fails_in_any_way_is_asked_about(
+    database: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts, committed = list[int](), Session.commit
+
+    async def commit(self: Session) -> None:
+        monkeypatch.undo()
+        if moment == "after":
+            await committed(self)
+        raise MemoryError
+
+    async def body(sink: Sink, batch: Batch[Any]) -> None:
+        attempts.append(batch.attempt)
+        if batch.attempt == 1:
+            monkeypatch.setattr(Session, "commit", commit)
+        try:
+            async with sink.transaction(batch) as connection:
+                await insert(connection)
+                batch.complete()
+        except MemoryError as error:
+            batch.fail(error)
+
+    await run_one(database, body, retry=AGAIN)
+    assert attempts == ([1] if moment == "after" else [1, 2])
+    assert read_rows(database)[0] == [(0, 0)]
+
+
+async def test_a_marker_that_waits_in_vain_fails_as_the_database_says(postgres: str) -> None:
+    """The error names the table of the markers, and does not say that it is lost."""
+    with contextlib.closing(connect(postgres)) as other:
+
+        async def body(sink: Sink, batch: Batch[Any]) -> None:
+            async with sink.transaction(batch) as connection:
+                await insert(connection)
+                await connection.execute("SET LOCAL lock_timeout = '100ms'")
+                other.execute("SELECT * FROM trio_ckpt_markers FOR UPDATE")
+                batch.complete()
+
+        with pytest.raises(Exception, match="due to lock timeout") as failed:
+            await run_one(postgres, body)
+    assert not isinstance(failed.value, SinkError)
+    assert read_rows(postgres) == EMPTY
+
+
+async def test_a_commit_of_sqlite_survives_power_loss(sqlite: str) -> None:
+    """Without EXTRA the name of the journal may come back, which undoes the transaction."""
+
+    async def body(sink: Sink, batch: Batch[Any]) -> None:
+        async with sink.transaction(batch) as connection:
+            assert await connection.execute("PRAGMA synchronous") == [(3,)]
+            batch.complete()
+
+    await run_one(sqlite, body)
 
 
 DEFERRED = "CREATE TABLE words (word INTEGER REFERENCES known DEFERRABLE INITIALLY DEFERRED)"

@@ -22,6 +22,8 @@ class Driver(ABC):
         name: The database, as messages name it; without a password.
         is_single: Whether it has one writing transaction at a time.
         begin: The statement that begins a transaction.
+        begin_asking: The one that begins a transaction whose statements each see all that was
+            committed before them.
         mark: The statement that writes a marker, unless the fence has a newer owner.
         errors: The exceptions of the database's library.
     """
@@ -29,6 +31,7 @@ class Driver(ABC):
     name: str
     is_single: ClassVar[bool]
     begin: ClassVar[str]
+    begin_asking: ClassVar[str]
     mark: ClassVar[str]
     errors: ClassVar[tuple[type[Exception], ...]]
 
@@ -55,6 +58,10 @@ class Driver(ABC):
     @abstractmethod
     def make_table(self, raw: Any) -> None:
         """Make the table of the markers, in the transaction that is open."""
+
+    @abstractmethod
+    def lacks_table(self, error: Exception) -> bool:
+        """Whether an error says that the table of the markers is not there."""
 
     @abstractmethod
     def lock_fence(self, raw: Any, values: Mapping[str, object]) -> None:

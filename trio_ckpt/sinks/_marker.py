@@ -26,12 +26,13 @@ READ = (
 )
 TAKE = (
     "INSERT INTO trio_ckpt_markers (run, stream, slot, owner, began, sequence) "
-    "VALUES (:run, :stream, 0, :owner, :began, :sequence) "
-    "ON CONFLICT (run, stream, slot) DO UPDATE SET owner = excluded.owner"
+    "VALUES (:run, :stream, 0, :owner, :began, 0) "
+    "ON CONFLICT (run, stream, slot) DO UPDATE SET owner = excluded.owner "
+    "WHERE trio_ckpt_markers.owner <= excluded.owner AND trio_ckpt_markers.began = excluded.began"
 )
 FOLLOWED = (
     "UPDATE trio_ckpt_markers SET sequence = :sequence "
-    f"WHERE {HERE} AND slot = 0 AND owner = :owner"  # of constants
+    f"WHERE {HERE} AND slot = 0 AND owner = :owner AND began = :began"  # of constants
 )
 CLEAR = (
     "UPDATE trio_ckpt_markers SET batch = NULL, record = NULL "

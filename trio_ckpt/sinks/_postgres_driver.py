@@ -11,6 +11,7 @@ from psycopg import conninfo, pq
 
 from .._util.errors import SinkError
 from ._driver import COMMIT_S, IDLE_S, LOCK_S, Driver, reason_text
+from ._marker import TABLE
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS trio_ckpt_markers (
@@ -23,7 +24,7 @@ CREATE TABLE IF NOT EXISTS trio_ckpt_markers (
 _MARK = f"""
 INSERT INTO trio_ckpt_markers (run, stream, slot, owner, began, sequence, batch, record)
 (SELECT run, stream, :slot, owner, began, :sequence, :batch, :record FROM trio_ckpt_markers
-WHERE run = :run AND stream = :stream AND slot = 0 AND owner = :owner AND
+WHERE run = :run AND stream = :stream AND slot = 0 AND owner = :owner AND began = :began AND
 set_config('idle_in_transaction_session_timeout', '{int(COMMIT_S * 1000)}', true) IS NOT NULL
 FOR SHARE)
 ON CONFLICT (run, stream, slot) DO UPDATE SET owner = excluded.owner, began = excluded.began,
@@ -54,7 +55,8 @@ _ADVICE = {
     "3D000": "create the database, or name another",
     "42501": "grant this role what it needs; docs/how-to/databases.md has it",
     "42P01": "make the table before the run is opened",
-    "55P03": "another transaction has held the fence of the stream for too long",
+    "53300": "work on fewer batches at a time, each has a connection; or allow more of them",
+    "55P03": "another transaction has held what is waited for, for too long",
     "57P03": "wait until the server has started",
 }
 _TEXTS = {  # what a server says before there is a connection comes without a code
@@ -62,6 +64,9 @@ _TEXTS = {  # what a server says before there is a connection comes without a co
     "no password supplied": "28P01",
     "does not exist": "3D000",
     "starting up": "57P03",
+    "too many clients": "53300",
+    "too many connections": "53300",
+    "remaining connection slots": "53300",
 }
 
 
@@ -74,6 +79,7 @@ class PostgresDriver(Driver):
 
     is_single = False
     begin = "BEGIN"
+    begin_asking = "BEGIN ISOLATION LEVEL READ COMMITTED"
     mark = _MARK
     errors = (psycopg.Error,)
 
@@ -113,6 +119,9 @@ class PostgresDriver(Driver):
     def make_table(self, raw: psycopg.Connection[Any]) -> None:
         raw.execute("SELECT pg_advisory_xact_lock(hashtext('trio_ckpt_markers'))")
         raw.execute(_TABLE)
+
+    def lacks_table(self, error: Exception) -> bool:
+        return isinstance(error, psycopg.errors.UndefinedTable) and TABLE in str(error)
 
     def lock_fence(self, raw: psycopg.Connection[Any], values: Mapping[str, object]) -> None:
         raw.execute(_LIMIT)

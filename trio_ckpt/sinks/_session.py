@@ -59,8 +59,11 @@ class Session:
     def _execute(self, raw: Any, statement: str, values: Mapping[str, object]) -> int:
         return int(raw.execute(self.driver.spell(statement), values).rowcount)
 
-    async def begin(self) -> None:
+    async def begin(self, *, is_asking: bool = False) -> None:
         """Begin a transaction.
+
+        Args:
+            is_asking: Whether its statements have to see all that was committed before them.
 
         Raises:
             SinkError: the database cannot be used.
@@ -68,7 +71,8 @@ class Session:
         Cancellation: the wait ends at once; a transaction that begins later is undone.
         """
         try:
-            await self.call(self._begin)
+            statement = self.driver.begin_asking if is_asking else self.driver.begin
+            await self.call(self._begin, statement)
         except (trio.Cancelled, KeyboardInterrupt):
             self._thread.run_late(self._end)
             raise
@@ -76,14 +80,14 @@ class Session:
             await self.discard()
             raise self.driver.sink_error("beginning a transaction", error) from error
 
-    def _begin(self, raw: Any) -> None:
+    def _begin(self, raw: Any, statement: str) -> None:
         try:
-            _execute_bare(raw, self.driver.begin)
+            _execute_bare(raw, statement)
         except self.driver.errors:
             if self.driver.is_usable(raw):
                 raise
             self._close()  # the server has ended it since it was used last
-            self._call(_execute_bare, self.driver.begin)
+            self._call(_execute_bare, statement)
 
     async def commit(self) -> None:
         """Commit the transaction; after an error its outcome is not known.
@@ -139,7 +143,7 @@ class Session:
             await self.rollback()
 
     def _read_markers(self, raw: Any, values: Mapping[str, object]) -> list[MarkerRow]:
-        _execute_bare(raw, self.driver.begin)
+        _execute_bare(raw, self.driver.begin_asking)
         self.driver.lock_fence(raw, values)
         return read_rows(self.driver, raw, values)
 

@@ -138,14 +138,21 @@ class Sink:
 async def open_rows(sink: Sink, open_stream: OpenStream, pages: ReadPages) -> StreamRows:
     """Take a stream, and bring its rows and records together; see `StreamRows.open`."""
     rows = StreamRows(sink._driver, sink._session, sink._undo, open_stream, pages)
-    sink._streams[open_stream.run_id, open_stream.stream_log.key] = rows
+    key = open_stream.run_id, open_stream.stream_log.key
+    if sink._streams.setdefault(key, rows) is not rows:
+        raise open_stream.error(
+            SinkError,
+            f"{open_stream.where()} is open with this sink already, in a run of another store",
+        )
     await rows.open()
     return rows
 
 
 def close_rows(sink: Sink, open_stream: OpenStream) -> None:
     """Drop a stream; with the last one the connections are closed."""
-    sink._streams.pop((open_stream.run_id, open_stream.stream_log.key), None)
+    key = open_stream.run_id, open_stream.stream_log.key
+    if key in sink._streams and sink._streams[key].open_stream is open_stream:
+        del sink._streams[key]
     if not sink._streams:
         for session in sink._sessions:
             session.stop()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from .._util.arguments import path_text
 from ._driver import LOCK_S, Driver, reason_text
+from ._marker import TABLE
 from ._sink import Sink
 from ._stream_rows import Undo
 
@@ -20,7 +21,7 @@ CREATE TABLE IF NOT EXISTS trio_ckpt_markers (
 _MARK = """
 INSERT INTO trio_ckpt_markers (run, stream, slot, owner, began, sequence, batch, record)
 SELECT run, stream, :slot, owner, began, :sequence, :batch, :record FROM trio_ckpt_markers
-WHERE run = :run AND stream = :stream AND slot = 0 AND owner = :owner
+WHERE run = :run AND stream = :stream AND slot = 0 AND owner = :owner AND began = :began
 ON CONFLICT (run, stream, slot) DO UPDATE SET owner = excluded.owner, began = excluded.began,
 sequence = excluded.sequence, batch = excluded.batch, record = excluded.record
 """
@@ -42,7 +43,7 @@ class SqliteDriver(Driver):
     """
 
     is_single = True
-    begin = "BEGIN IMMEDIATE"
+    begin = begin_asking = "BEGIN IMMEDIATE"
     mark = _MARK
     errors = (sqlite3.Error,)
 
@@ -54,7 +55,7 @@ class SqliteDriver(Driver):
         raw = sqlite3.connect(
             self.path, timeout=LOCK_S, isolation_level=None, check_same_thread=False
         )
-        raw.execute("PRAGMA synchronous = FULL")
+        raw.execute("PRAGMA synchronous = EXTRA")  # also where the journal is a file of its own
         return raw
 
     def is_usable(self, raw: sqlite3.Connection) -> bool:
@@ -72,6 +73,9 @@ class SqliteDriver(Driver):
 
     def make_table(self, raw: sqlite3.Connection) -> None:
         raw.execute(_TABLE)
+
+    def lacks_table(self, error: Exception) -> bool:
+        return f"no such table: {TABLE}" in str(error)
 
     def lock_fence(self, raw: sqlite3.Connection, values: Mapping[str, object]) -> None:
         """The transaction holds the whole database already."""

@@ -24,7 +24,8 @@ owner in the fence, and writes nothing where it is another one.
 **Re-queued batches** lose their rows after the record of the re-queue is saved, in one transaction
 with the sequence number up to which that was done.  An opening reads the records after that
 number.  This ensures that a crash in between, and a re-queue by a command that knows no sink, are
-followed by the next opening, before a batch can run again.
+followed by the next opening, before a batch can run again.  A new fence has followed none: its
+database may have the rows, and have lost the markers.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from .._util.text import batches_are, moment, plural
 from .._util.uninterrupted import uninterrupted
 from ._connection import SinkConnection, close_connection, end_connection
 from ._driver import Driver
-from ._marker import CLEAR, FENCE, FOLLOWED, TABLE, TAKE, MarkedStream, MarkerRow, SinkMarker
+from ._marker import CLEAR, FENCE, FOLLOWED, TAKE, MarkedStream, MarkerRow, SinkMarker
 from ._session import Session, read_rows
 
 log = get_logger(__name__)
@@ -122,7 +123,7 @@ class StreamRows:
     async def _take(self, marked: MarkedStream) -> list[MarkerRow]:
         """Make this process the owner of the stream in the database; returns its markers."""
         async with self._lend() as session:
-            await session.begin()
+            await session.begin(is_asking=True)
             try:
                 rows = await session.call(self._take_in_thread, marked)
                 await session.commit()
@@ -140,13 +141,12 @@ class StreamRows:
         self.driver.lock_fence(raw, values)
         rows = read_rows(self.driver, raw, values)
         fence = next((row for row in rows if row.slot == FENCE), None)
-        sequence = self.open_stream.stream_log.progress.sequence
         if fence is None:
             self._check_new()
         else:
             self._check_fence(fence, marked)
-            sequence = fence.sequence
-        raw.execute(self.driver.spell(TAKE), values | {"sequence": sequence})
+        if not raw.execute(self.driver.spell(TAKE), values).rowcount:
+            return self._take_in_thread(raw, marked)  # another process has made the fence since
         return rows
 
     def _check_new(self) -> None:
@@ -249,14 +249,14 @@ class StreamRows:
                 return self._error(SinkError, self._ended_inside(index), index)
             has_marked = await session.execute(self.driver.mark, values)
         except self.driver.errors as error:  # COMMIT was not sent: nothing is committed
-            is_lost = TABLE in str(error)
+            is_lost = self.driver.lacks_table(error)
             return self._error(SinkError, self._lost(), index) if is_lost else error
         if not has_marked:
             await session.rollback()
             return self._judge_fence(await session.read_markers(marked), marked)
         try:
             await session.commit()
-        except self.driver.errors as error:
+        except Exception as error:  # of any kind: it may have landed
             return await self._find_out(session, marked, marker, error)
         return None
 
@@ -297,7 +297,7 @@ class StreamRows:
             try:
                 rows = await session.read_markers(marked)
                 break
-            except self.driver.errors as error:
+            except Exception as error:
                 if trio.current_time() >= until:
                     raise self._unknown(marker, error) from problem
             await trio.sleep(pause_s)
