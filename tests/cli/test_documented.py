@@ -86,6 +86,7 @@ def keys_of(value: Any) -> Iterator[str]:
 
 
 FREE = {"config", "metadata", "phases", "produced", "spent", "totals", "failures"} | {
+    "packages",
     "spent_on_confirmed",
     "mean_spent_per_confirmed_batch",
 }
@@ -94,7 +95,8 @@ FREE = {"config", "metadata", "phases", "produced", "spent", "totals", "failures
 
 def test_every_key_of_the_documents_is_on_the_page(run: Terminal, tmp_path: Path) -> None:
     store = tmp_path / "gh.ckpt"
-    make_gh(store, sessions=[session()])
+    code = {"commit": "0" * 40, "is_dirty": False, "packages": {"trio": "0.27.0"}}
+    make_gh(store, sessions=[session(code=code)])
     commands: list[list[object]] = [
         ["ls", store],
         ["show", store],

@@ -7,6 +7,7 @@ import pytest
 from tests.opening import begin
 from trio_ckpt._commit.give_up import MAX_GIVEN_UP, check_done, known_end, skip_records
 from trio_ckpt._journal.progress import FailedAttempt, Progress, apply
+from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore
 
@@ -48,6 +49,15 @@ def test_only_what_is_done_is_re_queued_however_much_is_asked_for() -> None:
     check_done(some(), IndexSet([0, 1]))
     with pytest.raises(ValueError, match=r"batches 2-\d+ are neither confirmed nor skipped"):
         check_done(some(), IndexSet.from_steps((0, 2**52)))
+
+
+def test_what_is_deferred_is_re_queued_by_another_command() -> None:
+    progress = some()
+    apply(progress, 1, Record(kind=RecordKind.ATTEMPT, at=1.0, index=3, due=9.0))
+    with pytest.raises(ValueError, match=r"batch 3 is neither .*`trio-ckpt retry` lifts deferrals"):
+        check_done(progress, IndexSet([1, 3]))
+    with pytest.raises(ValueError, match=r"skipped$"):
+        check_done(progress, IndexSet([1, 4]))
 
 
 def test_of_a_stream_without_a_known_end_what_was_tried_is_given_up() -> None:

@@ -15,6 +15,8 @@ from tests.opening import begin, begin_blocking
 from trio_ckpt import Batch, Code, CodeChangedError, read_history, read_sessions, run_batches
 from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt._runs.code import _commit, checked_code, read_code_facts
+from trio_ckpt._runs.code_digest import digest_of
+from trio_ckpt._runs.code_source import Sources
 from trio_ckpt.blocking import run_batches as run_batches_blocking
 from trio_ckpt.stores import MemoryStore
 
@@ -70,6 +72,41 @@ async def test_refusing_hands_out_nothing() -> None:
     await work(store, correct, 4, "refuse")
     await work(store, other, 5)  # it may be noted instead
     assert begun == [4]
+
+
+async def test_what_the_same_code_did_before_is_not_counted() -> None:
+    store = MemoryStore()
+    await work(store, correct, 2)
+    await work(store, correct_better, 5)
+    with pytest.raises(CodeChangedError, match="since session 2: 3 confirmed batches are of"):
+        await work(store, correct, 7, "refuse")
+
+
+async def test_nothing_is_refused_where_nothing_is_of_older_code() -> None:
+    """All that it did was re-queued; what came before code was noted is of no other code."""
+    store = MemoryStore()
+    await work(store, correct, 2, None)
+    await work(store, correct, 4, "refuse")
+    async with begin(store) as run, run.open_stream("s") as stream:
+        await stream.redo([2, 3], reason="a test")
+    await work(store, correct_better, 4, "refuse")
+    assert await old_of(store) == {"": [0, 1]}
+
+
+async def test_a_stream_of_blocks_is_noted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[object]()
+
+    def digest(functions: list[object], sources: object) -> str:
+        asked.append(functions)
+        return digest_of(functions, Sources())
+
+    monkeypatch.setattr("trio_ckpt._runs.code.digest_of", digest)
+    async with begin(code=Code(functions=[correct])) as run, run.open_stream("s") as stream:
+        for _ in range(3):
+            async with stream.open_batch() as batch:
+                batch.complete()
+        assert stream.progress.code is not None
+    assert asked == [[correct]]
 
 
 async def test_without_the_setting_nothing_is_noted() -> None:
@@ -144,6 +181,68 @@ def test_the_commit_and_whether_files_differ(tmp_path: Path) -> None:
     assert clean["is_dirty"] is False
     (tmp_path / "a.py").write_text("2")
     assert _commit(str(inner)) == {**clean, "is_dirty": True}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with one commit."""
+    folder = tmp_path / "program"
+    folder.mkdir()
+    git(folder, "init")
+    (folder / "a.py").write_text("1")
+    git(folder, "add", "a.py")
+    git(folder, "commit", "-m", "one")
+    return folder
+
+
+def test_a_hook_of_another_repository_does_not_count(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init")
+    (other / "b.py").write_text("2")
+    git(other, "add", "b.py")
+    git(other, "commit", "-m", "two")
+    before = _commit(str(repository))
+    assert before != _commit(str(other))
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / ".git" / "index"))
+    assert _commit(str(repository)) == before
+
+
+def test_a_second_tree_and_a_submodule_have_their_commits(repository: Path, tmp_path: Path) -> None:
+    git(repository, "worktree", "add", str(tmp_path / "tree"))
+    assert _commit(str(tmp_path / "tree")) == _commit(str(repository))
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init")
+    add = ["-c", "protocol.file.allow=always", "submodule", "add", str(repository), "inner"]
+    git(outer, *add)
+    git(outer, "commit", "-m", "outer")
+    assert _commit(str(outer / "inner")) == _commit(str(repository))
+    assert _commit(str(outer))["commit"] != _commit(str(repository))["commit"]
+    (outer / "inner" / "a.py").write_text("2")
+    assert _commit(str(outer))["is_dirty"] is True
+
+
+def test_a_repository_that_git_refuses_has_no_commit(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _commit(str(repository))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own way to test it
+    assert _commit(str(repository)) == {}
+
+
+def test_a_git_that_does_not_answer_is_left(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "git"
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("trio_ckpt._runs.code.GIT_TIMEOUT_S", 0.2)
+    assert _commit(str(repository)) == {}
 
 
 def test_no_git_and_no_repository_are_no_error(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import linecache
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trio_ckpt._runs.code_digest import Sources, digest_of
+import trio_ckpt
+from trio_ckpt._runs.code_digest import digest_of
+from trio_ckpt._runs.code_source import Sources
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "change-the-code.md"
 
@@ -64,6 +68,16 @@ class Corrector:
         return batch.lower()
 
 by_method = Corrector("small").correct
+
+class Caller:
+    def __call__(self, batch):
+        return self.call(batch)
+
+class Swapper(Caller):
+    def call(self, batch):
+        return batch.swapcase()
+
+by_object = Swapper()
 
 def make(threshold, client):
     def handler(batch):
@@ -164,8 +178,8 @@ def test_libraries_are_not_read() -> None:
     import json
 
     sources = Sources()
-    assert sources.tree(json.__file__) is None
-    assert sources.tree(pytest.__file__) is None
+    assert sources.file(json.__file__) is None
+    assert sources.file(pytest.__file__) is None
     assert len(digest_of([json.loads, len, print], sources)) == 16
 
 
@@ -183,6 +197,221 @@ def test_a_partial_counts_with_its_arguments() -> None:
 
 def test_functions_that_use_each_other_end() -> None:
     assert digest_of([_ping], Sources()) != digest_of([_pong], Sources())
+
+
+# -- what can be called ---------------------------------------------------------------------------
+
+
+def digest(*functions: Any) -> str:
+    """The digest of functions, as a new start has it."""
+    return digest_of(functions, Sources())
+
+
+class Lower:
+    def __call__(self, text: str) -> str:
+        return self.change(text)
+
+    def change(self, text: str) -> str:
+        return text.lower()
+
+    @classmethod
+    def of_class(cls, text: str) -> str:
+        return cls().change(text)
+
+
+class Upper(Lower):
+    def change(self, text: str) -> str:
+        return text.upper()
+
+
+class Title(Lower):
+    def change(self, text: str) -> str:
+        return text.title()
+
+
+def test_an_object_that_inherits_its_call_counts_by_its_class(program: Program) -> None:
+    before = program.digest("by_object")
+    assert program.digest("by_object") == before
+    assert program.digest("by_object", "batch.swapcase()", "batch.casefold()") != before
+    assert program.digest("by_object", "self.call(batch)", "self.call(batch * 2)") != before
+
+
+def test_a_method_of_a_class_counts_with_its_class() -> None:
+    assert digest(Upper.of_class) != digest(Title.of_class)
+    assert digest(Upper().change) != digest(Title().change)
+
+
+def test_what_functools_wraps_is_read() -> None:
+    def load(n: int) -> int:
+        return n
+
+    def load_more(n: int) -> int:
+        return n + 1
+
+    assert digest(functools.cache(load)) == digest(functools.cache(load))
+    assert digest(functools.cache(load)) != digest(functools.cache(load_more))
+
+
+def test_what_a_function_says_that_it_wraps_is_read() -> None:
+    def of(wrapped: Any) -> str:
+        def wrapper() -> None: ...
+
+        return digest(functools.update_wrapper(wrapper, wrapped))
+
+    assert of(_ping) == of(_ping)
+    assert of(_ping) != of(_pong)
+
+
+def test_functions_in_c_count_by_their_names() -> None:
+    assert digest(len) != digest(print)
+    assert digest(str.upper) != digest(str.lower)
+
+
+def test_keywords_of_a_partial_have_no_order() -> None:
+    def work(**settings: Any) -> None:
+        del settings
+
+    assert digest(functools.partial(work, a=1, b=2)) == digest(functools.partial(work, b=2, a=1))
+
+
+# -- the same at each start and each stream ------------------------------------------------------
+
+
+def test_what_a_function_assigns_does_not_count() -> None:
+    done = 0
+
+    def handler(batch: Any) -> None:
+        nonlocal done
+        done += 1
+        _count(batch)
+
+    before = digest(handler)
+    handler(None)
+    assert (done, digest(handler)) == (1, before)
+
+
+def test_what_a_module_outside_has_loaded_does_not_count() -> None:
+    names = vars(trio_ckpt)
+    before = digest(_fails)
+    loaded = trio_ckpt.PartitionsLeftError
+    assert names["PartitionsLeftError"] is loaded
+    assert digest(_fails) == before
+    del names["PartitionsLeftError"]
+    assert digest(_fails) == before
+
+
+def test_where_a_program_lies_does_not_count() -> None:
+    def moved(file: str) -> str:
+        return digest(types.FunctionType(_says_where.__code__, {**globals(), "__file__": file}))
+
+    assert moved("/srv/a/program.py") == moved("/srv/b/program.py")
+
+
+def test_no_value_of_the_program_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Proxy:
+        @property
+        def __class__(self) -> Any:
+            raise AssertionError("it is asked what it stands for")
+
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"it is asked for {name}")
+
+        def __repr__(self) -> str:
+            raise AssertionError("it is shown")
+
+        def __hash__(self) -> int:
+            return 1
+
+    values = frozenset([Proxy()]), (Proxy(), 1)
+    assert digest(lambda: values) == digest(functools.partial(lambda: values))
+    monkeypatch.setitem(globals(), "_client", Proxy())
+    assert digest(_asks)
+
+
+# -- sizes ----------------------------------------------------------------------------------------
+
+
+def test_very_large_integers_and_sums_are_read(program: Program) -> None:
+    number = 10**5_000  # Python does not show it in base 10
+    assert digest(lambda: number)
+    long = " + ".join(["text"] * 1_500)
+    for name, old in (("correct", "text.strip()"), ("by_method", "batch.lower()")):
+        new = long.replace("text", "batch") if name == "by_method" else long
+        assert program.digest(name, old, new) != program.digest(name)
+
+
+def test_a_long_chain_of_functions_is_read(program: Program) -> None:
+    chain = "".join(f"def f{n}(t):\n    return f{n + 1}(t)\n" for n in range(500))
+    chain += "def f500(t):\n    return t\n"
+    use = ("text.strip()\n", f"f0(text)\n{chain}")
+    changed = (use[0], use[1].replace("    return t\n", "    return t + t\n"))
+    assert program.digest("correct", *use) != program.digest("correct", *changed)
+
+
+def test_a_file_is_passed_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, parse = list[str](), ast.parse
+    monkeypatch.setattr(ast, "parse", lambda text: [passes.append(text), parse(text)][1])
+    sources = Sources()
+    before = digest_of([_ping, _pong, Upper(), Lower()], sources)
+    assert digest_of([_ping, _pong, Upper(), Lower()], sources) == before
+    assert len(passes) == 1
+
+
+# -- without a file -------------------------------------------------------------------------------
+
+
+def cell(text: str, name: str = "<cell 1>") -> dict[str, Any]:
+    """Run a cell of a notebook, whose source Python can find; returns its names."""
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    names: dict[str, Any] = {"__name__": "a_notebook"}
+    exec(compile(text, name, "exec"), names)
+    return names
+
+
+HANDLE = "def handle(batch):\n    return batch\n"
+CLASS = "class Handler:\n    def __call__(self, batch):\n        return batch\n"
+
+
+def test_a_notebook_is_read() -> None:
+    first, again = cell(HANDLE), cell("\n\n" + HANDLE, "<cell 2>")
+    other = cell(HANDLE.replace("return batch", "return 2"), "<cell 3>")
+    assert digest(first["handle"]) == digest(again["handle"]) != digest(other["handle"])
+
+
+def test_a_class_of_a_notebook_is_read() -> None:
+    first, again = cell(CLASS), cell("\n\n" + CLASS, "<cell 2>")
+    other = cell(CLASS.replace("return batch", "return 2"), "<cell 3>")
+    assert digest(first["Handler"]()) == digest(again["Handler"]()) != digest(other["Handler"]())
+
+
+def test_without_a_source_a_function_counts_by_its_name() -> None:
+    def made(text: str) -> Any:
+        names: dict[str, Any] = {"__name__": "a_notebook"}
+        exec(text, names)
+        return names["handle"]
+
+    assert digest(made(HANDLE)) == digest(made(HANDLE.replace("return batch", "return 2")))
+
+
+_client: Any = None
+_done = 0
+
+
+def _count(batch: Any) -> None:
+    global _done  # as many programs do
+    _done += batch is None
+
+
+def _fails(batch: Any) -> None:
+    raise trio_ckpt.PartitionsLeftError
+
+
+def _says_where(batch: Any) -> str:
+    return __file__
+
+
+def _asks(batch: Any) -> Any:
+    return _client.ask(batch)
 
 
 def _ping(n: int) -> int:

@@ -58,6 +58,37 @@ async def test_a_failed_partition_does_not_stop_the_others() -> None:
                 pass
 
 
+async def test_a_partition_with_deferred_work_is_left_for_later(autojump_clock: MockClock) -> None:
+    done, stops = list[int](), list[RunStoppedError]()
+
+    async def work_on(collection: Collection) -> bool:
+        async with collection.claim() as partition:
+            if partition is None:
+                return False
+            async with partition.run.open_stream("pages") as stream:
+                async for batch in stream.batches(partition.range):
+                    if batch.item == 4:
+                        batch.defer(until=86_400)
+                    else:
+                        done.append(batch.item)
+                        batch.complete()
+        return True
+
+    async with take_part(MemoryStore(), partitions=3, items=9) as collection:
+        is_any_left = True
+        while is_any_left:
+            try:
+                is_any_left = await work_on(collection)
+            except RunStoppedError as stopped:
+                stops.append(stopped)
+        assert [one.next_due is not None for one in stops] == [True]
+        assert sorted(done) == [0, 1, 2, 3, 5, 6, 7, 8]
+        assert collection.exit_code == 75
+        with pytest.raises(PartitionsLeftError, match="1 were left with work"):
+            async with collection.finish():
+                pass
+
+
 async def test_a_partition_that_failed_since_it_was_listed_is_over() -> None:
     store, others = MemoryStore(), 0
     async with take_part(store, partitions=1, items=2) as collection:

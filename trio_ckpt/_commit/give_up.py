@@ -70,7 +70,10 @@ def check_done(progress: Progress, indexes: IndexSet) -> None:
     undone = indexes.copy()
     undone.subtract(progress.done)
     if undone:
-        raise ValueError(f"{batches_are(undone)} neither confirmed nor skipped")
+        is_deferred = any(index in undone for index in progress.deferred)
+        advice = "; `trio-ckpt retry` lifts deferrals while the run is not running"
+        problem = f"{batches_are(undone)} neither confirmed nor skipped"
+        raise ValueError(problem + (advice if is_deferred else ""))
 
 
 def known_end(progress: Progress) -> int | None:

@@ -49,6 +49,20 @@ class CodeBatches:
 OldCode = tuple[CodeBatches, ...]
 
 
+def batches_by_code(confirmed: IndexSet, newest: CodeMark | None, old: OldCode) -> OldCode:
+    """The batches that each code confirmed, the newest code last.
+
+    Args:
+        confirmed: The batches that are confirmed.
+        newest: The newest code; None: none was noted.
+        old: The batches of older code.
+    """
+    rest = confirmed.copy()
+    for one in old:
+        rest.subtract(one.indexes)
+    return (*old, CodeBatches(newest or UNKNOWN, rest))
+
+
 def change_code(
     confirmed: IndexSet, before: CodeMark | None, old: OldCode, now: CodeMark
 ) -> OldCode:
@@ -65,11 +79,8 @@ def change_code(
     """
     if before is not None and before.digest == now.digest:
         return old
-    rest = confirmed.copy()
-    for one in old:
-        rest.subtract(one.indexes)
-    found = [*old, CodeBatches(before or UNKNOWN, rest)]
-    found = [one for one in found if one.indexes and one.mark.digest != now.digest]
+    known = batches_by_code(confirmed, before, old)
+    found = [one for one in known if one.indexes and one.mark.digest != now.digest]
     while len(found) > MAX_OLD:
         first, second, *others = found
         found = [CodeBatches(UNKNOWN, first.indexes.union(second.indexes)), *others]

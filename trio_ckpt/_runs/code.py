@@ -16,14 +16,16 @@ from typing import Literal, get_args
 import attrs
 
 from .._commit.open_stream import OpenStream
-from .._journal.code import CodeMark
+from .._journal.code import CodeMark, OldCode, change_code
+from .._journal.progress import Progress
 from .._util.arguments import checked_by, function, one_of, several, shown, text
 from .._util.errors import CodeChangedError
 from .._util.log import get_logger
 from .._util.plain import Plain
 from .._util.text import plural, printable, truncate
 from .._util.threads import run_blocking
-from .code_digest import Sources, digest_of
+from .code_digest import digest_of
+from .code_source import Sources
 
 log = get_logger(__name__)
 
@@ -32,6 +34,9 @@ AnyFunction = Callable[..., object]
 
 MAX_NAME_CHARS = 200
 GIT_TIMEOUT_S = 5.0  # a repository on a slow disk; without an answer the commit is unknown
+
+_OF_ANOTHER = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"}
+"""Set in a hook of git: they name its repository, and not that of the program."""
 
 
 def _as_functions(functions: Iterable[AnyFunction]) -> tuple[AnyFunction, ...]:
@@ -99,23 +104,18 @@ class CodeWatch:
         Raises:
             CodeChangedError: it is not the code that confirmed batches, and that is refused.
         """
+        if handler is None and open_stream.code is not None:
+            return  # it was noted by the loop or the block before
         functions = [*(() if handler is None else (handler,)), *self.code.functions]
         if not functions:
             return
         digest = digest_of(functions, self._sources)
         mark = CodeMark(_name_of(functions[0]), digest, self.session)
-        progress = open_stream.stream_log.progress
-        before, done = progress.code, len(progress.confirmed)
-        if before is not None and before.digest != digest and done:
+        if older := _older(open_stream.stream_log.progress, mark):
+            message = f"{open_stream.where()}: {_changed(mark, older)}"
             if self.code.on_change == "refuse":
-                message = f"{open_stream.where()}: {_changed(mark, before, done)}"
                 raise open_stream.error(CodeChangedError, message)
-            log.warning(
-                "%s: %s",
-                open_stream.where(),
-                _changed(mark, before, done),
-                extra=open_stream.place(),
-            )
+            log.warning("%s", message, extra=open_stream.place())
         open_stream.set_code(mark)
 
 
@@ -132,11 +132,21 @@ def note_code(
         watch.note(open_stream, handler)
 
 
-def _changed(now: CodeMark, before: CodeMark, done: int) -> str:
+def _older(progress: Progress, now: CodeMark) -> OldCode:
+    """The batches of older code, if the newest code of a stream is replaced; else empty."""
+    before = progress.code
+    if before is None or before.digest == now.digest:
+        return ()
+    old = change_code(progress.confirmed, before, progress.old_code, now)
+    return tuple(one for one in old if one.mark.digest)
+
+
+def _changed(now: CodeMark, older: OldCode) -> str:
+    done, newest = sum(len(one.indexes) for one in older), older[-1].mark
     return (
-        f"the code of {now.name} changed since session {before.session}: "
+        f"the code of {now.name} changed since session {newest.session}: "
         f"{plural(done, 'confirmed batch')} {'is' if done == 1 else 'are'} of older code, the "
-        f"newest of it {before.digest}; `trio-ckpt retry --code {before.digest}` re-queues what "
+        f"newest of it {newest.digest}; `trio-ckpt retry --code {newest.digest}` re-queues what "
         "that has done"
     )
 
@@ -175,6 +185,7 @@ def _commit(folder: str | None) -> dict[str, Plain]:
     if folder is None or not _is_in_repository(folder):
         return {}
     command = ["git", "-C", folder, "-c", "core.fsmonitor=false", "status", "--porcelain=v2"]
+    env = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER}
     try:
         done = subprocess.run(  # noqa: S603  # a list of words, none of which comes from outside
             [*command, "--branch", "--untracked-files=no"],
@@ -182,7 +193,7 @@ def _commit(folder: str | None) -> dict[str, Plain]:
             capture_output=True,
             timeout=GIT_TIMEOUT_S,
             check=True,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+            env={**env, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.SubprocessError):  # no git, or no repository after all
         return {}

@@ -17,6 +17,7 @@ import attrs
 import click
 import msgspec
 
+from .._journal.code import batches_by_code
 from .._journal.progress import Progress
 from .._journal.record import Status
 from .._journal.store import Owner, Pruned, RunKey, Store
@@ -177,7 +178,9 @@ def _answer(store: Store, *texts: str, **document: object) -> CommandAnswer:
     run_argument,
     stream_option,
     click.option("--batches", metavar="17,203-210", help="These batches, also confirmed ones."),
-    click.option("--code", metavar="DIGEST", help="What this older code has done, or `old`: all."),
+    click.option(
+        "--code", metavar="DIGEST", help="What this code has done, or `old`: all but the newest."
+    ),
     output_dir_option,
     yes_option,
 )
@@ -231,12 +234,12 @@ async def retry(
 async def _retry_code(
     run: RunStatus, keys: Sequence[StreamKey], code: str, output_dir: str | None, *, yes: bool
 ) -> CommandAnswer:
-    """Re-queue what older code has confirmed.
+    """Re-queue what a code has confirmed.
 
     Args:
         run: The run.
         keys: Its streams that are meant.
-        code: The digest of the code, or its first letters; ``old``: all older code.
+        code: The digest of the code, or its first letters; ``old``: all but the newest.
         output_dir: The folder of the outputs; None: that of the last session.
         yes: Whether the user has agreed already.
     """
@@ -244,8 +247,9 @@ async def _retry_code(
     wanted = {key: indexes for key, indexes in wanted.items() if indexes}
     if not wanted:
         raise CommandError(
-            f"no batch of run {run.run_id!r} is of older code {code!r}: `trio-ckpt explain` says "
-            "of which code they are",
+            f"no confirmed batch of run {run.run_id!r} is of "
+            + ("older code" if code == "old" else f"code {code!r}")
+            + ": `trio-ckpt explain` says of which code they are",
             EXIT_USAGE,
         )
     count = sum(map(len, wanted.values()))
@@ -258,11 +262,15 @@ async def _retry_code(
 
 
 def _of_code(progress: Progress, code: str) -> IndexSet:
-    """The batches that older code has confirmed; see `_retry_code`."""
+    """The batches that a code has confirmed; see `_retry_code`."""
+    wanted = progress.old_code
+    if code != "old":
+        known = batches_by_code(progress.confirmed, progress.code, progress.old_code)
+        is_told = len(code) >= MIN_CODE_CHARS
+        wanted = tuple(one for one in known if is_told and one.mark.digest.startswith(code))
     found = IndexSet()
-    for one in progress.old_code:
-        if code == "old" or (len(code) >= MIN_CODE_CHARS and one.mark.digest.startswith(code)):
-            found = found.union(one.indexes)
+    for one in wanted:
+        found = found.union(one.indexes)
     return found
 
 
