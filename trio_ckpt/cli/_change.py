@@ -247,9 +247,8 @@ async def _retry_code(
     wanted = {key: indexes for key, indexes in wanted.items() if indexes}
     if not wanted:
         raise CommandError(
-            f"no confirmed batch of run {run.run_id!r} is of "
-            + ("older code" if code == "old" else f"code {code!r}")
-            + ": `trio-ckpt explain` says of which code they are",
+            f"no confirmed batch of run {run.run_id!r} is of code {code!r}: `trio-ckpt explain` "
+            "says of which code they are",
             EXIT_USAGE,
         )
     count = sum(map(len, wanted.values()))
@@ -263,14 +262,12 @@ async def _retry_code(
 
 def _of_code(progress: Progress, code: str) -> IndexSet:
     """The batches that a code has confirmed; see `_retry_code`."""
-    wanted = progress.old_code
+    found, known = IndexSet(), progress.old_code
     if code != "old":
-        known = batches_by_code(progress.confirmed, progress.code, progress.old_code)
-        is_told = len(code) >= MIN_CODE_CHARS
-        wanted = tuple(one for one in known if is_told and one.mark.digest.startswith(code))
-    found = IndexSet()
-    for one in wanted:
-        found = found.union(one.indexes)
+        known = batches_by_code(progress.confirmed, progress.code, known)
+    for one in known:
+        is_named = len(code) >= MIN_CODE_CHARS and one.mark.digest.startswith(code)
+        found = found.union(one.indexes) if code == "old" or is_named else found
     return found
 
 
