@@ -51,8 +51,10 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def frameworks(session: nox.Session) -> None:
-    """Run the tests that need torch, jax and TensorFlow, which are large."""
-    session.install("-e", ".[tests,arrays]", "torch", "torchdata", "jax", "tensorflow-cpu")
+    """Run the tests that need torch, jax, TensorFlow and datasets, which are large."""
+    session.install(
+        "-e", ".[tests,arrays]", "torch", "torchdata", "jax", "tensorflow-cpu", "datasets"
+    )
     session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs)
 
 

@@ -8,6 +8,8 @@ from benchmarks import kept
 
 NOT_MEASURED = "not measured"
 
+LOOPS = ("1 loop", "64 loops")
+
 KILLS = "crawl with two kills: pages never fetched, lost, repeated, torn"
 
 
@@ -21,7 +23,7 @@ def comparison_rows(run: kept.Run) -> list[list[str]]:
         [
             "",
             "what survives `kill -9`",
-            "how fast, beside it",
+            "how fast this library is beside it",
             "what the other is better at",
         ],
         ["---", "---", "---", "---"],
@@ -66,7 +68,7 @@ def comparison_rows(run: kept.Run) -> list[list[str]]:
         [
             "a `checkpoint.json`",
             "what you have tested",
-            f"{_commits(run)} a bare commit to SQLite",
+            _commits(run),
             "nothing to install; the right thing for an hour of work",
         ],
     ]
@@ -91,22 +93,28 @@ def _crawl(run: kept.Run, crawler: str) -> str:
 
 def _steps(run: kept.Run) -> str:
     """How many times as many durable steps a second are made as by the faster of two peers."""
-    parts = list[str]()
-    for name in ("1 loop", "64 loops"):
-        found = run.found.get(name)
-        if found is not None and found.peer:
-            ratio = found.value * _figure(found.control) / _figure(found.peer)
-            parts.append(f"{_times(ratio)} in {name}")
-    if not parts:
-        return NOT_MEASURED
-    return f"durable steps/s against the faster of DBOS and LangGraph: {', '.join(parts)}"
+    ratios = {
+        name: run.found[name].value * _figure(run.found[name].control) / _figure(peer)
+        for name in LOOPS
+        if name in run.found and (peer := run.found[name].peer)
+    }
+    return _in_loops("steps", ratios, "the faster of DBOS and LangGraph")
 
 
 def _commits(run: kept.Run) -> str:
-    """What part of a bare commit's rate durable batches have."""
-    found = {name: run.found[name].value for name in ("1 loop", "64 loops") if name in run.found}
-    parts = [f"{_times(value)} in {name}" for name, value in found.items()]
-    return f"durable batches/s: {', '.join(parts)}, of" if parts else f"{NOT_MEASURED} beside"
+    """How many times as many durable batches a second are made as bare commits."""
+    ratios = {name: run.found[name].value for name in LOOPS if name in run.found}
+    return _in_loops("batches", ratios, "a bare commit to SQLite")
+
+
+def _in_loops(what: str, ratios: dict[str, float], control: str) -> str:
+    """Ratios of rates by the number of loops, the first of them beside its control."""
+    if not ratios:
+        return NOT_MEASURED
+    (first, ratio), *others = ratios.items()
+    parts = [f"{_times(ratio)} {control} in {first}"]
+    parts += [f"{_times(ratio)} in {name}" for name, ratio in others]
+    return f"durable {what}/s: {', '.join(parts)}"
 
 
 def _figure(text: str) -> float:
