@@ -24,6 +24,8 @@ from trio_ckpt._maintenance import steer as _steer
 from trio_ckpt._maintenance.steer import steer
 from trio_ckpt._runs import act_server
 from trio_ckpt._runs.run import open_run_of
+from trio_ckpt._runs.steering import MAX_STREAMS
+from trio_ckpt._util.plain import MAX_KEY_CHARS
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._local import control_socket
 from trio_ckpt.stores._local.control_socket import connect_to_run, listen_for_acts
@@ -157,6 +159,17 @@ async def test_garbage_gets_nothing(parts: list[bytes], tmp_path: Path) -> None:
         assert not is_paused(run)
         assert b'"is_done":true' in await answer_to(url, LINE)  # others are served
         assert is_paused(run)
+
+
+async def test_the_longest_status_is_read(tmp_path: Path) -> None:
+    async with begin(tmp_path / "gh.ckpt") as run, AsyncExitStack() as stack:
+        for number in range(MAX_STREAMS):
+            key = f"{number:04}" + "\U0001f600" * (MAX_KEY_CHARS - 4)
+            await stack.enter_async_context(run.open_stream(key))
+        store = await open_store(tmp_path / "gh.ckpt")
+        stack.push_async_callback(store.aclose)
+        status = (await steer(store, "r", new_act("status", "ann"))).status
+        assert len(status["streams"]) == MAX_STREAMS
 
 
 async def test_a_silent_connection_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,8 @@ async def test_what_cannot_be_done_is_refused_and_leaves_no_record(autojump_cloc
                     )
                     assert "takes snapshots" in await refused(steering, "snapshot")
                 batch.complete()
+            for do in ("skip", "requeue"):
+                assert await refused(steering, do, stream=("s",)) == "no batch is named"
         assert "borders must ascend" in await refused(
             steering, "skip", stream=("s",), steps=(1, 0, 0, 0)
         )

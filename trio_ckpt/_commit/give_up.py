@@ -35,6 +35,7 @@ def skip_records(
     Raises:
         ValueError: they cannot be given up; the message says why.
     """
+    _check_any(indexes)
     if len(indexes) > MAX_GIVEN_UP:
         raise ValueError(
             f"{number(len(indexes))} batches; at most {number(MAX_GIVEN_UP)} are given up at a time"
@@ -63,10 +64,11 @@ def skip_records(
 
 
 def check_done(progress: Progress, indexes: IndexSet) -> None:
-    """Raise ValueError unless all batches are done, so that they can be re-queued.
+    """Raise ValueError unless there are some and all are done, so that they can be re-queued.
 
     What passes is no more than the stream has, whatever a caller sends.
     """
+    _check_any(indexes)
     undone = indexes.copy()
     undone.subtract(progress.done)
     if undone:
@@ -79,6 +81,11 @@ def check_done(progress: Progress, indexes: IndexSet) -> None:
 def known_end(progress: Progress) -> int | None:
     """One more than the last batch of a stream, as its records say; None: they do not."""
     return None if progress.total is None else progress.first_index + progress.total
+
+
+def _check_any(indexes: IndexSet) -> None:
+    if not indexes:
+        raise ValueError("no batch is named")
 
 
 def _is_known(progress: Progress, index: int, stop: int | None) -> bool:

@@ -27,7 +27,8 @@ from .history import iter_records, read_known_run
 from .record import ACT, PAUSED, Record, RecordKind
 from .store import Store
 
-MAX_LINE_BYTES = 65_536  # of an act or an answer: thousands of spans of batches
+MAX_LINE_BYTES = 65_536  # of an act: thousands of spans of batches
+MAX_REPLY_BYTES = 2**20  # of an answer: a hundred streams with the longest keys
 MAX_NAME_CHARS = 255  # of a user, a host or a part of a key
 MAX_WHY_CHARS = 500
 

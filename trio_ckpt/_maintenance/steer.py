@@ -11,7 +11,7 @@ import trio
 
 from .._commit.give_up import check_done, known_end, skip_records
 from .._journal.acts import (
-    MAX_LINE_BYTES,
+    MAX_REPLY_BYTES,
     Act,
     ActRefusedError,
     ActReply,
@@ -116,8 +116,8 @@ async def _exchange(stream: trio.SocketStream, act: Act) -> ActReply:
     received = bytearray()
     try:
         await stream.send_all(encode_line(act))
-        while b"\n" not in received and len(received) <= MAX_LINE_BYTES:
-            some = await stream.receive_some(MAX_LINE_BYTES)
+        while b"\n" not in received and len(received) <= MAX_REPLY_BYTES:
+            some = await stream.receive_some(MAX_REPLY_BYTES)
             if not some:
                 break
             received += some
