@@ -60,6 +60,8 @@ def test_the_longest_act_fits_into_a_line() -> None:
         json.dumps({**LINE, "user": "a" * (MAX_NAME_CHARS + 1)}).encode(),
         json.dumps({**LINE, "why": "a" * (MAX_WHY_CHARS + 1)}).encode(),
         json.dumps({"do": "pause"}).encode(),
+        json.dumps({**LINE, "steps": [1]}).encode(),
+        json.dumps({**LINE, "steps": [1, 0, 0, 0]}).encode(),
     ],
 )
 def test_what_is_no_act_is_none(line: bytes) -> None:
@@ -90,6 +92,13 @@ def test_the_newest_pause_or_resume_says_whether_a_run_is_paused() -> None:
     apply(progress, 3, act_note(Act("resume", "bob", "box", 1, at=2e9)))
     assert progress.metadata == {"session": 1}
     assert paused_text(progress.metadata) == ""
+
+
+@pytest.mark.parametrize("steps", [(1,), (1, 0)])
+def test_an_act_in_a_record_can_be_put_into_words(steps: tuple[int, ...]) -> None:
+    metadata: dict[str, Any] = {ACT: {**plain_act(PAUSE), "steps": steps}}
+    assert act_of(metadata) is None
+    assert act_of({ACT: plain_act(PAUSE)}) == PAUSE
 
 
 def test_an_act_of_a_newer_version_pauses_too() -> None:

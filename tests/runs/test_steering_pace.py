@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.runs.steered import begin_steered, done, refused
 from tests.runs.test_steering import acts_in
 from trio_ckpt import Batch, Limits, RetryRule, RetryTable, RunStoppedError, run_batches
 from trio_ckpt._journal.history import session_metadata_of
+from trio_ckpt._journal.record import Record
 from trio_ckpt._runs.steering import Steering
 from trio_ckpt.stores import MemoryStore
 
@@ -79,6 +81,30 @@ async def test_fewer_workers_leave_none_waiting_for_a_retry(autojump_clock: Cloc
             await run_batches(stream, list(range(9)), handle, concurrency=4, retry=AGAIN)
         assert run.exit_code == 0
         assert trio.current_time() == pytest.approx(5, abs=0.1)
+
+
+async def test_workers_that_end_as_an_act_is_saved_are_not_changed(autojump_clock: Clock) -> None:
+    store, may_end, has_ended = MemoryStore(), trio.Event(), trio.Event()
+
+    async def handle(batch: Batch[int]) -> None:
+        await may_end.wait()
+        batch.complete()
+
+    async with begin_steered(store) as (run, steering), trio.open_nursery() as nursery:
+        save = steering.session.save
+
+        async def save_late(record: Record) -> None:
+            may_end.set()
+            await has_ended.wait()
+            await save(record)
+
+        steering.session.save = save_late  # type: ignore[method-assign]
+        async with run.open_stream("s") as stream:
+            nursery.start_soon(partial(done, steering, "concurrency", count=3))
+            await run_batches(stream, [0], handle)
+            has_ended.set()
+            await trio.testing.wait_all_tasks_blocked()
+    assert await acts_in(store) == ["concurrency"]
 
 
 async def test_batches_with_an_order_stay_one_at_a_time(autojump_clock: Clock) -> None:

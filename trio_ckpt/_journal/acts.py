@@ -77,6 +77,14 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
     amounts: dict[_Name, int | float] = {}  # copied for each, see msgspec
     at: Annotated[float, msgspec.Meta(ge=0)] = 0.0
 
+    def __post_init__(self) -> None:
+        """Refuse steps that are no set of batches: what is decoded can be put into words.
+
+        Raises:
+            ValueError: they are none.
+        """
+        IndexSet.from_steps(self.steps)
+
 
 class ActReply(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer of a run to an act.
@@ -195,11 +203,7 @@ def target_text(act: Act) -> str:
 
 
 def indexes_of(act: Act) -> IndexSet:
-    """The batches that an act is about.
-
-    Raises:
-        ValueError: they are no set of indexes.
-    """
+    """The batches that an act is about."""
     return IndexSet.from_steps(act.steps)
 
 

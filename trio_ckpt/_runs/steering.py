@@ -214,7 +214,8 @@ class Steering:
                 raise ActRefusedError(f"stream {stream_name(key)!r}: {ORDERED}")
         await self._save(act)
         for _, queue in queues:
-            queue.set_concurrency(count)
+            if queue.workers:  # else its run_batches has ended since
+                queue.set_concurrency(count)
         return f"{plural(count, 'worker')} in each of {plural(len(queues), 'stream')}"
 
     def _queues(self) -> list[tuple[StreamKey, WorkQueue[Any]]]:
