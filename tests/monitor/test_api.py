@@ -83,6 +83,25 @@ async def test_a_run_seen_from_inside() -> None:
                 }
 
 
+async def test_what_is_reserved_and_noted_is_shown_apart() -> None:
+    store = MemoryStore()
+    async with begin(store) as run:
+        async with run.open_stream("c") as stream, stream.open_batch() as batch:
+            await batch.note("job", "j-1", usd=0.5)
+            await batch.reserve(usd=0.25)
+            async with serving(run) as (inside, _), serving(store) as (outside, _):
+                for client in (inside, outside):
+                    detail = (await client.get("/api/runs/r")).json["run"]
+                    numbers = (await client.get("/api/runs/r/statistics")).json
+                    (line,) = (await client.get("/api/runs")).json["runs"]
+                    for answer in (detail, numbers, line):
+                        assert answer["noted"] == {"usd": 0.5}
+                        assert answer["assumed"] == {"usd": 0.25}
+                        assert answer["spent"] == {}
+            batch.spend(usd=0.125)
+            batch.complete()
+
+
 async def test_only_the_run_that_is_watched_is_shown() -> None:
     store = MemoryStore()
     async with begin(store, "other") as other:

@@ -159,7 +159,9 @@ async def perform_until_stopped(stage: Stage) -> None:
 
         async def stick() -> None:
             async with run.open_stream("org/repo2", "issues") as stream:
-                async for _ in stream.batches(range(3)):
+                async for batch in stream.batches(range(3)):
+                    await batch.note("job", "j-1", usd=0.5)
+                    await batch.reserve(usd=0.25)
                     await trio.sleep_forever()
 
         async def fail() -> None:
@@ -224,6 +226,8 @@ def test_progress_is_seen_to_move_without_a_reload(tab: Tab, stage: Stage) -> No
     expect(row).to_contain_text("50.0 %")
     expect(page.locator("#facts div").first).to_contain_text("23 in this session")
     expect(page.locator("#facts div", has_text="cost_usd")).to_contain_text("5")
+    expect(page.locator("#facts div", has_text="noted as spent")).to_contain_text("0.5")
+    expect(page.locator("#facts div", has_text="not settled")).to_contain_text("0.25")
     assert "github-2025" in page.title()
     assert tab.complaints == []
 

@@ -180,6 +180,8 @@ class RunLine(WorkLine, frozen=True):
         waiting: Streams that wait, and for what.
         stopping: The stop that is under way; null: there is none, or it cannot be seen.
         spent_on_confirmed: What resuming saves.
+        assumed: What attempts have reserved and not settled; it counts as spent.
+        noted: What the notes of batches cost that are not confirmed; it counts as spent.
         exit_code: What the program should exit with as it stands.
     """
 
@@ -201,6 +203,8 @@ class RunLine(WorkLine, frozen=True):
     waiting: list[WaitingLine]
     stopping: StoppingLine | None
     spent_on_confirmed: Amounts
+    assumed: Amounts
+    noted: Amounts
     exit_code: int
 
 
@@ -444,6 +448,8 @@ class Statistics(ApiRecord, frozen=True):
     produced: Amounts
     spent: Amounts
     spent_on_confirmed: Amounts
+    assumed: Amounts
+    noted: Amounts
     session_confirmed: int | None
     session_seconds: float | None
     rate_per_s: float | None

@@ -257,6 +257,8 @@ function drawFacts() {
     ...Object.entries(run.produced).map(([name, value]) => [name, number(value), "produced"]),
     ...Object.entries(run.spent).map(([name, value]) => [name, number(value),
       `spent; ${number(run.spent_on_confirmed[name] ?? 0)} on confirmed`]),
+    ...Object.entries(run.noted).map(([name, value]) => [name, number(value), "noted as spent, beside that"]),
+    ...Object.entries(run.assumed).map(([name, value]) => [name, number(value), "reserved and not settled, beside that", "warn"]),
   ];
   const list = $("facts");
   while (list.children.length > facts.length) list.lastElementChild.remove();
