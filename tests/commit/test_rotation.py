@@ -189,6 +189,38 @@ async def test_few_files_are_open_at_a_time(tmp_path: Path) -> None:
         assert (tmp_path / f"{index}.jsonl").read_text() == f"{index}\n{index + many}\n"
 
 
+class AskedStore(MemoryStore):
+    """A store that counts how often it was asked who owns the run, or anything else was saved."""
+
+    asked = 0
+
+    async def save(self, *args: Any, **kwargs: Any) -> Any:
+        self.asked += 1
+        return await super().save(*args, **kwargs)
+
+
+async def test_parts_that_are_as_they_were_cost_no_request(tmp_path: Path) -> None:
+    """On resume and at the end of the stream; one that is not is cut."""
+    store, asked = AskedStore(), list[int]()
+
+    async def extend(parts: int) -> None:
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(parts)):
+                batch.append_json(LINES, batch.index, rotate_bytes=1)
+                batch.complete()
+
+    for parts in (MAX_OPEN, 4 * MAX_OPEN):
+        await extend(parts)
+        expected = parts_of(tmp_path)
+        for name in list(expected)[:1]:
+            (tmp_path / name).write_bytes(expected[name] + b"a tail")
+        store.asked = 0
+        await extend(parts)
+        asked.append(store.asked)
+        assert parts_of(tmp_path) == expected
+    assert asked[1] <= asked[0] + 1
+
+
 class HeldStore(MemoryStore):
     """A store that saves nothing about a batch before a number of files are there."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import closing
 from functools import partial
 
 import attrs
@@ -416,6 +417,34 @@ class StreamFiles:
             if not (tools.on_its_way.get(name) or tools.sinks[name].has_tail):
                 tools.sinks.pop(name).close()
 
+    async def settle_sinks(self) -> None:
+        """Cut all append files to their confirmed bytes, and open those that were made last.
+
+        Raises:
+            OutputError, StoreConflictError: as for `open_sink`.
+        """
+        names = [name for name, size in self.stream_log.progress.sinks.items() if size]
+        for name in names[:-MAX_OPEN]:
+            await self._settle(name)
+        for name in names[-MAX_OPEN:]:
+            await self.open_sink(name)
+
+    async def _settle(self, name: str) -> None:
+        """Cut off what is behind the confirmed bytes of a file that is not open.
+
+        Where nothing is, the store is not asked who owns the run: there may be very many files.
+        """
+        with trio.CancelScope(shield=True):
+            async with self._sink_lock:
+                if name in self.stream_log.sinks or await run_blocking(self._is_settled, name):
+                    return
+            await self.open_sink(name)
+
+    def _is_settled(self, name: str) -> bool:
+        """Whether a file has its confirmed bytes and no others.  Blocks."""
+        with closing(AppendFile.take(self.dir, name, self.stream_log.progress.sinks[name])) as sink:
+            return not sink.has_more()
+
     async def cut_tails(self) -> None:
         """Cut off what is behind the confirmed bytes of all append files of the stream.
 
@@ -431,7 +460,9 @@ class StreamFiles:
             if sink is not None:
                 with trio.CancelScope(shield=True):
                     await run_blocking(sink.cut_tail)
-            elif stream_log.progress.sinks[name] or await self._length(name):
+            elif stream_log.progress.sinks[name]:
+                await self._settle(name)
+            elif await self._length(name):
                 await self.open_sink(name)
 
     async def _length(self, name: str) -> int | None:

@@ -167,9 +167,7 @@ class Resume:
             open_stream.files.claim_sink(path)
         while True:
             try:
-                for path, size in open_stream.stream_log.progress.sinks.items():
-                    if size:
-                        await open_stream.files.open_sink(path)
+                await open_stream.files.settle_sinks()
             except SinkTooShortError as error:
                 await self._rewind_shortened(error)
             else:

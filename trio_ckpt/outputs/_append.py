@@ -134,6 +134,16 @@ class AppendFile:
             self.close()
             raise
 
+    def has_more(self) -> bool:
+        """Whether there are bytes after the confirmed ones, also those of another process.
+
+        Raises:
+            SinkTooShortError: confirmed bytes are missing.
+            OutputError: it is not a regular file, or cannot be examined.
+        """
+        with output_errors(self.path):
+            return self._excess() > 0
+
     def cut_tail(self) -> None:
         """Cut off an append that was never confirmed.
 
@@ -259,6 +269,13 @@ class AppendFile:
 
     def _cut(self) -> int:
         """Cut off the bytes after the confirmed ones, and return their number."""
+        excess = self._excess()
+        if excess:
+            self._tree.system.truncate(self._fd, self.confirmed)
+        return excess
+
+    def _excess(self) -> int:
+        """How many bytes there are after the confirmed ones."""
         found = self._tree.system.fstat(self._fd)
         if not stat.S_ISREG(found.st_mode):
             raise OutputError(self.path, "is not a regular file")
@@ -266,8 +283,6 @@ class AppendFile:
             raise OutputError(self.path, "was removed while it was open")
         if found.st_size < self.confirmed:
             raise SinkTooShortError(self.path, found.st_size, self.confirmed)
-        if found.st_size > self.confirmed:
-            self._tree.system.truncate(self._fd, self.confirmed)
         return found.st_size - self.confirmed
 
     def _refuse_closed(self) -> None:
