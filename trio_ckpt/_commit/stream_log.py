@@ -286,13 +286,13 @@ class PendingCommit:
             StoreDamagedError: progress cannot take the record; the run cannot go on.
         """
         stream_log = self.stream_log
-        stream_log.take_lines(self.lines)
         if error is None:
             for sink, lines in self.lines:
                 sink.confirm(sink.confirmed + len(lines))
             apply(stream_log.progress, self.checkpoint.sequence, self.record)
         try:
-            self.is_over, self.error = True, error
+            self.is_over, self.error = True, error  # from here on it is not ended again
+            stream_log.take_lines(self.lines)
             stream_log.records_ahead -= self.produced
             self.on_outcome(error)
         finally:
