@@ -119,9 +119,9 @@ class Program:
 
     def digest(self, name: str, old: str = "", new: str = "") -> str:
         """The digest of a handler, after a change to one of the modules."""
-        for module, text in (("helpers", HELPERS), ("program", PROGRAM)):
+        for file, text in (("helpers", HELPERS), ("program", PROGRAM)):
             changed = text.replace(old, new) if old else text
-            (self.folder / f"{module}.py").write_text(changed, encoding="utf-8")
+            (self.folder / f"{file}.py").write_text(changed, encoding="utf-8")
         linecache.clearcache()
         sys.modules.pop("helpers", None)
         spec = importlib.util.spec_from_file_location("program", self.folder / "program.py")
@@ -309,7 +309,7 @@ def test_where_a_program_lies_does_not_count() -> None:
 
 def test_no_value_of_the_program_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     class Proxy:
-        @property
+        @property  # type: ignore[misc]
         def __class__(self) -> Any:
             raise AssertionError("it is asked what it stands for")
 
@@ -350,7 +350,12 @@ def test_a_long_chain_of_functions_is_read(program: Program) -> None:
 
 def test_a_file_is_passed_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
     passes, parse = list[str](), ast.parse
-    monkeypatch.setattr(ast, "parse", lambda text: [passes.append(text), parse(text)][1])
+
+    def counted(text: str) -> ast.Module:
+        passes.append(text)
+        return parse(text)
+
+    monkeypatch.setattr(ast, "parse", counted)
     sources = Sources()
     before = digest_of([_ping, _pong, Upper(), Lower()], sources)
     assert digest_of([_ping, _pong, Upper(), Lower()], sources) == before
@@ -403,7 +408,7 @@ def _count(batch: Any) -> None:
 
 
 def _fails(batch: Any) -> None:
-    raise trio_ckpt.PartitionsLeftError
+    raise trio_ckpt.PartitionsLeftError("r", (), ())
 
 
 def _says_where(batch: Any) -> str:

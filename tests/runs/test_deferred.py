@@ -354,6 +354,10 @@ async def test_a_clock_that_was_years_ahead_does_not_hold_back(
     wall.at += 10 * 365 * DAY_S
     assert await work.run(store) == 75
     wall.at -= 10 * 365 * DAY_S
+    assert await work.run(store) == 75
+    assert work.stopped is not None
+    assert work.stopped.next_due is not None
+    assert work.stopped.next_due.timestamp() == pytest.approx(wall() + 120, abs=5)
     assert await work.run(store, wait_for_deferred_s=600) == 0
     assert work.begun[-1][1] < 300
 

@@ -18,7 +18,7 @@ from .._util.exact_sum import ExactSum, Number, add_sums, shown
 from .._util.plain import JOB_STREAM, PHASE, RUN_STREAM, StreamKey
 from .._util.shown import Shown
 from .._util.text import amounts, batches_text, deferred_text, number, stream_name
-from .deferral import Deferral
+from .deferral import Deferral, first_due
 from .history import ENDED, session_metadata_of
 from .progress import Progress
 from .record import ErrorInfo, Status
@@ -230,7 +230,7 @@ def summarize(
         assumed=shown(assumed),
         noted=shown(noted),
         deferred=len(deferrals),
-        next_due=min((one.due for one in deferrals), default=None),
+        next_due=first_due(deferrals),
     )
 
 

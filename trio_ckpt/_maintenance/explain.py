@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
+from .._journal.deferral import first_due
 from .._journal.history import KILLED, SessionView
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
@@ -413,7 +414,7 @@ def _sums(parts: Sequence[Progress]) -> dict[str, object]:
     return {
         "n": len(parts),
         "deferred": len(deferrals),
-        "due": min((one.due for one in deferrals), default=0.0),
+        "due": first_due(deferrals) or 0.0,
         "done": sum(len(progress.confirmed) for progress in parts),
         "skipped": sum(len(progress.skipped) for progress in parts),
         "saves": _saves(parts),

@@ -23,6 +23,7 @@ import trio
 
 from .._commit.open_stream import OpenStream
 from .._commit.shutdown import Stop
+from .._journal.deferral import first_due
 from .._journal.summary import deferred
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
@@ -110,7 +111,7 @@ class DeferredWatch:
         every = [one for key in keys for one in deferred(self.table.progress[key])]
         if not every or self.stop.is_requested:
             return
-        self.next_due = min(one.due for one in every)
+        self.next_due = first_due(every) or 0.0
         reason = f"deferred work: {deferred_text(len(every), self.next_due)}"
         log.info("run %r: %s: stopping in good order", self.run_id, reason, extra=at(self.run_id))
         self.stop.request(reason=reason)
