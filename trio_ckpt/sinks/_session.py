@@ -40,7 +40,7 @@ class Session:
         """
         try:
             return await self._thread.run(self._call, func, *args)
-        except trio.Cancelled:
+        except (trio.Cancelled, KeyboardInterrupt):
             raw = self._raw
             if raw is not None:
                 with trio.CancelScope(shield=True), suppress(*self.driver.errors):

@@ -129,7 +129,10 @@ class Sink:
         try:
             yield session
         finally:
-            self._idle.append(session)
+            if session in self._sessions:
+                self._idle.append(session)
+            else:  # the last stream was closed meanwhile; another session may have the number
+                session.stop()
             if self._turn is not None:
                 self._holder = None
                 self._turn.release()
