@@ -14,6 +14,8 @@ import time
 from typing import Any
 
 from tests.crash.recorder import Recorder
+from trio_ckpt._runs import lifecycle
+from trio_ckpt._runs.steering import Steering
 from trio_ckpt.abc import Store
 
 FIRST_S = 1_800_000_000  # when the first session begins; Unix time
@@ -21,6 +23,7 @@ SESSION_S = 1_000
 FIRST_PID = 10_000
 
 _tempfile: Any = tempfile  # the sequence of names is not public
+_lifecycle: Any = lifecycle
 
 
 def leave_nothing_to_chance(recorder: Recorder, number: int) -> None:
@@ -37,3 +40,8 @@ def leave_nothing_to_chance(recorder: Recorder, number: int) -> None:
     os.urandom = random.Random(number).randbytes
     _tempfile._name_sequence = map(f"{number:02d}_{{:05d}}".format, itertools.count())
     Store.publish_every_s = SESSION_S  # else a session on a slow machine asks who reads it
+    _lifecycle.serve_acts = _serve_none  # it makes and removes a file beside all else
+
+
+async def _serve_none(steering: Steering) -> None:
+    """Serve no acts."""
