@@ -27,6 +27,7 @@ from trio_ckpt._buckets.bucket import (
 )
 from trio_ckpt._buckets.requests import Requests
 from trio_ckpt.outputs import OutputPathError, open_outputs, place_below
+from trio_ckpt.outputs._objects import LABEL_BYTES, MAX_KEY_BYTES
 
 
 def content(bucket: Bucket, name: str) -> bytes | None:
@@ -205,6 +206,23 @@ def test_a_key_that_no_provider_takes_is_refused() -> None:
     with pytest.raises(OutputPathError, match="its key has 1,0"):
         outputs.write("é" * 511, b"")
     outputs.write("é" * 510, b"")
+
+
+def test_what_is_written_has_room_in_the_archive() -> None:
+    """Else its batch could not be done again."""
+    bucket = ClockedBucket(HandClock())
+    outputs, run_id = in_memory(bucket), "é" * 200
+    outputs.belong_to(run_id, 1, is_shared=False)
+    longest = MAX_KEY_BYTES - len(f"out/.archive/{run_id}".encode()) - LABEL_BYTES
+    with pytest.raises(OutputPathError, match="of 1,024 are for its place in the archive"):
+        outputs.write("x" * (longest + 1), b"")
+    for number in range(9):
+        outputs.write("x" * longest, b"%d" % number)
+        outputs.set_aside("x" * longest, f"{run_id}-unconfirmed")
+        outputs.archive(["x" * longest], f"{run_id}-1234567890-redo")
+    keys = [one.key for one in bucket.list("out")]
+    assert len(keys) == 18
+    assert max(len(key.encode()) for key in keys) <= MAX_KEY_BYTES
 
 
 def test_an_object_that_was_replaced_while_it_was_read_is_refused() -> None:

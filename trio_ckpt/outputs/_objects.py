@@ -52,6 +52,7 @@ from ._tree import ARCHIVE, AnyPath, OutputPathError, numbered, relative_path
 _log = get_logger(__name__)
 
 MAX_KEY_BYTES = 1_024  # what providers allow
+LABEL_BYTES = 32  # of an archive, behind the id of its run, and of the number of a copy there
 MAX_LISTED = 1_000  # objects that `names` looks at
 AT_ONCE = 16  # requests side by side: each waits for its answer
 SPOOL_BYTES = 8 * 2**20  # up to here a file that is written in pieces is one PUT
@@ -76,6 +77,7 @@ class OutputBucket(Outputs):
     _requests: Requests
     _opened_at: float  # by the store's clock; Unix time, s
     _kept_out: tuple[str, ...] = attrs.field(default=(), init=False)
+    _room_bytes: int = attrs.field(default=0, init=False)  # what a key is longer in the archive
     _process: int = attrs.field(factory=this_process, init=False)
 
     @classmethod
@@ -137,7 +139,8 @@ class OutputBucket(Outputs):
         self._kept_out = tuple(joined(place, folder) for folder in STORE_FOLDERS)
 
     def belong_to(self, run_id: str, owner: int, *, is_shared: bool) -> None:
-        """Do nothing: there are no temporary files that other runs could remove."""
+        """Leave room in each key for its place in the archive of the run."""
+        self._room_bytes = len(f"{ARCHIVE}/{run_id}".encode(errors="surrogatepass")) + LABEL_BYTES
 
     def need_append(self, path: AnyPath) -> None:
         """Raise `OutputError`: objects cannot grow."""
@@ -401,8 +404,10 @@ class OutputBucket(Outputs):
 
     def _key_to_write(self, name: str) -> str:
         key = self._key(name)
-        if (size := len(key.encode())) > MAX_KEY_BYTES:
-            raise OutputPathError(name, f"its key has {size:,} bytes, over {MAX_KEY_BYTES:,}")
+        limit = MAX_KEY_BYTES - self._room_bytes
+        if (size := len(key.encode())) > limit:
+            why = f"its key has {size:,} bytes, over {limit:,}; the other {self._room_bytes:,} of "
+            raise OutputPathError(name, f"{why}{MAX_KEY_BYTES:,} are for its place in the archive")
         if self._is_kept_out(key):
             raise OutputError(name, "is within the store: outputs need another prefix")
         return key
