@@ -25,6 +25,7 @@ from trio_ckpt import (
     BatchFailedError,
     CheckpointResult,
     Frontier,
+    Limits,
     RetryRule,
     RetryTable,
     RunStoppedError,
@@ -448,6 +449,26 @@ async def test_the_next_start_confirms_a_batch_by_its_rows(database: str) -> Non
     async with begin(store.after_crash()) as run, run.open_stream("s", sink=sink) as stream:
         assert stream.remaining(total=2) == []
     assert read_rows(database)[0] == [(0, 0)]
+
+
+async def test_a_batch_that_is_confirmed_by_its_rows_has_cost(database: str) -> None:
+    store, sink, begun = MemoryStore(), open_sink(database), list[int]()
+    with pytest.raises(RunStoppedError):
+        await committed_without_record(database, store)
+
+    async def work() -> None:
+        limits = Limits(spent={"dollars": 2})
+        async with (
+            begin(store.after_crash(), limits=limits) as run,
+            run.open_stream("s", sink=sink) as stream,
+        ):
+            async for batch in stream.batches(["a", "b"]):
+                begun.append(batch.index)
+                batch.complete()
+
+    with pytest.raises(RunStoppedError, match="dollars"):
+        await work()
+    assert begun == []
 
 
 async def test_results_of_batches_that_are_waited_for_are_those_given(database: str) -> None:

@@ -180,6 +180,8 @@ class StreamRows:
         for index, row in landed.items():
             record = self._record_in(row)
             await open_stream.committer.save(open_stream.stream_log, record)
+            if open_stream.limits is not None:
+                open_stream.limits.add_cost(record)
             open_stream.files.release(index, record.outputs)
             open_stream.settled(index)
         if landed:
