@@ -269,6 +269,9 @@ async def test_a_range_waits_for_its_own_only(autojump_clock: Clock) -> None:
         await run_batches(stream, range(6), work.handle, end=3)
         async for _ in stream.batches(range(6), end=3):
             raise AssertionError("nothing of it is left")
+        await run_batches(stream, range(6), work.handle, start=5)
+        async for _ in stream.batches(range(6), start=5):
+            raise AssertionError("nothing of it is left")
     assert run.exit_code == 75
 
 

@@ -300,7 +300,8 @@ class WorkQueue(Generic[T]):
                 if not self._deferred:
                     self._idle.unpark_all()  # each sees the same
                     return None
-            await self._wait()
+            with self._open_stream.stop.at_gate():
+                await self._wait()
         self.wake()  # this worker leaves, because there are to be fewer: another one may go on
         return None
 
