@@ -60,9 +60,19 @@ async def test_a_typo_is_named(url: str, says: str) -> None:
         await open_store(url)
 
 
-async def test_a_secret_in_the_url_is_not_shown() -> None:
-    with pytest.raises(StoreError, match="credentials do not belong in it") as caught:
-        await open_store("s3://AKIA:sesame@bucket/x")
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("s3://AKIA:sesame@bucket/x", "credentials do not belong in it"),
+        ("s3://bucket/x?endpoint=http://me:sesame@minio:9000", "endpoint is not a URL such as"),
+        ("az://bucket/x?endpoint=https://azure/?sv=1%26sig=sesame", "endpoint is not a URL such"),
+        ("az://bucket/x?sv=2021&sig=sesame", "there is no option 'sv'"),
+        ("s3://bucket/x?X-Amz-Signature=sesame", "there is no option 'X-Amz-Signature'"),
+    ],
+)
+async def test_a_secret_in_the_url_is_not_shown(url: str, says: str) -> None:
+    with pytest.raises(StoreError, match=says) as caught:
+        await open_store(url)
     assert "sesame" not in str(caught.value)
 
 

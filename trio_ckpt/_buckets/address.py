@@ -156,5 +156,6 @@ def _match(
 ) -> str | None:
     value = options.get(name)
     if value is not None and not pattern.fullmatch(value):
-        raise StoreError(f"{shown!r}: {name}={value!r} is not {right}")
+        what = name if "@" in value or "?" in value else f"{name}={value!r}"  # else a secret
+        raise StoreError(f"{shown.partition('?')[0]!r}: {what} is not {right}")
     return value

@@ -34,7 +34,7 @@ _SURROGATES, _AFTER_SURROGATES = 0xD800, 0xE000  # between them no code point is
 _PORT = r"[0-9]+(?:[,?#][^@/]*)?(?:/[^@?#]*(?:[?#]|$)|$)"
 _PASSWORD = re.compile(rf"(\w[\w+.-]*://[^:@/?#]*):(?!{_PORT}).*@", re.DOTALL)
 _PARAMETER = re.compile(r"([?&]([^=&#]*)=)[^&#]*")
-_SECRET_NAME = re.compile("pass|secret|token|key", re.IGNORECASE)
+_SECRET_NAME = re.compile("pass|secret|token|key|signature|^sig$", re.IGNORECASE)
 
 
 def redacted_url(address: str) -> str:
