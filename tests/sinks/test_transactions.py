@@ -471,6 +471,26 @@ async def test_a_batch_that_is_confirmed_by_its_rows_has_cost(database: str) -> 
     assert begun == []
 
 
+async def test_a_batch_that_is_confirmed_by_its_rows_has_spent_its_notes(database: str) -> None:
+    store, sink, begun = MemoryStore(), open_sink(database), list[int]()
+
+    async def work(store: Store) -> None:
+        limits = Limits(spent={"dollars": 2})
+        async with begin(store, limits=limits) as run, run.open_stream("s", sink=sink) as stream:
+            async for batch in stream.batches(["a", "b"]):
+                begun.append(batch.index)
+                await batch.note("job", "j-1", dollars=2)
+                async with sink.transaction(batch) as connection:
+                    await insert(connection)
+                    batch.complete()
+
+    with pytest.raises(RunStoppedError, match="the rows of"):
+        await work(FaultyStore(store, {4: Fail()}))
+    with pytest.raises(RunStoppedError, match="2 of 2 dollars are spent"):
+        await work(store.after_crash())
+    assert begun == [0]
+
+
 async def test_results_of_batches_that_are_waited_for_are_those_given(database: str) -> None:
     sink, results = open_sink(database), list[CheckpointResult]()
 

@@ -165,6 +165,11 @@ class Intents:
                 self._limits.unreserve(change)
             raise
 
+    def costs_of(self, index: int) -> dict[str, ExactSum]:
+        """What the notes of a batch cost together."""
+        notes = self._stream_log.progress.notes
+        return {} if notes is None else notes.costs(index)
+
     def with_costs(self, batch: AnyBatch, record: Record) -> Record:
         """The record of a confirmed batch with what its notes cost: it is spent now.
 
@@ -172,11 +177,10 @@ class Intents:
             batch: The attempt.
             record: Its record, without that.
         """
-        notes, staged = self._stream_log.progress.notes, staged_of(batch)
-        costs = {} if notes is None else notes.costs(batch.index)
+        costs = self.costs_of(batch.index)
         if not costs:
             return record
-        self._reservations_of(staged).of_notes = costs
+        self._reservations_of(staged_of(batch)).of_notes = costs
         spent, reserved = dict[str, ExactSum](), dict[str, ExactSum]()
         add_amounts(spent, record.spent)
         add_sums(spent, costs)

@@ -178,9 +178,10 @@ class StreamRows:
         """Save the records of batches whose rows are committed."""
         open_stream = self.open_stream
         for index, row in landed.items():
-            record = self._record_in(row)
+            record, costs = self._record_in(row), open_stream.intents.costs_of(index)
             await open_stream.committer.save(open_stream.stream_log, record)
             if open_stream.limits is not None:
+                open_stream.limits.end_reserved(costs)  # of notes: the record has it as spent
                 open_stream.limits.add_cost(record)
             open_stream.files.release(index, record.outputs)
             open_stream.settled(index)
