@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 import sys
@@ -138,17 +139,68 @@ async def test_the_functions_of_a_loop_can_be_named() -> None:
     assert await old_of(store) == {"correct": [0, 1, 2]}
 
 
-def test_a_synchronous_handler_is_noted_by_its_name() -> None:
-    store = MemoryStore()
+def handle(batch: Any, model: str = "small") -> None:
+    batch.complete()
 
-    def handle(batch: Any) -> None:
+
+class Clerk:
+    def __call__(self, batch: Any) -> None:
         batch.complete()
 
-    with begin_blocking(store, code="note") as run, run.open_stream("s") as stream:
-        run_batches_blocking(stream, range(2), handle)
-        code = stream.progress.code
-    assert code is not None
-    assert (code.name, code.session) == ("handle", 1)
+    async def work(self, batch: Any) -> None:
+        batch.complete()
+
+
+@pytest.mark.parametrize(
+    ("handler", "name"),
+    [
+        (handle, "handle"),
+        (functools.partial(handle, model="large"), "handle"),
+        (Clerk(), "Clerk"),
+        (Clerk().__call__, "Clerk.__call__"),
+    ],
+)
+def test_a_synchronous_handler_is_noted_by_its_name(handler: Any, name: str) -> None:
+    store, codes = MemoryStore(), list[Any]()
+    for count in (1, 2):
+        with begin_blocking(store, code="refuse") as run, run.open_stream("s") as stream:
+            run_batches_blocking(stream, range(count), handler)
+            codes.append(stream.progress.code)
+    assert [(one.name, one.session) for one in codes] == [(name, 1)] * 2
+
+
+async def test_what_can_be_called_is_noted_by_its_name() -> None:
+    for handler, name in (
+        (functools.partial(correct), "correct"),
+        (Clerk().work, "Clerk.work"),
+        (_wrapped_in_itself(), "wrapper"),
+    ):
+        async with begin(code="note") as run, run.open_stream("s") as stream:
+            await run_batches(stream, range(1), handler)
+            code = stream.progress.code
+        assert code is not None
+        assert code.name == name
+
+
+def _wrapped_in_itself() -> Any:
+    async def wrapper(batch: Any) -> None:
+        batch.complete()
+
+    wrapper.__wrapped__ = wrapper  # type: ignore[attr-defined]
+    return wrapper
+
+
+async def test_what_a_rewind_took_back_is_of_no_code() -> None:
+    store = MemoryStore()
+    await work(store, correct, 4)
+    await work(store, correct_better, 6)
+    async with begin(store) as run:
+        await run.rewind(("s",), to=1, reason="a test")
+    assert await old_of(store) == {"correct": [0, 1]}
+    await work(store, correct_better, 6, "refuse")
+    assert await old_of(store) == {"correct": [0, 1]}
+    with pytest.raises(CodeChangedError, match="4 confirmed batches are of older code"):
+        await work(store, correct, 6, "refuse")
 
 
 @pytest.mark.parametrize("code", ["warn", True, 1, Code])

@@ -10,6 +10,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
@@ -33,6 +34,7 @@ OnCodeChange = Literal["note", "refuse"]
 AnyFunction = Callable[..., object]
 
 MAX_NAME_CHARS = 200
+MAX_LAYERS = 20  # of partials and decorators; more are a circle
 GIT_TIMEOUT_S = 5.0  # a repository on a slow disk; without an answer the commit is unknown
 
 _OF_ANOTHER = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR"}
@@ -152,9 +154,12 @@ def _changed(now: CodeMark, older: OldCode) -> str:
 
 
 def _name_of(value: object) -> str:
-    """The name of a function, of what a partial calls, or of the class of an object."""
-    while isinstance(value, functools.partial):
-        value = value.func
+    """The name of a function, of what it wraps or calls, or of the class of an object."""
+    for _ in range(MAX_LAYERS):
+        if isinstance(value, functools.partial):
+            value = value.func
+        elif isinstance(value, types.FunctionType) and "__wrapped__" in vars(value):
+            value = vars(value)["__wrapped__"]
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
     return truncate(printable(str(name).rpartition("<locals>.")[2]), MAX_NAME_CHARS)
 
