@@ -296,6 +296,17 @@ async def test_bad_arguments_are_named(
     assert not parts_of(tmp_path)
 
 
+async def test_a_folder_has_no_number_of_a_part(tmp_path: Path) -> None:
+    async with (
+        begin(output_dir=tmp_path) as run,
+        run.open_stream("s", output_dir="x-{part}") as stream,
+    ):
+        async for batch in stream.batches(range(1)):
+            with pytest.raises(ValueError, match=r"has \{part\} once"):
+                batch.append_json(LINES, 1, rotate_bytes=10)
+            batch.complete()
+
+
 async def test_a_file_keeps_its_size_in_a_session(tmp_path: Path) -> None:
     async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(range(1)):
