@@ -75,7 +75,8 @@ class SinkConnection:
         """Call a function with the connection of the database's library, in its thread.
 
         It is for what the other methods do not have, such as COPY.  The function must neither
-        commit nor roll back, and must not keep the connection.
+        commit, as `sqlite3.Connection.executescript` does, nor roll back, and must not keep the
+        connection.
 
         Args:
             func: A function of the connection, a `sqlite3.Connection` or a `psycopg.Connection`,
