@@ -192,10 +192,12 @@ async def test_too_many_notes_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
                 await batch.note(f"n{number}", number)
             with pytest.raises(ValueError, match="batch 0 has 32 notes, which is the limit"):
                 await batch.note("one more", 1)
-            await batch.note("n0", "in place of another")
+            await batch.note("n0", "in place of another.")
             monkeypatch.setattr(intents, "MAX_STREAM_NOTES_BYTES", 200)
             with pytest.raises(ValueError, match=r"the notes of the stream have .* bytes, of at"):
                 await batch.note("n0", "x" * 100)
+            monkeypatch.setattr(intents, "MAX_STREAM_NOTES_BYTES", 1)
+            await batch.note("n0", "in place of that one")  # it takes as much as before
             batch.complete()
 
 

@@ -105,7 +105,8 @@ class Intents:
         mine = notes.of_item(batch.index, staged_of(batch).digest)
         if name not in mine and len(mine) >= MAX_BATCH_NOTES:
             raise ValueError(f"batch {batch.index} has {MAX_BATCH_NOTES} notes, which is the limit")
-        if notes.nbytes + size > MAX_STREAM_NOTES_BYTES:
+        more = size - (note_bytes(name, mine[name].payload) if name in mine else 0)
+        if more > 0 and notes.nbytes + more > MAX_STREAM_NOTES_BYTES:
             raise ValueError(
                 f"the notes of the stream have {number(notes.nbytes)} bytes, of at most "
                 f"{number(MAX_STREAM_NOTES_BYTES)}: they are gone when their batches are confirmed"
