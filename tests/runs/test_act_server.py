@@ -19,12 +19,12 @@ import trio
 
 from tests.opening import begin
 from trio_ckpt import Run
-from trio_ckpt._journal.acts import MAX_LINE_BYTES, ActRefusedError, new_act
+from trio_ckpt._journal.acts import MAX_LINE_BYTES, Act, ActRefusedError, ActReply, new_act
 from trio_ckpt._maintenance import steer as _steer
 from trio_ckpt._maintenance.steer import steer
 from trio_ckpt._runs import act_server
 from trio_ckpt._runs.run import open_run_of
-from trio_ckpt._runs.steering import MAX_STREAMS
+from trio_ckpt._runs.steering import MAX_STREAMS, Steering
 from trio_ckpt._util.plain import MAX_KEY_CHARS
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._local import control_socket
@@ -170,6 +170,23 @@ async def test_the_longest_status_is_read(tmp_path: Path) -> None:
         stack.push_async_callback(store.aclose)
         status = (await steer(store, "r", new_act("status", "ann"))).status
         assert len(status["streams"]) == MAX_STREAMS
+
+
+async def test_an_act_that_fails_leaves_the_others_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_steering: Steering, _act: Act) -> ActReply:
+        raise KeyError("a bug")
+
+    url = tmp_path / "gh.ckpt"
+    async with begin(url) as run:
+        await listening(url)
+        with monkeypatch.context() as patch:
+            patch.setattr(Steering, "do", fail)
+            assert await answer_to(url, LINE) == b""
+        assert "an act failed: 'a bug'" in caplog.text
+        assert b"is_done" in await answer_to(url, LINE)
+        assert is_paused(run)
 
 
 async def test_a_silent_connection_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

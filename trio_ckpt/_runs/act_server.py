@@ -109,6 +109,9 @@ class _ActServer:
             log.debug(
                 "run %r: a connection ended badly: %s", run_id, text_of(error), extra=at(run_id)
             )
+        except Exception as error:  # a bug: it ends this connection, and others are answered
+            run_id = self.steering.run.run_id
+            log.warning("run %r: an act failed: %s", run_id, text_of(error), extra=at(run_id))
         finally:
             self._connections -= 1
             await trio.aclose_forcefully(stream)
