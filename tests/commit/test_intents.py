@@ -427,7 +427,7 @@ async def test_the_cost_of_a_note_stays_with_its_batch(end: str) -> None:
                 getattr(batch, end)(OSError("down"))
     progress = await progress_in(store)
     assert progress.notes is not None
-    assert progress.notes.costs()["usd"].value == progress.reserved["usd"].value == 0.25
+    assert progress.notes.total["usd"].value == progress.reserved["usd"].value == 0.25
     assert progress.spent == progress.assumed == {}
     async with begin(store) as run, run.open_stream("s", retry_failed=True) as stream:
         async for batch in stream.batches(range(1)):

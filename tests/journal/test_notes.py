@@ -93,7 +93,7 @@ def test_a_note_has_a_cost_that_changes_with_it() -> None:
     progress = progress_of(first, less, note(3, a=3), other, attempt)
     assert progress.notes is not None
     assert shown(progress.notes.cost_of(3, "a")) == {"usd": 1.5}
-    assert shown(progress.notes.costs()) == {"usd": 2.5}
+    assert shown(progress.notes.total) == {"usd": 2.5}
     assert shown(progress.reserved) == {"usd": 10.5}
     assert shown(progress.assumed) == {"usd": 8}
     assert decode_progress(encode_progress(progress)) == progress
@@ -158,6 +158,22 @@ def test_the_size_of_notes_is_that_of_names_and_values() -> None:
     assert notes.nbytes == 2
     assert notes.without(7) is None
     assert notes.nbytes == 0
+
+
+def test_the_total_is_what_the_notes_cost() -> None:
+    notes = Notes()
+    notes.put(0, "a", b"\x01", {"usd": 0.5})
+    notes.put(0, "b", b"\x01", {"usd": 0.25, "tokens": 7})
+    notes.put(1, "a", b"\x01", {"usd": 1})
+    notes.put(0, "a", b"\x02", {"usd": -0.125})
+    twin = notes.copy()
+    assert shown(notes.total) == {"usd": 1.625, "tokens": 7}
+    notes.put(0, "c", b"\x03", {}, b"item")
+    notes.without(0)
+    assert shown(notes.total) == {"usd": 1}
+    notes.without(1)
+    assert notes == Notes()
+    assert shown(twin.total) == {"usd": 1.625, "tokens": 7}
 
 
 def test_a_note_that_is_no_value_is_damage() -> None:

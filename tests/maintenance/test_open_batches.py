@@ -67,7 +67,7 @@ def check(progress: Progress) -> None:
     assert progress.notes is not None
     assert list(progress.notes.by_batch) == [1, 2]
     assert progress.notes.of(1) == progress.notes.of(2) == NOTES
-    assert shown(progress.notes.costs()) == {"usd": 1}
+    assert shown(progress.notes.total) == {"usd": 1}
     assert shown(progress.assumed) == {"usd": 0.75}
     assert shown(progress.spent) == {"usd": 0.5}
 

@@ -25,6 +25,7 @@ from .._util.exact_sum import (
     add_sums,
     decode_sums,
     encode_sums,
+    without_zeros,
 )
 from .._util.plain import Plain
 
@@ -65,10 +66,12 @@ class Notes:
     Attributes:
         by_batch: The notes, by batch and by name; no batch has an empty dict.
         nbytes: The size of all names and values together, in bytes.
+        total: What they cost together, by name, kept with each change: there may be many notes.
     """
 
     by_batch: dict[int, dict[str, Note]] = attrs.field(factory=dict[int, dict[str, Note]])
     nbytes: int = 0
+    total: dict[str, ExactSum] = attrs.field(factory=dict[str, ExactSum])
 
     def put(
         self, index: int, name: str, payload: bytes, more: Mapping[str, Amount], item: bytes = b""
@@ -91,14 +94,21 @@ class Notes:
     def _put(self, index: int, name: str, note: Note) -> None:
         mine = self.by_batch.setdefault(index, {})
         if name in mine:
-            self.nbytes -= note_bytes(name, mine.pop(name).payload)
+            self._count(name, mine.pop(name), -1)
         mine[name] = note
-        self.nbytes += note_bytes(name, note.payload)
+        self._count(name, note, 1)
+
+    def _count(self, name: str, note: Note, sign: int) -> None:
+        """Add a note to the sums (``sign=-1``: subtract it)."""
+        self.nbytes += sign * note_bytes(name, note.payload)
+        if note.cost:
+            add_sums(self.total, note.cost, sign=sign)
+            self.total = without_zeros(self.total)
 
     def without(self, index: int) -> Notes | None:
         """Remove the notes of a batch, if it has some; returns None where none are left."""
         for name, note in self.by_batch.pop(index, {}).items():
-            self.nbytes -= note_bytes(name, note.payload)
+            self._count(name, note, -1)
         return self if self.by_batch else None
 
     def of_item(self, index: int, item: bytes) -> dict[str, Note]:
@@ -139,18 +149,17 @@ class Notes:
             of: ZERO.plus(amount).with_sum(was.get(of, ZERO), -1) for of, amount in cost.items()
         }
 
-    def costs(self, index: int | None = None) -> dict[str, ExactSum]:
-        """What the notes of a batch cost together; without an index, those of all batches."""
+    def costs(self, index: int) -> dict[str, ExactSum]:
+        """What the notes of a batch cost together."""
         sums = dict[str, ExactSum]()
-        every = self.by_batch.values() if index is None else [self.by_batch.get(index, {})]
-        for mine in every:
-            for note in mine.values():
-                add_sums(sums, note.cost)
+        for note in self.by_batch.get(index, {}).values():
+            add_sums(sums, note.cost)
         return sums
 
     def copy(self) -> Notes:
         """A copy that later notes do not change."""
-        return Notes({index: dict(mine) for index, mine in self.by_batch.items()}, self.nbytes)
+        by_batch = {index: dict(mine) for index, mine in self.by_batch.items()}
+        return Notes(by_batch, self.nbytes, dict(self.total))
 
     @classmethod
     def decode(cls, stored: Mapping[int, Mapping[str, StoredNote]]) -> Notes | None:

@@ -177,7 +177,7 @@ class Progress(Shown):
         if self.notes is None:
             return self.reserved
         sums = dict(self.reserved)
-        add_sums(sums, self.notes.costs(), sign=-1)
+        add_sums(sums, self.notes.total, sign=-1)
         return without_zeros(sums)
 
     @property

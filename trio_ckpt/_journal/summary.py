@@ -199,7 +199,7 @@ def summarize(
     totals, spent, saved = dict[str, ExactSum](), dict[str, ExactSum](), dict[str, ExactSum]()
     assumed, noted = dict[str, ExactSum](), dict[str, ExactSum]()
     for progress in parts.values():
-        add_sums(noted, {} if progress.notes is None else progress.notes.costs())
+        add_sums(noted, {} if progress.notes is None else progress.notes.total)
         add_sums(assumed, progress.assumed)
         add_sums(totals, progress.totals)
         add_sums(spent, progress.spent)

@@ -57,7 +57,7 @@ def watch_limits(
         add_sums(spent, parts[key].spent)
         add_sums(spent, parts[key].assumed)  # of attempts that are over: nothing settles it
         if (notes := parts[key].notes) is not None:
-            add_sums(reserved, notes.costs())  # later attempts settle it
+            add_sums(reserved, notes.total)  # later attempts settle it
     return LimitWatch(run_id, limits, stop, grace_s, spent, reserved)
 
 
