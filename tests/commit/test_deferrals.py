@@ -14,7 +14,7 @@ from trio_ckpt._commit.deferrals import MAX_DEFER_S, Deferrals, due_time
 from trio_ckpt._journal.deferral import Deferral
 from trio_ckpt._journal.folds import decode_progress, encode_progress
 from trio_ckpt._journal.progress import FailedAttempt, Progress, apply
-from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind
+from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind, Taken
 from trio_ckpt._journal.summary import failing, summarize
 
 ERROR = ErrorInfo("HttpError", "429")
@@ -135,8 +135,11 @@ async def test_deferred_batches_are_passed_over_until_they_are_due(
     assert deferrals.next_due == pytest.approx(10.0)
     await trio.sleep(10.5)
     assert (deferrals.first_free(0), deferrals.first_free(1)) == (0, 4)
+    assert deferrals.first_free(1) == 4
     await trio.sleep(100)
     assert (deferrals.first_free(1), deferrals.next_due) == (1, None)
+    deferrals.reconsider(0)
+    assert deferrals.first_free(1) == 1  # what lies before the loop is not handed out
 
 
 async def test_the_newest_deferral_of_a_batch_counts(
@@ -161,3 +164,50 @@ async def test_what_was_re_queued_is_held_back_no_more(
     apply(progress, 2, Record(kind=RecordKind.RETRY, at=1.0, steps=(0, 1)))
     assert deferrals.next_due is None
     assert deferrals.first_free(0) == 0
+
+
+async def test_what_was_re_queued_is_left_whatever_is_due_before(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
+) -> None:
+    """It was given up, and re-queued: it is not deferred any more."""
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)
+    progress = progress_of(attempt(0, 1_010.0), attempt(1, 1_500.0), Record(at=1.0, index=2))
+    deferrals = Deferrals(progress)
+    assert deferrals.first_free(0) == 3
+    apply(progress, 4, Record(kind=RecordKind.SKIP, at=1.0, index=1))
+    deferrals.reconsider(1)
+    assert deferrals.first_free(0) == 3
+    apply(progress, 5, Record(kind=RecordKind.RETRY, at=1.0, steps=(1, 1)))
+    deferrals.reconsider(1)
+    assert (deferrals.first_free(0), deferrals.due_at(1)) == (1, None)
+    apply(progress, 6, Record(kind=RecordKind.REDO, at=1.0, steps=(2, 1), taken=Taken({}, {})))
+    deferrals.reconsider(2)
+    apply(progress, 7, Record(at=1.0, index=1))
+    assert deferrals.first_free(0) == 2
+
+
+async def test_a_step_does_not_look_at_what_is_done_again(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
+) -> None:
+    calls, first_left = 0, Progress.first_left
+
+    def counted(progress: Progress, start: int) -> int:
+        nonlocal calls
+        calls += 1
+        return first_left(progress, start)
+
+    monkeypatch.setattr(time, "time", lambda: 1_000.0)
+    monkeypatch.setattr(Progress, "first_left", counted)
+    progress = Progress()
+    deferrals = Deferrals(progress)
+    for index in range(400):
+        assert deferrals.first_free(0) == index
+        is_deferred = index % 2 == 0
+        apply(progress, index + 1, attempt(index, 9e9) if is_deferred else done_of(index))
+        if is_deferred:
+            deferrals.add(index)
+    assert calls < 3 * 400
+
+
+def done_of(index: int) -> Record:
+    return Record(at=1.0, index=index)

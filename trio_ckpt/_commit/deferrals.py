@@ -72,6 +72,9 @@ class Deferrals:
     _due: dict[int, float] = attrs.field(factory=dict[int, float], init=False)
     _heap: list[tuple[float, int]] = attrs.field(factory=list[tuple[float, int]], init=False)
     _held: IndexSet = attrs.field(factory=IndexSet, init=False)  # those that are not due
+    _start: int = attrs.field(default=0, init=False)  # that of the newest `first_free`
+    _next: int = attrs.field(default=0, init=False)  # before it all is done, held or freed
+    _freed: list[int] = attrs.field(factory=list[int], init=False)  # a heap
 
     def __attrs_post_init__(self) -> None:
         for index in self.progress.deferred:
@@ -96,6 +99,11 @@ class Deferrals:
             if is_newest:
                 del self._due[index]
                 self._held.discard(index)
+                self._free(index)
+
+    def _free(self, index: int) -> None:
+        if self._start <= index < self._next:  # else `first_free` has not come to it yet
+            heapq.heappush(self._freed, index)
 
     def due_at(self, index: int) -> float | None:
         """When a batch is due, on trio's clock; None: it is not held back."""
@@ -105,12 +113,22 @@ class Deferrals:
         return self._due.get(index)
 
     def first_free(self, start: int) -> int:
-        """The least index >= `start` that is neither done nor held back."""
-        index = self.progress.first_left(start)
-        if self._heap:
-            self._release()
-            while index in self._held:
-                index = self.progress.first_left(self._held.first_missing(index))
+        """The least index >= `start` that is neither done nor held back.
+
+        It goes on where it was the last time, so that a step does not cost what is done already.
+        """
+        if start != self._start:
+            self._start, self._next, self._freed = start, start, []
+        self._release()
+        while self._freed:
+            index = self._freed[0]
+            if not (self.progress.is_done(index) or index in self._held):
+                return index
+            heapq.heappop(self._freed)
+        index = self.progress.first_left(max(start, self._next))
+        while index in self._held:
+            index = self.progress.first_left(self._held.first_missing(index))
+        self._next = index
         return index
 
     @property
@@ -133,7 +151,7 @@ class Deferrals:
         self._began_waiting = began
 
     async def wait(self, until: float) -> None:
-        """Wait until a time on trio's clock, with nothing else to do, or until `wake` is called.
+        """Wait until a time on trio's clock, with nothing else to do, or until `reconsider`.
 
         Cancellation: a cancellation point.
         """
@@ -145,8 +163,12 @@ class Deferrals:
         finally:
             self.end_waiting()
 
-    def wake(self) -> None:
+    def reconsider(self, index: int) -> None:
         """End a wait: a batch is left again, or was given up."""
+        if index not in self.progress.deferred:
+            self._due.pop(index, None)
+            self._held.discard(index)
+        self._free(index)
         self._changed.set()
 
     def begin_waiting(self, until: float) -> None:

@@ -215,7 +215,7 @@ class OpenStream:
 
     def reconsider(self, index: int) -> None:
         """Tell the loop that a batch is left again, or was given up."""
-        self.deferrals.wake()
+        self.deferrals.reconsider(index)
         if self.listener is not None:
             self.listener.reconsider(index)
 
