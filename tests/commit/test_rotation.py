@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trio
@@ -257,6 +257,24 @@ async def test_each_part_can_be_read_alone(tmp_path: Path) -> None:
     texts = [gzip.decompress(data) for data in parts_of(tmp_path).values()]
     assert len(texts) > 2
     assert b"".join(texts) == b"x" * 450
+
+
+@pytest.mark.parametrize("rotate_bytes", [1, 10_000])
+async def test_all_parts_are_compressed_in_one_way(rotate_bytes: int, tmp_path: Path) -> None:
+    """Also in a later session, whether the newest part is full or not."""
+    store = MemoryStore()
+
+    async def append(total: int, compress: Literal["gzip"] | None) -> None:
+        async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches(range(total)):
+                batch.append_json(LINES, 1, compress=compress, rotate_bytes=rotate_bytes)
+                batch.complete()
+
+    await append(3, "gzip")
+    with pytest.raises(BatchFailedError, match="was begun with compress='gzip'"):
+        await append(4, None)
+    await append(4, "gzip")
+    assert b"".join(map(gzip.decompress, parts_of(tmp_path).values())) == b"1\n" * 4
 
 
 async def test_a_part_that_another_stream_owns_is_refused(tmp_path: Path) -> None:

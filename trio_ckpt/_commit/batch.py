@@ -35,12 +35,12 @@ from .._util.shown import Shown
 from .._util.text import number, stream_name
 from .._util.threads import Portal, from_any_thread
 from .._util.uninterrupted import uninterrupted
-from ..outputs import Compression, encode_lines
+from ..outputs import AnyPath, Compression, encode_lines
 from .awaits import Calls, awaits_noted, check_awaited
 from .batch_host import BatchGate, BatchHost
 from .deferrals import due_time
+from .sink_writer import SinkKind
 from .staged import UNSET, AttemptState as AttemptState, RowsCommit, Staged, bytes_of
-from .stream_outputs import AnyPath, SinkKind
 
 T = TypeVar("T")
 

@@ -33,12 +33,20 @@ class Rotation:
         Args:
             length_of: How many bytes a part has when all that is on its way to it is confirmed.
         """
+        if length_of(self.newest(length_of)) >= self.rotate_bytes:
+            self._number += 1
+        return self._name(self._number)
+
+    def newest(self, length_of: Callable[[str], int]) -> str:
+        """The name of the newest part that has bytes; of the first one where none has.
+
+        Args:
+            length_of: As for `place`.
+        """
         while length_of(self._name(self._number + 1)):  # an earlier session has been there
             self._number += 1
         while self._number and not length_of(self._name(self._number)):  # it was taken back
             self._number -= 1
-        if length_of(self._name(self._number)) >= self.rotate_bytes:
-            self._number += 1
         return self._name(self._number)
 
     def _name(self, number: int) -> str:

@@ -17,24 +17,23 @@ import trio
 
 from .._journal.record import Output
 from .._util.arguments import any_path, whole_number
-from .._util.errors import OutputClaimedError, OutputError, OutputExistsError
+from .._util.errors import OutputClaimedError, OutputExistsError
 from .._util.log import at, get_logger
 from .._util.text import plural, printable
 from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import (
     AppendFile,
-    Compression,
     FileStatus,
     Outputs,
     Validator,
     check_found,
     check_outputs,
-    compression_of,
     load_compressor,
 )
 from .path_owners import SINK, PathOwner, PathOwners
 from .rotation import Rotation, check_template
+from .sink_writer import SinkKind, SinkWriter
 from .stream_log import Lines, StreamLog
 
 log = get_logger(__name__)
@@ -44,58 +43,6 @@ AnyPath = str | os.PathLike[str]
 OWNER_AGE_S = 0.5  # no lease ends within it, and each check costs a transaction
 MAX_OPEN = 64  # append files of a stream, beside those that are written to
 MAX_COUNTED = 1_000  # files of a folder that a message counts
-
-
-@attrs.frozen
-class SinkKind:
-    """How an append file is written in a session.
-
-    Attributes:
-        compress: How it is compressed; None: not here, though its bytes may be already.
-        rotate_bytes: A part of so many bytes gets no further piece; None: it has no parts.
-    """
-
-    compress: Compression | None
-    rotate_bytes: int | None
-
-
-@attrs.define(eq=False)
-class _Sink:
-    """An append file, or one in parts, in this session.
-
-    Attributes:
-        kind: How it is written.
-        make: Makes a compressed member of bytes; None: they stay as they are.
-        rotation: The part that is written to; None: it has no parts.
-        has_json: Whether lines of JSON are appended.
-    """
-
-    kind: SinkKind
-    make: Callable[[bytes | bytearray], bytes] | None
-    rotation: Rotation | None
-    has_json: bool = False
-
-    async def piece(self, data: bytearray) -> bytes:
-        """What is appended for staged bytes."""
-        if self.make is None:
-            return bytes(data)
-        return await shielded(run_blocking, self.make, data)
-
-    def check(self, sink: AppendFile) -> None:
-        """Check that an earlier session has compressed the file in the same way.
-
-        Raises:
-            OutputError: it has not.
-        """
-        compress = self.kind.compress
-        if sink.beginning and (compress is not None or self.has_json):
-            has = compression_of(sink.beginning)
-            if has != compress:
-                raise OutputError(
-                    sink.path,
-                    f"was begun with compress={has!r}, so compress={compress!r} would make "
-                    "it unreadable: give it another name",
-                )
 
 
 @attrs.define(eq=False)
@@ -124,7 +71,7 @@ class StreamFiles:
     validator: Validator | None = None
     since: float = 0.0
     claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
-    _known_sinks: dict[str, _Sink] = attrs.field(factory=dict[str, "_Sink"], init=False)
+    _known_sinks: dict[str, SinkWriter] = attrs.field(factory=dict[str, SinkWriter], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     def allow_replacing(self) -> None:
@@ -325,13 +272,13 @@ class StreamFiles:
         sink.has_json |= is_json
         staged.setdefault(name, bytearray()).extend(data)
 
-    def _new_sink(self, name: str, kind: SinkKind) -> _Sink:
+    def _new_sink(self, name: str, kind: SinkKind) -> SinkWriter:
         rotation, make = None, None if kind.compress is None else load_compressor(kind.compress)
         if kind.rotate_bytes is not None:
             whole_number("rotate_bytes", kind.rotate_bytes, least=1)
             check_template(name)
             rotation = Rotation(name, kind.rotate_bytes)
-        return _Sink(kind, make, rotation)
+        return SinkWriter(kind, make, rotation)
 
     async def open_sinks(self, lines: Mapping[str, bytearray]) -> Lines:
         """Open the append files that lines are staged for; returns them with what they get.
@@ -348,6 +295,7 @@ class StreamFiles:
                 piece = await known.piece(data) if data else b""
                 path = name
                 if known.rotation is not None:
+                    await self._check_newest(known, known.rotation)
                     path = known.rotation.place(self.stream_log.length_of)
                 self.stream_log.give_piece(path, len(piece))
                 taken.append((path, len(piece)))
@@ -363,6 +311,17 @@ class StreamFiles:
             self.stream_log.take_pieces(taken)
             raise
         return tuple(found)
+
+    async def _check_newest(self, known: SinkWriter, rotation: Rotation) -> None:
+        """Check once, in the newest part that earlier sessions have written, what `known` does."""
+        if known.has_checked:
+            return
+        newest = rotation.newest(self.stream_log.length_of)
+        if self.stream_log.progress.sinks.get(newest):
+            await self.open_sink(newest)
+            if newest in self.stream_log.sinks:
+                known.check(self.stream_log.sinks[newest])
+        known.has_checked = True
 
     async def open_sink(self, name: str) -> None:
         """Open an append file for the session; what is behind its confirmed bytes is cut off.
