@@ -31,7 +31,7 @@ def complaints(source: str, name: str) -> Iterator[str]:
         match node:
             case ast.Import(names=names):
                 yield from _complaints_of_imports([alias.name for alias in names])
-            case ast.ImportFrom(module=str(module)):
+            case ast.ImportFrom(module=str(module), level=0):  # else it is a file of the package
                 yield from _complaints_of_imports([module])
             case ast.Call(func=func, args=args, keywords=keywords):
                 if args and isinstance(args[0], ast.Constant):

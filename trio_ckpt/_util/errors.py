@@ -6,17 +6,18 @@ causes.
 
     to blame            builtin         errors
     ------------------  --------------  ---------------------------------------------------------
-    the program's code  `RuntimeError`  DuplicateCheckpointError, ForkedProcessError,
-                                        PartitionsLeftError, StreamBusyError,
+    the program's code  `RuntimeError`  CodeChangedError, DuplicateCheckpointError,
+                                        ForkedProcessError, PartitionsLeftError, StreamBusyError,
                                         StreamsStillOpenError, TokenNeverSettledError
     what it is given    `ValueError`,   ConfigChangedError, NotEncodableError, OutputClaimedError,
                         `LookupError`   SourceChangedError, UnknownRunError, UnknownStreamError
     the work itself     `ValueError`    BatchFailedError, OutputInvalidError, StreamFailedError,
                         for an output   StreamEndedError, CheckpointFailedError
-    another process     none            LeaseLostError, RunLockedError, StoreConflictError
+    another process     none            LeaseLostError, RunLockedError, SinkFencedError,
+                                        StoreConflictError
     the disk            none            CannotRedoError, OutputError, OutputExistsError,
                                         OutputsMissingError, SaveOutcomeUnknownError,
-                                        SinkClosedError, StoreDamagedError, StoreError,
+                                        SinkClosedError, SinkError, StoreDamagedError, StoreError,
                                         StoreVersionError
     the machine         `RuntimeError`  ArchiveError, NoThreadError
     none: it has ended  `SystemExit`    BatchCancelledError, BatchWithdrawnError, RunStoppedError
