@@ -300,8 +300,8 @@ async def crawl_in(
     """Crawl in an open run; returns the exit code."""
     # What robots.txt allows now is begun with; the frontier leaves out what it has had already.
     is_in_bucket = is_url(options.out)
+    records = await read_objects(_store_of(options), options.out) if is_in_bucket else {}
     if is_in_bucket:
-        records = await read_objects(_store_of(options), options.out)
         forbidden = Forbidden.of(records.get(FORBIDDEN, ()))
     else:
         forbidden = await trio.to_thread.run_sync(Forbidden.load, options.out, MAX_FILE_BYTES)

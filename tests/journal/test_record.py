@@ -388,6 +388,16 @@ def test_what_is_left_is_neither_confirmed_nor_skipped(
         assert progress.covers(start, stop) == (left[0] >= stop)
 
 
+@pytest.mark.parametrize("kind", [RecordKind.ATTEMPT, RecordKind.FAIL])
+def test_a_batch_that_was_given_up_has_no_failed_attempt(kind: RecordKind) -> None:
+    """So a fold, which keeps failures and skips together, has all that the records say."""
+    skip = Record(kind=RecordKind.SKIP, at=1.0, index=1, attempts=2)
+    progress = progress_of(skip, Record(kind=kind, at=2.0, index=1))
+    assert progress.failures == {}
+    assert progress.skips.keys() == {1}
+    assert decode_progress(encode_progress(progress)) == progress
+
+
 @given(st.lists(RECORDS, max_size=12), st.data())
 def test_a_fold_and_its_tail_are_the_whole(records: list[Record], data: st.DataObject) -> None:
     split = data.draw(st.integers(0, len(records)))

@@ -107,7 +107,7 @@ from .retry import Again, GiveUp, Then
 from .rows import commit_staged, end_run_if_committed
 from .staged import RowsCommit, Staged, settlement_of
 from .stored_state import EncodedState
-from .stream_log import Lines, PendingCommit
+from .stream_log import Lines
 
 log = get_logger(__name__)
 
@@ -371,8 +371,8 @@ class Gate:
         Cancellation: none once it is submitted.
         """
         stream, staged, is_done = self.open_stream, staged_of(batch), ending is CONFIRMED
-        states, state, lines, refused = stream.state_manager, None, _NO_LINES, None
-        pending: PendingCommit | None = None
+        states, state, lines = stream.state_manager, None, _NO_LINES
+        refused = pending = None
         batch.state = AttemptState.SUBMITTED
         try:
             try:
@@ -394,20 +394,19 @@ class Gate:
             except _REFUSALS as problem:
                 if not is_done:
                     raise
-                refused = problem
+                return _refuse(batch, problem)
             if refused is not None:
-                batch.state, staged.error = AttemptState.FAILED, refused
-                return False
+                return _refuse(batch, refused)
             if stream.committer.observers.all:
                 stream.committer.observers.settled(stream.attempt_of(batch))
             on_outcome = partial(self._on_outcome, batch, ending, state, record)
             pending = await stream.committer.submit(  # submit
                 stream.stream_log, record, payload, on_outcome, blobs=blobs, lines=lines
             )
+            await pending.wait()  # durable, then `_on_outcome`, and the loop wakes
         finally:
             if pending is None:  # nothing of it is queued
                 stream.stream_log.take_lines(lines)
-        await pending.wait()  # durable, then `_on_outcome`, and the loop wakes
         if not is_done:
             await stream.restore_state()
         elif states is not None:
@@ -502,9 +501,8 @@ class Gate:
     def _check_confirmed(self, batch: AnyBatch) -> None:
         """Raise if an attempt that is over did not end in a saved batch."""
         stream = self.open_stream
-        if batch.token.state is TokenState.CONFIRMED or stream.stream_log.progress.is_done(
-            batch.index
-        ):
+        is_done = stream.stream_log.progress.is_done(batch.index)
+        if is_done or batch.token.state is TokenState.CONFIRMED:
             return
         failure = stream.failed.get(batch.index, Failure("this attempt is over"))
         raise staged_of(batch).problem or stream.error(
@@ -515,3 +513,8 @@ class Gate:
         where = self.open_stream.where(batch.index)
         message = f"{where} was left without complete(), fail(), skip() or withdraw()"
         return self.open_stream.error(TokenNeverSettledError, message, batch.index)
+
+
+def _refuse(batch: AnyBatch, problem: BaseException) -> bool:
+    batch.state, staged_of(batch).error = AttemptState.FAILED, problem
+    return False

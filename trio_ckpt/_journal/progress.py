@@ -219,8 +219,7 @@ class Progress(Shown):
     @property
     def has_failed_for_good(self) -> bool:
         """Whether it failed so that only the user can have it retried."""
-        is_final = self.error is not None and not self.error.retryable
-        return self.status is Status.FAILED and is_final
+        return self.status is Status.FAILED and not (self.error is None or self.error.retryable)
 
     def copy(self) -> Progress:
         """A copy that later records do not change."""
@@ -367,6 +366,8 @@ def _apply_skip(progress: Progress, record: Record) -> None:
 def _apply_attempt(progress: Progress, record: Record) -> None:
     _open(progress)
     index = _index(record)
+    if index in progress.done:
+        return  # it was given up before, so nothing of it is left
     if record.due is None:
         progress.deferred.pop(index, None)
     else:
@@ -376,7 +377,7 @@ def _apply_attempt(progress: Progress, record: Record) -> None:
 
 
 def _apply_fail(progress: Progress, record: Record) -> None:
-    if record.index is not None:
+    if record.index is not None and record.index not in progress.done:
         progress.failures[record.index] = FailedAttempt(record.attempts, record.error)
     progress.status, progress.error, progress.failed_at = Status.FAILED, record.error, record.at
 
@@ -468,8 +469,7 @@ def _apply_intent(progress: Progress, record: Record) -> None:
     if record.metadata and index not in progress.confirmed:
         progress.notes = progress.notes or Notes()
         for name, value in record.metadata.items():
-            more = record.reserved or {}
-            progress.notes.put(index, name, encode_note(value), more, record.item)
+            progress.notes.put(index, name, encode_note(value), record.reserved or {}, record.item)
 
 
 def _add_reserved(progress: Progress, amounts: Mapping[str, Amount]) -> None:

@@ -63,7 +63,7 @@ class Code:
         packages: Installed packages whose versions the session records.
     """
 
-    on_change: OnCodeChange = attrs.field(
+    on_change: OnCodeChange = attrs.field(  # pyright: ignore[reportAssignmentType]
         default="note", validator=checked_by(one_of, choices=get_args(OnCodeChange))
     )
     functions: tuple[AnyFunction, ...] = attrs.field(default=(), converter=_as_functions)

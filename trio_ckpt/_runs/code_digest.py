@@ -29,7 +29,7 @@ import types
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from .code_source import (
     Piece,
@@ -86,7 +86,9 @@ class _Walk:
 
     def add(self, value: Any) -> None:
         """Add what a value is; what a function or class does is added by `finish`."""
-        kind = type(value)  # not `isinstance`, which asks a proxy for what it stands for
+        kind = type(
+            cast("object", value)
+        )  # not `isinstance`, which asks a proxy for what it stands for
         if issubclass(kind, functools.partial):
             self.add(value.func)
             for argument in (*value.args, *sorted(value.keywords.items())):
@@ -158,7 +160,8 @@ class _Walk:
     def _members(self, cls: type) -> None:
         """Add what the methods of a class do whose source is in no file, as in a notebook."""
         for name, member in sorted(vars(cls).items()):
-            inner = member.__func__ if isinstance(member, staticmethod | classmethod) else member
+            is_wrapped = isinstance(member, staticmethod | classmethod)
+            inner: Any = cast("Any", member).__func__ if is_wrapped else member
             if isinstance(inner, types.FunctionType):
                 self._write(name)
                 self.add(inner)
@@ -201,10 +204,10 @@ def _contents(function: types.FunctionType, file: SourceFile | None) -> Iterator
 
 def _place(value: Any) -> str:
     """The place of a part of a set, which is the same at each start."""
-    kind = type(value)
+    kind = type(cast("object", value))
     if kind in _CONSTANTS:
         return f"{kind.__name__} {shown_constant(value)}"
     if kind is tuple:
         return " ".join(map(_place, value))
-    named = value if issubclass(kind, (*_FUNCTIONS, type)) else kind
+    named: Any = value if issubclass(kind, (*_FUNCTIONS, type)) else kind
     return f"{kind.__name__} {named.__qualname__}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
 from inspect import CORO_CREATED
 from typing import Generic, TypeVar, cast
 
@@ -142,7 +141,7 @@ async def _run_workers(
     try:
         async with trio.open_nursery() as nursery:
             scope = nursery.cancel_scope
-            queue.hire = partial(nursery.start_soon, _work, queue, handler, failures, scope)
+            queue.hire = lambda: nursery.start_soon(_work, queue, handler, failures, scope)
             queue.set_concurrency(concurrency)
     except BaseException as error:
         if not failures or not is_cancellation(error):

@@ -292,8 +292,8 @@ def _queue_of(open_stream: OpenStream) -> WorkQueue[Any] | None:
     """The queue of the `run_batches` that works on a stream; None: none does."""
     from .parallel import WorkQueue
 
-    queue = open_stream.listener
-    return queue if isinstance(queue, WorkQueue) else None
+    one = open_stream.listener
+    return one if isinstance(one, WorkQueue) else None  # pyright: ignore[reportUnknownVariableType]
 
 
 def _end_given_up(open_stream: OpenStream, index: int) -> None:

@@ -87,10 +87,10 @@ def prune(connection: PostgresConnection, owned: OwnedRun, key: RunKey, keep: in
     before, first = owned.first, max(owned.first, owned.generation + 1 - keep)
     values = values_of(connection, owned) | {"generation": owned.generation, "first": first}
     is_short = first > owned.generation and owned.position <= CHUNK
-    query = _REMOVE_RUN if is_short else _HIDE
+    statement = _REMOVE_RUN if is_short else _HIDE
 
     def hide() -> Row:
-        rows = connection.query(query, values)
+        rows = connection.query(statement, values)
         if not rows:
             raise _fenced(owned, key, "removed")
         return rows[0]
