@@ -22,7 +22,7 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import attrs
 
@@ -205,8 +205,7 @@ def _parts(node: ast.AST, *, is_named: bool) -> Iterator[ast.AST | str]:
         if value is None or value == [] or (field == "name" and not is_named):
             continue  # an empty field may be one that other versions of Python do not have
         yield field
-        has_many = isinstance(value, list)
-        parts: list[object] = list(value) if has_many else [value]
+        parts = cast("list[object]", value) if isinstance(value, list) else [value]
         if field == "body" and isinstance(node, _NAMED) and ast.get_docstring(node) is not None:
             parts = parts[1:]
         for part in parts:
