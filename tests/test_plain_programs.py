@@ -47,14 +47,14 @@ def lines_with(text: str, said: str) -> list[str]:
 
 
 def readme_program() -> str:
-    """The example of the README; it gets the signal that it is told while a page is fetched."""
+    """The example of the README; it gets the signal that it is told while it works on a page."""
     program = re.search(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     assert program is not None
-    return "import os, signal, sys\n" + program[1].replace(
-        "    return PAGES", "    await get()\n    return PAGES"
-    ).replace(
+    work = "await trio.sleep(0.3)  # the work"
+    assert work in program[1]
+    return "import os, signal, sys\n" + program[1].replace(work, "await do_work()").replace(
         "trio.run(main)",
-        "async def get():\n"
+        "async def do_work():\n"
         "    for number in sys.argv[1:]:\n"
         "        os.kill(os.getpid(), getattr(signal, number))\n"
         "        await trio.sleep(0.05)\n\n"
@@ -78,11 +78,11 @@ def test_a_stop_ends_the_readme_example_without_traceback(
     assert stopped.returncode == code, stopped.stderr
     assert "Traceback" not in stopped.stderr
     (line,) = lines_with("go on with", stopped.stderr)
-    assert line.startswith("run 'pulls' was stopped (")
+    assert line.startswith("run 'book' was stopped (")
     assert line.endswith(f"program.py {' '.join(signals)}")
     rest = run_program(readme_program(), tmp_path)
     assert rest.returncode == 0, rest.stderr
-    assert (tmp_path / "data" / "org" / "one" / "pulls-2.json").exists()
+    assert (tmp_path / "pages" / "10.txt").exists()
 
 
 ENDINGS = {
