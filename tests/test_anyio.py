@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ import httpx
 import pytest
 
 from tests.opening import begin
+from tests.served import served
 from trio_ckpt import Batch, http_retries, run_batches
 
 
@@ -40,14 +40,8 @@ class Pages(BaseHTTPRequestHandler):
 def site() -> Generator[str]:
     """A server on loopback; yields its address."""
     Pages.failed.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Pages) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Pages) as url:
+        yield url
 
 
 def test_httpx_fetches_the_pages_of_a_run(tmp_path: Path) -> None:

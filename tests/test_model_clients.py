@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ import pytest
 import trio
 
 from tests.opening import begin
+from tests.served import served
 from trio_ckpt import Again, Batch, Limits, RunStoppedError, http_retries, run_batches
 from trio_ckpt.stores import MemoryStore
 
@@ -72,14 +72,8 @@ class Models(BaseHTTPRequestHandler):
 def models() -> Generator[str]:
     """A server on loopback; yields its address."""
     Models.asked.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Models) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(Models) as url:
+        yield url
 
 
 async def ask_openai(client: Any, prompt: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""Outputs in a bucket: none is overwritten, whatever is answered and whoever else writes."""
+"""Outputs in a bucket: no answer and no other writer makes one overwrite another."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ async def test_the_folder_of_an_open_store_is_copied(tmp_path: Path) -> None:
         shutil.copytree(url, copy)  # fails at a socket
         assert list((copy / "live").glob("*.ctl"))
         with pytest.raises(ConnectionRefusedError):
-            await connect(copy)  # whoever steers the copy does not reach the original
+            await connect(copy)  # an act on the copy does not reach the original
         assert b"is_done" in await answer_to(url, LINE)
         assert is_paused(run)
 

@@ -210,7 +210,7 @@ async def test_a_batch_that_is_confirmed_inside_is_refused(database: str) -> Non
 
 
 async def test_an_error_after_complete_runs_the_batch_again(database: str) -> None:
-    """Whoever catches it: the rows are undone, so the batch is not done."""
+    """Also where the program catches it: the rows are undone, so the batch is not done."""
     attempts, failed = list[int](), list[bool]()
 
     async def body(sink: Sink, batch: Batch[Any]) -> None:

@@ -182,7 +182,7 @@ class HangingStore(MemoryStore):
 
 
 async def test_a_foreman_whose_save_hangs_ends_with_its_lease(autojump_clock: MockClock) -> None:
-    """Nobody knows whether it still has its job."""
+    """It cannot know whether it still has its job."""
     store = HangingStore(lease_s=LEASE_S)
 
     async def run() -> None:
