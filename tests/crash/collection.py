@@ -4,8 +4,8 @@
 
 Each process claims partitions until none is left, and does the last phase if it is the first at it.
 A batch confirms itself and appends a line to the journal of its process before; the last phase
-appends one, too.  SIGKILL hits a random process at a random moment; another is started in its
-place.  When all have ended by themselves, each batch has been confirmed once, by the records of
+appends one, too.  SIGKILL hits a random process whenever a random number of partitions more has
+been claimed; another is started in its place.  When all have ended by themselves, each batch has been confirmed once, by the records of
 all partitions; the last phase is done; and no record was lost.
 """
 
@@ -37,6 +37,7 @@ MODULE = "tests.crash.collection"
 ROOT = Path(__file__).parents[2]
 NAME = "crawl"
 BATCHES = 10  # of a partition
+POLL_S = 0.005
 STREAM = ("pages",)
 
 
@@ -113,6 +114,12 @@ async def take_part(url: str, partitions: int, pause_s: float, journal: str) -> 
         return collection.exit_code
 
 
+def read_claims(plan: Plan) -> list[str]:
+    """The lines of all journals that say which partition was claimed."""
+    texts = [journal.read_text() for journal in plan.folder.glob("journal-*")]
+    return [line for text in texts for line in text.splitlines() if line.startswith("claimed")]
+
+
 class Herd:
     """The processes of one plan."""
 
@@ -133,15 +140,22 @@ class Herd:
         self._living.append(subprocess.Popen(command, cwd=ROOT))
         self.starts += 1
 
-    def run(self, every_s: float) -> None:
-        """Start processes, kill as many as the plan says, and wait for the others."""
+    def run(self) -> None:
+        """Start processes, kill as many as the plan says, and wait for the others.
+
+        When one is killed is a matter of how far the work has come, not of time: a fast machine is
+        killed as often as a slow one.
+        """
+        step = self._plan.partitions / (self._plan.kills + 1)
         deadline = time.monotonic() + PROGRAM_S * max(1, self._plan.kills / 10)
         try:
             while self.kills < self._plan.kills and not self._is_over():
-                assert time.monotonic() < deadline
                 while len(self._living) < self._plan.processes:
                     self._start()
-                time.sleep(self._chance.uniform(0, every_s))
+                claims = step * (self.kills + self._chance.random())
+                while len(read_claims(self._plan)) < claims and not self._is_over():
+                    assert time.monotonic() < deadline
+                    time.sleep(POLL_S)
                 victim = self._chance.choice(self._living)
                 victim.send_signal(signal.SIGKILL)
                 self._reap(victim)
@@ -184,23 +198,14 @@ async def judge(plan: Plan, herd: Herd) -> Outcome:
                             confirmed[index * BATCHES + record.index] += 1
     finally:
         await store.aclose()
-    claims = Counter[str]()
-    for journal in plan.folder.glob("journal-*"):
-        claims.update(text for text in journal.read_text().splitlines() if "claimed" in text)
-    again = sum(count > 1 for count in claims.values())
+    again = sum(count > 1 for count in Counter(read_claims(plan)).values())
     return Outcome(herd.kills, herd.starts, confirmed, finished, complete, again, herd.codes)
 
 
-def kill_processes(plan: Plan, chance: random.Random, every_s: float) -> Outcome:
-    """Carry out a plan, and see what is left.
-
-    Args:
-        plan: What is shared, and by how many.
-        chance: Chooses who is killed, and when.
-        every_s: A process is killed about twice in this time, in seconds.
-    """
+def kill_processes(plan: Plan, chance: random.Random) -> Outcome:
+    """Carry out a plan, and see what is left; `chance` chooses who is killed, and when."""
     herd = Herd(plan, chance)
-    herd.run(every_s)
+    herd.run()
     return trio.run(judge, plan, herd)
 
 
@@ -227,7 +232,6 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=1_000)
     parser.add_argument("--processes", type=int, default=8)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--every-s", type=float, default=2.0)
     parser.add_argument("--pause-s", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", default="")
@@ -242,7 +246,7 @@ def main() -> int:
         sizes = (options.partitions, options.processes, options.kills, options.pause_s)
         plan = Plan(folder, url, *sizes)
         began = time.monotonic()
-        found = kill_processes(plan, random.Random(options.seed), options.every_s)
+        found = kill_processes(plan, random.Random(options.seed))
         print(
             f"{plan.partitions} partitions, {plan.processes} processes, {found.kills} killed of "
             f"{found.starts} started, {time.monotonic() - began:.0f} s: "

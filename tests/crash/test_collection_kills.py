@@ -20,15 +20,16 @@ KILLS = 6
 def test_killed_processes_confirm_each_batch_of_a_collection_once(
     kind: str, tmp_path: Path
 ) -> None:
-    plan = Plan(tmp_path, f"{kind}:{tmp_path / 'store'}", partitions=40, processes=3, kills=KILLS)
-    found = kill_processes(plan, random.Random(kind), every_s=2.0)
+    url = f"{kind}:{tmp_path / 'store'}"
+    plan = Plan(tmp_path, url, partitions=40, processes=3, kills=KILLS, pause_s=0.01)
+    found = kill_processes(plan, random.Random(kind))
     assert problems_of(plan, found) == []
     assert found.starts > plan.processes
 
 
 def test_what_must_hold_of_a_collection_is_judged(tmp_path: Path) -> None:
     plan = Plan(tmp_path, f"sqlite:{tmp_path / 'store'}", partitions=4, processes=2, kills=1)
-    found = kill_processes(plan, random.Random(1), every_s=1.0)
+    found = kill_processes(plan, random.Random(1))
     assert problems_of(plan, found) == []
     found.confirmed[3] += 1
     del found.confirmed[7]
