@@ -5,8 +5,9 @@
 Each process claims partitions until none is left, and does the last phase if it is the first at it.
 A batch confirms itself and appends a line to the journal of its process before; the last phase
 appends one, too.  SIGKILL hits a random process whenever a random number of partitions more has
-been claimed; another is started in its place.  When all have ended by themselves, each batch has been confirmed once, by the records of
-all partitions; the last phase is done; and no record was lost.
+been claimed; another is started in its place.  When all have ended by themselves, each batch has
+been confirmed once, by the records of all partitions; the last phase is done; and no record was
+lost.
 """
 
 from __future__ import annotations
