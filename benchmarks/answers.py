@@ -15,8 +15,9 @@ import trio
 
 from benchmarks import Found, Options, Section, median, median_ratio
 from benchmarks.resume import RUN, build as build_long
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Record, encode_record
 from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey

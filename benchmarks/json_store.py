@@ -18,8 +18,9 @@ from benchmarks import Found, Options, Section, folder_bytes, median, median_rat
 from benchmarks.controls import append_fsync, rename_fsync
 from benchmarks.steps import run_loops
 from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Output, Record, encode_record
 from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey

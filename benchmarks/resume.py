@@ -13,8 +13,8 @@ import trio
 from benchmarks import Found, Options, Section, folder_bytes, median
 from trio_ckpt import Batch, Progress, Stream, open_run
 from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import apply
 from trio_ckpt._journal.record import Record, encode_record
 from trio_ckpt._util.plain import encode_key
 from trio_ckpt.abc import Checkpoint, Fold, RunKey

@@ -58,6 +58,7 @@ OPTIONAL = {
     "state._arrays.engine": "NumPy and what goes with it are an extra",
     "state._arrays.memory": "NumPy and what goes with it are an extra",
     "state._arrays.dirty_pages": "NumPy and what goes with it are an extra",
+    "_commit.state_capture": "only a stream with a state needs it, and how states are encoded",
     "_commit.state_manager": "only a stream with a state needs it, and how states are encoded",
     "state._plan": "only a stream with a state needs it, and how states are encoded",
     "sinks._sink": "only a stream whose rows go into a database needs it",

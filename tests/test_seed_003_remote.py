@@ -24,7 +24,7 @@ from tests.remote import functions
 from tests.remote.functions import STEPS, gates, seen, trained
 from tests.remote.site import F, Site, open_site, until
 from trio_ckpt import remote
-from trio_ckpt._commit import state_manager
+from trio_ckpt._commit import state_capture, state_manager
 from trio_ckpt._journal.record import TROUBLE
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus
@@ -260,7 +260,7 @@ async def test_edge_case_4_over_the_wire_missing_delta_files(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The newest saved state is damaged: the newest whole one is gone on from, never a guess."""
-    monkeypatch.setattr(state_manager, "INLINE_BYTES", 1_000)  # so that arrays are in blobs
+    monkeypatch.setattr(state_capture, "INLINE_BYTES", 1_000)  # so that arrays are in blobs
     store = MemoryStore()
     async with open_site(store, grace_s=1) as site:
         await site.start_worker("a")
@@ -288,7 +288,7 @@ async def test_edge_case_4_over_the_wire_nothing_is_whole(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then the item begins again, and the job's history says so."""
-    monkeypatch.setattr(state_manager, "INLINE_BYTES", 1_000)
+    monkeypatch.setattr(state_capture, "INLINE_BYTES", 1_000)
     store = MemoryStore()
     async with open_site(store, grace_s=1) as site:
         await site.start_worker("a")

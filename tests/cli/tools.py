@@ -13,8 +13,9 @@ import attrs
 import pytest
 import trio
 
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import ErrorInfo, Opened, Output, Record, RecordKind, encode_record
 from trio_ckpt._runs.config import config_digest
 from trio_ckpt._util.plain import RUN_STREAM, StreamKey, encode_key

@@ -11,9 +11,10 @@ import trio
 import trio.testing
 
 from trio_ckpt._commit.deferrals import MAX_DEFER_S, Deferrals, due_time
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.deferral import Deferral
 from trio_ckpt._journal.folds import decode_progress, encode_progress
-from trio_ckpt._journal.progress import FailedAttempt, Progress, apply
+from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind, Taken
 from trio_ckpt._journal.summary import failing, summarize
 

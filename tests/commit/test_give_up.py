@@ -6,7 +6,8 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt._commit.give_up import MAX_GIVEN_UP, check_done, known_end, skip_records
-from trio_ckpt._journal.progress import FailedAttempt, Progress, apply
+from trio_ckpt._journal.apply import apply
+from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._util.index_set import IndexSet
 from trio_ckpt.stores import MemoryStore

@@ -8,7 +8,6 @@ import random
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +20,6 @@ import trio_ckpt
 from tests.commit.training import Model, bits, count, new_model, step
 from tests.opening import begin
 from trio_ckpt import Batch, NotEncodableError, Run
-from trio_ckpt._commit import state_manager
 from trio_ckpt._commit.exits import Exit
 from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.abc import Store
@@ -228,40 +226,6 @@ class Celsius:
         if name == "degrees":
             Celsius.seen.append(threading.get_ident())
         return super().__getattribute__(name)
-
-
-@pytest.mark.parametrize("keys", [100, 10_000])
-async def test_a_large_tree_is_taken_apart_and_compared_in_a_thread(
-    keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    where: dict[str, list[int]] = {"flatten_state": [], "diff_tree": [], "encode_tree": []}
-
-    def noted(name: str, func: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            where[name].append(threading.get_ident())
-            return func(*args)
-
-        return call
-
-    async with (
-        begin(MemoryStore()) as run,
-        run.open_stream("s", state={f"key{n}": n for n in range(keys)}) as stream,
-    ):
-        for module, name in (
-            (_plan, "flatten_state"),
-            (state_manager, "diff_tree"),
-            (state_manager, "encode_tree"),
-        ):
-            monkeypatch.setattr(module, name, noted(name, getattr(module, name)))
-        for n in range(3):
-            stream.state["key7"] = -n
-            await stream.save()
-        await stream.finish()
-    is_large = keys > 1_000
-    assert where["flatten_state"]
-    assert bool(where["diff_tree"]) is is_large  # a small one is saved whole
-    for threads in where.values():
-        assert all((thread != threading.get_ident()) is is_large for thread in threads)
 
 
 async def test_code_of_the_program_runs_in_its_thread_for_any_size_of_tree() -> None:

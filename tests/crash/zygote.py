@@ -27,7 +27,7 @@ from tests.crash.programs import PROGRAMS, STORES, Session
 from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
 from tests.fork_server import ForkServer, Told, serve
 from trio_ckpt import RunStoppedError, TrioCkptError
-from trio_ckpt._commit import state_manager
+from trio_ckpt._commit import state_capture
 from trio_ckpt.stores._json import writer
 from trio_ckpt.testing._session import seeded_scheduler
 
@@ -142,7 +142,7 @@ def main() -> None:
         folder, store = sys.argv[1:]
         alone = {"root": folder, "store": store, "program": "good", "plan": attrs.asdict(NO_PLAN)}
         sys.exit(_run({**alone, "log": None, "number": 0}, sys.stdout.fileno()))
-    state_manager.INLINE_BYTES = ARRAY_BLOB_BYTES
+    state_capture.INLINE_BYTES = ARRAY_BLOB_BYTES
     writer.MIN_REWRITE_BYTES = REWRITE_BYTES
     serve(_run, SESSION_LIMIT_S, _warm_up)
 

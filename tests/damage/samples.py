@@ -16,8 +16,9 @@ import numpy as np
 import trio
 
 from trio_ckpt import Batch, Frontier, OutputExistsError, Run, open_run, run_batches
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import decode_record
 from trio_ckpt._util.plain import decode_key
 from trio_ckpt.abc import Store

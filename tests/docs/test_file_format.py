@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from trio_ckpt import Retention, abc
-from trio_ckpt._commit import intents, snapshots, state_manager, stored_state
+from trio_ckpt._commit import intents, snapshots, state_capture, stored_state
 from trio_ckpt._journal import folds, overview, progress, record, stored
 from trio_ckpt._journal.record import Record, RecordKind, Seal
 from trio_ckpt._util import plain
@@ -110,7 +110,7 @@ def test_the_sizes_of_a_frame() -> None:
     assert rows["version"][3].endswith(f": {frame.FRAME_VERSION}")
     assert rows["lineage"][2] == f"{frame.LINEAGE_BYTES} bytes"
     assert rows["parent"][2] == f"0 or {frame.DIGEST_BYTES} bytes"
-    assert f"more than {state_manager.INLINE_BYTES} bytes in all" in TEXT
+    assert f"more than {state_capture.INLINE_BYTES} bytes in all" in TEXT
     assert f"after {Retention().max_deltas} differences" in TEXT
     assert stored_state.SHARE_OF_DEAD == 1.0
     assert f"less than {stored_state.DELTA_FROM_BYTES} bytes without arrays" in TEXT

@@ -11,9 +11,10 @@ import msgspec
 
 from tests.fuzz.case import Reader, Target, law
 from trio_ckpt._journal import live_view
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import decode_progress, encode_progress
 from trio_ckpt._journal.overview import SUMMARY, RunOverview, SessionOverview, stored_overview
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import (
     ErrorInfo,
     Opened,

@@ -24,7 +24,8 @@ from trio_ckpt._journal.acts import (
     paused_text,
     plain_act,
 )
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.apply import apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import ACT, PAUSED, Record, RecordKind, decode_record, encode_record
 
 PAUSE = Act("pause", "ann", "box", 4711, "the quota", at=1e9)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.code import MAX_OLD, UNKNOWN, CodeMark
 from trio_ckpt._journal.folds import decode_progress, encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Record, RecordKind, Taken
 
 A, B, C = (CodeMark(name, name * 4, n) for n, name in enumerate("abc", 1))

@@ -10,8 +10,9 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import Batch, Status, StoreDamagedError, Stream, run_batches
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.history import LiveRecords, read_pages, run_runtime_s, session_metadata_of
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt.abc import Checkpoint, RunKey, RunView
 from trio_ckpt.stores import MemoryStore, open_store

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import decode_progress, encode_progress
 from trio_ckpt._journal.notes import Notes, StoredNote, encode_note
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind, Taken
 from trio_ckpt._util.errors import StoreDamagedError
 from trio_ckpt._util.exact_sum import shown

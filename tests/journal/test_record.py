@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_ckpt._journal import folds, record as _records
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import MAX_ERRORS, decode_progress, encode_progress
-from trio_ckpt._journal.progress import MAX_SKIPS, FailedAttempt, Progress, apply
+from trio_ckpt._journal.progress import MAX_SKIPS, FailedAttempt, Progress
 from trio_ckpt._journal.record import (
     DIGEST_BYTES,
     MAX_ERROR_CHARS,

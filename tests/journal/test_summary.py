@@ -11,7 +11,8 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt import Progress, Run, Status, UnknownStreamError
-from trio_ckpt._journal.progress import FailedAttempt, apply
+from trio_ckpt._journal.apply import apply
+from trio_ckpt._journal.progress import FailedAttempt
 from trio_ckpt._journal.record import ErrorInfo, Record, RecordKind
 from trio_ckpt._journal.summary import (
     current_phase,

@@ -12,8 +12,9 @@ from typing import Any
 
 import trio_ckpt
 from tests.outputs.faulty import files_in
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Record, RecordKind, decode_record, encode_record
 from trio_ckpt._maintenance.archive_file import SEAL_BYTES, SEAL_WORDS
 from trio_ckpt._maintenance.export import ExportSummary, export_run

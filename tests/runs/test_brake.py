@@ -25,7 +25,8 @@ from trio_ckpt import (
     run_batches,
 )
 from trio_ckpt._commit.limit_watch import Streak
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.apply import apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt._runs.brake import REASON, _ends_row, requeue_record

@@ -13,12 +13,13 @@ import trio
 
 from tests.opening import begin
 from trio_ckpt import Batch, SourceChangedError, Status, StoreError, Stream, run_batches
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.history import PAGE, LiveRecords, read_pages
 from trio_ckpt._journal.item_marks import item_mark
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import Record
-from trio_ckpt._runs.loop import Source, default_key
 from trio_ckpt._runs.loop_bounds import ITEMS_PER_STEP, check_source
+from trio_ckpt._runs.source import Source, default_key
 from trio_ckpt._util.plain import item_digest
 from trio_ckpt.stores import MemoryStore
 

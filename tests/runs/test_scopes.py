@@ -23,7 +23,7 @@ from trio_ckpt import (
     TokenNeverSettledError,
     run_batches,
 )
-from trio_ckpt._runs.loop import Surroundings
+from trio_ckpt._runs.surroundings import Surroundings
 from trio_ckpt.stores import MemoryStore
 
 

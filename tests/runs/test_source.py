@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trio_ckpt import NotEncodableError
-from trio_ckpt._runs.loop import Source, default_key
+from trio_ckpt._runs.source import Source, default_key
 from trio_ckpt._util.plain import item_digest
 
 PAGES = ["a", "b", "c", "d"]

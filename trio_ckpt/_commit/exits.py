@@ -7,20 +7,16 @@ test has each of its cells.  `trio_ckpt._commit.gate` carries it out.
 from __future__ import annotations
 
 import enum
-import time
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import trio
 
 from .._journal.observer import AttemptEnd
-from .._journal.record import Record, RecordKind, describe_error
 from .._tokens.token import CANCELLED, WITHDRAWN, Failure
-from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError, TrioCkptError
-from .._util.exceptions import failures_in, leaves_of
+from .._util.errors import BatchFailedError, RunStoppedError, StreamFailedError
+from .._util.exceptions import leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
-from .staged import settlement_of
 
 
 @attrs.frozen
@@ -182,37 +178,6 @@ def settled_ending(batch: AnyBatch) -> Ending:
     if batch.state is AttemptState.DEFERRED:
         return Ending(AttemptEnd.DEFERRED, due=staged.due)
     return Ending(AttemptEnd.FAILED, staged.error or "it failed")
-
-
-def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
-    """The record of an attempt that is not confirmed."""
-    staged, now, error = staged_of(batch), time.time(), ending.error
-    reserved = settlement_of(staged)
-    if ending.end is AttemptEnd.WITHDRAWN:
-        last, kind = batch.index - 1, RecordKind.SAVE
-        return Record(kind=kind, at=now, spent=staged.spent, reserved=reserved, last_index=last)
-    return Record(
-        kind=RecordKind.SKIP if ending.end is AttemptEnd.SKIPPED else RecordKind.ATTEMPT,
-        at=now,
-        index=batch.index,
-        item=staged.digest,
-        attempts=batch.attempt - (error is None),  # one that is only deferred does not count
-        spent=staged.spent,
-        reserved=reserved,
-        error=None
-        if error is None
-        else describe_error(error, retryable=ending.retryable, batch_index=batch.index),
-        metadata={} if error is None else _details_of(error),
-        due=ending.due,
-    )
-
-
-def _details_of(error: BaseException | str) -> dict[str, Any]:
-    """The details stored beside the text of an error; for a group those of its first error."""
-    for part in () if isinstance(error, str) else failures_in(error):
-        if isinstance(part, TrioCkptError) and part.details:
-            return dict(part.details)
-    return {}
 
 
 def end_of(failure: Failure) -> AttemptEnd:

@@ -65,7 +65,7 @@ import attrs
 import trio
 
 from .._journal.observer import AttemptEnd
-from .._journal.record import Record, RecordKind, SinkLines, describe_error, encode_record
+from .._journal.record import Record, RecordKind, describe_error, encode_record
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -77,21 +77,17 @@ from .._tokens.token import (
 from .._util.arguments import MAX_INDEX, whole_number
 from .._util.errors import (
     BatchFailedError,
-    NotEncodableError,
-    OutputError,
     StreamBusyError,
     StreamFailedError,
     TokenNeverSettledError,
 )
-from .._util.exceptions import class_name, text_of
+from .._util.exceptions import text_of
 from .._util.log import get_logger
 from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import shielded, uninterrupted
-from ..outputs import lines_digest
 from .archive_states import prune_states
-from .awaits import NeverAwaitedError, check_awaited
-from .batch import AnyBatch, AttemptState, Batch, calls_of, staged_of
+from .batch import AnyBatch, AttemptState, Batch, staged_of
 from .exits import (
     CONFIRMED,
     GATE,
@@ -99,7 +95,6 @@ from .exits import (
     Exit,
     GateAction,
     is_ended_from_outside,
-    record_of_end,
     settled_ending,
 )
 from .open_stream import OpenStream
@@ -107,15 +102,13 @@ from .retry import Again, GiveUp, Then
 from .rows import commit_staged, end_run_if_committed
 from .staged import RowsCommit, Staged, settlement_of
 from .stored_state import EncodedState
-from .stream_log import Lines
+from .submission import NO_LINES, REFUSALS, check_batch, confirmed_record, record_of_end
 
 log = get_logger(__name__)
 
 _LEAVING = (Exit.ERROR, Exit.CANCEL)
 _WITHOUT_SAVE = (GateAction.PASS, GateAction.REFUSE, GateAction.ILLEGAL)
 _NO_SHIELD = nullcontext()
-_NO_LINES: Lines = ()
-_REFUSALS = (OutputError, NotEncodableError, NeverAwaitedError, MemoryError)  # of the checks
 
 
 class Passed(enum.Enum):
@@ -321,15 +314,7 @@ class Gate:
         error = staged.error or "it failed"
         verdict: Again | GiveUp = GiveUp(Then.FAIL)
         if may_retry and not staged.is_final:
-            problem = error if isinstance(error, BaseException) else Exception(error)
-            try:
-                verdict = stream.policy.retry.decide(problem, batch.attempt)
-            except BaseException:  # raised by a rule; it must not replace the batch's own error
-                log.exception(
-                    "the retry table failed for %s",
-                    class_name(problem),
-                    extra=stream.place(batch.index),
-                )
+            verdict = stream.policy.verdict_on(error, batch.attempt, stream.place(batch.index))
         if isinstance(verdict, Again) and verdict.defers:
             due = time.time() + verdict.after_s
             await self._save(batch, Ending(AttemptEnd.DEFERRED, error, due=due))
@@ -371,19 +356,19 @@ class Gate:
         Cancellation: none once it is submitted.
         """
         stream, staged, is_done = self.open_stream, staged_of(batch), ending is CONFIRMED
-        states, state, lines = stream.state_manager, None, _NO_LINES
+        states, state, lines = stream.state_manager, None, NO_LINES
         refused = pending = None
         batch.state = AttemptState.SUBMITTED
         try:
             try:
                 if is_done:
-                    lines = await self._check(batch, staged)  # check
+                    lines = await check_batch(stream, batch)  # check
                 if states is not None and is_done:  # capture
                     state = await states.encode_state()
                 elif states is not None:
                     await states.wait_saved()
                 record = stream.introduce(
-                    self._batch_record(batch, staged, state, lines)
+                    confirmed_record(stream, batch, state, lines)
                     if is_done
                     else record_of_end(batch, ending)
                 )
@@ -391,7 +376,7 @@ class Gate:
                 blobs = () if state is None else state.stored.blobs
                 if is_done and staged.commit is not None:
                     refused = await shielded(commit_staged, staged, payload, bool(blobs or lines))
-            except _REFUSALS as problem:
+            except REFUSALS as problem:
                 if not is_done:
                     raise
                 return _refuse(batch, problem)
@@ -431,45 +416,6 @@ class Gate:
             raise
         if problem is not None:
             self._give_up_save(batch, problem)
-
-    async def _check(self, batch: AnyBatch, staged: Staged) -> Lines:
-        """Check what a batch says it has done; returns the lines that it appends.
-
-        Raises:
-            OutputError, NotEncodableError, NeverAwaitedError: it did not do so.
-        """
-        files, validator = self.open_stream.files, self.open_stream.policy.validator
-        if (calls := calls_of(batch)) is not None:
-            check_awaited(calls, batch.token, is_left=True)
-        if staged.adopted:
-            await files.adopt(staged.adopted, batch.index, staged.outputs)
-            staged.adopted.clear()
-        if validator is not None:
-            await files.check(staged.outputs, validator)
-        return await files.open_sinks(staged.lines) if staged.lines else _NO_LINES
-
-    def _batch_record(
-        self, batch: AnyBatch, staged: Staged, state: EncodedState | None, lines: Lines
-    ) -> Record:
-        notes = self.open_stream.stream_log.progress.notes
-        record = Record(
-            at=time.time(),
-            index=batch.index,
-            item=staged.digest,
-            attempts=batch.attempt,
-            records=staged.records,
-            outputs=tuple(staged.outputs.values()),
-            lines=tuple([SinkLines(s.path, len(b), lines_digest(b)) for s, b in lines]),
-            totals=staged.totals,
-            spent=staged.spent,
-            reserved=None if staged.reservations is None else staged.reservations.at_end(),
-            cursor=staged.cursor,
-            metadata=staged.metadata,
-            state=b"" if state is None else state.payload,
-            adds=self.open_stream.encode_adds(staged.adds) if staged.adds else b"",
-            last_index=batch.index if staged.is_last else None,
-        )
-        return record if notes is None else self.open_stream.intents.with_costs(batch, record)
 
     # -- without a record -----------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 An intent is a record of its own, of the kind INTENT.  It goes the way of every record, through the
-group committer, so those of any number of batches share a commit.  `progress.apply` adds it up:
+group committer, so those of any number of batches share a commit.  `_journal.apply` adds it up:
 the notes of each batch that is not confirmed, and what is reserved.  This ensures that the next
 attempt, in this session or after a kill, reads what `note` has returned for.
 

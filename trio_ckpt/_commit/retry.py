@@ -28,9 +28,12 @@ from .._util.arguments import (
     several,
     whole_number,
 )
-from .._util.exceptions import failures_in
+from .._util.exceptions import class_name, failures_in
+from .._util.log import Place, get_logger
 from ..outputs import Validator
 from .deferrals import MAX_DEFER_S
+
+log = get_logger(__name__)
 
 
 class Then(enum.Enum):
@@ -226,3 +229,18 @@ class LoopPolicy:
     retry: RetryTable
     validator: Validator | None = None
     is_parallel: bool = False
+
+    def verdict_on(self, error: BaseException | str, attempts: int, place: Place) -> Again | GiveUp:
+        """The verdict of the retry table; where one of its rules raises, the batch fails.
+
+        Args:
+            error: What went wrong with the newest attempt.
+            attempts: How often the batch was tried.
+            place: The batch, for the log.
+        """
+        problem = error if isinstance(error, BaseException) else Exception(error)
+        try:
+            return self.retry.decide(problem, attempts)
+        except BaseException:  # it must not replace the batch's own error
+            log.exception("the retry table failed for %s", class_name(problem), extra=place)
+            return GiveUp(Then.FAIL)

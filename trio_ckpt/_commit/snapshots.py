@@ -31,7 +31,8 @@ from .batch import Batch
 from .open_stream import OpenStream
 
 if TYPE_CHECKING:
-    from .state_manager import StateCapture, StateManager
+    from .state_capture import StateCapture
+    from .state_manager import StateManager
 
 log = get_logger(__name__)
 

@@ -15,8 +15,7 @@ still in memory; arrays are read back from the store.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from itertools import chain
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import attrs
@@ -28,41 +27,21 @@ from .._journal.store import Store
 from .._util.arguments import shown
 from .._util.plain import kind_of
 from .._util.threads import run_blocking
-from ..state import (
-    NO_ARRAYS,
-    NO_PARENT,
-    Plan,
-    StateFrame,
-    Tree,
-    check_kind,
-    diff_tree,
-    encode_frame,
-    encode_tree,
-    frame_digest,
-    is_of_kind,
-    new_lineage,
-)
+from ..state import Plan, check_kind, encode_tree, is_of_kind
 from ..state._chain import fill, read_chain
 from ..state._retention import Retention, Version, Versions
 from ..state._shared_capture import ArrayTools
 from .group_commit import GroupCommitter
-from .stored_state import (
-    DELTA_FROM_BYTES,
-    EncodedState,
-    StoredState,
-    is_long,
-    is_unchanged,
-    stored_state_of,
-)
+from .state_capture import StateCapture
+from .stored_state import EncodedState, StoredState, is_long, stored_state_of
 
 if TYPE_CHECKING:
-    from ..state._arrays.engine import ArrayCapture, DigestTable, EncodedArrays, Piece
+    from ..state._arrays.engine import DigestTable
 
 S = TypeVar("S")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-INLINE_BYTES = 2**18  # of array data, or the store's limit: more goes into a blob of its own
 THREAD_FROM_BYTES = 2**15
 """A state whose last tree was larger is flattened and compared in a thread.
 
@@ -410,110 +389,3 @@ class StateManager(Generic[S]):
         tracker = None if self.plan.has_objects else engine.tracker
         arrays, tables = await run_blocking(assembly.arrays, tracker)
         return self.plan.build(kept.tree, arrays), tables
-
-
-@attrs.define(eq=False)
-class StateCapture:
-    """A state as it was at one moment.
-
-    Attributes:
-        state_manager: The state manager that captured it.
-        base: The state that it is encoded against; None: it begins a chain.
-        tree: The state without its arrays.
-        held: Copies of what may have changed in the arrays.
-    """
-
-    state_manager: StateManager[Any]
-    base: StoredState | None
-    tree: Any
-    held: ArrayCapture | None
-
-    async def encode(self, *, is_forced: bool = False) -> EncodedState | None:
-        """Make a frame of it, with its blob durable; None: the state has not changed.
-
-        Args:
-            is_forced: Whether to make a frame also of an unchanged state.
-
-        Raises:
-            StoreError: the blob cannot be written.
-
-        Durability: when this returns the blob of the frame is durable.
-        Cancellation: none.
-        """
-        held = self.held
-        if held is None:
-            return await self._frame(None, b"", "", is_forced=is_forced)
-        try:
-            data, blob, stored = b"", "", None
-            with trio.CancelScope(shield=True):
-                data, blob = await self._put(held)
-                stored = await run_blocking(held.stored)
-                self.state_manager.reports = stored.reports
-            return await self._frame(stored, data, blob, is_forced=is_forced)
-        finally:
-            held.release()
-
-    async def _put(self, held: ArrayCapture) -> tuple[bytes, str]:
-        """What changed in arrays: the bytes if they are few, else the name of a blob with them."""
-        pieces = held.pieces()
-        limit = min(INLINE_BYTES, self.state_manager.store.inline_limit_bytes)
-        first = await run_blocking(_take_first, pieces, limit)
-        if sum(map(len, first)) > limit:
-            return b"", await self.state_manager.committer.put_blob(chain(first, pieces))
-        return b"".join(first), ""
-
-    async def _frame(
-        self, stored: EncodedArrays | None, data: bytes, blob: str, *, is_forced: bool
-    ) -> EncodedState | None:
-        """Make the frame, of a tree and of arrays whose data is encoded already."""
-        state_manager, head = self.state_manager, self.base
-        encoded = await state_manager.beside(encode_tree, self.tree)
-        if head is not None and not is_forced and is_unchanged(head, encoded, stored):
-            return None
-        if stored is None and len(encoded) < DELTA_FROM_BYTES:
-            head = None  # so small that a chain would cost more than it saves
-        tree = encoded
-        if head is not None:
-            is_same = encoded == head.tree_bytes
-            tree = (
-                b"" if is_same else await state_manager.beside(_encode_delta, head.tree, self.tree)
-            )
-        layout = NO_ARRAYS if stored is None else stored.layout
-        frame = StateFrame(
-            lineage=new_lineage() if head is None else head.chain[0][1].lineage,
-            number=0 if head is None else head.chain[0][1].number + 1,
-            parent=NO_PARENT if head is None else head.digest,
-            tree=tree,
-            layout=None if head is not None and layout == head.layout else layout,
-            patches=() if stored is None else stored.patches,
-            data=data,
-            blob=blob,
-            data_bytes=0 if stored is None else stored.nbytes,
-        )
-        payload = encode_frame(frame)
-        link = (frame_digest(payload), frame)
-        return EncodedState(
-            payload,
-            StoredState(
-                self.tree,
-                encoded,
-                (link, *(() if head is None else head.chain)),
-                {} if stored is None else stored.tables,
-                layout,
-            ),
-        )
-
-
-def _take_first(pieces: Iterator[Piece], limit: int) -> list[Piece]:
-    """Take pieces until their size is over `limit`, or none is left."""
-    first: list[Piece] = []
-    size = 0
-    while size <= limit and (piece := next(pieces, None)) is not None:
-        first.append(piece)
-        size += len(piece)
-    return first
-
-
-def _encode_delta(old: Tree, new: Tree) -> bytes:
-    delta = diff_tree(old, new)
-    return b"" if delta is None else encode_tree(delta)

@@ -12,9 +12,10 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from .._journal.apply import apply
 from .._journal.folds import encode_progress
 from .._journal.observer import AttemptEnd
-from .._journal.progress import MAX_SUM, Progress, apply
+from .._journal.progress import MAX_SUM, Progress
 from .._journal.record import Record, Seal
 from .._journal.store import Checkpoint, Fold
 from .._util.errors import NotEncodableError

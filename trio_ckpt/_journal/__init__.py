@@ -4,7 +4,8 @@ It may not know how records are made durable, nor what a loop is.
 
     store, stored        the contract of a store; the values that it takes and returns
     record, folds        what is saved: a record of each batch, progress as a whole now and then
-    progress, history    the sum of the records of a stream; the records themselves
+    progress, apply      the sum of the records of a stream; how a record is added to it
+    history              the records themselves
     statistics, summary  counts, rate and ETA; sums over streams, and the status of a run
     overview, collection  what a list shows of a run; of many runs that are one collection
     live_view, acts      what an open run shows to other processes; what they may ask of it

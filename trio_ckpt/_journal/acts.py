@@ -2,7 +2,7 @@
 
 An act is a record: a NOTE in the run's own stream, whose metadata has it under `ACT`.  So a store
 that an older version reads has a note more, and nothing else.  Whether the run is paused follows
-from the newest `pause` or `resume`, see `trio_ckpt._journal.progress.apply`.
+from the newest `pause` or `resume`, see `trio_ckpt._journal.apply`.
 
 Between processes an act is one line of JSON, and so is the answer to it.
 """

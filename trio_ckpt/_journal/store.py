@@ -18,8 +18,9 @@ from .._util.errors import StoreError
 from .._util.plain import StreamKey, decode_key
 from .._util.text import redacted_url
 from .._util.threads import run_blocking
+from .apply import apply
 from .folds import decode_progress
-from .progress import Progress, apply
+from .progress import Progress
 from .record import Seal, decode_record
 from .stored import (
     BlobPart as BlobPart,

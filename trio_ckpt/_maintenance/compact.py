@@ -23,7 +23,8 @@ from msgspec.structs import replace
 
 from .._commit.archive_states import archive_chains
 from .._commit.group_commit import GroupCommitter
-from .._commit.state_manager import StateCapture, StateManager
+from .._commit.state_capture import StateCapture
+from .._commit.state_manager import StateManager
 from .._commit.stored_state import EncodedState
 from .._commit.stream_log import StreamLog
 from .._journal.history import iter_records, read_pages

@@ -36,9 +36,10 @@ import msgspec
 import trio
 
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S
+from .._journal.apply import apply
 from .._journal.folds import encode_progress
 from .._journal.history import KILLED, LiveRecords
-from .._journal.progress import Progress, apply
+from .._journal.progress import Progress
 from .._journal.record import Output, Record, RecordKind, Seal, Status, decode_record, encode_record
 from .._journal.store import BlobPayload, Checkpoint, Fold, RunKey, Store, StoredRun
 from .._runs.session import ARCHIVING, archived_note, is_archiving

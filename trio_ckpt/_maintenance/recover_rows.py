@@ -24,8 +24,9 @@ from itertools import chain
 
 import attrs
 
+from .._journal.apply import apply
 from .._journal.folds import encode_progress
-from .._journal.progress import Progress, apply
+from .._journal.progress import Progress
 from .._journal.record import (
     DIGEST_BYTES,
     Record,

@@ -20,9 +20,10 @@ from contextlib import aclosing
 
 import attrs
 
+from .._journal.apply import apply
 from .._journal.folds import decode_progress, encode_progress
 from .._journal.history import list_all_runs
-from .._journal.progress import Pin, Progress, apply
+from .._journal.progress import Pin, Progress
 from .._journal.record import Record, Seal, decode_record
 from .._journal.store import (
     Finding,

@@ -10,7 +10,7 @@ It may not know of other processes, of commands, or of the network.
     session, manifest          what a session found and how it ended; the list of all outputs
     stream, stream_operations  a stream as its owner holds it; what he does beside its loops
     resume, verify             opening a stream: state restored, blobs missed; outputs verified
-    loop, loop_bounds          one batch after the other; where a loop begins and ends
+    source, loop, loop_bounds  where batches come from; one after the other; begin and end
     parallel                   several batches at once
     phase, stream_table        what is done once; all streams of a run, and who waits for them
     steering, act_server       what other processes may ask of a run; how they reach it

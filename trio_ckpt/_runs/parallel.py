@@ -26,8 +26,9 @@ from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
 from .code import note_code
-from .loop import Items, LoopCursor, Source
+from .loop import LoopCursor
 from .loop_bounds import begin_range, complete, estimated
+from .source import Items, Source
 from .stream import AnyStream, Stream, loop_cursor_of
 
 log = get_logger(__name__)

@@ -31,8 +31,9 @@ from .._util.shown import Shown
 from .._util.text import batches_text, number, stream_name
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
-from .loop import Batches, Items, LoopCursor
+from .loop import Batches, LoopCursor
 from .loop_bounds import check_finished, estimated
+from .source import Items
 from .statistics import stream_statistics
 from .stream_operations import (
     one_batch,

@@ -19,11 +19,12 @@ from .._commit.staged import AttemptState
 from .._journal.observer import Observer
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import CheckpointResult, ErrorInfo, Status
-from .._runs.loop import Batches, Items
+from .._runs.loop import Batches
 from .._runs.parallel import run_batches as run_batches_in_trio
 from .._runs.phase import Phase
 from .._runs.run import Run
 from .._runs.session import ResumeReport
+from .._runs.source import Items
 from .._runs.stream import AnyStream, Stream
 from .._tokens.coordinator import CheckpointCoordinator
 from .._tokens.token import CheckpointToken

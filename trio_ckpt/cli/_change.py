@@ -1,4 +1,4 @@
-"""The commands that write: `retry`, `rewind`, `compact`, `reset`, `prune`, `export`, `import`.
+"""The commands that write: `retry`, `rewind`, `compact`, `reset`, `prune`.
 
 A command that changes a run first says what it would do, and asks. It takes the run's lock, so
 it is refused while another process runs the run.
@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 import attrs
 import click
@@ -23,8 +21,6 @@ from .._journal.record import Status
 from .._journal.store import Owner, Pruned, RunKey, Store
 from .._journal.summary import RunStatus
 from .._maintenance.compact import Compacted
-from .._maintenance.export import ExportSummary, export_run
-from .._maintenance.import_ import checked_archive, import_checked
 from .._maintenance.offline import open_maintenance, requeue_all
 from .._util.errors import RunLockedError
 from .._util.index_set import IndexSet
@@ -33,23 +29,18 @@ from .._util.text import batches_are, number, plural, printable, redacted_url, s
 from .._util.threads import run_blocking
 from ..outputs import Outputs, is_url, open_existing
 from ..state._retention import Retention
-from ._app import app
 from ._exits import EXIT_NOT_FOUND, EXIT_REFUSED, EXIT_USAGE, CommandError
 from ._options import (
     TypedPath,
     count_option,
-    file_argument,
-    json_option,
     output_dir_option,
-    print_answer,
     run_argument,
-    store_argument,
     store_command,
     stream_option,
     yes_option,
 )
 from ._render import CommandAnswer
-from ._select import choose_stream, choose_streams, no_such_run, read_status, reading
+from ._select import choose_stream, choose_streams, no_such_run, read_status
 
 MAX_BATCHES = 10_000_000  # that one command re-queues: more is a mistake in a number
 MIN_CODE_CHARS = 4  # of a digest: fewer may be those of another
@@ -161,10 +152,11 @@ def _changed(
     run: RunStatus, keys: Sequence[StreamKey], *texts: str, **document: object
 ) -> CommandAnswer:
     streams = [list(key) for key in keys]
-    return _answer(run.store, *texts, run=run.run_id, streams=streams, **document)
+    return answer(run.store, *texts, run=run.run_id, streams=streams, **document)
 
 
-def _answer(store: Store, *texts: str, **document: object) -> CommandAnswer:
+def answer(store: Store, *texts: str, **document: object) -> CommandAnswer:
+    """What a command has done to a run of a store: as text, and as a document."""
     return CommandAnswer(lambda: {"store": store.url, **document}, lambda: texts)
 
 
@@ -398,7 +390,7 @@ async def reset(
         await maintenance.reset(_reason("reset"))
     generation = run.view.generation
     text = f"run {run_id!r} is archived as generation {generation}, with {done}; the next start "
-    return _answer(store, f"{text}begins it again", run=run_id, archived_generation=generation)
+    return answer(store, f"{text}begins it again", run=run_id, archived_generation=generation)
 
 
 async def _reset_streams(
@@ -448,72 +440,4 @@ async def prune(store: Store, run_id: str, *, keep: int, yes: bool) -> CommandAn
             removed = await store.prune(RunKey(run_id, newest, number_of_owner), keep=keep)
         text = f"{plural(removed.generations, 'generation')} removed: "
         text += f"{plural(removed.records, 'record')}, {plural(removed.bytes, 'byte')}"
-    return _answer(store, text, run=run_id, **msgspec.structs.asdict(removed))
-
-
-# ---------------------------------------------------------------------------------------
-# export and import
-# ---------------------------------------------------------------------------------------
-
-
-@store_command(
-    "export",
-    run_argument,
-    file_argument,
-    click.option("--no-outputs", is_flag=True, help="Leave the output files out."),
-    output_dir_option,
-)
-async def export(
-    store: Store, run_id: str, *, file: str, no_outputs: bool, output_dir: str | None
-) -> CommandAnswer:
-    """Write a run and its outputs into FILE; it may be running."""
-    run = await read_status(store, run_id)
-    folder: str | None = output_dir or run.session_metadata.get("output_dir")
-    outputs: Outputs | None = None
-    if folder is not None and not no_outputs:
-        advice = ": give --output-dir if it was moved, or --no-outputs"
-        outputs = await open_outputs(folder, advice)
-    try:
-        done = await export_run(store, run.run_id, file, outputs=outputs)
-    finally:
-        if outputs is not None:
-            outputs.close()
-    text = f"run {run.run_id!r} is in {done.path}: {_amount(done)}, "
-    return _answer(store, text + plural(done.size_bytes, "byte"), **attrs.asdict(done))
-
-
-def _amount(done: ExportSummary) -> str:
-    counts = (done.streams, "stream"), (done.records, "record"), (done.outputs, "output file")
-    return ", ".join(plural(count, noun) for count, noun in counts)
-
-
-@app.command("import")
-@store_argument
-@file_argument
-@click.option("--as", "run_id", metavar="RUN", help="Under another name.")
-@click.option(
-    "--output-dir", type=TypedPath(), metavar="FOLDER", help="Where the outputs are to go."
-)
-@json_option
-def import_command(
-    store: str, file: str, run_id: str | None, output_dir: str | None, as_json: bool
-) -> int:
-    """Import a run from FILE into a store, which is made if it is not there."""
-    query = partial(_import, store, file, run_id=run_id, output_dir=output_dir)
-    return print_answer(query, as_json=as_json)
-
-
-async def _import(
-    url: str, path: str, *, run_id: str | None, output_dir: str | None
-) -> CommandAnswer:
-    async with checked_archive(path, run_id=run_id) as checked, reading(url, create=True) as store:
-        done = await import_checked(store, checked, output_dir=output_dir)
-        left_out = len(checked.archive.outputs) - done.outputs
-    texts = [f"run {done.run_id!r} is in {store.url}: {_amount(done)}"]
-    if left_out:
-        again = shlex.join(["trio-ckpt", "import", redacted_url(url), path])
-        texts.append(
-            f"{plural(left_out, 'output file')} of the run stayed in {done.path}; to have "
-            f"{'it' if left_out == 1 else 'them'}: {again} --as NEW-NAME --output-dir FOLDER"
-        )
-    return _answer(store, *texts, **attrs.asdict(done), outputs_left_out=left_out)
+    return answer(store, text, run=run_id, **msgspec.structs.asdict(removed))

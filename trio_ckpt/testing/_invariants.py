@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from .._journal.progress import Progress, apply
+from .._journal.apply import apply
+from .._journal.progress import Progress
 from .._journal.record import Output, Record, RecordKind, Seal, SinkLines, decode_record
 from .._journal.store import RunKey
 from .._tokens.token import CANCELLED, AnyToken, TokenEvent, TokenState, move

@@ -18,8 +18,9 @@ from hypothesis import given, strategies as st
 
 from tests.stores.tools import A, B, chain, heads, make
 from trio_ckpt import Batch, Stream, open_run
+from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.folds import encode_progress
-from trio_ckpt._journal.progress import Progress, apply
+from trio_ckpt._journal.progress import Progress
 from trio_ckpt._journal.record import (
     ErrorInfo,
     Output,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.opening import begin
-from trio_ckpt._commit.exits import Ending, record_of_end
+from trio_ckpt._commit.exits import Ending
 from trio_ckpt._commit.gate import Gate
+from trio_ckpt._commit.submission import record_of_end
 from trio_ckpt._journal.observer import AttemptEnd
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._runs.stream import loop_cursor_of
