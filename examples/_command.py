@@ -1,8 +1,9 @@
-"""What the command lines of the examples share: arguments that are checked when they are typed."""
+"""What the command lines of the examples share: checked arguments, and errors in a line each."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 import shlex
 import sys
@@ -11,8 +12,13 @@ from pathlib import Path
 
 import trio_ckpt
 from trio_ckpt.outputs import is_url
+from trio_ckpt.progress import Screen
 
 DAY_S = 86_400.0
+EXIT_CANNOT = 1
+
+EXPECTED = (trio_ckpt.TrioCkptError, OSError, ValueError, ExceptionGroup)
+"""The errors that `explain` takes: any other one is a bug, and leaves with its traceback."""
 
 
 def output_folder(text: str) -> Path:
@@ -110,12 +116,28 @@ def resume_command() -> str:
     return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
 
 
-def lines_of(group: BaseExceptionGroup[BaseException]) -> list[str]:
-    """A line for each exception of a group, and of the groups in it: nurseries may be nested."""
-    lines: list[str] = []
-    for part in group.exceptions:
-        if isinstance(part, BaseExceptionGroup):
-            lines += lines_of(part)
-        else:
-            lines.append(f"{type(part).__name__}: {part}")
-    return lines
+def open_stderr() -> None:
+    """Log to stderr, which may be broken: a display that is gone must not end the work."""
+    sys.stderr = Screen(sys.stderr)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+
+
+def say(line: str) -> None:
+    """Print a line for the user."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def explain(error: Exception) -> int:
+    """Print an error in a line, or a group's in a line each; returns the exit code."""
+    if isinstance(error, trio_ckpt.RunStoppedError):
+        return error.exit_code  # the log says how to resume
+    for line in lines_of(error):
+        say(line)
+    return EXIT_CANNOT
+
+
+def lines_of(error: BaseException) -> list[str]:
+    """A line for an error, or for each of a group, also in nested ones."""
+    if isinstance(error, BaseExceptionGroup):
+        return [line for part in error.exceptions for line in lines_of(part)]
+    return [f"{type(error).__name__}: {error}"]

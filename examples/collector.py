@@ -46,10 +46,9 @@ import trio
 
 import trio_ckpt
 from trio_ckpt.outputs import is_url, place_below
-from trio_ckpt.progress import Screen
 
 from ._api.faults import Plan
-from ._api.server import Api, serve
+from ._api.server import Api, handler_of
 from ._collector.answers import (
     Answer,
     RefusedError,
@@ -61,7 +60,16 @@ from ._collector.answers import (
 )
 from ._collector.database import Database, open_database
 from ._collector.options import OWN_API, parse_options
-from ._command import limits_of, lines_of, resume_command
+from ._command import (
+    EXIT_CANNOT,
+    EXPECTED,
+    explain,
+    limits_of,
+    open_stderr,
+    resume_command,
+    say,
+)
+from ._loopback import open_server
 from ._web import http
 
 log = logging.getLogger("collector")
@@ -75,7 +83,6 @@ UNUSABLE = "unusable names"  # a group of streams, one for each name that cannot
 ENDPOINTS = ("characters", "decompositions")
 USER_AGENT = "trio-ckpt-collector/0.1 (+an example of the trio_ckpt library)"
 MAX_REDIRECTS = 5  # of a repository that was renamed
-EXIT_CANNOT = 1
 EXIT_AGAIN = 75
 
 # What a page of the API may not be, and what the library cannot store of it.
@@ -349,11 +356,6 @@ def show_statistics(run: trio_ckpt.Run) -> None:
     )
 
 
-def say(line: str) -> None:
-    """Print a line for the user."""
-    print(line, file=sys.stderr, flush=True)
-
-
 # ---------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------
@@ -431,37 +433,21 @@ async def open_api(options: argparse.Namespace) -> AsyncIterator[str]:
     if options.url is not None:
         yield options.url
         return
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        url = await nursery.start(serve, Api(plan=Plan(options.fault)))
-        try:
-            yield url
-        except Exception as error:  # leaves below as it is, not in the nursery's group
-            failure = error
-        finally:
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with open_server(handler_of(Api(plan=Plan(options.fault)))) as url:
+        yield url
 
 
 def main() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # a broken display must not end the collection
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    open_stderr()
     try:
         return trio.run(run_collector, options)
-    except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to resume
     except trio_ckpt.StreamFailedError as error:
         say(f"the list of repositories cannot be had: {error}")
         return EXIT_AGAIN if error.retryable else EXIT_CANNOT
-    except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
-        say(f"{type(error).__name__}: {error}")
-    except ExceptionGroup as group:
-        for line in lines_of(group):
-            say(line)
-    return EXIT_CANNOT
+    except EXPECTED as error:
+        return explain(error)
 
 
 if __name__ == "__main__":

@@ -33,9 +33,8 @@ import trio
 
 import trio_ckpt
 from trio_ckpt.outputs import is_url, place_below
-from trio_ckpt.progress import Screen
 
-from ._command import limits_of, lines_of, resume_command
+from ._command import EXIT_CANNOT, EXPECTED, explain, limits_of, open_stderr, resume_command, say
 from ._crawler.display import describe, shown
 from ._crawler.failures import (
     LONGEST_PAUSE_S,
@@ -71,7 +70,6 @@ Url = str
 Batch = trio_ckpt.Batch[Url]
 Frontier = trio_ckpt.Frontier[Url]
 
-EXIT_CANNOT = 1
 EXIT_LEFT_OUT = 3  # the same as for skipped batches: complete, but for something
 LARGE_PAGE_BYTES = 256 * 1024  # takes 10 ms and more to parse
 LONG_DELAY_S = 60.0
@@ -386,31 +384,25 @@ async def save_failed(options: argparse.Namespace, stream: trio_ckpt.Stream[Fron
 def main() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # a broken display must not end a crawl
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    open_stderr()
     try:
         return trio.run(crawl, options)
-    except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to resume
     except KeyboardInterrupt:  # before anything was begun
         return 130
     except trio_ckpt.ConfigChangedError as error:
         changes = "; ".join(f"{name}: {was} -> {now}" for name, was, now in error.changes)
-        print(
+        say(
             f"cannot go on with another crawl: {changes}\n"
-            "give the same URL, --include and --exclude as before, or --fresh",
-            file=sys.stderr,
+            "give the same URL, --include and --exclude as before, or --fresh"
         )
     except trio_ckpt.OutputsMissingError as error:
-        print(f"cannot go on: {error.path}: put it back, or give --fresh", file=sys.stderr)
+        say(f"cannot go on: {error.path}: put it back, or give --fresh")
     except (CannotCrawlError, robots.RobotsUnavailableError, ValueError) as error:
-        print(f"cannot crawl: {error}", file=sys.stderr)
+        say(f"cannot crawl: {error}")
     except trio_ckpt.BatchFailedError as error:
-        print(f"cannot crawl: {error.__cause__ or error}", file=sys.stderr)
-    except (trio_ckpt.TrioCkptError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    except ExceptionGroup as group:
-        print(*lines_of(group), sep="\n", file=sys.stderr)
+        say(f"cannot crawl: {error.__cause__ or error}")
+    except EXPECTED as error:
+        return explain(error)
     return EXIT_CANNOT
 
 

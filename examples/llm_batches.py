@@ -22,7 +22,6 @@ again, 130 and 143 stopped at once by a second signal, 1 it cannot work, 2 a bad
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -31,22 +30,25 @@ import attrs
 import trio
 
 import trio_ckpt
-from trio_ckpt.progress import Screen
 
 from ._command import (
+    EXPECTED,
     add_limits,
     command_of,
+    explain,
     limits_of,
-    lines_of,
+    open_stderr,
     output_folder,
     resume_command,
+    say,
     seconds,
     whole_number,
 )
 from ._llm.apis import Anthropic, BatchApi, Http, OpenAi, ProviderError, Result
 from ._llm.http import HttpClient
 from ._llm.provider import MAX_TOKENS, USD_PER_TOKEN, Provider
-from ._llm.server import serve
+from ._llm.server import handler_of
+from ._loopback import open_server
 
 Questions = dict[int, str]  # by their numbers
 Batch = trio_ckpt.Batch[list[int]]
@@ -55,7 +57,6 @@ NAME = "answers"
 MAX_ROUNDS = 5  # how often a request is sent at most
 USD_PER_REQUEST = MAX_TOKENS * USD_PER_TOKEN  # at most
 APIS: dict[str, Callable[[Http, float], BatchApi]] = {"openai": OpenAi, "anthropic": Anthropic}
-EXIT_CANNOT = 1
 RETRIES = trio_ckpt.RetryTable([trio_ckpt.RetryRule((ProviderError,), attempts=5, backoff_s=0.5)])
 
 
@@ -156,17 +157,8 @@ async def open_provider(options: argparse.Namespace) -> AsyncIterator[Http]:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     provider = Provider.of_file(options.out / "provider.jsonl", options.takes)
-    failure: BaseException | None = None
-    async with trio.open_nursery() as nursery:
-        url = await nursery.start(serve, provider)
-        try:
-            yield HttpClient(url)
-        except BaseException as error:  # leaves below as it is, not in the nursery's group
-            failure = error
-        finally:
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with open_server(handler_of(provider)) as url:
+        yield HttpClient(url)
 
 
 async def ask_all(options: argparse.Namespace) -> int:
@@ -212,26 +204,14 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def say(line: str) -> None:
-    """Print a line for the user."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # a broken display must not end the work
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    open_stderr()
     try:
         return trio.run(ask_all, options)
-    except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to resume
-    except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
-        say(f"{type(error).__name__}: {error}")
-    except ExceptionGroup as group:
-        for line in lines_of(group):
-            say(line)
-    return EXIT_CANNOT
+    except EXPECTED as error:
+        return explain(error)
 
 
 if __name__ == "__main__":

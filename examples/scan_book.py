@@ -39,14 +39,16 @@ import trio
 
 import trio_ckpt
 from trio_ckpt.outputs import Validate
-from trio_ckpt.progress import Screen
 
 from ._command import (
+    EXPECTED,
     add_limits,
     command_of,
+    explain,
     limits_of,
-    lines_of,
+    open_stderr,
     output_folder,
+    say,
     seconds,
     whole_number,
 )
@@ -58,7 +60,6 @@ Batch = trio_ckpt.Batch[Lines]
 Stream = trio_ckpt.Stream[None]
 
 USD_PER_CHARACTER = 0.000_002
-EXIT_CANNOT = 1
 PAGE = whole_number(1, 10**6)
 
 
@@ -365,11 +366,6 @@ def dollars(sums: Mapping[str, float]) -> str:
     return f"${sums.get('cost_usd', 0.0):.4f}"
 
 
-def say(line: str) -> None:
-    """Print a line for the user."""
-    print(line, file=sys.stderr, flush=True)
-
-
 # ---------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------
@@ -435,22 +431,15 @@ def _pages(text: str) -> list[int]:
 def main() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse_options()
-    sys.stderr = Screen(sys.stderr)  # a broken display must not end the work
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    open_stderr()
     try:
         if options.log is not None:
             log.addHandler(logging.FileHandler(options.log, encoding="utf-8"))
             log.setLevel(logging.INFO)
             log.propagate = False
         return trio.run(scan, options)
-    except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to resume
-    except (trio_ckpt.TrioCkptError, OSError, UnicodeError) as error:
-        say(f"{type(error).__name__}: {error}")
-    except ExceptionGroup as group:
-        for line in lines_of(group):
-            say(line)
-    return EXIT_CANNOT
+    except EXPECTED as error:
+        return explain(error)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,19 @@ import trio
 
 import trio_ckpt
 from trio_ckpt._util.extras import needs_extra
-from trio_ckpt.progress import Screen
 from trio_ckpt.state import Order
 from trio_ckpt.stores import open_store
 
-from ._command import command_of, output_folder, whole_number
+from ._command import (
+    EXIT_CANNOT,
+    EXPECTED,
+    command_of,
+    explain,
+    open_stderr,
+    output_folder,
+    say,
+    whole_number,
+)
 
 with needs_extra("train", "the example training"):
     import matplotlib
@@ -225,16 +233,14 @@ def command() -> int:
     parser.add_argument("--hidden", type=whole_number(1, 10**4), default=64)
     parser.add_argument("--seed", type=whole_number(0, 2**32), default=7)
     options = parser.parse_args()
-    sys.stderr = Screen(sys.stderr)  # a broken display must not end the training
+    open_stderr()
     try:
         return trio.run(main, options)
     except trio_ckpt.ConfigChangedError as error:
-        print(f"{error}: give another --out", file=sys.stderr)
-    except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to resume
-    except (trio_ckpt.TrioCkptError, OSError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return 1
+        say(f"{error}: give another --out")
+        return EXIT_CANNOT
+    except EXPECTED as error:
+        return explain(error)
 
 
 if __name__ == "__main__":

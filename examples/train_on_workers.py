@@ -24,13 +24,11 @@ from typing import Any
 
 import trio
 
-import trio_ckpt
 from trio_ckpt import remote
 from trio_ckpt._util.extras import needs_extra
 from trio_ckpt.engines import map_tasks
-from trio_ckpt.progress import Screen
 
-from ._command import command_of, output_folder, whole_number
+from ._command import EXPECTED, command_of, explain, open_stderr, output_folder, whole_number
 from .train import TrainState, accuracy, digest, take_step
 
 with needs_extra("train", "the example training"):
@@ -119,14 +117,11 @@ def parse() -> argparse.Namespace:
 def command() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse()
-    sys.stderr = Screen(sys.stderr)  # a broken display must not end the training
+    open_stderr()
     try:
         return trio.run(main, options)
-    except trio_ckpt.RunStoppedError as stopped:
-        return stopped.exit_code  # the log says how to resume
-    except (trio_ckpt.TrioCkptError, OSError, ValueError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    return 1
+    except EXPECTED as error:
+        return explain(error)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_task_groups_and_scopes_of_anyio_are_those_of_trio() -> None:
                     async for _ in stream.batches(range(3)):
                         await anyio.sleep_forever()
             assert scope.cancelled_caught
-            return list(stream.progress.done)
+        return list(stream.progress.done)
 
     assert anyio.run(main, backend="trio") == []
 

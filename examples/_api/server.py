@@ -9,7 +9,7 @@ A page behind the last one is empty; a cursor comes from the page before it. Bot
 
     python -m examples._api.server --port 8000 --fault "429:2 /blocks/kana/hiragana/characters"
 
-It listens on the loopback only. h11 speaks the protocol, over trio's streams.
+It listens on the loopback only.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ import json
 import socket
 import struct
 from collections.abc import Iterable, Mapping
-from functools import partial
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import parse_qsl
 
 import attrs
@@ -30,18 +29,16 @@ import trio
 from trio_ckpt._util.extras import needs_extra
 
 from .._command import command_of
+from .._loopback import Handler, next_event, run_server, send_answer
 from .faults import Fault, Plan
 from .records import BLOCKS, ENDPOINTS
 
 with needs_extra("crawler", "the example API"):
     import h11
 
-HOST = "127.0.0.1"
 DEFAULT_PER_PAGE = 50
 MAX_PER_PAGE = 100
 MAX_PAGE = 1_000_000
-RECEIVE_BYTES = 16 * 1024
-IDLE_LIMIT_S = 60.0  # a client that asks nothing for so long has forgotten us
 
 
 class ApiError(Exception):
@@ -152,36 +149,20 @@ def _json(value: Any) -> bytes:
 # ------------------------------------------------------------------------------- the network
 
 
-async def serve(
-    api: Api, port: int = 0, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
-) -> NoReturn:
-    """Serve on the loopback until cancelled; starts with the URL (no slash at its end).
+def handler_of(api: Api) -> Handler:
+    """What answers the requests of a connection, one after the other."""
 
-    Cancellation: closes all connections.
-    """
-    listeners = await trio.open_tcp_listeners(port, host=HOST)
-    url = f"http://{HOST}:{listeners[0].socket.getsockname()[1]}"
-    async with trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, partial(_serve_connection, api), listeners)
-        task_status.started(url)
-    raise AssertionError("the listeners serve until they are cancelled")
+    async def handle(connection: h11.Connection, stream: trio.SocketStream) -> None:
+        while await _serve_request(api, connection, stream):
+            connection.start_next_cycle()
 
-
-async def _serve_connection(api: Api, stream: trio.SocketStream) -> None:
-    """Answer one request after the other; whatever a peer does ends no more than this."""
-    connection = h11.Connection(h11.SERVER)
-    async with stream:
-        try:
-            while await _serve_request(api, connection, stream):
-                connection.start_next_cycle()
-        except (h11.ProtocolError, trio.BrokenResourceError, trio.TooSlowError):
-            pass
+    return handle
 
 
 async def _serve_request(api: Api, connection: h11.Connection, stream: trio.SocketStream) -> bool:
     """Answer one request; whether the connection may be used for another."""
     request: h11.Request | None = None
-    while not isinstance(event := await _next_event(connection, stream), h11.EndOfMessage):
+    while not isinstance(event := await next_event(connection, stream), h11.EndOfMessage):
         if isinstance(event, h11.ConnectionClosed):
             return False
         if isinstance(event, h11.Request):
@@ -193,25 +174,9 @@ async def _serve_request(api: Api, connection: h11.Connection, stream: trio.Sock
         # A lingering time of 0 s turns closing into a reset: socket(7).
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         return False
-    headers = {
-        "Content-Type": "application/json",
-        "Content-Length": str(len(answer.body)),
-        **answer.headers,
-    }
-    head = h11.Response(status_code=answer.status, headers=list(headers.items()))
-    for part in (head, h11.Data(data=answer.body), h11.EndOfMessage()):
-        if data := connection.send(part):
-            await stream.send_all(data)
+    headers = {"Content-Type": "application/json", **answer.headers}
+    await send_answer(connection, stream, answer.status, headers, answer.body)
     return connection.our_state is h11.DONE and connection.their_state is h11.DONE
-
-
-async def _next_event(
-    connection: h11.Connection, stream: trio.SocketStream
-) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-    while (event := connection.next_event()) is h11.NEED_DATA:
-        with trio.fail_after(IDLE_LIMIT_S):
-            connection.receive_data(bytes(await stream.receive_some(RECEIVE_BYTES)))
-    return event
 
 
 def _refuse(request: h11.Request) -> Answer | None:
@@ -221,12 +186,6 @@ def _refuse(request: h11.Request) -> Answer | None:
 
 
 # --------------------------------------------------------------------------------- the command
-
-
-async def run_server(api: Api, port: int) -> None:
-    """Serve until the process is interrupted, and say where."""
-    async with trio.open_nursery() as nursery:
-        print(await nursery.start(serve, api, port), flush=True)
 
 
 def main() -> None:
@@ -245,10 +204,7 @@ def main() -> None:
         help="what the first requests of a target meet: a status, reset or slow; repeatable",
     )
     options = parser.parse_args()
-    try:
-        trio.run(run_server, Api(plan=Plan(options.fault)), options.port)
-    except* KeyboardInterrupt:  # it is how people end it
-        pass
+    run_server(handler_of(Api(plan=Plan(options.fault))), options.port)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from trio.testing import MockClock
 import trio_ckpt
 from examples._api.faults import Fault
 from examples._api.records import BLOCKS, characters_of, decompositions_of
-from examples._api.server import serve
+from examples._api.server import handler_of
+from examples._loopback import serve
 from examples._web import http
 from tests.examples.collecting import (
     HIRAGANA,
@@ -328,7 +329,7 @@ def test_the_api_refuses_what_makes_no_sense(target: str, status: int) -> None:
 async def test_the_api_over_the_network(nursery: trio.Nursery) -> None:
     """Keep-alive, faults, resets: as a client meets them."""
     service = api(f"429:3 {HIRAGANA}/characters", "reset*2 /blocks?page=1")
-    url = await nursery.start(serve, service)
+    url = await nursery.start(serve, handler_of(service))
     async with http.open_client(user_agent="test", connections=1) as client:
         limited = await client.get(f"{url}{HIRAGANA}/characters")
         assert (limited.status, limited.headers["Retry-After"]) == (429, "3")
@@ -342,7 +343,7 @@ async def test_the_api_over_the_network(nursery: trio.Nursery) -> None:
 
 async def test_the_api_over_a_bare_connection(nursery: trio.Nursery) -> None:
     """Another method than GET, no HTTP at all, and a reset that is one."""
-    url = await nursery.start(serve, api("reset /blocks"))
+    url = await nursery.start(serve, handler_of(api("reset /blocks")))
     port = int(url.rpartition(":")[2])
     for request, answer in (
         (b"DELETE /blocks HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 405 "),

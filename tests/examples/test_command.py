@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from examples import collector, crawler, scan_book, train, train_on_workers
-from examples._command import add_limits, amount, limits_of, output_folder, seconds, whole_number
+from examples._command import (
+    add_limits,
+    amount,
+    explain,
+    limits_of,
+    output_folder,
+    seconds,
+    whole_number,
+)
 from trio_ckpt import Limits
 
 
@@ -47,6 +55,12 @@ def test_an_empty_text_names_no_folder() -> None:
     assert output_folder("x") == Path("x")
     with pytest.raises(argparse.ArgumentTypeError, match="a folder, not nothing"):
         output_folder("")
+
+
+def test_an_error_is_a_line_and_a_group_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    inner = ExceptionGroup("inner", [KeyError("k"), OSError("disk")])
+    assert explain(ExceptionGroup("outer", [ValueError("v"), inner])) == 1
+    assert capsys.readouterr().err == "ValueError: v\nKeyError: 'k'\nOSError: disk\n"
 
 
 COMMANDS: dict[str, tuple[Callable[[], object], list[str]]] = {

@@ -13,7 +13,8 @@ from examples import llm_batches
 from examples._llm.apis import Anthropic, BatchApi, OpenAi, ProviderError, Result
 from examples._llm.http import HttpClient
 from examples._llm.provider import MAX_TOKENS, USD_PER_TOKEN, Provider, outcome_of, tokens_of
-from examples._llm.server import serve
+from examples._llm.server import handler_of
+from examples._loopback import serve
 from tests.testing.llm import BUDGET_USD, always, ask, check
 from trio_ckpt.testing import explore_crashes
 
@@ -24,7 +25,7 @@ PROMPTS = {number: f"question {number}" for number in range(30)}
 async def provider() -> AsyncIterator[tuple[Provider, HttpClient]]:
     made = Provider()
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(serve, made)
+        url = await nursery.start(serve, handler_of(made))
         yield made, HttpClient(url)
         nursery.cancel_scope.cancel()
 
