@@ -10,6 +10,7 @@ from tests.opening import begin
 from trio_ckpt import Batch, run_batches
 from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD, FoldSchedule
 from trio_ckpt._commit.lease import open_committer
+from trio_ckpt._commit.saves import save_record
 from trio_ckpt._commit.stream_log import StreamLog
 from trio_ckpt._journal.history import find_run
 from trio_ckpt._journal.progress import Progress
@@ -100,7 +101,7 @@ async def test_a_summary_counts_streams_that_the_session_did_not_touch() -> None
         for known in (parts, None):
             async with open_committer(store, key, known=known) as committer:
                 log = committer.add_stream_log(("s1",), parts["s1",])
-                await committer.save(log, Record(kind=RecordKind.NOTE, at=1e9))
+                await save_record(committer, log, Record(kind=RecordKind.NOTE, at=1e9))
             line = await find_run(store, "r")
             assert line is not None
             assert line.is_current == (known is not None)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.opening import begin
 from trio_ckpt._commit.give_up import MAX_GIVEN_UP, check_done, known_end, skip_records
+from trio_ckpt._commit.saves import save_records
 from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import Record, RecordKind
@@ -84,7 +85,7 @@ async def test_a_start_with_the_same_list_goes_on_after_it() -> None:
         committer = stream._open_stream.committer
         log = stream._open_stream.stream_log
         records = skip_records(stream.progress, IndexSet([2]), "by ann", stop=4)
-        await committer.save_all([(log, record) for record in records])
+        await save_records(committer, [(log, record) for record in records])
     done: list[int] = []
     async with begin(store) as run, run.open_stream("s") as stream:
         async for batch in stream.batches(items):

@@ -56,7 +56,7 @@ def writes_of(source: str) -> list[str]:
 
 
 def test_a_write_from_outside_is_found() -> None:
-    assert writes_of("self.open_stream.pause = None") == ["self.open_stream.pause"]
+    assert writes_of("self.open_stream.code = None") == ["self.open_stream.code"]
     assert writes_of("a, open_stream.extent.end = 1, 2") == ["open_stream.extent.end"]
     assert writes_of("self._open_stream.first_index += 1") == ["self._open_stream.first_index"]
 

@@ -24,7 +24,6 @@ from trio_ckpt import (
     TokenNeverSettledError,
     run_batches,
 )
-from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt._util.exceptions import leaves_of
 from trio_ckpt.stores import MemoryStore
 
@@ -507,24 +506,6 @@ async def test_a_backoff_without_retry_after_pauses_no_other_batch(
     async with begin("memory:") as run, run.open_stream("s", retry=retry) as stream:
         await run_batches(stream, range(4), handle, concurrency=1)
     assert done == [(1, 2), (2, 3), (3, 4), (0, 52)]
-
-
-async def test_a_batch_that_is_opened_waits_for_the_pause_too(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    async with begin("memory:") as run, run.open_stream("s", retry=LIMITED) as stream:
-        async for batch in stream.batches(range(3)):
-            if batch.attempt == 1:
-                batch.fail(LimitedError(10.0))
-                loop_cursor_of(stream).open_stream.pause_for(40.0, "a server asked")
-            else:
-                batch.complete()
-                break
-        assert trio.current_time() == pytest.approx(40)
-        loop_cursor_of(stream).open_stream.pause_for(7.0, "a server asked")
-        async with stream.open_batch() as batch:
-            assert trio.current_time() == pytest.approx(47)
-            batch.complete()
 
 
 async def test_a_table_may_fail_the_stream_out_of_many_batches_at_once() -> None:

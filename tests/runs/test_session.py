@@ -27,6 +27,7 @@ from trio_ckpt import (
     UnknownRunError,
     read_sessions,
 )
+from trio_ckpt._commit.saves import save_record
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._runs.config import canonical_config, config_digest
 from trio_ckpt._runs.run import open_run_of
@@ -210,7 +211,9 @@ async def test_more_sessions_than_fit_on_a_page() -> None:
     async with begin(store) as run:
         for _ in range(1_200):
             note = Record(kind=RecordKind.NOTE, at=0.0)
-            await open_run_of(run).committer.save(open_run_of(run).committer.stream_logs[0], note)
+            await save_record(
+                open_run_of(run).committer, open_run_of(run).committer.stream_logs[0], note
+            )
     async with begin(store):
         pass
     assert [view.how for view in await read_sessions(store, "r")] == ["ended", "ended"]

@@ -128,7 +128,7 @@ async def test_a_batch_that_waits_says_of_which_stream(
                 batch.fail(SlowDownError())
             else:
                 batch.complete()
-    assert of_loggers(caplog, "_commit.open_stream") == [("r", "s", None)]
+    assert of_loggers(caplog, "_commit.pauses") == [("r", "s", None)]
 
 
 class BadObserver(Observer):

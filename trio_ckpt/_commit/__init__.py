@@ -7,9 +7,10 @@ It may not know who holds a run or how its loops are written.
     exits, gate                how a batch can be left, as a table; the one way to the store
     submission                 what an attempt submits: its checks, its record
     stream_log, group_commit   from submitted to durable, progress and token
+    saves                      records that are not about a batch
     ownership, lease           who owns the run, and proof that this process lives
     retry, http_retries        whether a failed batch runs again; http_errors: what a server said
-    rate_limit, pace           a rate that tasks share; how fast requests may go
+    rate_limit, pace, pauses   a rate that tasks share; how fast requests may go; none may
     stream_outputs             the files of a stream; path_owners: who owns which
     adopt                      files that no record names
     state_manager              the state: state_capture, stored_state, snapshots; archive_states

@@ -19,6 +19,7 @@ from .._util.errors import OutputError
 from .._util.log import get_logger
 from .._util.text import plural
 from .open_stream import OpenStream
+from .saves import save_records
 from .stream_outputs import AnyPath
 
 log = get_logger(__name__)
@@ -125,7 +126,7 @@ async def adopt_outputs(open_stream: OpenStream, found: Found) -> None:
     ]
     entries[0] = open_stream.stream_log, open_stream.introduce(entries[0][1])
     for start in range(0, len(entries), RECORDS_PER_SAVE):
-        await open_stream.committer.save_all(entries[start : start + RECORDS_PER_SAVE])
+        await save_records(open_stream.committer, entries[start : start + RECORDS_PER_SAVE])
     for index, outputs in found.items():
         open_stream.files.release(index, outputs)
         open_stream.settled(index)

@@ -40,6 +40,7 @@ from ..stores import open_store
 from .group_commit import GroupCommitter
 from .lease import open_committer
 from .open_stream import OpenStream
+from .saves import save_record
 from .stream_log import StreamLog
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ async def _copy(
         metadata={"reason": f"archived: {record.kind.name.lower()} {sequence}"},
         state=record.state,
     )
-    await committer.save(archive_log, note, blobs)
+    await save_record(committer, archive_log, note, blobs)
 
 
 async def prune_states(open_stream: OpenStream, *, is_complete: bool = False) -> None:

@@ -322,7 +322,9 @@ class Gate:
         if isinstance(verdict, Again):
             await self._save(batch, Ending(AttemptEnd.RETRIED, error))
             if verdict.pauses:
-                stream.pause_for(verdict.after_s, f"asked to wait: {failure_of(error).reason}")
+                stream.pauses.pause_for(
+                    verdict.after_s, f"asked to wait: {failure_of(error).reason}"
+                )
             return verdict
         if verdict.then is Then.SKIP:
             await self._save(batch, Ending(AttemptEnd.SKIPPED, error))

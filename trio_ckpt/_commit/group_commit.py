@@ -35,7 +35,7 @@ from itertools import islice
 import trio
 
 from .._journal.progress import Progress
-from .._journal.record import Record, RecordKind, encode_record
+from .._journal.record import Record, RecordKind
 from .._journal.store import BlobPayload, Checkpoint, FarStore, RunKey, Store
 from .._util.errors import (
     LeaseLostError,
@@ -76,6 +76,7 @@ class GroupCommitter:
         appender: Appends lines to files.
         lease_s: The lease of the store; None: it has none.
         ownership: That this process owns the run, as far as the store has said so.
+        is_far: Whether a save is a request over the network.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class GroupCommitter:
         self.lease_s = lease_s = store.lease_s
         self.ownership = ownership or Ownership(store, run_key)
         self._store = store
-        self._is_far = isinstance(store, FarStore)
+        self.is_far = isinstance(store, FarStore)
         self._timeout_s = save_timeout_s
         self._save_timeout_s = (
             save_timeout_s if lease_s is None else min(save_timeout_s, lease_s * LOST_AFTER)
@@ -254,81 +255,6 @@ class GroupCommitter:
             reason = self.set_poison(error)
             raise reason from reason.__cause__
 
-    async def save(
-        self,
-        stream_log: StreamLog,
-        record: Record,
-        blobs: tuple[str, ...] = (),
-        *,
-        on_durable: Callable[[], None] = lambda: None,
-    ) -> int:
-        """Save a record that is not about a batch, and wait for it.
-
-        Args:
-            stream_log: The log of its stream.
-            record: The record.
-            blobs: The blobs that its state names.
-            on_durable: Called when the record is durable and progress includes it, before any
-                other task runs.
-
-        Returns:
-            The sequence number of the record; there may be later ones already.
-
-        Raises:
-            NotEncodableError: a value in it cannot be encoded.
-            Exception: the reason why it was not saved.
-
-        Durability: when this returns the record is durable.
-        Cancellation: none once it is submitted.
-        """
-        pending = await self.submit(
-            stream_log,
-            record,
-            encode_record(record),
-            lambda error: on_durable() if error is None else None,
-            blobs=blobs,
-        )
-        await pending.wait()
-        return pending.checkpoint.sequence
-
-    async def save_aside(
-        self, stream_log: StreamLog, record: Record, *, is_due: bool = False
-    ) -> PendingCommit:
-        """Save a record on which no batch depends; wait unless it may wait for others.
-
-        Args, Raises: as for `save`; `is_due`: it may not wait for other records.
-
-        Durability: when this returns the record is durable, if it is due or the store is not far.
-            Else it is durable with the next record, or when the run is left.
-        Cancellation: none once it is submitted.
-        """
-        payload = encode_record(record)
-        if self._is_far and not is_due:
-            return await self.submit(
-                stream_log, record, payload, stream_log.note_unsaved, is_due=False
-            )
-        pending = await self.submit(stream_log, record, payload, lambda _error: None)
-        await pending.wait()
-        return pending
-
-    async def save_all(self, records: Iterable[tuple[StreamLog, Record]]) -> None:
-        """Save several records, none of which is about a batch, in one group.
-
-        Raises:
-            NotEncodableError: a value in a record cannot be encoded.
-            Exception: the reason why the first of the failed records was not saved; the others
-                may have been.
-
-        Durability: when this returns all of them are durable.
-        Cancellation: none once they are submitted.
-        """
-        pending_commits = [
-            await self.submit(stream_log, record, encode_record(record), lambda _error: None)
-            for stream_log, record in records
-        ]
-        for pending in pending_commits:
-            await pending.wait()
-
     def close(self) -> None:
         """Let `run` end when everything submitted has been saved."""
         self._is_closing = True
@@ -393,7 +319,7 @@ class GroupCommitter:
     async def _save_last_folds(self) -> None:
         """Save the folds that are left and the summary, best effort: reading is faster then."""
         self._is_over = True
-        derived = Derived() if self._is_far else self._folds.take_all()
+        derived = Derived() if self.is_far else self._folds.take_all()
         if derived.folds and self.poison is None:
             await self._save([], derived)
 

@@ -38,6 +38,7 @@ from .batch import AnyBatch, AttemptState, staged_of
 from .group_commit import GroupCommitter
 from .limit_watch import LimitWatch
 from .reservations import Reservations
+from .saves import save_record
 from .shutdown import Stop
 from .staged import Staged
 from .stream_log import StreamLog
@@ -160,7 +161,7 @@ class Intents:
         )
         record = self._introduce(record)
         try:
-            await self._committer.save(self._stream_log, record, on_durable=on_durable)
+            await save_record(self._committer, self._stream_log, record, on_durable=on_durable)
         except BaseException:
             if self._limits is not None:
                 self._limits.unreserve(change)

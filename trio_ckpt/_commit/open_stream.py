@@ -17,7 +17,7 @@ import trio
 from .._journal.code import CodeMark
 from .._journal.observer import Attempt, AttemptEnd
 from .._journal.record import CheckpointResult, ErrorInfo, Record, Status
-from .._journal.statistics import Waiting, stuck_after_s
+from .._journal.statistics import Waiting
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -34,8 +34,7 @@ from .._tokens.token import (
 )
 from .._util.arguments import several
 from .._util.errors import BatchFailedError, TrioCkptError, describe_batch
-from .._util.log import Place, at, get_logger
-from .._util.text import one_line
+from .._util.log import Place, at
 from .._util.threads import Portal
 from .._util.uninterrupted import uninterrupted
 from ..state import FrontierItems, keyed_items
@@ -47,7 +46,9 @@ from .group_commit import GroupCommitter
 from .intents import Intents
 from .introduce import introduced
 from .limit_watch import LimitWatch
+from .pauses import Pauses
 from .retry import LoopPolicy
+from .saves import save_aside, save_record
 from .shutdown import Stop
 from .staged import AttemptState
 from .stored_state import EncodedState
@@ -56,8 +57,6 @@ from .stream_outputs import StreamFiles
 
 if TYPE_CHECKING:
     from .state_manager import StateManager
-
-log = get_logger(__name__)
 
 _E = TypeVar("_E", bound=TrioCkptError)
 
@@ -97,7 +96,6 @@ class OpenStream:
         opened_at: When it was opened; Unix time, s.  Its next record contains this.
         extent: How far it goes, and which part of it the newest loop works on.
         moved_at: When the last attempt was handed out, or was over, on trio's clock.
-        pause: Until when nothing is handed out, on trio's clock, and why.
         failure: The error with which the stream was failed; None: it was not.
         verdicts: The BatchFailedErrors that belong to exceptions of handlers, which leave
             unchanged.
@@ -110,6 +108,7 @@ class OpenStream:
         limits: Counts for the limits of the run; None: it has none.
         intents: Saves what open batches note and reserve.
         deferrals: Its deferred batches.
+        pauses: Until when it hands out nothing, and why.
         code: The code that works on it, if that is noted.
     """
 
@@ -135,7 +134,6 @@ class OpenStream:
     phase: str | None = None
     opened_at: float = attrs.field(factory=lambda: time.time())
     moved_at: float = -math.inf
-    pause: tuple[float, str] | None = None
     failure: ErrorInfo | None = None
     verdicts: list[BatchFailedError] = attrs.field(factory=list[BatchFailedError])
     listener: LoopListener | None = None
@@ -154,6 +152,9 @@ class OpenStream:
     code: CodeMark | None = attrs.field(default=None, init=False)
     deferrals: Deferrals = attrs.field(
         default=attrs.Factory(lambda s: Deferrals(s.stream_log.progress), takes_self=True)
+    )
+    pauses: Pauses = attrs.field(
+        default=attrs.Factory(lambda s: Pauses(s.run_id, s.stream_log.key), takes_self=True)
     )
 
     @property
@@ -234,51 +235,20 @@ class OpenStream:
 
     # -- waiting --------------------------------------------------------------------------
 
-    def pause_for(self, for_s: float, reason: str) -> None:
-        until = trio.current_time() + for_s
-        if self.pause is None or until > self.pause[0]:
-            self.pause = until, reason
-            log.info(
-                "%s waits %.3g s: %s",
-                self.where(),
-                for_s,
-                one_line(reason),
-                extra=self.place(),
-            )
-
     async def wait_held(self) -> None:
         """Wait until the pauses of the stream and the run are over; a cancellation point then."""
-        while (pause := self.pause) is not None:
-            with self.stop.at_gate():
-                await trio.sleep_until(pause[0])
-            if self.pause == pause:  # else it was made longer during the sleep
-                self.pause = None
+        await self.pauses.wait_over(self.stop)
         if self.stop.is_holding:
             await self.stop.hold()
 
     def waiting(self) -> Waiting | None:
         """What the stream waits for before it begins another batch; None: it does not wait."""
-        waits = self.pause or self.deferrals.waits
+        waits = self.pauses.newest or self.deferrals.waits
         if waits is None:
             return None
         until, reason = waits
         left_s = until - trio.current_time()
         return Waiting(self.stream_log.key, reason, left_s) if left_s > 0 else None
-
-    def ahead(self, now: float, session_s: float) -> int | None:
-        """How many batches this session has still to do; None where that is not known.
-
-        It is 0 for a stream that has failed or is stuck.
-
-        Args:
-            now: The time on trio's clock.
-            session_s: For how long the stream was open in this session, in seconds.
-        """
-        usual_s = session_s / self.stream_log.confirmed if self.stream_log.confirmed else None
-        is_stuck = bool(self.open) and now - self.moved_at > stuck_after_s(usual_s)
-        if self.has_failed or self.failure is not None or is_stuck:
-            return 0
-        return self.extent.ahead
 
     def set_code(self, code: CodeMark) -> None:
         """Note the code that works on it in its next record."""
@@ -305,8 +275,8 @@ class OpenStream:
     # -- what goes into a record ----------------------------------------------------------
 
     async def save_plain(self, record: Record, blobs: tuple[str, ...] = ()) -> int:
-        """Save a record of the stream that is not about a batch; see `GroupCommitter.save`."""
-        sequence = await self.committer.save(self.stream_log, self.introduce(record), blobs)
+        """Save a record of the stream that is not about a batch; see `save_record`."""
+        sequence = await save_record(self.committer, self.stream_log, self.introduce(record), blobs)
         if self.limits is not None:
             self.limits.add_cost(record)
         return sequence
@@ -318,12 +288,12 @@ class OpenStream:
     async def save_finish(self, record: Record, *, is_due: bool = False) -> None:
         """Save that the stream is complete, after its append files are cut to confirmed bytes.
 
-        Durability: as for `GroupCommitter.save_aside`.
+        Durability: as for `save_aside`.
         """
         if self.files.root is not None:
             await self.files.cut_tails()
         record = self.introduce(record)
-        self.finish = await self.committer.save_aside(self.stream_log, record, is_due=is_due)
+        self.finish = await save_aside(self.committer, self.stream_log, record, is_due=is_due)
 
     def encode_adds(self, adds: Mapping[str, Any]) -> bytes:
         """Encode the items that a batch has staged for the frontier and that are new."""

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from .._commit.archive_states import archive_chains
 from .._commit.group_commit import GroupCommitter
+from .._commit.saves import save_record
 from .._commit.state_capture import StateCapture
 from .._commit.state_manager import StateManager
 from .._commit.stored_state import EncodedState
@@ -120,7 +121,7 @@ class Compaction:
             again = replace(
                 note, kind=record.kind, index=index, attempts=attempts, metadata=metadata
             )
-        await self.committer.save(self.stream_log, again, blobs_of(saved.payload))
+        await save_record(self.committer, self.stream_log, again, blobs_of(saved.payload))
 
     async def _pack(self, frames: list[StateFrame]) -> EncodedState:
         """Build a full frame of the state that a chain ends with; its blob is durable."""

@@ -16,6 +16,7 @@ import msgspec
 from .._commit.group_commit import GroupCommitter
 from .._commit.lease import open_committer
 from .._commit.redo import Redo, retry_record
+from .._commit.saves import save_record, save_records
 from .._commit.stream_log import StreamLog
 from .._journal.history import iter_records, read_known_run, read_pages, session_metadata_of
 from .._journal.progress import Progress
@@ -93,7 +94,7 @@ class Maintenance:
         found = [(stream_log, record) for stream_log, record in records if record is not None]
         if found:
             await self._begin_change()
-        await self._committer.save_all(found)
+        await save_records(self._committer, found)
         return len(found)
 
     async def redo(self, key: StreamKey, indexes: Iterable[int], reason: str) -> None:
@@ -174,14 +175,16 @@ class Maintenance:
         ownership = self._committer.ownership
         async with open_committer(self.store, key, known={}, ownership=ownership) as committer:
             stream_log = committer.add_stream_log(RUN_STREAM, Progress())
-            await committer.save(
-                stream_log, Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata)
+            await save_record(
+                committer,
+                stream_log,
+                Record(kind=RecordKind.NOTE, at=time.time(), metadata=metadata),
             )
             await self._take_up(key)
             if self.outputs is not None:
                 await archive_generations(self.store, key.run_id, replaced, self.outputs)
                 if replaced:
-                    await committer.save(stream_log, archived_note(time.time()))
+                    await save_record(committer, stream_log, archived_note(time.time()))
                 await set_manifest_aside(key, self.outputs)
         return key.generation
 
@@ -283,7 +286,7 @@ async def save_act(
     records = [(maintenance._stream_log(key), record) for record in caused]
     if records:
         await maintenance._begin_change()
-    await maintenance._committer.save_all([*records, (_own_log(maintenance), note)])
+    await save_records(maintenance._committer, [*records, (_own_log(maintenance), note)])
 
 
 def progress_in(maintenance: Maintenance, key: StreamKey) -> Progress:

@@ -26,6 +26,7 @@ import attrs
 import trio
 
 from .._commit.limit_watch import Streak
+from .._commit.saves import save_records
 from .._commit.stream_log import StreamLog
 from .._journal.history import iter_records
 from .._journal.item_marks import add_marks, encode_marks, item_mark
@@ -125,7 +126,7 @@ async def _requeue(run: OpenRun, streaks: Mapping[StreamKey, Streak]) -> None:
             records.append((table.stream_log(key), record))
             count += len(IndexSet.from_steps(record.steps))
     if records:
-        await run.committer.save_all(records)
+        await save_records(run.committer, records)
         log.info(
             "re-queued %s that failed in an outage", plural(count, "batch"), extra=at(run.run_id)
         )

@@ -188,7 +188,7 @@ class LoopCursor:
         Cancellation: the only way out of a stop.
         """
         open_stream = self.open_stream  # hot path: nothing is awaited without need
-        if open_stream.pause is not None or open_stream.stop.is_holding:
+        if open_stream.pauses.newest is not None or open_stream.stop.is_holding:
             await open_stream.wait_held()
         if open_stream.state_manager is not None:
             open_stream.state_manager.begin_batch(index)  # a snapshot is for its own batch alone

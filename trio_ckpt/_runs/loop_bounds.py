@@ -258,7 +258,7 @@ async def park_if_taken_back(open_stream: OpenStream) -> None:
 async def complete(open_stream: OpenStream, stop: int) -> None:
     """Save that the stream is complete, if all batches below `stop` are done.
 
-    Durability: as for `GroupCommitter.save_aside`.
+    Durability: as for `save_aside`.
     """
     await park_if_taken_back(open_stream)
     progress = open_stream.stream_log.progress

@@ -15,6 +15,7 @@ import trio
 
 from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
+from .._commit.saves import save_record
 from .._commit.stream_log import StreamLog
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Opened, Record, RecordKind, Status, describe_error
@@ -53,8 +54,8 @@ async def begin_phase(committer: GroupCommitter, stream_log: StreamLog) -> None:
     """
     if stream_log.progress.sequence == 0:
         now = time.time()
-        await committer.save(
-            stream_log, Record(kind=RecordKind.SAVE, at=now, opened=Opened(now, 0))
+        await save_record(
+            committer, stream_log, Record(kind=RecordKind.SAVE, at=now, opened=Opened(now, 0))
         )
 
 
@@ -86,7 +87,7 @@ async def open_phase(
         yield phase
         return
     now, kind = time.time(), RecordKind.RETRY if was_complete else RecordKind.SAVE
-    await committer.save(stream_log, Record(kind=kind, at=now, opened=Opened(now, 0)))
+    await save_record(committer, stream_log, Record(kind=kind, at=now, opened=Opened(now, 0)))
     try:
         yield phase
     except BaseException as error:
@@ -104,7 +105,7 @@ async def open_phase(
             extra=at(committer.run_key.run_id),
         )
         return
-    await committer.save(stream_log, Record(kind=RecordKind.FINISH, at=time.time()))
+    await save_record(committer, stream_log, Record(kind=RecordKind.FINISH, at=time.time()))
 
 
 async def _save_failure(
@@ -113,7 +114,7 @@ async def _save_failure(
     failure = Record(kind=RecordKind.FAIL, at=time.time(), error=describe_error(error))
     with trio.CancelScope(shield=True):
         try:
-            await committer.save(stream_log, failure)
+            await save_record(committer, stream_log, failure)
         except Exception as problem:
             log.error(
                 "phase %r failed, and saving that failed: %s",

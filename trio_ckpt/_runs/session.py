@@ -32,6 +32,7 @@ from msgspec.structs import asdict
 from .._commit.exits import Exit, exit_of
 from .._commit.group_commit import GroupCommitter
 from .._commit.limits import Limits, plain_limits
+from .._commit.saves import save_aside, save_record
 from .._commit.stream_log import StreamLog
 from .._journal.history import (
     ENDED,
@@ -274,17 +275,17 @@ class SessionRecorder:
     async def begin(self) -> None:
         """Save that the session began, which also creates a new generation.
 
-        Durability: as for `GroupCommitter.save_aside`.
+        Durability: as for `save_aside`.
         """
         began = Record(kind=RecordKind.SESSION, at=time.time(), metadata=self.metadata)
-        await self.committer.save_aside(self._stream_log, began)
+        await save_aside(self.committer, self._stream_log, began)
 
     async def save(self, record: Record) -> None:
         """Save another record of the run's own stream.
 
         Durability: when this returns the record is durable.
         """
-        await self.committer.save(self._stream_log, record)
+        await save_record(self.committer, self._stream_log, record)
 
     def beside(self, record: Record) -> tuple[StreamLog, Record]:
         """A record of the run's own stream, to be saved in one group with others."""

@@ -19,6 +19,7 @@ from .._journal.statistics import (
     StreamStatistics,
     eta_s,
     rate_per_s,
+    stuck_after_s,
 )
 from .._journal.summary import (
     count_statuses,
@@ -111,7 +112,7 @@ def stream_statistics(
         session_s=session_s,
         before_s=runtime_before_s,
         left=left,
-        ahead=0 if is_closed else open_stream.ahead(trio.current_time(), session_s),
+        ahead=0 if is_closed else _ahead_of(open_stream, trio.current_time(), session_s),
     )
     return StreamStatistics(
         **(whole | session),
@@ -168,7 +169,25 @@ def _count_ahead(table: StreamTable) -> int | None:
     for key, progress in table.of_users().items():
         open_stream, stream_log = table.opened.get(key), table.stream_logs.get(key)
         if open_stream is not None:
-            found.append(open_stream.ahead(table.now, table.now - table.began))
+            found.append(_ahead_of(open_stream, table.now, table.now - table.began))
         elif stream_log is None or not stream_log.has_closed:
             found.append(progress.left)
     return None if None in found else sum(ahead or 0 for ahead in found)
+
+
+def _ahead_of(open_stream: OpenStream, now: float, session_s: float) -> int | None:
+    """How many batches a session has still to do in a stream; None where that is not known.
+
+    It is 0 for a stream that has failed or is stuck.
+
+    Args:
+        open_stream: The stream.
+        now: The time on trio's clock.
+        session_s: For how long the stream was open in this session, in seconds.
+    """
+    stream_log = open_stream.stream_log
+    usual_s = session_s / stream_log.confirmed if stream_log.confirmed else None
+    is_stuck = bool(open_stream.open) and now - open_stream.moved_at > stuck_after_s(usual_s)
+    if open_stream.has_failed or open_stream.failure is not None or is_stuck:
+        return 0
+    return open_stream.extent.ahead

@@ -29,6 +29,7 @@ from .._commit.give_up import check_done, known_end, skip_records
 from .._commit.limits import changed_spent, plain_limits
 from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo
+from .._commit.saves import save_records
 from .._commit.snapshots import make_due
 from .._commit.stream_log import StreamLog
 from .._journal.acts import (
@@ -86,7 +87,7 @@ class Steering:
         """Do an act; returns what was done, or why it was not.
 
         Durability: when this returns an act that was done is durable.
-        Cancellation: as for `GroupCommitter.save`: an act is done or not.
+        Cancellation: as for `save_record`: an act is done or not.
         """
         if act.do == "status":
             return ActReply(True, f"run {self.run.run_id!r} is running", self._status())
@@ -195,7 +196,7 @@ class Steering:
             if open_stream is not None:
                 records[0] = open_stream.introduce(records[0])
             caused = [(stream_log, record) for record in records]
-            await run.committer.save_all([*caused, self.session.beside(act_note(act))])
+            await save_records(run.committer, [*caused, self.session.beside(act_note(act))])
             if open_stream is not None:
                 for index in indexes:
                     _end_given_up(open_stream, index)

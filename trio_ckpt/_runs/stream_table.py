@@ -15,6 +15,7 @@ import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.open_stream import OpenStream
+from .._commit.saves import save_records
 from .._commit.shutdown import Stop
 from .._commit.stream_log import StreamLog
 from .._journal.progress import Progress
@@ -167,9 +168,13 @@ async def add_to_list(
     new = [key for key in wanted if key not in listed]
     first = max(listed.values(), default=-1) + 1
     now = time.time()
-    await committer.save_all(
-        (stream_table.stream_log(key), Record(kind=RecordKind.ADD, at=now, position=first + place))
-        for place, key in enumerate(new)
+    places = ((key, first + place) for place, key in enumerate(new))
+    await save_records(
+        committer,
+        [
+            (stream_table.stream_log(key), Record(kind=RecordKind.ADD, at=now, position=place))
+            for key, place in places
+        ],
     )
     named = set(wanted)
     unlisted = tuple(key for key in listed if key not in named)

@@ -39,6 +39,7 @@ import attrs
 import trio
 
 from .._commit.open_stream import OpenStream
+from .._commit.saves import save_record
 from .._journal.history import ReadPages
 from .._journal.record import Record, RecordKind, decode_record
 from .._util.errors import (
@@ -179,7 +180,7 @@ class StreamRows:
         open_stream = self.open_stream
         for index, row in landed.items():
             record, costs = self._record_in(row), open_stream.intents.costs_of(index)
-            await open_stream.committer.save(open_stream.stream_log, record)
+            await save_record(open_stream.committer, open_stream.stream_log, record)
             if open_stream.limits is not None:
                 open_stream.limits.end_reserved(costs)  # of notes: the record has it as spent
                 open_stream.limits.add_cost(record)

@@ -14,6 +14,7 @@ from tests.opening import begin
 from tests.remote import functions
 from tests.remote.site import F, open_site
 from trio_ckpt import Progress, remote
+from trio_ckpt._commit.saves import save_records
 from trio_ckpt._journal.record import Record, RecordKind
 from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt._util.plain import JOB_STREAM
@@ -73,15 +74,12 @@ async def job_of(total: int, done: int = 0) -> AsyncGenerator[Counting]:
             JobSubmission(F + "square", JobOptions(10.0), list(range(total))),
         )
         stream_log, now = loop_cursor_of(stream).open_stream.stream_log, time.time()
-        await loop_cursor_of(stream).open_stream.committer.save_all(
-            (
-                stream_log,
-                Record(
-                    kind=RecordKind.BATCH, at=now, index=index, metadata={"worker": f"w{index}"}
-                ),
-            )
+        committer = loop_cursor_of(stream).open_stream.committer
+        records = (
+            Record(kind=RecordKind.BATCH, at=now, index=index, metadata={"worker": f"w{index}"})
             for index in range(done)
         )
+        await save_records(committer, [(stream_log, record) for record in records])
     store.reads = store.records = 0
     yield store
 

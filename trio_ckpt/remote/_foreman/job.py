@@ -12,6 +12,7 @@ import trio
 from ..._commit.batch import Batch
 from ..._commit.open_stream import OpenStream
 from ..._commit.retry import RetryRule, RetryTable, Then
+from ..._commit.saves import save_record, save_records
 from ..._commit.stream_log import StreamLog
 from ..._journal.history import ended_at, list_all_runs
 from ..._journal.progress import Progress
@@ -200,7 +201,7 @@ class Job:
             return True
         changed = attrs.evolve(submission, options=options)
         try:
-            await stream.committer.save(stream_log, head_record(changed, time.time()))
+            await save_record(stream.committer, stream_log, head_record(changed, time.time()))
         except StoreError:
             raise
         except TrioCkptError:  # the run is closed
@@ -289,7 +290,9 @@ class Job:
             self.refusal = name_is_taken(self.job_id)
             return stored
         if new.options != stored.options:
-            await open_stream.committer.save(self._stream_log, head_record(new, time.time()))
+            await save_record(
+                open_stream.committer, self._stream_log, head_record(new, time.time())
+            )
         return new
 
     async def _work(self, run: Run, stream: Stream[None], submission: JobSubmission) -> None:
@@ -346,11 +349,12 @@ async def _save(open_stream: OpenStream, stream_log: StreamLog, submission: JobS
     """
     now = time.time()
     total = Record(kind=RecordKind.SAVE, at=now, expected=len(submission.items))
-    await open_stream.committer.save_all(
+    await save_records(
+        open_stream.committer,
         [
             (open_stream.stream_log, open_stream.introduce(total)),
             *((stream_log, record) for record in job_records(submission, now)),
-        ]
+        ],
     )
 
 
