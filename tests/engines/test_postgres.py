@@ -24,8 +24,8 @@ from trio_ckpt.stores import open_store
 N, LEASE_S = 20, 6.0
 STEPS_LOST = 12  # of an item that is killed: one interval, and the time of a save beside load
 WORKERS = 2
-WORKER_TRANSACTIONS = 7  # of an item in the process that runs it
-TRANSACTIONS = 12  # of an item in all: with its result in the job, and the end of its own run
+WORKER_TRANSACTIONS = 4  # of an item in the process that runs it
+TRANSACTIONS = 8  # of an item in all: with its result in the job, and the end of its own run
 JOB_TRANSACTIONS = 25  # of the job itself: its run, and the first items of its workers
 
 _STATEMENT = re.compile(r"^(\d+) LOG: +(?:statement|execute [^:]*): (.*)$", re.MULTILINE)

@@ -238,6 +238,11 @@ def make_due(snapshots: Snapshots) -> None:
     snapshots._due = -math.inf
 
 
+def put_off(snapshots: Snapshots) -> None:
+    """Let the first snapshot be due after `every_s`, as all others are, not at the first point."""
+    snapshots._due = trio.current_time() + snapshots.every_s
+
+
 def check_snapshots_awaited(snapshots: Snapshots) -> None:
     """Check that no method of the snapshots was called without await.
 

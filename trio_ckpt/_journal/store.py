@@ -46,6 +46,7 @@ from .stored import (
 Durability = Literal["full", "process", "none"]
 
 MAX_INLINE_LIMIT_BYTES = 2**26  # what a JSON store can hold of a run; rows of SQLite hold more
+FIRST_OWNER = 1  # a run whose owner has this number had none before, so nothing is in it
 WATCHED_FOR_S = 60.0  # after it was read a live view is published for so long
 INLINE_LIMIT_BYTES = 2**20  # from this size on a payload is a blob, for example a write-once file
 
@@ -83,7 +84,9 @@ class Store(ABC):
 
     @abstractmethod
     def lock_run(self, run_id: str) -> AbstractAsyncContextManager[int]:
-        """Own a run while the block runs; yields the owner number, greater than any before.
+        """Own a run while the block runs; yields the owner number.
+
+        It is positive, and greater than any before: so the owner 1 of a run finds nothing in it.
 
         A run exists from its first lock on.  On one host the lock is the kernel's and ends with
         the process.

@@ -15,6 +15,7 @@ import trio
 
 from .._journal.record import TROUBLE, Seal, decode_record
 from .._journal.store import (
+    FIRST_OWNER,
     BlobPart,
     BlobPayload,
     Checkpoint,
@@ -147,8 +148,9 @@ class ItemStore(SharedStore):
         self.generation = 0
         self._run_id = run_id
         self._owner = owner
-        self._read: StoredRun | None = None
-        self._is_read = False
+        # The first owner of a run finds nothing in it.
+        self._is_read = owner == FIRST_OWNER
+        self._read = StoredRun(run_id, 0, owner, ()) if self._is_read else None
 
     @asynccontextmanager
     async def lock_run(self, run_id: str) -> AsyncGenerator[int, None]:
@@ -192,7 +194,11 @@ class ItemStore(SharedStore):
         self.saved = msgspec.structs.replace(self.saved, **changes)
 
     async def read_run(self, run_id: str, generation: int | None = None) -> StoredRun | None:
-        """See `Store.read_run`.  The newest generation is read once until something is saved."""
+        """See `Store.read_run`.
+
+        The newest generation is read once until something is saved, and not where this is the
+        first owner of the run.
+        """
         if run_id != self._run_id or generation is not None:
             return await super().read_run(run_id, generation)
         await trio.lowlevel.checkpoint()

@@ -269,7 +269,7 @@ def test_an_error_that_ends_the_session_breaks_it(
 
 
 TAKEN: dict[str, list[Row] | Error] = {
-    "ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False, 7)],
+    "ON CONFLICT (run_id)": [(1, 1, 0, 0, 0, 0, 0, False, 7, True)],
 }
 
 
@@ -279,11 +279,16 @@ def opened(connection: PostgresConnection) -> PostgresStore:
     return PostgresStore(ADDRESS, line, facts, mac_key=None, inline_limit_bytes=1)
 
 
-@pytest.mark.parametrize("problem", [CUT, errors.OutOfMemory("53200")], ids=str)
-async def test_a_mark_that_cannot_be_set_fails_no_lock(
-    problem: Error, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = opened(Scripted([1], TAKEN | {"pg_advisory_lock": problem}))
+async def test_a_mark_that_cannot_be_set_fails_no_lock(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(Scripted):
+        """It has no room for locks."""
+
+        def query(self, statement: str, values: Values = NONE) -> list[Row]:
+            if values.get("is_marking"):
+                raise errors.OutOfMemory(f"53200, with {SECRET}")
+            return super().query(statement, values)
+
+    store = opened(Full([1], dict(TAKEN)))
     async with store.lock_run("run") as owner:
         assert await store.save(RunKey("run", 0, owner), []) == []
     await store.aclose()

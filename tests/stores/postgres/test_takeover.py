@@ -150,7 +150,14 @@ async def test_an_owner_without_a_mark_shows_that_it_lives(
     lease_s = 300
     url = server.url(f"?schema={schema}&lease_s={lease_s}")
     store, other = await open_store(url), await open_store(url)
-    monkeypatch.setattr(PostgresConnection, "mark", lambda *_: None)
+    monkeypatch.setattr(PostgresConnection, "keep_mark", lambda *_: None)
+    monkeypatch.setattr(
+        PostgresConnection,
+        "take_marked",
+        lambda self, statement, values, _: self.query(
+            statement, {**values, "schema": schema, "is_marking": False}
+        ),
+    )
     async with store.lock_run("run") as owner, trio.open_nursery() as nursery:
 
         async def renew() -> None:
@@ -169,8 +176,9 @@ async def test_an_owner_without_a_mark_shows_that_it_lives(
 def test_sessions_of_one_owner_share_its_mark(url: str) -> None:
     address = parse_address(url)
     former, newer, other = [PostgresConnection(address, "full") for _ in range(3)]
-    former.mark("run", 1)
-    newer.mark("run", 1)
+    for connection in (former, newer):
+        connection.keep_mark("run", 1)
+        connection.query("SELECT 1")  # opens it, with its marks
     assert not other.is_unmarked("run", 1)
     former.query(UNMARK, former.mark_values("run", 1))
     assert not other.is_unmarked("run", 1)

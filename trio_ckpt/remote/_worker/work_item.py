@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import attrs
 import trio
 
+from ..._commit.snapshots import put_off
 from ..._journal.store import FarStore
 from ..._runs.lifecycle import open_run
 from ..._util.errors import BatchFailedError, RunStoppedError, StoreDamagedError, StoreError
@@ -189,6 +190,7 @@ class Item(Generic[H]):
             stream.open_batch() as batch,
         ):
             async with stream.snapshots(every_s=assigned.interval_s or 0.0) as snapshots:
+                put_off(snapshots)  # most items that are shorter than that need no state
                 control.attach(stream, snapshots, self._note_left_out)
                 control.resumed_from = batch.resumed_from
                 try:

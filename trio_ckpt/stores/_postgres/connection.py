@@ -86,13 +86,22 @@ _SETTINGS = (
 )
 
 
+def _key_of(owner: str) -> str:
+    """The number of the mark of an owner of a run, as an expression of SQL."""
+    return (
+        f"hashtextextended('trio_ckpt ' || %(schema)s::text || ' ' || {owner}::text || ' ' || "
+        "%(run_id)s::text, 0)"
+    )
+
+
 # A sign of life of one owner of a run: its session has the lock while it lasts.
-_KEY = (
-    "hashtextextended('trio_ckpt ' || %(schema)s::text || ' ' || %(owner)s::text || ' ' || "
-    "%(run_id)s::text, 0)"
-)
+_KEY = _key_of("%(owner)s")
 # Shared: a session of the same owner that has not quite ended keeps no newer one from it.
 _MARK = f"SELECT pg_advisory_lock_shared({_KEY})"
+# For the columns that the statement which takes a run returns, where ``r`` is its row.
+MARK_TAKEN = (
+    f"CASE WHEN %(is_marking)s THEN pg_advisory_lock_shared({_key_of('r.owner')}) IS NOT NULL END"
+)
 # The end of a statement that gives a run back; `mark_values` has its values.
 UNMARK = f"SELECT CASE WHEN %(is_marked)s THEN pg_advisory_unlock_shared({_KEY}) END"
 _IS_UNMARKED = (
@@ -257,16 +266,30 @@ class PostgresConnection:
                 run_id=run_id,
             ) from error
 
-    def mark(self, run_id: str, owner: int) -> None:
-        """Show that the owner of a run lives, as long as the session does, and the next ones.
+    def take_marked(self, statement: str, values: Values, run_id: str) -> list[Row]:
+        """Execute a statement with `MARK_TAKEN`, which takes a run; again until it is answered.
 
-        Behind a pooler it has no effect: a session there belongs to no client.  It is a hint, so
-        an error is only logged.
+        Behind a pooler it sets no mark: a session there belongs to no client.  A mark is a hint, so
+        a server that has no room for it takes the run without one, which is logged.
+
+        Raises:
+            psycopg.Error: it failed.
         """
+        place: dict[str, object] = {"schema": self.address.schema, "is_marking": False}
+        unmarked = {**values, **place}
+        if self.address.is_pooled:
+            return self.repeat(lambda: self.query(statement, unmarked))
+        marked = {**unmarked, "is_marking": True}
+        try:
+            return self.repeat(lambda: self.query(statement, marked))
+        except errors.OutOfMemory as error:
+            self._log_unmarked(run_id, error)
+        return self.repeat(lambda: self.query(statement, unmarked))
+
+    def keep_mark(self, run_id: str, owner: int) -> None:
+        """Let later sessions of this connection show, too, that an owner of a run lives."""
         if not self.address.is_pooled:
-            with self._only_a_hint(run_id):
-                self.query(_MARK, self._place_of(run_id, owner))
-            self._marked[run_id] = owner  # after it: what opens the connection marks those of here
+            self._marked[run_id] = owner
 
     def mark_values(self, run_id: str, owner: int) -> dict[str, object]:
         """Return the values that a statement with `UNMARK` needs."""
@@ -282,8 +305,11 @@ class PostgresConnection:
         try:
             yield
         except psycopg.Error as error:
-            shown, reason = self.address.shown, self.reason_of(error)
-            logger.warning("%s: the mark of run %r was not set: %s", shown, run_id, reason)
+            self._log_unmarked(run_id, error)
+
+    def _log_unmarked(self, run_id: str, error: psycopg.Error) -> None:
+        shown, reason = self.address.shown, self.reason_of(error)
+        logger.warning("%s: the mark of run %r was not set: %s", shown, run_id, reason)
 
     def is_unmarked(self, run_id: str, owner: int) -> bool:
         """Return whether no session of another connection shows that an owner of a run lives."""

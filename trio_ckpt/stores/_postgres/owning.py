@@ -6,11 +6,11 @@ another process may take the run.  It is written and compared by the clock of th
 the clocks of machines need not agree; the owner counts the time since it asked on its own clock.
 
 An owner that was killed need not be waited for as long.  Its session has an advisory lock, its
-*mark*, which ends with it.  Who finds no mark, and after `grace_of` the lease neither a mark nor a
-renewal, takes the run before the lease ends.  An owner that lives renews within that time, also if
-it has no mark.  Of a process that is known to be gone (`.process`) no renewal is waited for.  The
-mark is only a hint: an owner that lives and is cut off may lose its run before its lease ends, and
-the fence decides, as ever.
+*mark*, which the statement that takes the run sets, and which ends with the session.  Who finds no
+mark, and after `grace_of` the lease neither a mark nor a renewal, takes the run before the lease
+ends.  An owner that lives renews within that time, also if it has no mark.  Of a process that is
+known to be gone (`.process`) no renewal is waited for.  The mark is only a hint: an owner that
+lives and is cut off may lose its run before its lease ends, and the fence decides, as ever.
 
 A lock whose answer is lost is sent again: a `nonce` in the row says that it was this very one.
 What changes a run compares that nonce, which stands for the owner number and for more: where the
@@ -30,7 +30,7 @@ import attrs
 from ..._journal.store import Owner, RunKey
 from ..._util.errors import RunLockedError
 from .._local.fence import compare_owner, refuse_unlocked
-from .connection import UNMARK, PostgresConnection
+from .connection import MARK_TAKEN, UNMARK, PostgresConnection
 from .process import is_gone, this_host
 
 _TAKE = (
@@ -50,7 +50,7 @@ _TAKE = (
     "WHERE r.expires_at IS NULL OR r.expires_at < clock_timestamp() OR r.nonce = excluded.nonce "
     "OR (r.owner = %(dead_owner)s AND r.expires_at = %(dead_until)s) "
     "RETURNING id, owner, generation, first, position, folded, numbers, "
-    "EXISTS (SELECT FROM {s}.parts p WHERE p.run = r.id), nonce"
+    "EXISTS (SELECT FROM {s}.parts p WHERE p.run = r.id), nonce, " + MARK_TAKEN
 )
 # Compares the lock, renews its lease, and lets no other take the run until the statement ends.
 OWNED = (
@@ -196,10 +196,11 @@ class OwnedRuns:
             "dead_until": None if dead is None else dead.expires_at,
         }
         while True:
-            rows = connection.repeat(lambda: connection.query(_TAKE, values))
+            rows = connection.take_marked(_TAKE, values, run_id)
             if rows:
-                owned = self._owned[run_id] = OwnedRun(*rows[0])
-                connection.mark(run_id, owned.owner)
+                *fields, _ = rows[0]  # the last one is that of the mark
+                owned = self._owned[run_id] = OwnedRun(*fields)
+                connection.keep_mark(run_id, owned.owner)
                 return owned
             found = connection.repeat(lambda: connection.query(_READ_OWNER, {"run_id": run_id}))
             if found:  # else it was given back in between
