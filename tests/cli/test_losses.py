@@ -12,6 +12,7 @@ import trio
 from tests.cli.tools import Terminal
 from tests.opening import begin
 from trio_ckpt import open_run
+from trio_ckpt._maintenance import losses as losses_of_runs
 from trio_ckpt._maintenance.losses import MAX_FILES, find_losses
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -125,6 +126,23 @@ async def test_the_newest_outputs_are_looked_for_and_no_more(tmp_path: Path) -> 
     assert view is not None
     losses = await find_losses(store, view, str(tmp_path))
     assert [lost.batch_index for lost in losses.files] == [MAX_FILES]
+
+
+async def test_the_newest_append_files_are_looked_for_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses_of_runs, "MAX_FILES", 3)
+    store = MemoryStore()
+    async with open_run("r", store=store, output_dir=tmp_path) as run, run.open_stream("s") as s:
+        async for batch in s.batches(range(5)):
+            batch.append_json(f"lines-{batch.index}.jsonl", batch.index)
+            batch.complete()
+    for path in tmp_path.glob("lines-*"):
+        path.unlink()
+    view = await store.load_run("r")
+    assert view is not None
+    losses = await find_losses(store, view, str(tmp_path))
+    assert sorted(lost.path for lost in losses.files) == [f"lines-{n}.jsonl" for n in (2, 3, 4)]
 
 
 async def test_what_a_run_took_back_meanwhile_is_not_lost(tmp_path: Path) -> None:

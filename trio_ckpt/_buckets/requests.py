@@ -13,6 +13,7 @@ long as no copy before it is without an answer.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -58,16 +59,27 @@ class Requests:
         retry_s: For how long a request is sent again, in seconds.
         pause: Waits between two copies, for so many seconds.
         counts: How many requests of each kind were sent.
+        ends_at: From when on no request is begun, on the clock of `time.monotonic`.
     """
 
     bucket: Bucket
     retry_s: float = RETRY_S
     pause: Callable[[float], None] = time.sleep
     counts: Counter[str] = attrs.field(factory=Counter[str])
+    ends_at: float = math.inf
 
-    def within(self, retry_s: float) -> Requests:
-        """These requests, with another limit on how long one is sent again."""
-        return attrs.evolve(self, retry_s=retry_s)
+    def within(self, retry_s: float, all_s: float = math.inf) -> Requests:
+        """These requests, with other limits.
+
+        Args:
+            retry_s: For how long a request is sent again, in seconds.
+            all_s: For how long requests are begun, in seconds from now; then they are refused.
+        """
+        return attrs.evolve(self, retry_s=retry_s, ends_at=time.monotonic() + all_s)
+
+    def _check_time(self) -> None:
+        if time.monotonic() >= self.ends_at:
+            raise RefusedError(f"{self.bucket.shown}: the time for these requests is over")
 
     def create(self, key: str, data: bytes) -> bool:
         """Put an object that must not exist, once, however often it is sent.
@@ -97,6 +109,7 @@ class Requests:
             RefusedError: it was not written, and no copy can write it any more.
             SaveOutcomeUnknownError: it may have been written, or may be yet.
         """
+        self._check_time()
         send = partial(self.bucket.create, key, data)
         if old is not None:
             send = partial(self.bucket.replace, old, data)
@@ -193,6 +206,7 @@ class Requests:
         self._repeat("PUT", partial(self.bucket.copy, source, target))
 
     def _repeat(self, kind: str, send: Callable[[], T]) -> T:
+        self._check_time()
         until, pause_s = time.monotonic() + self.retry_s, FIRST_PAUSE_S
         while True:
             self.counts[kind] += 1

@@ -24,7 +24,7 @@ from .explain import Losses
 from .verify_states import see_end, state_finding
 
 MAX_STREAMS = 100  # checked, of a run
-MAX_FILES = 1_000  # checked, of a run; the newest of each stream
+MAX_FILES = 1_000  # checked, of a run; the newest of each stream, and parts of append files
 
 
 async def find_losses(
@@ -73,9 +73,10 @@ async def _look(
         for key in with_files:
             entries = await _newest(store, view, key, left)
             files += await run_blocking(_lost_files, outputs, view, key, entries)
-            for path, size in parts[key].sinks.items():
-                files += await run_blocking(_lost_lines, outputs, view, key, path, size)
             left -= sum(len(entry.record.outputs) for entry in entries)
+            sinks = sorted(parts[key].sinks.items(), reverse=True)[: max(left, 0)]
+            files += await run_blocking(_lost_lines, outputs, view, key, sinks)
+            left -= len(sinks)
             if left <= 0:
                 break
     return Losses(tuple(states), tuple(files))
@@ -114,15 +115,18 @@ def _lost_files(
 
 
 def _lost_lines(
-    outputs: Outputs, view: RunView, key: StreamKey, path: str, size: int
+    outputs: Outputs, view: RunView, key: StreamKey, sinks: Sequence[tuple[str, int]]
 ) -> list[Finding]:
-    found = _size(outputs, path)
-    if found is None and size:
-        return [output_finding(view, key, None, path, MISSING)]
-    if found is not None and 0 <= found < size:
-        reason = f"{size - found} of its {size} confirmed bytes are missing"
-        return [output_finding(view, key, None, path, reason)]
-    return []
+    """Check append files, of which so many bytes are confirmed each."""
+    lost: list[Finding] = []
+    for path, size in sinks:
+        found = _size(outputs, path)
+        if found is None and size:
+            lost.append(output_finding(view, key, None, path, MISSING))
+        elif found is not None and 0 <= found < size:
+            reason = f"{size - found} of its {size} confirmed bytes are missing"
+            lost.append(output_finding(view, key, None, path, reason))
+    return lost
 
 
 def _size(outputs: Outputs, path: str) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import attrs
 import pytest
 from msgspec import msgpack
 
 from tests.stores.objects.buckets import (
     KEYS,
+    LEASE_S,
     ClockedBucket,
     HandClock,
     Process,
@@ -16,6 +18,7 @@ from tests.stores.objects.buckets import (
     payloads_in,
     run_keys,
 )
+from trio_ckpt._buckets import requests
 from trio_ckpt._buckets.bucket import NoAnswerError
 from trio_ckpt._buckets.requests import Requests
 from trio_ckpt._util.errors import StoreError
@@ -101,6 +104,51 @@ def test_a_merging_that_fails_disturbs_no_save(caplog: pytest.LogCaptureFixture)
     for _ in range(merge.EVERY):
         assert process.save()
     assert len(keys_in(bucket, "base")) == 1
+    check_confirmed(bucket, process)
+
+
+@attrs.define
+class SlowTime:
+    """The time of a process whose requests take so long each; `sleep` is not called."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class NotedPuts(ClockedBucket):
+    """A bucket that calls `before` for the page of a merging, too."""
+
+    def put(self, key: str, data: bytes) -> None:
+        self.before("put", key)
+        super().put(key, data)
+
+
+def test_a_slow_bucket_does_not_keep_a_lease_from_being_renewed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No request is begun after an eighth of the lease; the log is merged later."""
+    bucket, time = NotedPuts(HandClock()), SlowTime()
+    process, begun = Process.on(bucket), list[float]()
+    process.take()
+    for _ in range(merge.EVERY - 2):  # the owner's own entry is one, too
+        assert process.save()
+    monkeypatch.setattr(requests, "time", time)
+
+    def take_long(_verb: str, key: str) -> None:
+        if "/log/" not in key:
+            begun.append(time.now)
+            time.now += LEASE_S / 3
+
+    bucket.before = take_long
+    assert process.save()
+    assert begun == [0.0]
+    assert "its log is merged later" in caplog.text
+    bucket.before = lambda verb, key: None
+    for _ in range(merge.EVERY):
+        assert process.save()
+    assert len(keys_in(bucket, "page")) == 1  # the one of the merging that was ended is removed
     check_confirmed(bucket, process)
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")
 
@@ -29,7 +31,7 @@ from trio_ckpt.stores._postgres.connection import (
     Values,
     is_broken,
 )
-from trio_ckpt.stores._postgres.owning import OwnedRun
+from trio_ckpt.stores._postgres.owning import GRACE_S, PAST_LEASE_S, OwnedRun
 from trio_ckpt.stores._postgres.save import APPEND_ONE, RENEW, SAVE
 from trio_ckpt.stores._postgres.schema import ServerFacts
 from trio_ckpt.stores._postgres.store import PostgresStore, _Line
@@ -294,6 +296,45 @@ async def test_a_mark_that_cannot_be_set_fails_no_lock(caplog: pytest.LogCapture
     await store.aclose()
     assert "was not set" in caplog.text
     assert SECRET not in caplog.text
+
+
+class Silent(Scripted):
+    """A run whose owner shows no sign of life; it is taken once its lease or its grace is over."""
+
+    def __init__(self, lease_left_s: float, start: float) -> None:
+        left_s, now = lease_left_s, datetime.now(UTC)
+        super().__init__(
+            [1],
+            {
+                "split_part(host": [("elsewhere", 7, now, left_s)],
+                "SELECT owner, expires_at": [(1, now, "elsewhere", 7, left_s)],
+                "pg_try_advisory_lock": [(True,)],
+            },
+        )
+        self.clock, self.ends_at = trio.lowlevel.current_clock(), start + left_s
+
+    def query(self, statement: str, values: Values = NONE) -> list[Row]:
+        if "ON CONFLICT (run_id)" not in statement:
+            return super().query(statement, values)
+        has_ended = self.clock.current_time() > self.ends_at
+        if has_ended or values["dead_owner"] == 1:
+            return [(1, 2, 0, 0, 0, 0, 0, False, 7, True)]
+        return []
+
+
+@pytest.mark.parametrize(
+    ("lease_left_s", "waited_s"),
+    [(200.0, 300 / 3 + GRACE_S), (101.5, 300 / 3 + GRACE_S), (12.0, 12 + PAST_LEASE_S)],
+)
+async def test_no_owner_is_waited_for_beyond_its_lease(
+    autojump_clock: MockClock, lease_left_s: float, waited_s: float
+) -> None:
+    began = trio.current_time()
+    store = opened(Silent(lease_left_s, began))
+    async with store.lock_run("run") as owner:
+        assert owner == 2
+        assert trio.current_time() - began == pytest.approx(waited_s, abs=1e-6)
+    await store.aclose()
 
 
 @pytest.fixture

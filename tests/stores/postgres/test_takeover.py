@@ -133,7 +133,7 @@ async def test_who_was_killed_is_not_waited_for_until_its_lease_ends(
 
 def test_only_a_process_that_is_known_to_be_gone_is_not_waited_for() -> None:
     def grace(host: str, pid: int) -> float:
-        return grace_of(30, Suspect(1, datetime.now(UTC), host, pid))
+        return grace_of(30, Suspect(1, datetime.now(UTC), host, pid, 30.0))
 
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         assert grace(this_host(), process.pid) == 10 + GRACE_S

@@ -13,6 +13,7 @@ as it is, so all bases together are not larger than the log.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from ..._buckets.requests import Requests
@@ -28,6 +29,9 @@ AT_MOST = 512  # entries: so many are read by the next owner, one by one
 AT_MOST_BYTES = 32 * 2**20  # of entries: a page is read in one request
 AT_RELEASE = 16  # entries: fewer are left as they are when a run is given back
 FAN_OUT = 64
+# Of the lease, in which the requests of a merging are begun: a renewal waits for them, and the last
+# one of them, as the renewal itself, may take a third of the lease.
+SHARE = 1 / 8
 
 
 def merge_if_due(requests: Requests, owned: OwnedLog) -> None:
@@ -49,10 +53,15 @@ def merge_if_due(requests: Requests, owned: OwnedLog) -> None:
 
 
 def try_to_merge(requests: Requests, owned: OwnedLog) -> None:
-    """Merge the entries of a run behind its base; errors are logged."""
+    """Merge the entries of a run behind its base; errors are logged.
+
+    It ends early where the bucket is slow, so that the lease of the run is renewed in time.
+    """
+    holder = owned.loaded.state.holder
+    all_s = math.inf if holder is None else holder.lease_s * SHARE  # None: it was given back
     owned.merged_at = owned.loaded.state.position
     try:
-        merge(requests.within(0), owned)
+        merge(requests.within(0, all_s), owned)
     except StoreError as error:
         logger.warning("run %r: its log is merged later: %s", owned.keys.run_id, error)
 

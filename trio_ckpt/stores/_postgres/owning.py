@@ -57,7 +57,11 @@ OWNED = (
     "UPDATE {s}.runs SET expires_at = clock_timestamp() + %(lease_s)s * interval '1 second' "
     "WHERE id = %(run)s AND nonce = %(nonce)s RETURNING id"
 )
-_READ_LEASE = "SELECT owner, expires_at, host, pid FROM {s}.runs WHERE run_id = %(run_id)s"
+_READ_LEASE = (
+    "SELECT owner, expires_at, host, pid, "
+    "extract(epoch FROM expires_at - clock_timestamp())::float8 FROM {s}.runs "
+    "WHERE run_id = %(run_id)s"
+)
 _READ_OWNER = (
     "SELECT split_part(host, ' ', 1), pid, since, "
     "extract(epoch FROM expires_at - clock_timestamp())::float8 FROM {s}.runs "
@@ -77,6 +81,7 @@ _GIVE_BACK = (
 
 RENEWS_WITHIN = 1 / 3  # of the lease: an idle owner saves nothing then, which renews
 GRACE_S = 1.0  # for that save to arrive
+PAST_LEASE_S = 0.05  # who waits for the end of a lease asks so much later
 
 
 @attrs.frozen
@@ -85,12 +90,14 @@ class Suspect:
 
     Attributes:
         host: Where the process is, as `.process.this_host` says it.
+        lease_left_s: How long its lease lasted when it was read, in seconds.
     """
 
     owner: int
     expires_at: datetime
     host: str
     pid: int
+    lease_left_s: float = attrs.field(eq=False)
 
 
 def grace_of(lease_s: float, suspect: Suspect) -> float:

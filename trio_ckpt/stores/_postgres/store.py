@@ -45,7 +45,7 @@ from . import blobs, live, prune, read, save
 from .address import PostgresAddress, parse_address
 from .check import steps
 from .connection import PostgresConnection
-from .owning import OwnedRun, OwnedRuns, Suspect, grace_of, read_owner
+from .owning import PAST_LEASE_S, OwnedRun, OwnedRuns, Suspect, grace_of, read_owner
 from .schema import ServerFacts, prepare_store, read_server, server_findings
 
 logger = get_logger(__name__)
@@ -177,9 +177,13 @@ class PostgresStore(Store):
             suspect = await shielded(self._writing.run, self._suspect, run_id)
             if suspect is None:
                 raise
-        await trio.sleep(grace_of(self._writing.connection.address.lease_s, suspect))
-        if await shielded(self._writing.run, self._suspect, run_id) != suspect:
-            suspect = None
+        grace_s = grace_of(self._writing.connection.address.lease_s, suspect)
+        left_s = max(suspect.lease_left_s, 0.0)
+        await trio.sleep(min(grace_s, left_s + PAST_LEASE_S))
+        if left_s < grace_s or (
+            await shielded(self._writing.run, self._suspect, run_id) != suspect
+        ):
+            suspect = None  # only the end of its lease counts
         return await shielded(self._writing.run, self._lock, run_id, suspect)
 
     def _suspect(self, connection: PostgresConnection, run_id: str) -> Suspect | None:
