@@ -6,13 +6,14 @@ from pathlib import Path
 
 from tests.opening import begin
 from trio_ckpt import RetryRule, RetryTable
+from trio_ckpt._commit.sink_writer import StagedPiece
 from trio_ckpt._commit.staged import Staged
 
 
 def test_no_two_batches_share_what_they_stage() -> None:
     """Its defaults are empty, and cost least where they are written once."""
     one, other = Staged(), Staged()
-    one.lines["log"] = bytearray(b"x")
+    one.lines["log"] = StagedPiece(bytearray(b"x"))
     one.outputs.clear()
     one.adopted.append("a")
     one.totals["pages"] = 1

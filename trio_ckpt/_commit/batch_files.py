@@ -11,8 +11,8 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import AnyPath, Compression, encode_lines
 from .awaits import Calls, awaits_noted
 from .batch_host import BatchHost
-from .sink_writer import SinkKind
-from .staged import AttemptState, Staged, bytes_of
+from .sink_writer import StagedPiece, bytes_of
+from .staged import AttemptState, Staged
 
 
 @uninterrupted
@@ -58,9 +58,9 @@ class BatchFiles:
 
         Durability: none yet; the lines are durable when the batch is confirmed.
         """
-        data, how = encode_lines(records), SinkKind(compress, rotate_bytes)
+        piece = StagedPiece(bytearray(encode_lines(records)), has_json=True)
         self._check_staging()
-        self._host.files.stage_lines(self._staged.lines, path, data, how, is_json=True)
+        self._host.files.stage_piece(self._staged.lines, path, piece, compress, rotate_bytes)
 
     @from_any_thread
     def append_bytes(
@@ -70,6 +70,7 @@ class BatchFiles:
         *,
         compress: Compression | None = None,
         rotate_bytes: int | None = None,
+        header: bytes | bytearray | memoryview = b"",
     ) -> None:
         """Stage bytes for an append file, which belongs to this stream.
 
@@ -84,6 +85,8 @@ class BatchFiles:
                 extra `zstd`.
             rotate_bytes: When a part of the file has so many bytes, the next piece goes to the
                 next one; ``{part}`` in the path becomes its number, from 00000 on.
+            header: What the file begins with, and each of its parts: written before `data` where
+                the file has nothing yet.
 
         Raises:
             OutputError: the path is bad, or another stream appends to the file.
@@ -92,9 +95,9 @@ class BatchFiles:
 
         Durability: none yet; the bytes are durable when the batch is confirmed.
         """
-        content, how = bytes_of(data), SinkKind(compress, rotate_bytes)
+        piece = StagedPiece(bytearray(bytes_of(data)), bytes_of(header, "header"))
         self._check_staging()
-        self._host.files.stage_lines(self._staged.lines, path, content, how, is_json=False)
+        self._host.files.stage_piece(self._staged.lines, path, piece, compress, rotate_bytes)
 
     async def write_bytes(self, path: AnyPath, data: bytes | bytearray | memoryview) -> str:
         """Write an output file, whole or not at all.

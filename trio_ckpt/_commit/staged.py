@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import msgspec
 
 from .._journal.record import Output
-from .._util.arguments import shown
 from .._util.exact_sum import Amount, Number
 from .reservations import Reservations
+from .sink_writer import StagedPiece
 from .stream_outputs import AnyPath
 
 UNSET = msgspec.UNSET
@@ -67,7 +67,7 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
     spent: dict[str, Amount] = {}
     metadata: dict[str, Any] = {}
     is_last: bool = False
-    lines: dict[str, bytearray] = {}
+    lines: dict[str, StagedPiece] = {}
     adds: dict[str, Any] = {}
     error: BaseException | str | None = None
     is_final: bool = False
@@ -82,13 +82,3 @@ def settlement_of(staged: Staged) -> dict[str, Amount] | None:
     """What the last record of an attempt says of its reservations; None: it has made none."""
     reservations = staged.reservations
     return None if reservations is None else reservations.at_end()
-
-
-def bytes_of(data: bytes | bytearray | memoryview) -> bytes:
-    """A copy of the bytes of a buffer, which may change later; TypeError: it is none."""
-    if isinstance(data, bytes):
-        return data
-    try:
-        return bytes(memoryview(data))
-    except TypeError as error:
-        raise TypeError(f"data must be bytes or a buffer of them, not {shown(data)}") from error

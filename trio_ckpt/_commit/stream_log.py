@@ -45,10 +45,12 @@ class OnItsWay:
     Attributes:
         pieces: How many pieces.
         size: How many bytes they have.
+        taken: Set when one of them is taken back; None: no task waits for that.
     """
 
     pieces: int = 0
     size: int = 0
+    taken: trio.Event | None = None
 
 
 @attrs.define(eq=False)
@@ -157,6 +159,9 @@ class StreamLog:
             given.pieces, given.size = given.pieces - 1, given.size - size
             if not given.pieces:
                 del on_its_way[path]
+            if given.taken is not None:
+                given.taken.set()
+                given.taken = None
 
     def take_lines(self, lines: Lines) -> None:
         """Count the pieces of lines as appended or as given up."""
@@ -167,6 +172,17 @@ class StreamLog:
         """How many bytes an append file has when all that is on its way to it is confirmed."""
         given = self.tools.on_its_way.get(path)
         return self.progress.sinks.get(path, 0) + (0 if given is None else given.size)
+
+    def is_beginning(self, path: str) -> bool:
+        """Whether the first bytes of an append file are on their way, and none is confirmed."""
+        return path in self.tools.on_its_way and not self.progress.sinks.get(path)
+
+    async def wait_piece(self, path: str) -> None:
+        """Wait until a piece that is on its way to a file is confirmed or given up."""
+        given = self.tools.on_its_way[path]
+        if given.taken is None:
+            given.taken = trio.Event()
+        await given.taken.wait()
 
     def leave(self, open_s: float) -> None:
         """Mark the stream as left, and drop its tools unless they are still needed.

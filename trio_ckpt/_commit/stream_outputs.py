@@ -24,6 +24,7 @@ from .._util.threads import run_blocking
 from .._util.uninterrupted import shielded
 from ..outputs import (
     AppendFile,
+    Compression,
     FileStatus,
     Outputs,
     Validator,
@@ -33,7 +34,7 @@ from ..outputs import (
 )
 from .path_owners import SINK, PathOwner, PathOwners
 from .rotation import Rotation, check_template
-from .sink_writer import SinkKind, SinkWriter
+from .sink_writer import SinkKind, SinkWriter, StagedPiece
 from .stream_log import Lines, StreamLog
 
 log = get_logger(__name__)
@@ -229,23 +230,21 @@ class StreamFiles:
 
     # -- append files -------------------------------------------------------------------------
 
-    def stage_lines(
+    def stage_piece(
         self,
-        staged: dict[str, bytearray],
+        staged: dict[str, StagedPiece],
         path: AnyPath,
-        data: bytes,
-        kind: SinkKind,
-        *,
-        is_json: bool,
+        piece: StagedPiece,
+        compress: Compression | None,
+        rotate_bytes: int | None,
     ) -> None:
         """Stage bytes for an append file, and decide for the session how it is written.
 
         Args:
             staged: What the batch appends, by stored name; it is changed.
             path: The file, as users give it.
-            data: The bytes.
-            kind: How the file is written.
-            is_json: Whether they are lines of JSON.
+            piece: What the batch appends with this call.
+            compress, rotate_bytes: How the file is written, see `SinkKind`.
 
         Raises:
             OutputError: the path is bad, a batch or another stream owns it, or files cannot grow
@@ -254,8 +253,8 @@ class StreamFiles:
             ValueError: there is no such compression, the path has no place for the number of a
                 part, or the session writes the file in another way.
         """
-        name = self.name(path)
-        if kind.rotate_bytes is None:
+        name, kind = self.name(path), SinkKind(compress, rotate_bytes)
+        if rotate_bytes is None:
             self.claim_sink(name)
         if name not in self._known_sinks:
             self.dir.need_append(name)
@@ -269,8 +268,11 @@ class StreamFiles:
                 f"{self.path(name)!r} has {what}={has!r} in this session, not {given!r}: all that "
                 "is appended to a file is written in one way"
             )
-        sink.has_json |= is_json
-        staged.setdefault(name, bytearray()).extend(data)
+        sink.has_json |= piece.has_json
+        if name in staged:
+            staged[name].extend(piece)
+        else:
+            staged[name] = piece
 
     def _new_sink(self, name: str, kind: SinkKind) -> SinkWriter:
         rotation, make = None, None if kind.compress is None else load_compressor(kind.compress)
@@ -280,8 +282,11 @@ class StreamFiles:
             rotation = Rotation(name, kind.rotate_bytes)
         return SinkWriter(kind, make, rotation)
 
-    async def open_sinks(self, lines: Mapping[str, bytearray]) -> Lines:
+    async def open_sinks(self, lines: Mapping[str, StagedPiece]) -> Lines:
         """Open the append files that lines are staged for; returns them with what they get.
+
+        A batch that waits for the first bytes of a file has been given only files whose names are
+        before it.  This ensures that no two batches wait for each other.
 
         Raises:
             OutputError: one cannot be opened, or is compressed in another way.
@@ -290,20 +295,15 @@ class StreamFiles:
         taken = list[tuple[str, int]]()
         try:
             found = list[tuple[AppendFile, bytes]]()
-            for name, data in lines.items():
+            for name, staged in sorted(lines.items()):
                 known = self._known_sinks[name]
-                piece = await known.piece(data) if data else b""
-                path = name
-                if known.rotation is not None:
-                    await self._check_newest(known, known.rotation)
-                    path = known.rotation.place(self.stream_log.length_of)
-                self.stream_log.give_piece(path, len(piece))
+                path, piece = await self._place(name, known, staged)
                 taken.append((path, len(piece)))
                 self.claim_sink(path)
                 await self.open_sink(path)
                 sink = self.stream_log.sinks[path]
                 known.check(sink)
-                if data:
+                if piece:
                     found.append((sink, piece))
                 else:
                     self.stream_log.take_pieces([taken.pop()])
@@ -311,6 +311,32 @@ class StreamFiles:
             self.stream_log.take_pieces(taken)
             raise
         return tuple(found)
+
+    async def _place(self, name: str, known: SinkWriter, staged: StagedPiece) -> tuple[str, bytes]:
+        """Choose the file of a piece, and count the piece as given to it.
+
+        Where a piece has a header, it waits until it is known whether a file that has no bytes yet
+        gets those which are on their way.  This ensures that the file begins with one header.
+
+        Returns:
+            The file, and what it gets.
+        """
+        piece = await known.piece(staged.data)
+        header = await known.piece(staged.header) if piece else b""
+        if known.rotation is not None:
+            await self._check_newest(known, known.rotation)
+        path = self._path_of(name, known)
+        while header and self.stream_log.is_beginning(path):
+            await self.stream_log.wait_piece(path)
+            path = self._path_of(name, known)
+        if not self.stream_log.length_of(path):
+            piece = header + piece
+        self.stream_log.give_piece(path, len(piece))
+        return path, piece
+
+    def _path_of(self, name: str, known: SinkWriter) -> str:
+        rotation = known.rotation
+        return name if rotation is None else rotation.place(self.stream_log.length_of)
 
     async def _check_newest(self, known: SinkWriter, rotation: Rotation) -> None:
         """Check once, in the newest part that earlier sessions have written, what `known` does."""
