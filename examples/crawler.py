@@ -330,7 +330,7 @@ async def crawl_in(
                 from ._crawler.warc import Archive  # few crawls keep an archive
 
                 archive = await trio.to_thread.run_sync(
-                    Archive.load, options.out, sizes.get(PAGES, 0)
+                    Archive.load, options.out, sizes.get(PAGES, 0), options.user_agent
                 )
         crawler = Crawler(
             run,

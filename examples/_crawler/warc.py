@@ -2,7 +2,8 @@
 
 Each response is a record of its own, compressed alone, so archives can be cut between any two and
 read from any. A page with the payload of one that is archived already is a ``revisit`` record,
-which names that one and has no payload.
+which names that one and has no payload. Each part begins with a ``warcinfo`` record, which says
+what has written it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import base64
 import hashlib
 import io
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from http import HTTPStatus
 
@@ -22,12 +23,14 @@ from warcio.warcwriter import WARCWriter  # type: ignore[import-untyped]
 
 import trio_ckpt
 
+from .._command import command_of
 from .._web.http import Response
 from .memory import PAGES, AnyPath, read_lines
 
 ARCHIVE = "crawl-{part}.warc.gz"
 ROTATE_BYTES = 10**9  # the size that the standard recommends (annex C)
 VERSION = "WARC/1.1"
+SPECIFICATION = "https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/"
 
 # What is said of a body as it was sent; the archive has it decoded, and whole.
 _OF_TRANSFER = {"content-encoding", "transfer-encoding", "content-length"}
@@ -45,30 +48,46 @@ class _Archived:
 class Archive:
     """Makes records, and remembers which payloads are archived."""
 
+    user_agent: str
     _payloads: dict[str, _Archived] = attrs.Factory(dict)
 
     @classmethod
-    def load(cls, folder: AnyPath, size: int) -> Archive:
+    def load(cls, folder: AnyPath, size: int, user_agent: str) -> Archive:
         """That of the crawl in a folder, of which so many bytes of pages.jsonl are confirmed."""
-        archive = cls()
+        archive = cls(user_agent)
         for url, digest, date in read_lines(folder, PAGES, size, "url", "sha256", "fetched_at"):
             archive.add(digest, url, datetime.fromisoformat(date))
         return archive
 
     def append(self, batch: trio_ckpt.Batch[str], response: Response, fetched_at: datetime) -> None:
         """Stage the record of a response."""
-        data = self.record(response, fetched_at)
-        batch.append_bytes(ARCHIVE, data, rotate_bytes=ROTATE_BYTES)
+        data, header = self.record(response, fetched_at), self._info(response.url, fetched_at)
+        batch.append_bytes(ARCHIVE, data, rotate_bytes=ROTATE_BYTES, header=header)
 
     def record(self, response: Response, fetched_at: datetime) -> bytes:
         """The record of a response, compressed."""
         known = None
         if response.status == HTTPStatus.OK:
             known = self._payloads.get(hashlib.sha256(response.body).hexdigest())
-        data = io.BytesIO()
-        writer = WARCWriter(data, gzip=True, warc_version=VERSION)
-        writer.write_record(_record(writer, response, _date(fetched_at), known))
-        return data.getvalue()
+        return _compressed(lambda writer: _record(writer, response, _date(fetched_at), known))
+
+    def _info(self, url: str, fetched_at: datetime) -> bytes:
+        """The first record of a part that begins with a response, compressed."""
+        date = _date(fetched_at)
+        ids = {"WARC-Date": date, "WARC-Record-ID": _record_id(f"warcinfo {url}", date)}
+        fields = (
+            ("software", f"trio_ckpt/{trio_ckpt.__version__} ({command_of('crawler')})"),
+            ("format", "WARC File Format 1.1"),
+            ("conformsTo", SPECIFICATION),
+            ("robots", "obey"),
+            ("http-header-user-agent", self.user_agent),
+        )
+        body = "".join(f"{name}: {value}\r\n" for name, value in fields).encode()
+        return _compressed(
+            lambda writer: writer.create_warc_record(
+                "", "warcinfo", io.BytesIO(body), length=len(body), warc_headers_dict=ids
+            )
+        )
 
     def add(self, digest: str, url: str, fetched_at: datetime) -> None:
         """Remember a payload whose record is durable, so that others may name it.
@@ -79,6 +98,13 @@ class Archive:
             fetched_at: When.
         """
         self._payloads.setdefault(digest, _Archived(url, _date(fetched_at)))
+
+
+def _compressed(make: Callable[[WARCWriter], ArcWarcRecord]) -> bytes:
+    data = io.BytesIO()
+    writer = WARCWriter(data, gzip=True, warc_version=VERSION)
+    writer.write_record(make(writer))
+    return data.getvalue()
 
 
 def _record(

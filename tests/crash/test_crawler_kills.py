@@ -55,9 +55,11 @@ def serve(*flags: str) -> Iterator[Site]:
         server.stdout.close()
 
 
-def start_crawler(site: Site, out: Path, *flags: str) -> subprocess.Popen[bytes]:
+def start_crawler(
+    site: Site, out: Path, *flags: str, module: str = "examples.crawler"
+) -> subprocess.Popen[bytes]:
     """The crawler as a process of its own."""
-    command = [sys.executable, "-m", "examples.crawler", site.url, "--out", str(out)]
+    command = [sys.executable, "-m", module, site.url, "--out", str(out)]
     return subprocess.Popen(
         [*command, "--concurrency", str(CONCURRENCY), *flags],
         cwd=ROOT,
@@ -94,14 +96,20 @@ def written(out: Path) -> Counter[str]:
 
 
 def interrupt(
-    site: Site, out: Path, number: int, times: int, seed: int, *flags: str
+    site: Site,
+    out: Path,
+    number: int,
+    times: int,
+    seed: int,
+    *flags: str,
+    module: str = "examples.crawler",
 ) -> tuple[int, list[int]]:
     """Run the crawler, send it `number` at random moments, until it is done."""
     chance = random.Random(seed)
     codes, sent = [], 0
     while True:
-        crawler = start_crawler(site, out, *flags)
-        goal = site.hits().total() + chance.randint(1, PAGES // times)
+        crawler = start_crawler(site, out, *flags, module=module)
+        goal = site.hits().total() + chance.randint(1, PAGES // max(1, times))
         if sent < times and wait_for_hits(site, crawler, goal):
             time.sleep(chance.random() * 0.01)
             os.kill(crawler.pid, number)

@@ -17,21 +17,30 @@ from warcio.recordloader import ArcWarcRecord  # type: ignore[import-untyped]
 import trio_ckpt
 from examples import crawler
 from examples._crawler import warc
+from examples._crawler.options import DEFAULT_USER_AGENT
 from tests.crash.test_crawler_kills import interrupt, serve, written
 from tests.examples.site import Site, first, html, links, page, redirect
 from tests.examples.test_crawler import lines, options
 from tests.hangs import PROGRAM_S
 
 KILLS = 10
+FROZEN = "tests.examples.frozen_crawler"
 
 
 def records(out: Path) -> list[tuple[ArcWarcRecord, bytes]]:
-    """The records of all parts, in order, and their payloads."""
+    """The records of all parts and their payloads, without the first record of each part."""
     found = []
     for path in parts_of(out):
-        with path.open("rb") as file:
-            found += [(record, record.content_stream().read()) for record in ArchiveIterator(file)]
+        first, *others = read_part(path)
+        assert first[0].rec_type == "warcinfo"
+        assert "warcinfo" not in [record.rec_type for record, _ in others]
+        found += others
     return found
+
+
+def read_part(path: Path) -> list[tuple[ArcWarcRecord, bytes]]:
+    with path.open("rb") as file:
+        return [(record, record.content_stream().read()) for record in ArchiveIterator(file)]
 
 
 def parts_of(out: Path) -> list[Path]:
@@ -131,8 +140,16 @@ async def test_an_archive_has_parts(
     site.pages["/"] = links(*(f"/{n}" for n in range(9)))
     site.pages |= {f"/{n}": html(f"<title>{n}</title>") for n in range(9)}
     assert await crawler.crawl(options(site, tmp_path, "--warc")) == 0
-    assert len(parts_of(tmp_path)) > 2
     assert len(records(tmp_path)) == 10
+    begun = [read_part(path)[0] for path in parts_of(tmp_path)]
+    assert len({field(record, "Record-ID") for record, _ in begun}) == len(begun) > 2
+    for record, body in begun:
+        assert field(record, "Date").endswith("Z")
+        assert record.content_type == "application/warc-fields"
+        fields = dict(line.split(": ", 1) for line in body.decode().splitlines())
+        assert fields["format"] == "WARC File Format 1.1"
+        assert fields["software"].startswith("trio_ckpt/")
+        assert fields["http-header-user-agent"] == DEFAULT_USER_AGENT
     check_by_tool(tmp_path)
 
 
@@ -155,3 +172,18 @@ def test_a_killed_crawl_has_each_response_once(tmp_path: Path) -> None:
     named = {field(record, "Refers-To") for record in found if record.rec_type == "revisit"}
     assert named <= known
     check_by_tool(out)
+
+
+def test_a_killed_crawl_leaves_the_same_bytes(tmp_path: Path) -> None:
+    """Of pages that are fetched one after the other, at a time that stands still."""
+    archives = []
+    with serve("--pages", "400", "--latency-ms", "1") as site:
+        for kills in (0, KILLS):
+            out, flags = tmp_path / str(kills), ("--warc", "--concurrency", "1")
+            found = interrupt(site, out, signal.SIGKILL, kills, 31, *flags, module=FROZEN)
+            assert (found[0], found[1][-1]) == (kills, 0)
+            archives.append([path.read_bytes() for path in parts_of(out)])
+            assert len(records(out)) == 400
+            check_by_tool(out)
+    assert archives[0] == archives[1]
+    assert len(archives[0]) > 2

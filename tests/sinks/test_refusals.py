@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.opening import begin
+from tests.refusing import refuse_all
 from tests.sinks.program import connect, is_postgres, open_sink, read_rows
 from tests.sinks.test_transactions import EMPTY, insert, run_one
 from tests.stores.postgres.servers import Server, running_server
@@ -187,6 +188,16 @@ async def test_a_server_that_is_not_there_is_named(server: Server) -> None:
     said = await refusal(PostgresSink(f"postgresql://me:{SECRET}@127.0.0.1:1/db"))
     assert said.startswith("database postgresql://127.0.0.1:1/db: beginning a transaction failed:")
     assert SECRET not in said
+
+
+async def test_a_connection_that_cannot_be_prepared_is_closed(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its server keeps it until the collector finds it."""
+    module = pytest.importorskip("psycopg") if is_postgres(database) else sqlite3
+    sink, opened = open_sink(database), refuse_all(monkeypatch, module)
+    assert "refused" in await refusal(sink)
+    assert {connection.is_closed for connection in opened} == {True}
 
 
 async def test_a_database_of_postgres_that_is_read_only_is_named(postgres: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import psycopg
 from psycopg import conninfo, pq
 
+from .._util.closing import closed_on_error
 from .._util.errors import SinkError
 from ._driver import COMMIT_S, IDLE_S, LOCK_S, Driver, reason_text
 from ._marker import TABLE
@@ -100,7 +101,8 @@ class PostgresDriver(Driver):
 
     def connect(self) -> psycopg.Connection[tuple[Any, ...]]:
         raw = psycopg.connect(self.conninfo, autocommit=True)
-        raw.execute(_IDLE)
+        with closed_on_error(raw):
+            raw.execute(_IDLE)
         return raw
 
     def is_usable(self, raw: psycopg.Connection[Any]) -> bool:

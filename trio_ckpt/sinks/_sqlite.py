@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from .._util.arguments import path_text
+from .._util.closing import closed_on_error
 from ._driver import LOCK_S, Driver, reason_text
 from ._marker import TABLE
 from ._sink import Sink
@@ -55,7 +56,8 @@ class SqliteDriver(Driver):
         raw = sqlite3.connect(
             self.path, timeout=LOCK_S, isolation_level=None, check_same_thread=False
         )
-        raw.execute("PRAGMA synchronous = EXTRA")  # also where the journal is a file of its own
+        with closed_on_error(raw):
+            raw.execute("PRAGMA synchronous = EXTRA")  # also where the journal is a file of its own
         return raw
 
     def is_usable(self, raw: sqlite3.Connection) -> bool:

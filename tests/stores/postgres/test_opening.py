@@ -10,6 +10,7 @@ import trio
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")
 
+from tests.refusing import refuse_all
 from tests.stores.postgres.servers import Server, free_port, running_server
 from trio_ckpt import StoreError, StoreVersionError
 from trio_ckpt.abc import Checkpoint, RunKey, Severity
@@ -113,6 +114,14 @@ async def test_a_role_needs_no_right_to_make_tables(
     await writer.aclose()
     said = await refused(own.replace("postgres@", f"{schema}_stranger@") + options)
     assert "permission denied" in said
+
+
+async def test_a_connection_that_cannot_be_prepared_is_closed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = refuse_all(monkeypatch, pytest.importorskip("psycopg"))
+    assert "opening failed: refused" in await refused(url)
+    assert {connection.is_closed for connection in opened} == {True}
 
 
 async def test_a_role_that_may_not_make_a_schema_is_told_so(

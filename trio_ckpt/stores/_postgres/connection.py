@@ -23,6 +23,7 @@ import attrs
 import psycopg
 from psycopg import IsolationLevel, conninfo, errors, pq
 
+from ..._util.closing import closed_on_error
 from ..._util.errors import (
     SaveOutcomeUnknownError,
     StoreConflictError,
@@ -357,11 +358,12 @@ class PostgresConnection:
         raw: psycopg.Connection[Row] = psycopg.connect(
             self.address.conninfo, autocommit=True, prepare_threshold=None if is_pooled else 5
         )
-        if not is_pooled:
-            raw.execute(_SETTINGS, {"durability": self.durability})
-            for run_id, owner in self._marked.items():
-                with self._only_a_hint(run_id):
-                    raw.execute(_MARK, self._place_of(to_text(run_id), owner))
+        with closed_on_error(raw):
+            if not is_pooled:
+                raw.execute(_SETTINGS, {"durability": self.durability})
+                for run_id, owner in self._marked.items():
+                    with self._only_a_hint(run_id):
+                        raw.execute(_MARK, self._place_of(to_text(run_id), owner))
         self._raw = raw
         return raw
 
