@@ -66,6 +66,21 @@ class GatedHistory(MemoryStore):
         return await super().history(run_id, stream, **kw)
 
 
+def hold_verification(monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """Hold a verification that has found damage: one event says so, the other lets it go on."""
+    real, seen, go = verify.find_damages, trio.Event(), trio.Event()
+
+    async def slow(*args: Any, **kw: Any) -> Any:
+        found = await real(*args, **kw)
+        if found:
+            seen.set()
+            await go.wait()
+        return found
+
+    monkeypatch.setattr(verify, "find_damages", slow)
+    return seen, go
+
+
 async def test_redo_in_flight_while_the_verification_takes_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,17 +94,7 @@ async def test_redo_in_flight_while_the_verification_takes_the_same(
     async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         await run_batches(stream, range(1500), handle)
     (tmp_path / "3").unlink()
-    real, calls, go, seen = verify.find_damages, [], trio.Event(), trio.Event()
-
-    async def slow(*args: Any, **kw: Any) -> Any:
-        found = await real(*args, **kw)
-        calls.append(found)
-        if found:
-            seen.set()
-            await go.wait()
-        return found
-
-    monkeypatch.setattr(verify, "find_damages", slow)
+    seen, go = hold_verification(monkeypatch)
     async with (
         begin(store, output_dir=tmp_path) as run,
         run.open_stream("s") as stream,
@@ -137,16 +142,7 @@ async def test_redo_over_pages_while_the_verification_takes_one_of_them(
     async with begin(store, output_dir=tmp_path) as run, run.open_stream("s") as stream:
         await run_batches(stream, range(2600), handle)
     (tmp_path / "1000").unlink()
-    real, go, seen = verify.find_damages, trio.Event(), trio.Event()
-
-    async def slow(*args: Any, **kw: Any) -> Any:
-        found = await real(*args, **kw)
-        if found:
-            seen.set()
-            await go.wait()
-        return found
-
-    monkeypatch.setattr(verify, "find_damages", slow)
+    seen, go = hold_verification(monkeypatch)
     async with (
         begin(store, output_dir=tmp_path) as run,
         run.open_stream("s") as stream,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
@@ -33,26 +34,6 @@ async def long_body(
         return stream.state
 
 
-async def test_a_killed_body_goes_on_with_its_newest_snapshot(autojump_clock: Any) -> None:
-    async with begin(MemoryStore()) as run:
-        expected = bits(await long_body(run, []))
-    store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
-    for die_at in (4, 13, 17):
-        with pytest.raises(KeyboardInterrupt):
-            async with begin(store) as run:
-                await long_body(run, seen, die_at)
-        store = store.after_crash()
-    async with begin(store) as run:
-        assert bits(await long_body(run, seen)) == expected
-    assert seen == [
-        (0, None, 0),
-        (0, "step 3", 3),
-        (1, None, 10),
-        (1, "step 13", 13),
-        (1, "step 16", 16),
-    ]
-
-
 async def handled(
     run: Run, seen: list[tuple[int, str | None, int]], die_at: int | None = None
 ) -> Model:
@@ -75,8 +56,9 @@ async def handled(
         return stream.state
 
 
-async def test_a_handler_that_is_killed_goes_on_with_its_newest_snapshot(
-    autojump_clock: Any,
+@pytest.mark.parametrize("work", [long_body, handled])
+async def test_killed_work_goes_on_with_its_newest_snapshot(
+    work: Callable[..., Awaitable[Model]], autojump_clock: Any
 ) -> None:
     store, seen = MemoryStore(), list[tuple[int, str | None, int]]()
     async with begin(MemoryStore()) as run:
@@ -84,10 +66,10 @@ async def test_a_handler_that_is_killed_goes_on_with_its_newest_snapshot(
     for die_at in (4, 13, 17):
         with pytest.raises(KeyboardInterrupt):
             async with begin(store) as run:
-                await handled(run, seen, die_at)
+                await work(run, seen, die_at)
         store = store.after_crash()
     async with begin(store) as run:
-        assert bits(await handled(run, seen)) == expected
+        assert bits(await work(run, seen)) == expected
     assert seen == [
         (0, None, 0),
         (0, "step 3", 3),

@@ -38,7 +38,7 @@ from tests.examples.collecting import (
     pages,
     read_progress,
 )
-from tests.hangs import PROGRAM_S
+from tests.examples.running import run_example
 
 ROOT = Path(__file__).parents[2]
 
@@ -371,17 +371,6 @@ def test_the_api_by_itself() -> None:
             server.kill()
 
 
-def run_command(out: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "examples.collector", "--out", str(out), *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PROGRAM_S,
-        check=False,
-    )
-
-
 def test_the_command_collects_over_the_network_and_says_so(tmp_path: Path) -> None:
     faults = [
         "--fault",
@@ -389,7 +378,7 @@ def test_the_command_collects_over_the_network_and_says_so(tmp_path: Path) -> No
         "--fault",
         f"reset*2 {HIRAGANA}/decompositions",
     ]
-    done = run_command(tmp_path, *faults)
+    done = run_example("collector", "--out", str(tmp_path), *faults)
     assert done.returncode == 0, done.stderr
     records = sum(len(characters_of(r)) + len(decompositions_of(r)) for r in BLOCKS)
     assert f"repositories {len(BLOCKS)}: {len(BLOCKS)} complete" in done.stderr
@@ -415,7 +404,7 @@ def test_the_command_stopped_by_sigterm_says_how_to_go_on(tmp_path: Path) -> Non
             process.kill()
     assert said.count("go on with:") == 1
     assert "examples.collector" in said
-    assert run_command(tmp_path).returncode == 0
+    assert run_example("collector", "--out", str(tmp_path)).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -432,7 +421,7 @@ def test_the_command_stopped_by_sigterm_says_how_to_go_on(tmp_path: Path) -> Non
 def test_what_cannot_work_is_said_without_a_traceback(
     words: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
-    done = run_command(tmp_path, *words)
+    done = run_example("collector", "--out", str(tmp_path), *words)
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 if importlib.util.find_spec("obstore") is None:
     pytest.skip("obstore is missing: pip install 'trio-ckpt[objects]'", allow_module_level=True)
@@ -25,7 +24,7 @@ from examples._crawler.options import parse_options
 from tests.examples.collecting import URL, Direct, api
 from tests.examples.site import Site, html, links, page, redirect
 from tests.hangs import PROGRAM_S
-from tests.stores.objects.buckets import ClockedBucket, HandClock, nothing
+from tests.stores.objects.buckets import ClockedBucket, HandClock, killed_before, nothing
 from tests.stores.objects.conftest import s3_server as s3_server, s3_url as s3_url
 from trio_ckpt import OutputError
 from trio_ckpt._buckets.address import ObjectsAddress, parse_address
@@ -35,10 +34,6 @@ ROOT = Path(__file__).parents[2]
 OUT = "s3://bucket/out"
 COLLECTED = ("characters/", "decompositions/", "pages/", "redirects/", "forbidden/")
 STRIDE = {"memory": 1, "s3": 23}  # requests between two kills
-
-
-class _KilledError(BaseException):
-    """What a process that is killed does not see."""
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -74,26 +69,12 @@ async def killed_everywhere(
 
 async def killed_at(bucket: ClockedBucket, at: int, work: Callable[[], Awaitable[int]]) -> bool:
     """Kill a program before a request, and start it again on a machine that has nothing."""
-    left, is_dead = at, False
-
-    def kill(_verb: str, _key: str) -> None:
-        nonlocal left, is_dead
-        left -= 1
-        is_dead = is_dead or left < 0
-        if is_dead:
-            raise _KilledError
-
-    bucket.before = kill
-    try:
+    with killed_before(bucket, at) as kill:
         await work()
-    except BaseException as error:
-        if not is_dead or isinstance(error, trio.Cancelled):
-            raise
-    bucket.before = nothing
     assert isinstance(bucket.clock, HandClock)
     bucket.clock.now += 1_000
     assert await work() == 0
-    return is_dead
+    return kill.is_done
 
 
 def clear(bucket: ClockedBucket) -> None:

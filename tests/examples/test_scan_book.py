@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import signal
-import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 
 import trio_ckpt
 from examples import scan_book
-from tests.hangs import PROGRAM_S
+from tests.examples.running import run_example
 from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -259,21 +257,9 @@ def test_going_on_does_not_redo_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scan_book.resume_command() == "python --end=5"
 
 
-def run_command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "examples.scan_book", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=PROGRAM_S,
-        check=False,
-    )
-
-
 def test_the_command_works_on_the_licence_of_python(tmp_path: Path) -> None:
     log = tmp_path / "begun.log"
-    done = run_command("--out", str(tmp_path / "out"), "--log", str(log))
+    done = run_example("scan_book", "--out", str(tmp_path / "out"), "--log", str(log))
     assert done.returncode == 0, done.stderr
     count = len(scan_book.split_pages(scan_book.read_book(None), 12))
     assert f"correct: {count} pages this time, {count} in all; $" in done.stderr
@@ -291,7 +277,7 @@ def test_the_command_works_on_the_licence_of_python(tmp_path: Path) -> None:
 def test_what_cannot_work_is_one_line(
     words: list[str], code: int, said: str, tmp_path: Path
 ) -> None:
-    done = run_command(*words, "--out", str(tmp_path))
+    done = run_example("scan_book", *words, "--out", str(tmp_path))
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from examples import train
-from tests.hangs import PROGRAM_S
+from tests.examples.running import run_example
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 6
@@ -120,30 +117,18 @@ async def test_a_session_that_has_nothing_left_to_do_leaves_no_mark(
     assert marks(tmp_path / "loss.png") == 0
 
 
-def run_command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "examples.train", *words],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=PROGRAM_S,
-        check=False,
-    )
-
-
 def test_the_command_trains_and_a_second_start_has_nothing_left_to_do(tmp_path: Path) -> None:
     words = ("--out", str(tmp_path), "--epochs", "2")
-    first = run_command(*words)
+    first = run_example("train", *words)
     assert first.returncode == 0, first.stderr
     assert re.search(r"^digest \w{64}$", first.stdout, re.MULTILINE)
-    second = run_command(*words)
+    second = run_example("train", *words)
     assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr
 
 
 def test_another_network_is_refused_by_the_field_that_changed(tmp_path: Path) -> None:
     words = ("--out", str(tmp_path), "--epochs", "1")
-    assert run_command(*words).returncode == 0
-    refused = run_command(*words, "--hidden", "8")
+    assert run_example("train", *words).returncode == 0
+    refused = run_example("train", *words, "--hidden", "8")
     assert refused.returncode != 0
     assert "hidden" in refused.stderr

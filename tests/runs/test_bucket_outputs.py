@@ -16,7 +16,7 @@ if importlib.util.find_spec("obstore") is None:
 
 from tests.opening import begin
 from tests.outputs.buckets import URL
-from tests.stores.objects.buckets import ClockedBucket, HandClock, nothing
+from tests.stores.objects.buckets import ClockedBucket, HandClock, killed_before, nothing
 from trio_ckpt import (
     CannotRedoError,
     OutputError,
@@ -77,10 +77,6 @@ async def work(run: Run, *, total: int = BATCHES, stop_at: int | None = None) ->
 # -- killed ------------------------------------------------------------------------------------
 
 
-class _KilledError(BaseException):
-    """What a process that is killed does not see."""
-
-
 async def test_a_run_killed_at_any_request_leaves_the_same_objects(bucket: ClockedBucket) -> None:
     """Store and outputs are in one bucket; before each of its requests everything stops."""
     at = 0
@@ -92,23 +88,9 @@ async def test_a_run_killed_at_any_request_leaves_the_same_objects(bucket: Clock
 
 
 async def _killed_at(bucket: ClockedBucket, at: int) -> bool:
-    left, is_dead = at, False
-
-    def kill(_verb: str, _key: str) -> None:
-        nonlocal left, is_dead
-        left -= 1
-        is_dead = is_dead or left < 0
-        if is_dead:
-            raise _KilledError
-
-    bucket.before = kill
-    try:
+    with killed_before(bucket, at) as kill:
         async with begin(await _open_store(bucket), output_dir=URL) as run:
             await work(run)
-    except BaseException:
-        if not is_dead:
-            raise
-    bucket.before = nothing
     bucket.clock.now += 1_000  # type: ignore[attr-defined]
     async with begin(await _open_store(bucket), output_dir=URL) as run:
         await work(run)
@@ -116,7 +98,7 @@ async def _killed_at(bucket: ClockedBucket, at: int) -> bool:
     assert objects(bucket) == WANTED, at
     manifest = json.loads(bucket.get("out/manifest.json") or b"")
     assert manifest["records"] == BATCHES
-    return is_dead
+    return kill.is_done
 
 
 async def _open_store(bucket: ClockedBucket) -> Store:

@@ -298,10 +298,10 @@ def open_bucket(address: ObjectsAddress) -> Bucket:
     return Bucket(address.shown, clients)
 
 
-def memory_bucket(shown: str = "memory") -> Bucket:
+def memory_bucket() -> Bucket:
     """A bucket in memory, for tests."""
     store = MemoryStore()
-    return Bucket(shown, Clients(store, store, store))
+    return Bucket("memory", Clients(store, store, store))
 
 
 def _open(address: ObjectsAddress, timeout_s: float) -> ObjectStore:
@@ -339,12 +339,12 @@ def joined(*parts: str) -> str:
     return "/".join(filter(None, parts))
 
 
-def in_batches(keys: Iterable[str], size: int = LIST_AT_ONCE) -> Iterator[list[str]]:
-    """Keys as they are deleted, so many at once."""
+def in_batches(keys: Iterable[str]) -> Iterator[list[str]]:
+    """Keys as they are deleted, `LIST_AT_ONCE` at once."""
     batch = list[str]()
     for key in keys:
         batch.append(key)
-        if len(batch) == size:
+        if len(batch) == LIST_AT_ONCE:
             yield batch
             batch = []
     if batch:

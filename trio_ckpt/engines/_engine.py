@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import attrs
 import trio
-from outcome import Error, Outcome, Value
+from outcome import Outcome, Value
 
 from .._util.arguments import checked_by, optional, ratio, whole_number
 from .._util.log import get_logger
@@ -179,12 +179,6 @@ class EngineCalls:
             if not call.is_over:
                 call.is_over = True
                 trio.lowlevel.reschedule(call.task, Value(outcome))
-
-
-def end_each(calls: Sequence[EngineCall], on_end: OnEnd, error: Exception) -> None:
-    """End calls with an error of the engine."""
-    for call in calls:
-        on_end(call, Error(error))
 
 
 def lost(what: str, error: BaseException) -> EngineLostError:

@@ -167,17 +167,7 @@ class EngineRunner:
         """Let the engine run the item once."""
         seat = self._seat
         assert seat is not None
-        assigned = AssignTask(
-            pending.task_id,
-            seat.owner,
-            pending.job_id,
-            pending.index,
-            pending.function,
-            pending.item,
-            pending.attempt,
-            pending.options.checkpoint_interval_s,
-            pending.options.trace,
-        )
+        assigned = pending.assignment(seat.owner)
         spec = ItemSpec(assigned, seat.store, seat.durability, seat.began, WATCH_S)
         key = f"{pending.task_id}-{seat.owner}.{pending.attempt}.{losses}-{seat.token}"
         return _end_of(await self.calls.call(key, encode_spec(spec)), assigned)

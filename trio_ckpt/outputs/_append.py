@@ -296,17 +296,16 @@ class AppendFile:
             self.close()
 
 
-def encode_lines(records: Iterable[object], path: str = "records") -> bytes:
+def encode_lines(records: Iterable[object]) -> bytes:
     """Encode plain values as JSON lines (UTF-8, compact), each ended by a newline.
 
     Args:
         records: One value per line.
-        path: The name of the records in an error.
 
     Raises:
         NotEncodableError: a value is not JSON-like; NaN and infinity are not.
     """
-    lines = as_plain(list(records), path)  # msgspec would write NaN as null
+    lines = as_plain(list(records), "records")  # msgspec would write NaN as null
     return _json.encode_lines(lines)
 
 

@@ -11,6 +11,7 @@ from psycopg import conninfo, pq
 
 from .._util.closing import closed_on_error
 from .._util.errors import SinkError
+from ..stores._postgres.address import CONNECTION_DEFAULTS
 from ._driver import COMMIT_S, IDLE_S, LOCK_S, Driver, reason_text
 from ._marker import TABLE
 
@@ -41,14 +42,6 @@ WHERE current_setting('idle_in_transaction_session_timeout') = '0'
 """ % int(IDLE_S * 1000)
 _LIMIT = b"SET LOCAL lock_timeout = '%d'" % int(LOCK_S * 1000)
 _VALUE = re.compile(r":(\w+)")
-_DEFAULTS = {
-    "connect_timeout": "10",
-    "keepalives_idle": "10",
-    "keepalives_interval": "5",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "15000",
-    "fallback_application_name": "trio_ckpt",
-}
 _READ_ONLY = "it is read-only, a standby maybe: name the primary, or a role that may write"
 _ADVICE = {
     "25006": _READ_ONLY,
@@ -93,7 +86,7 @@ class PostgresDriver(Driver):
                 "shown, because it may have a password"
             ) from None
         self._password = parameters.get("password")
-        unset = {key: value for key, value in _DEFAULTS.items() if key not in parameters}
+        unset = {key: value for key, value in CONNECTION_DEFAULTS.items() if key not in parameters}
         self.conninfo = conninfo.make_conninfo("", **{**parameters, **unset})
         host, database = parameters.get("host", ""), parameters.get("dbname", "")
         port = f":{parameters['port']}" if "port" in parameters else ""

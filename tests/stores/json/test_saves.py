@@ -151,18 +151,6 @@ async def test_all_writing_together_is_linear(
 # ---------------------------------------------------------------------------------------
 
 
-async def test_bad_fold_saves_nothing(folder: Path) -> None:
-    store = await JsonStore.open(folder)
-    async with store.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        await store.save(run, chain(A, 1, 1))
-        with pytest.raises(StoreError, match="a fold cannot be saved"):
-            await store.save(run, chain(A, 2, 2), [Fold(A, 1, object())])  # type: ignore[arg-type]
-        assert await heads(store) == {A: 1}
-        assert await store.save(run, chain(A, 2, 2)) == [None]
-    await store.aclose()
-
-
 async def test_write_that_ends_half_way_saves_nothing_and_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -586,21 +586,6 @@ async def test_run_whose_making_was_cut_short(folder: Path) -> None:
     await store.aclose()
 
 
-async def test_pages_are_bounded_in_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_json_reader, "MAX_PAGE_BYTES", 2_500)
-    await make(folder, *[Checkpoint(A, n, bytes(1_000)) for n in range(1, 8)], scheme="json")
-    store = await JsonStore.open(folder)
-    sizes, cursor = [], None
-    while True:
-        page = await store.history("run", A, cursor=cursor)
-        sizes.append(len(page.records))
-        cursor = page.cursor
-        if cursor is None:
-            break
-    assert sizes == [3, 3, 1]
-    await store.aclose()
-
-
 def test_read_begins_again_when_a_run_was_rewritten(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

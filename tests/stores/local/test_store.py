@@ -20,11 +20,12 @@ import trio
 import trio.testing
 
 from tests.hangs import PROGRAM_S
-from tests.stores.tools import A, B, chain, heads, path_of_blob
+from tests.stores.tools import A, B, chain, heads, make, path_of_blob
 from trio_ckpt._util.errors import RunLockedError, StoreError
-from trio_ckpt.abc import Checkpoint, RunKey
+from trio_ckpt.abc import Checkpoint, Fold, RunKey
 from trio_ckpt.stores import JsonStore, SqliteStore, open_store
 from trio_ckpt.stores._local import blobs as _blobs, locks
+from trio_ckpt.stores._local.store import LocalStore
 
 LOCAL = pytest.mark.parametrize("kind", [SqliteStore, JsonStore])
 
@@ -231,4 +232,36 @@ async def test_blobs_are_cleaned_up_after_the_owner_number_was_raised(
     async with store.lock_run("run"):
         assert order == ["raise_owner", "owning", "owning", "unnamed"]
         assert not left.exists()
+    await store.aclose()
+
+
+@LOCAL
+async def test_bad_fold_saves_nothing(folder: Path, kind: type[LocalStore]) -> None:
+    store = await kind.open(folder)
+    async with store.lock_run("run") as owner:
+        run = RunKey("run", 0, owner)
+        await store.save(run, chain(A, 1, 1))
+        with pytest.raises(StoreError, match="a fold cannot be saved"):
+            await store.save(run, chain(A, 2, 2), [Fold(A, 1, object())])  # type: ignore[arg-type]
+        assert await heads(store) == {A: 1}
+        assert await store.save(run, chain(A, 2, 2)) == [None]
+    await store.aclose()
+
+
+@LOCAL
+async def test_pages_are_bounded_in_bytes(
+    folder: Path, kind: type[LocalStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme = "sqlite" if kind is SqliteStore else "json"
+    monkeypatch.setattr(f"trio_ckpt.stores._{scheme}.reader.MAX_PAGE_BYTES", 2_500)
+    await make(folder, *[Checkpoint(A, n, bytes(1_000)) for n in range(1, 8)], scheme=scheme)
+    store = await kind.open(folder)
+    sizes, cursor = [], None
+    while True:
+        page = await store.history("run", A, cursor=cursor)
+        sizes.append(len(page.records))
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert sizes == [3, 3, 1]
     await store.aclose()

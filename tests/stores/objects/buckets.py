@@ -7,12 +7,13 @@ take seconds, and each can be run again by its number.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 import attrs
+import trio
 
 from trio_ckpt._buckets.bucket import (
     Bucket,
@@ -58,6 +59,10 @@ class HandClock:
 
 def nothing(_verb: str, _key: str) -> None:
     """Do nothing before a request."""
+
+
+class KilledError(BaseException):
+    """What a process that is killed does not see."""
 
 
 class ClockedBucket(Bucket):
@@ -122,6 +127,38 @@ class ClockedBucket(Bucket):
         self.before("copy", source)
         super().copy(source, target)
         self._stamp(target)
+
+
+@attrs.define
+class Kill:
+    """A process is killed before a request, and asks for nothing after it.
+
+    Attributes:
+        left: How many requests it still makes.
+        is_done: Whether it has been killed.
+    """
+
+    left: int
+    is_done: bool = False
+
+    def __call__(self, _verb: str, _key: str) -> None:
+        self.left -= 1
+        self.is_done = self.is_done or self.left < 0
+        if self.is_done:
+            raise KilledError
+
+
+@contextmanager
+def killed_before(bucket: ClockedBucket, request: int) -> Generator[Kill]:
+    """Run the block as a process that is killed before a request of a bucket, 0 for the first."""
+    bucket.before = kill = Kill(request)
+    try:
+        yield kill
+    except BaseException as error:
+        if not kill.is_done or isinstance(error, trio.Cancelled):
+            raise
+    finally:
+        bucket.before = nothing
 
     def upload(self, key: str, views: Iterable[memoryview]) -> None:
         self.before("put", key)

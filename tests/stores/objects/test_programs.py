@@ -10,7 +10,7 @@ import pytest
 
 import trio_ckpt
 from tests.opening import begin
-from tests.stores.objects.buckets import ClockedBucket, HandClock
+from tests.stores.objects.buckets import ClockedBucket, HandClock, killed_before
 from trio_ckpt import Run, Stream
 from trio_ckpt._buckets.requests import Requests
 from trio_ckpt.stores import open_store
@@ -74,10 +74,6 @@ def test_a_killed_program_is_taken_over_when_its_lease_ends(file_url: str) -> No
     assert found in (list(range(len(seen), 20)), list(range(len(seen) + 1, 20)))
 
 
-class _KilledError(BaseException):
-    """What a process that is killed does not see."""
-
-
 async def test_a_run_killed_at_any_request_loses_no_confirmed_batch() -> None:
     """At each request of a run everything stops; the next start goes on."""
     at = 0
@@ -89,29 +85,15 @@ async def test_a_run_killed_at_any_request_loses_no_confirmed_batch() -> None:
 async def _killed_at(at: int) -> bool:
     clock = HandClock()
     bucket = ClockedBucket(clock)
-    left, is_dead = at, False
-
-    def kill(_verb: str, _key: str) -> None:
-        nonlocal left, is_dead
-        left -= 1
-        is_dead = is_dead or left < 0
-        if is_dead:
-            raise _KilledError
-
-    bucket.before = kill
     confirmed = list[int]()
-    try:
+    with killed_before(bucket, at) as kill:
         await _confirm_all(await _open(bucket), confirmed)
-    except BaseException:
-        if not is_dead:
-            raise
-    bucket.before = lambda verb, key: None
     clock.now += 100
     found = list[int]()
     await _confirm_all(await _open(bucket), found)
     assert set(found) | set(confirmed) == set(range(6)), (at, found, confirmed)
     assert not set(found) & set(confirmed), "a confirmed batch ran again"
-    return is_dead
+    return kill.is_done
 
 
 async def _open(bucket: ClockedBucket) -> ObjectsStore:

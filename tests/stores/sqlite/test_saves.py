@@ -20,22 +20,10 @@ from trio_ckpt._util.errors import (
     StoreConflictError,
     StoreError,
 )
-from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import SqliteStore
 from trio_ckpt.stores._sqlite import writer
 from trio_ckpt.stores._sqlite.schema import MAX_ROWS
-
-
-async def test_bad_fold_saves_nothing(folder: Path) -> None:
-    store = await SqliteStore.open(folder)
-    async with store.lock_run("run") as owner:
-        run = RunKey("run", 0, owner)
-        await store.save(run, chain(A, 1, 1))
-        with pytest.raises(StoreError, match="a fold cannot be saved"):
-            await store.save(run, chain(A, 2, 2), [Fold(A, 1, object())])  # type: ignore[arg-type]
-        assert await heads(store) == {A: 1}
-        assert await store.save(run, chain(A, 2, 2)) == [None]
-    await store.aclose()
 
 
 async def test_full_database_saves_nothing_and_goes_on(folder: Path) -> None:

@@ -26,7 +26,7 @@ from trio_ckpt.abc import Checkpoint, RunKey
 from trio_ckpt.stores import SqliteStore, open_store
 from trio_ckpt.stores._local import blobs, files, locks
 from trio_ckpt.stores._local.files import hashed_name
-from trio_ckpt.stores._sqlite import reader, schema
+from trio_ckpt.stores._sqlite import schema
 
 # ---------------------------------------------------------------------------------------
 # The folder
@@ -365,21 +365,6 @@ async def test_blob_is_durable_before_it_has_its_name(
 # ---------------------------------------------------------------------------------------
 # Reading and closing
 # ---------------------------------------------------------------------------------------
-
-
-async def test_pages_are_bounded_in_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAX_PAGE_BYTES", 2_500)
-    await make(folder, *[Checkpoint(A, n, bytes(1_000)) for n in range(1, 8)])
-    store = await SqliteStore.open(folder)
-    sizes, cursor = [], None
-    while True:
-        page = await store.history("run", A, cursor=cursor)
-        sizes.append(len(page.records))
-        cursor = page.cursor
-        if cursor is None:
-            break
-    assert sizes == [3, 3, 1]
-    await store.aclose()
 
 
 async def test_reads_do_not_delay_saves(folder: Path) -> None:

@@ -6,6 +6,7 @@ import time
 from contextlib import AsyncExitStack, ExitStack
 
 import attrs
+import msgspec
 import trio
 
 from ..._journal.history import find_run
@@ -18,7 +19,6 @@ from ..._util.text import duration, printable
 from .._wire.errors import ProtocolError
 from .._wire.message import TaskMessage
 from .._wire.task_messages import (
-    AssignTask,
     NewLease,
     ReleaseTask,
     ResumeTask,
@@ -167,20 +167,14 @@ class WorkItem:
         pending = self.pending
         if lease.was is not None:
             return NewLease(pending.task_id, number, lease.was)
-        head = (
-            pending.task_id,
-            number,
-            pending.job_id,
-            pending.index,
-            pending.function,
-            pending.item,
-            pending.attempt,
-            pending.options.checkpoint_interval_s,
-            pending.options.trace,
-        )
+        assigned = pending.assignment(number)
         if saved is None:
-            return AssignTask(*head)
-        return ResumeTask(*head, saved.sequence, saved.last_checkpoint_at)
+            return assigned
+        return ResumeTask(
+            **msgspec.structs.asdict(assigned),
+            sequence=saved.sequence,
+            captured_at=saved.last_checkpoint_at,
+        )
 
     async def _note_of_worker(self, text: str) -> None:
         """Record a worker's note in the job's history."""

@@ -12,6 +12,7 @@ from ..._util.log import Place, at
 from ..._util.plain import Plain
 from .._wire.job_messages import JobOptions
 from .._wire.names import ITEMS_STREAM
+from .._wire.task_messages import AssignTask
 from .lease import Lease, WorkerHandle
 
 
@@ -41,6 +42,20 @@ class PendingItem:
     def is_saving(self) -> bool:
         """Whether the item takes checkpoints."""
         return self.options.checkpoint_interval_s is not None
+
+    def assignment(self, lease: int) -> AssignTask:
+        """The message that begins the item under a lease."""
+        return AssignTask(
+            self.task_id,
+            lease,
+            self.job_id,
+            self.index,
+            self.function,
+            self.item,
+            self.attempt,
+            self.options.checkpoint_interval_s,
+            self.options.trace,
+        )
 
     @property
     def place(self) -> Place:

@@ -27,7 +27,7 @@ _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}", re.ASCII)  # PostgreSQL cuts long
 _ALIASES = ("ssl",)  # what libpq takes in URLs for the sake of other drivers
 
 # A connection whose other end is gone is noticed within seconds, not hours.
-_DEFAULTS = {
+CONNECTION_DEFAULTS = {
     "connect_timeout": "10",
     "keepalives_idle": "10",
     "keepalives_interval": "5",
@@ -73,7 +73,8 @@ def parse_address(url: str) -> PostgresAddress:
     parameters = _read(rest)
     if isinstance(parameters, str):
         raise StoreError(f"{shown!r} is not a URL that libpq can read: {parameters}")
-    unset = {key: value for key, value in _DEFAULTS.items() if key not in _given(parameters)}
+    given = _given(parameters)
+    unset = {key: value for key, value in CONNECTION_DEFAULTS.items() if key not in given}
     return PostgresAddress(
         url,
         conninfo.make_conninfo("", **{**parameters, **unset, "client_encoding": "utf8"}),
