@@ -105,6 +105,7 @@ if typing.TYPE_CHECKING:
         BatchFailedError as BatchFailedError,
         BatchWithdrawnError as BatchWithdrawnError,
         CannotRedoError as CannotRedoError,
+        CannotRunAgainError as CannotRunAgainError,
         CheckpointFailedError as CheckpointFailedError,
         CodeChangedError as CodeChangedError,
         ConfigChangedError as ConfigChangedError,
@@ -182,7 +183,7 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_tokens.coordinator": "CheckpointCoordinator",
             "_tokens.token": "CheckpointToken TokenRegistry TokenState",
             "_util.errors": "ArchiveError BatchCancelledError BatchFailedError BatchWithdrawnError "
-            "CannotRedoError CheckpointFailedError CodeChangedError ConfigChangedError "
+            "CannotRedoError CannotRunAgainError CheckpointFailedError CodeChangedError ConfigChangedError "
             "DuplicateCheckpointError ForkedProcessError LeaseLostError NotEncodableError "
             "NoThreadError OutputClaimedError OutputError OutputExistsError "
             "OutputInvalidError OutputsMissingError PartitionsLeftError RunLockedError "

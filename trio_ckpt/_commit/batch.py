@@ -86,6 +86,17 @@ class Batch(BatchFiles, Shown, Generic[T]):
             ("state", self.state.value),
         ]
 
+    # -- what was before ----------------------------------------------------------------
+
+    @property
+    def previous(self) -> CheckpointResult | None:
+        """What the last generation knows of its item, where the run was begun with ``again=True``.
+
+        It has the outputs, with their paths below the folder of the run, and the metadata.  None:
+        the item is new, or its outputs are not what was confirmed.  It is a copy.
+        """
+        return self._gate.previous_of(self)
+
     # -- settling -----------------------------------------------------------------------
 
     @from_any_thread
@@ -148,6 +159,35 @@ class Batch(BatchFiles, Shown, Generic[T]):
         self.state = AttemptState.COMPLETED
         move(self.token, TokenEvent.COMPLETE)
         return True
+
+    @from_any_thread
+    def unchanged(self, *, metadata: Mapping[str, Any] | None = None) -> bool:
+        """Mark the batch as done without its work: its item is as in the last generation.
+
+        Outputs, records, totals and metadata of `previous` count again; nothing is written.  Items
+        that it had added to a `Frontier` do not: `add` them.
+
+        Args:
+            metadata: JSON-like values that replace those of the same names.
+
+        Returns:
+            False if this attempt was settled before.
+
+        Raises:
+            NotEncodableError: a value cannot be stored; the batch stays unsettled.
+            RuntimeError: `previous` is None, or this attempt has written outputs.
+            TypeError: the stream has a state that is no `Frontier`.
+        """
+        if self.state is not AttemptState.OPEN:
+            return False
+        was = self._gate.carry_over(self)
+        plain = {} if metadata is None else as_metadata(metadata)
+        is_first = self.complete(
+            records=was.records, totals=was.totals, metadata=was.metadata | plain
+        )
+        if is_first:
+            self._staged.carried = was.outputs
+        return is_first
 
     @from_any_thread
     def fail(self, error: BaseException | str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
+from .._journal.record import CheckpointResult, Record
 from .._util.exact_sum import Number
 from .._util.plain import Plain
 from .staged import RowsCommit
@@ -69,6 +70,14 @@ class BatchHost(Protocol[B]):
 
 class BatchGate(Protocol[B]):
     """What every exit of a batch passes."""
+
+    def previous_of(self, batch: B) -> CheckpointResult | None:
+        """What the last generation knows of the item of a batch."""
+        ...
+
+    def carry_over(self, batch: B) -> Record:
+        """What the last generation had of it; RuntimeError, TypeError: it cannot be unchanged."""
+        ...
 
     async def confirm(self, batch: B) -> None:
         """Pass the gate now, before the batch is left."""

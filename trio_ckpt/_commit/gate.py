@@ -65,7 +65,7 @@ import attrs
 import trio
 
 from .._journal.observer import AttemptEnd
-from .._journal.record import Record, RecordKind, describe_error, encode_record
+from .._journal.record import CheckpointResult, Record, RecordKind, describe_error, encode_record
 from .._tokens.token import (
     CANCELLED,
     WITHDRAWN,
@@ -170,6 +170,21 @@ class Gate:
             f"{stream.where(index)} is open already: settle it, or use run_batches for several at "
             "once",
             index,
+        )
+
+    def previous_of(self, batch: AnyBatch) -> CheckpointResult | None:
+        """What the last generation knows of the item of a batch: nothing, see `AgainGate`."""
+        return None
+
+    def carry_over(self, batch: AnyBatch) -> Record:
+        """Refuse: there is no last generation to carry a batch over from; see `AgainGate`.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"{self.open_stream.where(batch.index)} cannot be unchanged: the run was not begun "
+            "with again=True, so that no generation is known to compare it with"
         )
 
     async def pass_gate(

@@ -56,6 +56,9 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
         is_committed: Its rows are committed, so that its record has to follow.
         reservations: What it has reserved; None: nothing.
         due: Until when it is deferred; Unix time, s.
+        previous: The batch of the last generation with its item, and its place in `PreviousItems`.
+        carried: Outputs of the last generation that it confirms once more; None: it is not
+            `unchanged`.
     """
 
     digest: bytes = b""
@@ -76,6 +79,8 @@ class Staged(msgspec.Struct):  # one for each batch: its empty defaults cost lea
     is_committed: bool = False
     reservations: Reservations | None = None
     due: float | None = None
+    previous: tuple[int, int] | None = None
+    carried: tuple[Output, ...] | None = None
 
 
 def settlement_of(staged: Staged) -> dict[str, Amount] | None:

@@ -61,6 +61,8 @@ class StreamFiles:
         folder: The stream's folder, relative to `root`; empty: it is `root`.
         validator: The check of the stream; a loop may have another, see `LoopPolicy`.
         since: Files that are older do not belong to the run; Unix time, s.
+        replaced: Where in the archive a file of the last generation goes that is replaced; None: no
+            generation is known that this one began from.
     """
 
     run_id: str
@@ -71,6 +73,7 @@ class StreamFiles:
     folder: str = ""
     validator: Validator | None = None
     since: float = 0.0
+    replaced: str | None = None
     claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
     _known_sinks: dict[str, SinkWriter] = attrs.field(factory=dict[str, SinkWriter], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
@@ -480,6 +483,9 @@ class StreamFiles:
             digest = hashlib.sha256(data).hexdigest()
             if self.dir.check(Output(name, len(data), -1, digest), "sha256") is None:
                 return
+        if self.replaced and self.dir.archived_head(name, self.replaced, 1) is None:
+            self.dir.set_aside(name, self.replaced)
+            return
         goal = self.dir.set_aside(name, f"{self.run_id}-unconfirmed")
         if goal is not None:
             log.warning(

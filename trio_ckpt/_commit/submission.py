@@ -8,6 +8,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from msgspec.structs import replace
+
 from .._journal.observer import AttemptEnd
 from .._journal.record import Record, RecordKind, SinkLines, describe_error
 from .._util.errors import NotEncodableError, OutputError, TrioCkptError
@@ -16,6 +18,7 @@ from .._util.uninterrupted import uninterrupted
 from ..outputs import lines_digest
 from .awaits import NeverAwaitedError, check_awaited
 from .batch import AnyBatch, calls_of, staged_of
+from .carried import carry_outputs
 from .exits import Ending
 from .open_stream import OpenStream
 from .staged import settlement_of
@@ -39,6 +42,8 @@ async def check_batch(stream: OpenStream, batch: AnyBatch) -> Lines:
     if staged.adopted:
         await files.adopt(staged.adopted, batch.index, staged.outputs)
         staged.adopted.clear()
+    if staged.carried:
+        staged.outputs |= await carry_outputs(files, staged.carried, batch.index)
     if validator is not None:
         await files.check(staged.outputs, validator)
     return await files.open_sinks(staged.lines) if staged.lines else NO_LINES
@@ -73,6 +78,8 @@ def confirmed_record(
         adds=stream.encode_adds(staged.adds) if staged.adds else b"",
         last_index=batch.index if staged.is_last else None,
     )
+    if staged.previous is not None:
+        record = replace(record, previous=staged.previous[0], unchanged=staged.carried is not None)
     return record if notes is None else stream.intents.with_costs(batch, record)
 
 
@@ -96,6 +103,7 @@ def record_of_end(batch: AnyBatch, ending: Ending) -> Record:
         else describe_error(error, retryable=ending.retryable, batch_index=batch.index),
         metadata={} if error is None else _details_of(error),
         due=ending.due,
+        previous=None if staged.previous is None else staged.previous[0],
     )
 
 

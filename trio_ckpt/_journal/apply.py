@@ -161,6 +161,8 @@ def _apply_finish(progress: Progress, record: Record) -> None:
 
 
 def _apply_save(progress: Progress, record: Record) -> None:
+    for lines in record.lines:  # those of the last generation, which go on growing
+        progress.sinks[lines.path] = progress.sinks.get(lines.path, 0) + lines.size
     if progress.status is not Status.COMPLETE or record.adds or record.last_index is not None:
         _open(progress)
     if record.last_index is not None:  # the batch after it was withdrawn

@@ -271,6 +271,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=F
     reserved: dict[str, Amount] | None = msgspec.field(name="R", default=None)  # what it changes by
     code: CodeMark | None = msgspec.field(name="C", default=None)  # that works on the stream now
     due: float | None = msgspec.field(name="D", default=None)  # ATTEMPT: deferred until; Unix time
+    previous: int | None = msgspec.field(name="P", default=None)  # the last generation's batch
+    unchanged: bool = msgspec.field(name="U", default=False)  # all of it is carried over from that
 
 
 TROUBLE = "trouble"  # in the metadata of a NOTE: a problem that a user should know of

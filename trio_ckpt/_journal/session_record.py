@@ -21,6 +21,12 @@ class SessionCounts(msgspec.Struct, gc=False):
     spent: dict[str, Number] = {}
 
 
+class _Again(msgspec.Struct, forbid_unknown_fields=True):
+    base: int
+    checkpoints: int | None = None
+    counts: dict[str, int] = {}
+
+
 class _SessionMetadata(msgspec.Struct):
     session: int
     runtime_s: float
@@ -35,6 +41,7 @@ class _SessionMetadata(msgspec.Struct):
     outputs_since: float = 0.0
     limits: dict[str, Plain] = {}
     paused: dict[str, Plain] = {}
+    again: _Again | None = None
     code: dict[str, Plain] = {}
     reason: str | None = None
     next_due: float | None = None

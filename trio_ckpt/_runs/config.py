@@ -18,13 +18,14 @@ import attrs
 
 from .._commit.limits import Limits
 from .._commit.observers import Observers
-from .._journal.store import Store
+from .._journal.store import RunView, Store
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import NotEncodableError
 from .._util.plain import MAX_DEPTH, Plain, as_plain, canonical_json
 from ..state._retention import Retention
 from .code import Code, CodeWatch
+from .lag import Lag
 from .verify import Verify
 
 MAX_CONFIG_BYTES = 2**20  # each session saves it; a table of data is not a config
@@ -49,6 +50,8 @@ class Settings:
     wait_for_deferred_s: float = DEFAULT_WAIT_S
     code: CodeWatch | None = None
     outputs_since: float = 0.0  # older files were not written by the run; Unix time, s
+    base: RunView | None = None  # the generation that this one begins from
+    lag: Lag | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -59,6 +62,7 @@ class RunRequest:
         config: The canonical configuration, without the excluded fields.
         settings: `verify`, `redo_missing`, `retry_failed` and `wait_for_deferred_s`.
         is_fresh: `fresh`.
+        is_again: `again`.
         observers: `observe`.
         The others have the names of `open_run`.
     """
@@ -72,6 +76,7 @@ class RunRequest:
     output_dir: str | os.PathLike[str] | None
     settings: Settings
     is_fresh: bool
+    is_again: bool
     handle_signals: bool | None
     stop_signals: tuple[signal.Signals, ...]
     limits: Limits | None

@@ -22,6 +22,8 @@ from .._commit.shutdown import (
     take_signals,
 )
 from .._commit.stream_outputs import OWNER_AGE_S
+from .._journal.changes import AGAIN, Again, again_of
+from .._journal.history import session_metadata_of
 from .._journal.observer import Observer
 from .._journal.progress import Progress
 from .._journal.store import RunKey, RunView, Store
@@ -48,6 +50,7 @@ from ..outputs import ARCHIVE, Outputs, SystemPath, open_outputs
 from ..state._shared_capture import ArrayTools
 from ..stores import folder_of, open_store
 from .act_server import serve_acts
+from .again import begin_again, checked_again, end_again, load_base
 from .announce import announce_start, announce_stop
 from .closing import close_run
 from .code import Code, OnCodeChange, checked_code, read_code_facts, watch_code
@@ -94,6 +97,7 @@ async def open_run(
     verify: Verify = "size",
     redo_missing: bool = False,
     fresh: bool = False,
+    again: bool = False,
     retry_failed: bool = False,
     handle_signals: bool | None = None,
     stop_signals: Collection[str] = ("SIGINT", "SIGTERM"),
@@ -127,6 +131,9 @@ async def open_run(
         fresh: Whether to archive the old run and start from the beginning; nothing is deleted.
             Outputs are moved when the new generation is saved; the next start finishes a move
             that was interrupted.
+        again: Whether to begin a new generation from the last complete one: cursors go on, and
+            `Batch.previous` has what is known of an item.  While a generation that began so is not
+            complete, every start goes on with it.
         retry_failed: Whether to re-queue batches and streams that were skipped or have failed
             for good.
         handle_signals: Whether to stop in good order on signals.  Default: in the main thread,
@@ -152,6 +159,7 @@ async def open_run(
 
     Raises:
         RunLockedError: another live process owns it, still after `wait_for_lock_s`.
+        CannotRunAgainError: `again`, and there is no generation, or it is not complete.
         ConfigChangedError: see `config`.
         RunStoppedError: it was stopped, or has reached a limit; how to resume is logged as a
             WARNING.  Its cause is
@@ -178,6 +186,7 @@ async def open_run(
             ),
         ),
         is_fresh=flag("fresh", fresh),
+        is_again=checked_again(again, is_fresh=fresh),
         handle_signals=_optional(flag, "handle_signals", handle_signals),
         stop_signals=signals("stop_signals", stop_signals),
         limits=checked_limits(limits),
@@ -290,6 +299,8 @@ class _Generation:
         view: What the store has of it; None: nothing yet.
         changes: The fields of the configuration that have changed.
         archiving: The generations whose outputs are still to be archived.
+        again: The generation that it began from, and what has changed since; None: from none.
+        base: That generation, while this one is not complete.
     """
 
     number: int
@@ -297,6 +308,8 @@ class _Generation:
     view: RunView | None
     changes: tuple[tuple[str, str, str], ...]
     archiving: list[int]
+    again: Again | None = None
+    base: RunView | None = None
 
     @property
     def parts(self) -> dict[StreamKey, Progress]:
@@ -307,17 +320,23 @@ class _Generation:
 
 async def _choose_generation(request: RunRequest, resources: _RunResources) -> _Generation:
     """Load the run, compare its configuration, and go on with it or begin the next generation."""
-    view = await resources.store.load_run(request.run_id)
+    store = resources.store
+    view = await store.load_run(request.run_id)
+    asked = begin_again(view, request.run_id) if request.is_again else None
     change = compare_config(None if request.is_fresh else view, request)
     if view is None:
         return _Generation(0, 0, None, change.fields, [])
     is_new = request.is_fresh or change.is_restart
     if is_new and view.streams:  # else nothing is saved in it, and it is begun again as it is
-        left = await replaced_by_next(resources.store, view)
+        left = await replaced_by_next(store, view)
         return _Generation(view.generation + 1, view.generation, None, change.fields, left)
-    left = await left_to_archive(resources.store, view)
-    number = view.generation
-    return _Generation(number, number, None if is_new else view, change.fields, left)
+    left = await left_to_archive(store, view)
+    number, own = view.generation, None if is_new else view
+    if asked is not None:  # it begins from this one, which is complete
+        return _Generation(number + 1, number, None, change.fields, left, asked, view)
+    again = None if own is None else again_of(session_metadata_of(own))
+    base = await load_base(store, own, again, request.run_id)
+    return _Generation(number, number, own, change.fields, left, again, base)
 
 
 async def _announce(
@@ -379,6 +398,8 @@ async def _make_session(
         session.metadata["code"] = await read_code_facts(request.code)
     if generation.archiving:
         session.metadata[ARCHIVING] = generation.archiving
+    if generation.again is not None:
+        session.metadata[AGAIN] = generation.again.plain()
     if outputs is not None:
         if session.metadata["session"] == 1 and session.outputs_since:
             await _warn_of_strangers(request.run_id, outputs, resources.store)
@@ -406,6 +427,7 @@ def _make_open_run(
         attrs.evolve(
             request.settings,
             outputs_since=session.outputs_since,
+            base=generation.base,
             code=watch_code(request.code, session.metadata["session"]),
         ),
         resources.tools,
@@ -422,7 +444,10 @@ async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseExcept
     """
     if run.limits is not None and not run.limits.streaks:
         session.metadata.pop(ROW_SINCE, None)
+    again = again_of(session.metadata)
     try:
+        if again is not None and error is None:
+            session.metadata[AGAIN] = await end_again(run, session.contents(run.parts()), again)
         if run.outputs is not None:
             # Copies: a record may still come while the manifest is being made.
             parts = {key: progress.copy() for key, progress in run.parts().items()}

@@ -24,16 +24,17 @@ import trio
 
 from .._commit.group_commit import GroupCommitter
 from .._commit.stream_outputs import OWNER_AGE_S
+from .._journal.changes import count_checkpoints, is_all_complete
 from .._journal.history import LiveRecords, read_pages, session_metadata_of
 from .._journal.progress import Progress
-from .._journal.record import Output, Status
+from .._journal.record import Output
 from .._journal.store import RunKey, RunView, Store
 from .._journal.summary import in_order, phase_statuses, summarize
 from .._util.errors import OutputError, StoreConflictError, StoreError, TrioCkptError
 from .._util.exact_sum import shown
 from .._util.index_set import MAX_LISTED, IndexSet
 from .._util.log import at, get_logger
-from .._util.plain import RUN_STREAM, Plain, StreamKey, encode_key, nan_as_null
+from .._util.plain import Plain, StreamKey, encode_key, nan_as_null
 from .._util.threads import run_blocking
 from ..outputs import Outputs
 
@@ -74,13 +75,12 @@ class RunContents:
     @property
     def checkpoints(self) -> int:
         """How many checkpoints a manifest counts: those of all streams but the run's own."""
-        return sum(part.sequence for key, part in self.parts.items() if key != RUN_STREAM)
+        return count_checkpoints(self.parts)
 
     @property
     def is_complete(self) -> bool:
         """Whether the run is complete: all its streams and phases are."""
-        begun = [part for key, part in self.parts.items() if key and part.sequence > 0]
-        return bool(begun) and all(part.status is Status.COMPLETE for part in begun)
+        return is_all_complete(self.parts)
 
     def identity(self) -> dict[str, Plain]:
         """The first fields of a manifest: no two states of a run have equal ones."""

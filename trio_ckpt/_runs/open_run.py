@@ -150,6 +150,7 @@ class OpenRun:
             folder,
             validator,
             self.settings.outputs_since,
+            self._replaced,
         )
         open_stream = table.opened[key] = OpenStream(
             self.run_id,
@@ -170,6 +171,12 @@ class OpenRun:
         self.deferred.follow(open_stream)
         self.waits.opened(key)
         return open_stream
+
+    @property
+    def _replaced(self) -> str | None:
+        """The label of the archive of the generation that this one begins from."""
+        base = self.settings.base
+        return None if base is None else f"{self.run_id}-{base.generation}"
 
     def _folder(self, output_dir: str | None) -> str:
         """The folder of a stream's outputs, relative to that of the run."""

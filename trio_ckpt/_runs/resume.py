@@ -13,11 +13,17 @@ import trio
 
 from .._commit.gate import Gate
 from .._commit.open_stream import OpenStream
+from .._commit.previous import AgainGate, PreviousItems
 from .._commit.redo import Redo, retry_record
 from .._journal.history import read_pages
 from .._journal.record import Record, RecordKind, Status
-from .._journal.store import Store
-from .._util.errors import OutputsMissingError, StoreDamagedError, StreamFailedError
+from .._journal.store import RunView, Store
+from .._util.errors import (
+    CannotRunAgainError,
+    OutputsMissingError,
+    StoreDamagedError,
+    StreamFailedError,
+)
 from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.uninterrupted import uninterrupted
@@ -26,6 +32,7 @@ from ..state import Frontier, FrontierItems, StateChangedError
 from ..state._frontier import items_of
 from ..state._retention import Versions
 from ..state._shared_capture import ArrayTools
+from .again import begin_from_base, load_previous
 from .config import Settings
 from .loop import LoopCursor
 from .stream import Stream
@@ -56,6 +63,7 @@ class Resume:
     object_owners: dict[int, OpenStream]
     sink: Sink | None = None
     _rows: StreamRows | None = attrs.field(default=None, init=False)
+    _previous: PreviousItems | None = attrs.field(default=None, init=False)
     _redo: Redo = attrs.field(init=False)
     _beside: _Beside | None = attrs.field(default=None, init=False)
     _named: set[int] = attrs.field(factory=set[int], init=False)  # records that name blobs
@@ -89,23 +97,47 @@ class Resume:
         """
         self._check_kind(state)
         await self._take_up_failed()
+        frontier: FrontierItems[object] | None = None
+        if isinstance(state, Frontier):
+            frontier = items_of(cast("Frontier[object]", state))
+        if self.settings.base is not None:
+            await self._begin_from(self.settings.base, frontier)
         await self._open_sinks()
         if self.sink is not None:
             from ..sinks._sink import open_rows  # few streams have one
 
             self._rows = await open_rows(self.sink, self.open_stream, self._pages)
-        if isinstance(state, Frontier):
-            await self._load_frontier(items_of(cast("Frontier[object]", state)))
+        if frontier is not None:
+            await self._load_frontier(frontier)
         else:
             await self._verify(nursery)
             if state is not None:
                 await self._restore(state)
         return Stream(
-            LoopCursor(
-                Gate(self.open_stream), self._pages, self._wait_verified, self.settings.code
-            ),
+            LoopCursor(self._gate(), self._pages, self._wait_verified, self.settings.code),
             self._redo,
             nursery,
+        )
+
+    def _gate(self) -> Gate:
+        if self._previous is None:
+            return Gate(self.open_stream)
+        return AgainGate(self.open_stream, previous=self._previous)
+
+    async def _begin_from(self, base: RunView, frontier: FrontierItems[object] | None) -> None:
+        """Begin from the last generation, or go on with what began so."""
+        if self.sink is not None:
+            raise CannotRunAgainError(
+                f"{self.open_stream.where()} cannot be done again: the rows in its sink are those "
+                "of the last generation; use a database of its own for each generation, or "
+                "fresh=True",
+                run_id=self.open_stream.run_id,
+                stream=self.open_stream.stream_log.key,
+            )
+        was = await begin_from_base(self.store, self.open_stream, base, self.settings.lag)
+        verify = self.settings.verify, self.settings.redo_missing
+        self._previous = await load_previous(
+            self.store, self.open_stream, base, was, frontier, verify
         )
 
     def _check_kind(self, state: object) -> None:
@@ -132,6 +164,8 @@ class Resume:
 
     def release(self) -> None:
         """Drop the stream in its sink, when no batch of it is open any more."""
+        if self._previous is not None:
+            self._previous.close()
         if self.sink is not None:
             from ..sinks._sink import close_rows
 

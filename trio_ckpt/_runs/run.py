@@ -39,6 +39,7 @@ from .._util.text import number
 from .._util.uninterrupted import uninterrupted
 from ..outputs import Validate, Validator
 from ..state._retention import Retention
+from .lag import Lag, checked_lag
 from .open_run import OpenRun
 from .phase import Phase, open_phase
 from .resume import Resume
@@ -120,6 +121,7 @@ class Run(Shown):
         retention: Retention | None = None,
         recover: bool = False,
         sink: Sink | None = None,
+        lag: Lag | None = None,
     ) -> AbstractAsyncContextManager[Stream[None]]: ...
 
     @overload
@@ -136,6 +138,7 @@ class Run(Shown):
         retention: Retention | None = None,
         recover: bool = False,
         sink: Sink | None = None,
+        lag: Lag | None = None,
     ) -> AbstractAsyncContextManager[Stream[S]]: ...
 
     @asynccontextmanager
@@ -152,6 +155,7 @@ class Run(Shown):
         retention: Retention | None = None,
         recover: bool = False,
         sink: Sink | None = None,
+        lag: Lag | None = None,
     ) -> AsyncGenerator[Stream[S]]:
         """Own a stream for a block.
 
@@ -178,6 +182,8 @@ class Run(Shown):
                 batches after that one are re-queued.
             sink: A database that gets the rows of its batches; see `trio_ckpt.sinks`.  Batches
                 whose rows are there and whose checkpoint is not are confirmed first.
+            lag: Where a generation of ``again=True`` begins: so far before the last cursor, in its
+                unit; a timedelta for ISO 8601 text; or a function of the last cursor.
 
         Raises:
             StreamBusyError: it is open already.
@@ -210,6 +216,7 @@ class Run(Shown):
             recover=recover,
             retry_failed=run.settings.retry_failed if retry_failed is None else retry_failed,
             retention=run.settings.retention if retention is None else retention,
+            lag=checked_lag(lag),
         )
         open_stream = run.open_stream(key, first_index, retries, validator, output_dir)
         resume = Resume(run.store, open_stream, settings, run.tools, run.object_owners, sink)

@@ -34,6 +34,7 @@ from .._commit.group_commit import GroupCommitter
 from .._commit.limits import Limits, plain_limits
 from .._commit.saves import save_aside, save_record
 from .._commit.stream_log import StreamLog
+from .._journal.changes import again_of
 from .._journal.history import (
     ENDED,
     KILLED,
@@ -375,6 +376,9 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
     parts = [entry.progress for key, entry in view.streams.items() if key != RUN_STREAM]
     has_outputs = any(progress.outputs or progress.sinks for progress in parts)
     left = await left_to_archive(store, view)
+    again = again_of(session_metadata_of(view))
+    if again is not None and again.checkpoints is None:  # outputs are still where it found them
+        return [*left, view.generation, again.base]
     return [*left, view.generation] if has_outputs else left
 
 

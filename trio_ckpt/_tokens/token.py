@@ -368,11 +368,17 @@ class Confirmed(NamedTuple):
     at: float  # Unix time, s
 
 
+def checkpoint_result(
+    outputs: tuple[Output, ...], metadata: dict[str, Plain], records: int, at: float
+) -> CheckpointResult:
+    """What a record says of its batch, as users see it, with a copy of its metadata."""
+    return CheckpointResult(outputs, metadata, records, datetime.fromtimestamp(at, UTC))
+
+
 def own_result(result: object) -> object:
     """A copy of a result for one waiter: changes to its metadata do not reach the others."""
     if type(result) is Confirmed:
-        outputs, metadata, records, at = result
-        return CheckpointResult(outputs, metadata, records, datetime.fromtimestamp(at, UTC))
+        return checkpoint_result(*result)
     if isinstance(result, CheckpointResult) and result.metadata:
         return attrs.evolve(result)  # which copies the metadata
     return result

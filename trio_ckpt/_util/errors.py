@@ -315,6 +315,10 @@ class PartitionsLeftError(TrioCkptError, RuntimeError):
         self.left = left
 
 
+class CannotRunAgainError(TrioCkptError, RuntimeError):
+    """A run, or a stream of it, cannot begin from its last generation; the message says why."""
+
+
 # ---------------------------------------------------------------------------------------
 # Results, outputs, state
 # ---------------------------------------------------------------------------------------

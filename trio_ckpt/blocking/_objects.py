@@ -19,6 +19,7 @@ from .._commit.staged import AttemptState
 from .._journal.observer import Observer
 from .._journal.progress import FailedAttempt, Progress
 from .._journal.record import CheckpointResult, ErrorInfo, Status
+from .._runs.lag import Lag
 from .._runs.loop import Batches
 from .._runs.parallel import run_batches as run_batches_in_trio
 from .._runs.phase import Phase
@@ -238,6 +239,7 @@ class BlockingRun(Held[Run]):
         retention: Retention | None = None,
         recover: bool = False,
         sink: Sink | None = None,
+        lag: Lag | None = None,
     ) -> AbstractContextManager[BlockingStream[None]]: ...
 
     @overload
@@ -254,6 +256,7 @@ class BlockingRun(Held[Run]):
         retention: Retention | None = None,
         recover: bool = False,
         sink: Sink | None = None,
+        lag: Lag | None = None,
     ) -> AbstractContextManager[BlockingStream[S]]: ...
 
     def open_stream(

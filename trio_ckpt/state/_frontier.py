@@ -136,6 +136,14 @@ class FrontierItems(Generic[T]):
         """Return an item by its number; only for items that are left or were skipped."""
         return self._items[position]
 
+    def key_of(self, item: T) -> str:
+        """Return the key of an item."""
+        return _key_of(item, self.key)
+
+    def all_keys(self) -> list[str]:
+        """Return the keys of all items that are left, in the order of their numbers."""
+        return [_key_of(item, self.key) for item in self._items.values()]
+
     def news(self, keyed: Mapping[str, T]) -> list[T]:
         """Return the items of `keyed` that are new so far."""
         return [item for key, item in keyed.items() if key not in self._seen]
