@@ -183,9 +183,9 @@ else:  # a process imports what it uses: a command or a worker needs no loops
             "_tokens.coordinator": "CheckpointCoordinator",
             "_tokens.token": "CheckpointToken TokenRegistry TokenState",
             "_util.errors": "ArchiveError BatchCancelledError BatchFailedError BatchWithdrawnError "
-            "CannotRedoError CannotRunAgainError CheckpointFailedError CodeChangedError ConfigChangedError "
-            "DuplicateCheckpointError ForkedProcessError LeaseLostError NotEncodableError "
-            "NoThreadError OutputClaimedError OutputError OutputExistsError "
+            "CannotRedoError CannotRunAgainError CheckpointFailedError CodeChangedError "
+            "ConfigChangedError DuplicateCheckpointError ForkedProcessError LeaseLostError "
+            "NotEncodableError NoThreadError OutputClaimedError OutputError OutputExistsError "
             "OutputInvalidError OutputsMissingError PartitionsLeftError RunLockedError "
             "RunStoppedError "
             "SaveOutcomeUnknownError SinkClosedError SinkError SinkFencedError SourceChangedError "

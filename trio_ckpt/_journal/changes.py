@@ -54,7 +54,7 @@ class ItemChange:
 
 
 @attrs.frozen
-class Again:
+class BeganFrom:
     """What session metadata say of a generation that began from another one.
 
     Attributes:
@@ -72,9 +72,9 @@ class Again:
         return attrs.asdict(self)
 
 
-def again_of(metadata: Mapping[str, Plain]) -> Again | None:
+def again_of(metadata: Mapping[str, Plain]) -> BeganFrom | None:
     """What session metadata say of it; None: the generation did not begin from another one."""
-    return Again(**metadata[AGAIN]) if AGAIN in metadata else None
+    return BeganFrom(**metadata[AGAIN]) if AGAIN in metadata else None
 
 
 def is_all_complete(parts: Mapping[StreamKey, Progress]) -> bool:

@@ -29,7 +29,7 @@ from .._commit.open_stream import OpenStream
 from .._commit.path_owners import SINK, PathOwners
 from .._commit.previous import KeyKind, PreviousItems, index_digest
 from .._journal.changes import (
-    Again,
+    BeganFrom,
     Change,
     again_of,
     count_checkpoints,
@@ -83,7 +83,7 @@ def is_complete(view: RunView) -> bool:
     return again.checkpoints == count_checkpoints(parts)
 
 
-def begin_again(view: RunView | None, run_id: str) -> Again | None:
+def begin_again(view: RunView | None, run_id: str) -> BeganFrom | None:
     """What the next generation begins from; None: the newest one has begun so, and is not complete.
 
     Raises:
@@ -97,7 +97,7 @@ def begin_again(view: RunView | None, run_id: str) -> Again | None:
             run_id=run_id,
         )
     if is_complete(view):
-        return Again(view.generation)
+        return BeganFrom(view.generation)
     if again_of(metadata) is not None:
         return None
     raise CannotRunAgainError(
@@ -123,7 +123,7 @@ def checked_again(again: bool, *, is_fresh: bool) -> bool:
 
 
 async def load_base(
-    store: Store, view: RunView | None, again: Again | None, run_id: str
+    store: Store, view: RunView | None, again: BeganFrom | None, run_id: str
 ) -> RunView | None:
     """The generation that one begins from; None: it is complete, or began from none.
 
@@ -262,12 +262,29 @@ async def load_previous(
 
     Cancellation: a cancellation point for each page of records.
     """
-    kind, key = _kind_of(was), open_stream.stream_log.key
+    kind = _kind_of(was)
     previous = PreviousItems(kind, len(was.confirmed), base.generation, open_stream.where())
-    if kind in (KeyKind.NOTHING, KeyKind.CURSOR):
-        return previous
-    if kind is KeyKind.FRONTIER and frontier is None:
-        previous.check_kind(has_key=False, is_frontier=False)
+    try:
+        if kind is KeyKind.FRONTIER and frontier is None:
+            previous.check_kind(has_key=False, is_frontier=False)
+        if kind not in (KeyKind.NOTHING, KeyKind.CURSOR):
+            await _fill(previous, store, open_stream, base, was, frontier, verify)
+    except BaseException:
+        previous.close()
+        raise
+    return previous
+
+
+async def _fill(
+    previous: PreviousItems,
+    store: Store,
+    open_stream: OpenStream,
+    base: RunView,
+    was: Progress,
+    frontier: FrontierItems[Any] | None,
+    verify: tuple[Verify, bool],
+) -> None:
+    kind, key = previous.kind, open_stream.stream_log.key
     damages = _Damages(open_stream, f"{base.run_id}-{base.generation}", *verify)
     await damages.begin(store)
     live, adds = LiveRecords(was), list[bytes]()
@@ -291,7 +308,6 @@ async def load_previous(
         keys = _keys_of(adds, frontier)
         for index, place in zip(indexes, places, strict=True):
             previous.add(item_digest(keys[index - was.first_index]), index, place)
-    return previous
 
 
 def _keys_of(adds: list[bytes], frontier: FrontierItems[Any]) -> list[str]:
@@ -364,7 +380,7 @@ def _is_archived(outputs: Outputs, path: str, label: str) -> bool:
 # -- the end --------------------------------------------------------------------------------------
 
 
-async def end_again(run: OpenRun, contents: RunContents, again: Again) -> dict[str, Plain]:
+async def end_again(run: OpenRun, contents: RunContents, again: BeganFrom) -> dict[str, Plain]:
     """Find out whether a generation is complete now, best effort; returns what is saved of it.
 
     Durability: when this returns outputs that no record names are in the archive.
@@ -388,8 +404,8 @@ async def end_again(run: OpenRun, contents: RunContents, again: Again) -> dict[s
 
 
 async def settle_again(
-    store: Store, contents: RunContents, again: Again, outputs: Outputs | None
-) -> Again:
+    store: Store, contents: RunContents, again: BeganFrom, outputs: Outputs | None
+) -> BeganFrom:
     """Count what has changed, and archive the outputs that no record names any more.
 
     Args:
@@ -407,7 +423,7 @@ async def settle_again(
     run_key = contents.run_key
     base = await store.load_run(run_key.run_id, again.base)
     if base is None:  # pruned, after the generation was complete for the first time
-        return Again(again.base, contents.checkpoints, again.counts)
+        return BeganFrom(again.base, contents.checkpoints, again.counts)
     streams = {key: StreamView(key, part) for key, part in contents.parts.items()}
     now = RunView(run_key.run_id, run_key.generation, run_key.owner, streams)
     counts, names = dict.fromkeys((change.value for change in Change), 0), PathOwners()
@@ -432,7 +448,7 @@ async def settle_again(
             plural(moved, "output"),
             extra=at(run_key.run_id),
         )
-    return Again(again.base, contents.checkpoints, counts)
+    return BeganFrom(again.base, contents.checkpoints, counts)
 
 
 async def _archive_unnamed(store: Store, base: RunView, names: PathOwners, outputs: Outputs) -> int:

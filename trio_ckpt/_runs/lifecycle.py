@@ -22,7 +22,7 @@ from .._commit.shutdown import (
     take_signals,
 )
 from .._commit.stream_outputs import OWNER_AGE_S
-from .._journal.changes import AGAIN, Again, again_of
+from .._journal.changes import AGAIN, BeganFrom, again_of
 from .._journal.history import session_metadata_of
 from .._journal.observer import Observer
 from .._journal.progress import Progress
@@ -219,10 +219,7 @@ async def open_run(
         async with _background_tasks(committer, stop, request) as nursery:
             with stopping_if_poisoned(request, committer):
                 await session.begin()
-                if resources.outputs is not None:
-                    await clear_outputs(
-                        resources.store, session, generation.parts, resources.outputs
-                    )
+                await clear_outputs(resources.store, session, generation.parts, resources.outputs)
             own = _make_open_run(request, resources, generation, session, stop, nursery)
             with stopping_if_poisoned(request, committer):
                 await begin_limits(own, generation.view, session)
@@ -308,7 +305,7 @@ class _Generation:
     view: RunView | None
     changes: tuple[tuple[str, str, str], ...]
     archiving: list[int]
-    again: Again | None = None
+    again: BeganFrom | None = None
     base: RunView | None = None
 
     @property

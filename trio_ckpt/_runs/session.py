@@ -383,12 +383,17 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
 
 
 async def clear_outputs(
-    store: Store, session: SessionRecorder, parts: Mapping[StreamKey, Progress], outputs: Outputs
+    store: Store,
+    session: SessionRecorder,
+    parts: Mapping[StreamKey, Progress],
+    outputs: Outputs | None,
 ) -> None:
     """Archive what a new session must not find: old outputs, and an outdated manifest.
 
     Durability: when this returns the moves and their record are durable.
     """
+    if outputs is None:
+        return
     try:
         generations: list[int] = session.metadata.get(ARCHIVING, [])
         await archive_generations(store, session.committer.run_key.run_id, generations, outputs)

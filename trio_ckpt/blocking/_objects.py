@@ -60,8 +60,10 @@ class BlockingBatch(Held[Batch[T]], Generic[T]):
     token = HeldField[CheckpointToken[CheckpointResult]]()
     state = HeldField[AttemptState]()
     resumed_from = HeldField[str | None]()
+    previous = HeldField[CheckpointResult | None]()
 
     complete = passes(AnyBatch.complete)
+    unchanged = passes(AnyBatch.unchanged)
     fail = passes(AnyBatch.fail)
     skip = passes(AnyBatch.skip)
     defer = passes(AnyBatch.defer)
