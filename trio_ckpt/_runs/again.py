@@ -28,6 +28,7 @@ import trio
 from .._commit.open_stream import OpenStream
 from .._commit.path_owners import SINK, PathOwners
 from .._commit.previous import KeyKind, PreviousItems, index_digest
+from .._commit.saves import save_records
 from .._journal.changes import (
     BeganFrom,
     Change,
@@ -213,7 +214,7 @@ async def _carry_over(store: Store, open_stream: OpenStream, base: RunView, was:
     stream_log = open_stream.stream_log
     for begin in range(0, len(records), SAVED_AT_ONCE):
         group = records[begin : begin + SAVED_AT_ONCE]
-        await open_stream.committer.save_all((stream_log, record) for record in group)
+        await save_records(open_stream.committer, ((stream_log, record) for record in group))
 
 
 def _carried(entry: LiveRecord) -> Record:
