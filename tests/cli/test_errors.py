@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
     [
         ([], "Missing command; see trio-ckpt --help"),
         (["lsx"], "'lsx'; see trio-ckpt --help"),
+        (["new"], "Choose from: collector, pipeline, training, crawler; see trio-ckpt new --help"),
         (["show"], "Missing argument 'STORE'; see trio-ckpt show --help"),
         (["show", "x", "--al"], "--al"),
         (["ls", "memory:"], "a store in memory is seen by its own process only"),

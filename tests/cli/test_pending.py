@@ -16,8 +16,10 @@ from trio.testing import MockClock
 
 import trio_ckpt
 from tests.beside import opened
+from trio_ckpt._journal.live_view import LiveToken, LiveView
 from trio_ckpt.abc import Store
 from trio_ckpt.cli._explain import explain, show_checkpoints
+from trio_ckpt.cli._pending import pending_blocks, pending_document, pending_text
 from trio_ckpt.cli._render import to_lines
 from trio_ckpt.cli._show import show_run
 from trio_ckpt.cli._watch import watch
@@ -85,6 +87,39 @@ async def test_explain_says_what_is_open(autojump_clock: MockClock, tmp_path: Pa
     async with opened(tmp_path) as store:
         text = text_of(await explain(store, "r", stream=None, show_all=False, now=time.time()))
         assert "at this moment" not in text
+
+
+def test_a_token_whose_batch_waits_says_until_when() -> None:
+    tokens = (
+        LiveToken(("s",), 3, "pending", 900.0, 900.0, 1_300.0),
+        LiveToken(("s",), 4, "pending", 900.0, 900.0, 999.0),
+        LiveToken(("s",), 5, "completed", 995.0, 995.0),
+    )
+    live = LiveView(
+        at=1_000.0,
+        owner=1,
+        tokens=tokens,
+        pending=3,
+        session_confirmed=0,
+        session_s=100.0,
+        rate_per_s=None,
+        eta_s=None,
+        waiting=(),
+    )
+    lines = to_lines(pending_blocks(live, {}, None, 1_000.0, None))
+    assert "waits until 1970-01-01 00:21:40 UTC" in lines[-3]
+    assert "waits for its turn" in lines[-2]
+    assert "completed" in lines[-1]
+    assert pending_text(live, 1_000.0) == (
+        "3 tokens, 2 of them until a next attempt, the oldest (s batch 3) for 1 min 40 s"
+    )
+    document = pending_document(live, 1_000.0)
+    assert document is not None
+    assert [one["waits_until"] for one in document["tokens"]] == [
+        "1970-01-01T00:21:40+00:00",
+        "1970-01-01T00:16:39+00:00",
+        None,
+    ]
 
 
 @pytest.mark.parametrize("as_json", [False, True])

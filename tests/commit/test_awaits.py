@@ -227,3 +227,30 @@ async def test_a_cancelled_write_is_no_forgotten_one(tmp_path: Path) -> None:
                 await batch.write_text("a.txt", "a")
             batch.complete(outputs=[await batch.write_text("a.txt", "a")])
         assert stream.progress.outputs == 1
+
+
+@pytest.mark.parametrize("is_named", [False, True])
+async def test_a_stream_is_not_left_where_its_batches_were_not_awaited(is_named: bool) -> None:
+    async def handle(batch: Batch[int]) -> None:
+        batch.complete()
+
+    with pytest.raises(NeverAwaitedError) as caught:
+        async with begin(MemoryStore()) as run, run.open_stream("s") as stream:
+            if is_named:
+                run_batches(stream=stream, items=[1, 2], handler=handle)
+            else:
+                run_batches(stream, [1, 2], handle)
+    assert "run_batches() was called without await in test_awaits.py, line " in str(caught.value)
+    assert "(run 'r', stream 's')" in str(caught.value)
+
+
+async def test_batches_may_be_run_by_another_call() -> None:
+    async def handle(batch: Batch[int]) -> None:
+        batch.complete()
+
+    async with begin(MemoryStore()) as run, run.open_stream("s") as stream:
+        call = run_batches(stream, [1, 2], handle)
+        await call
+        assert len(stream.progress.confirmed) == 2
+    with pytest.raises(TypeError, match="stream must be an open stream, not 5"):
+        await run_batches(5, [1, 2], handle)  # type: ignore[arg-type]

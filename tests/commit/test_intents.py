@@ -165,7 +165,7 @@ async def test_what_is_settled_can_note_and_reserve_nothing(method: str) -> None
 @pytest.mark.parametrize(
     ("name", "value", "error", "match"),
     [
-        ("a", object(), NotEncodableError, "a object is not JSON-like"),
+        ("a", object(), NotEncodableError, "an object is not JSON-like"),
         ("a", float("nan"), NotEncodableError, "not a finite number"),
         ("a", "x" * intents.MAX_NOTE_BYTES, NotEncodableError, "put large values into an output"),
         ("", 1, ValueError, "name must not be empty"),

@@ -12,6 +12,7 @@ import pytest
 from trio_ckpt._journal.code import CodeBatches, CodeMark
 from trio_ckpt._journal.deferral import Deferral
 from trio_ckpt._journal.history import KILLED, RUNNING, SessionView
+from trio_ckpt._journal.live_view import LiveToken
 from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
 from trio_ckpt._maintenance.explain import (
@@ -503,7 +504,10 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         facts_of({key: attrs.evolve(done, outputs=1)}, sessions=[session(output_dir="/data")]),
         facts_of({key: done}, losses=lost, owner=owner, pending_total=0),
         facts_of(
-            {key: some(updated_at=THEN)}, owner=owner, pending_total=1, pending=[(key, 1, 1.0)]
+            {key: some(updated_at=THEN)},
+            owner=owner,
+            pending_total=1,
+            pending=[LiveToken(key, 1, "pending", NOW - 1)],
         ),
         facts_of({key: some()}, troubles=[(key, NOW, "odd")] * 9, sessions=()),
         facts_of({key: some()}, sessions=[session(1, "was stopped", reason="limit batches: 9")]),
@@ -526,3 +530,17 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
 def test_a_field_that_cannot_be_said_is_an_error() -> None:
     with pytest.raises(ValueError, match="'x' cannot be said as 'moment'"):
         render((Reason.TROUBLE, {"name": "s", "at": "x", "text": ""}))
+
+
+def test_an_open_batch_that_waits_says_until_when() -> None:
+    key, owner = ("s",), Owner("vm", 1, datetime(2025, 11, 20, 11, 0, tzinfo=UTC))
+    tokens = [
+        LiveToken(key, 3, "pending", NOW - 90, NOW - 90, NOW + 30),
+        LiveToken(key, 4, "pending", NOW - 5),
+    ]
+    facts = facts_of({key: some(updated_at=THEN)}, owner=owner, pending_total=2, pending=tokens)
+    text = " ".join(sentence.text for sentence in explain_run(facts))
+    assert (
+        "2 batches are open at this moment, the oldest first: 's' batch 3 for 1 min 30 s (failed, "
+        "waits for its next attempt until 2025-11-20 12:00:30 UTC), 's' batch 4 for 5.0 s."
+    ) in text

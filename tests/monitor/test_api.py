@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import attrs
 import msgspec
 import pytest
 import trio
@@ -33,7 +34,7 @@ from trio_ckpt._journal.statistics import MIN_STUCK_AFTER_S, STUCK_AFTER_S
 from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt._tokens.token import touch
 from trio_ckpt.abc import RunSummary
-from trio_ckpt.monitor._answers import Done, ErrorLine, FailureLine, make_answer
+from trio_ckpt.monitor._answers import Done, ErrorLine, FailureLine, make_answer, moment
 from trio_ckpt.monitor._api import MAX_LISTED_RUNS
 from trio_ckpt.monitor._views import (
     RunSnapshot,
@@ -435,6 +436,22 @@ async def test_what_is_stuck_follows_from_what_is_usual() -> None:
     line = run_line(snapshot.glance)
     assert line.stuck == 1
     assert line.waiting[0].reason == "slow down"
+
+
+async def test_what_waits_for_its_next_attempt_is_not_stuck() -> None:
+    snapshot = await a_snapshot(stuck_after_s=60.0)
+    held_back = LiveToken(("s",), 3, "pending", 500.0, 600.0, 1_300.0)
+    again = LiveToken(("s",), 4, "pending", 500.0, 990.0)
+    slow = LiveToken(("s",), 5, "pending", 500.0, 900.0)
+    assert snapshot.live is not None
+    live = replace(snapshot.live, tokens=(held_back, again, slow), pending=3)
+    snapshot = attrs.evolve(snapshot, live=live)
+    lines = token_lines(snapshot, 10)
+    assert [line.stuck for line in lines] == [False, False, True]
+    assert [line.waits_until for line in lines] == [moment(1_300.0), None, None]
+    assert [line.begun_at for line in lines] == [moment(at) for at in (600.0, 990.0, 900.0)]
+    assert [line.age_s for line in lines] == [500.0] * 3
+    assert run_line(snapshot.glance).stuck == 1
 
 
 async def test_everything_is_json_that_any_program_reads() -> None:

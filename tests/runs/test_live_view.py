@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,19 @@ import trio
 from trio.testing import MockClock
 
 from tests.opening import begin
-from trio_ckpt import StoreError, open_run
+from trio_ckpt import (
+    Batch,
+    RetryRule,
+    RetryTable,
+    Run,
+    StoreError,
+    Stream,
+    open_run,
+    run_batches,
+)
 from trio_ckpt._journal.live_view import (
     MAX_TOKENS,
+    LiveToken,
     await_live,
     decode_live,
     first_look_s,
@@ -29,6 +40,7 @@ from trio_ckpt._journal.live_view import (
 from trio_ckpt._journal.store import WATCHED_FOR_S
 from trio_ckpt._runs.live_publisher import live_view
 from trio_ckpt._runs.run import open_run_of
+from trio_ckpt._tokens.attempts import attempt_age_s
 from trio_ckpt._tokens.token import touch
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import MemoryStore, open_store
@@ -176,6 +188,69 @@ async def test_very_many_tokens_are_cut_to_the_oldest() -> None:
         assert view.tokens[0].batch_index == 0
         for token in tokens:
             token.complete()
+
+
+async def fail_once(batch: Batch[int]) -> None:
+    await trio.sleep(1)
+    if batch.attempt == 1:
+        raise ConnectionError("the server is down")
+    await trio.sleep(100)
+    batch.complete()
+
+
+async def loop_once(stream: Stream[None], retry: RetryTable) -> None:
+    async for batch in stream.batches(range(1)):
+        await trio.sleep(1)
+        if batch.attempt == 1:
+            batch.fail(ConnectionError("the server is down"))
+            continue
+        await trio.sleep(100)
+        batch.complete()
+
+
+async def batches_once(stream: Stream[None], retry: RetryTable) -> None:
+    await run_batches(stream, range(1), fail_once, retry=retry)
+
+
+async def seen_when(run: Run, is_waiting: bool) -> LiveToken:
+    """The token in the live view as soon as the registry says that it waits, or is at work."""
+    version = -1
+    while True:
+        version = await run.coordinator.registry.wait_changed(version)
+        for token in live_view(run).tokens:
+            if (token.waits_until is not None) is is_waiting:
+                return token
+
+
+@pytest.mark.parametrize("loop", [loop_once, batches_once])
+async def test_a_batch_that_waits_for_its_next_attempt_is_shown_so(
+    loop: Callable[[Stream[None], RetryTable], Awaitable[None]], autojump_clock: MockClock
+) -> None:
+    retry = RetryTable([RetryRule((OSError,), attempts=2, backoff_s=60, jitter=0)])
+    seen: list[LiveToken] = []
+    ages: list[tuple[float, float]] = []
+
+    async def look(run: Run) -> None:
+        seen.append(await seen_when(run, False))
+        seen.append(await seen_when(run, True))
+        seen.append(await seen_when(run, False))
+        (token,) = run.coordinator.get_pending_checkpoints()
+        await trio.sleep(5)
+        ages.append((token.age_s, attempt_age_s(token)))
+
+    async with (
+        begin("memory:") as run,
+        run.open_stream("s", retry=retry) as stream,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(look, run)
+        await loop(stream, retry)
+    _, held_back, again = seen
+    assert held_back.state == "pending"
+    assert held_back.waits_until is not None
+    assert held_back.waits_until - held_back.begun_at == pytest.approx(61, abs=0.01)
+    assert again.waits_until is None
+    assert ages == [(pytest.approx(66, abs=0.01), pytest.approx(5, abs=0.01))]
 
 
 async def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.opening import begin
 from trio_ckpt import NotEncodableError
 from trio_ckpt._runs.source import Source, default_key
 from trio_ckpt._util.plain import item_digest
@@ -123,6 +124,31 @@ def test_one_text_and_what_cannot_be_read_again_are_no_list(items: Any) -> None:
         TypeError, match="items must be a list, or a function that returns one, not"
     ):
         source(items)
+
+
+@pytest.mark.parametrize(
+    ("items", "instead"),
+    [
+        (10, "write range(10)"),
+        ({"b", "a"}, "a set has no order: write sorted(...)"),
+        (iter("ab"), "write list(...)"),
+        ({"a": 1}, "write list(...)"),
+    ],
+)
+def test_what_is_no_list_is_refused_with_what_to_write(items: Any, instead: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        source(items)
+    assert str(caught.value).endswith(f"they are read again on every start; {instead}")
+
+
+async def test_for_without_async_is_refused_with_what_to_write() -> None:
+    async with begin("memory:") as run, run.open_stream("s") as stream:
+        with pytest.raises(TypeError, match=r"write 'async for batch in stream\.batches\("):
+            for _ in stream.batches(range(2)):  # type: ignore[attr-defined]
+                pass
+        async for batch in stream.batches(range(2)):
+            batch.complete()
+    assert list(stream.progress.confirmed) == [0, 1]
 
 
 async def test_a_bad_item_of_a_list_is_refused_at_once_by_its_place() -> None:

@@ -8,7 +8,12 @@ import re
 import pytest
 
 from trio_ckpt._util import errors
-from trio_ckpt._util.errors import StreamFailedError, TrioCkptError
+from trio_ckpt._util.errors import (
+    BatchFailedError,
+    OutputError,
+    StreamFailedError,
+    TrioCkptError,
+)
 
 BUILTINS = (RuntimeError, ValueError, LookupError, SystemExit)
 
@@ -39,3 +44,21 @@ def test_an_error_knows_its_run_stream_and_batch() -> None:
     assert (error.run_id, error.stream, error.batch_index) == ("r", ("a", "b"), 3)
     assert str(error) == "batch 3 of run 'r', stream 'a/b' failed: full"
     assert str(StreamFailedError("full")) == "no run failed: full"
+
+
+def test_a_batch_that_failed_is_the_subject_of_its_message() -> None:
+    error = BatchFailedError("no page", run_id="r", stream=("s",), batch_index=3)
+    assert str(error) == "batch 3 of run 'r', stream 's' failed: no page"
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("is not a regular file", "output 'a.txt' is not a regular file"),
+        ("has 9 bytes, over 8", "output 'a.txt' has 9 bytes, over 8"),
+        ("No such file or directory", "output 'a.txt': No such file or directory"),
+        ("it belongs to batch 0", "output 'a.txt': it belongs to batch 0"),
+    ],
+)
+def test_a_problem_of_an_output_reads_as_a_sentence(problem: str, message: str) -> None:
+    assert str(OutputError("a.txt", problem)) == message

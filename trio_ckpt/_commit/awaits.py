@@ -17,7 +17,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import attrs
 import trio
@@ -26,6 +26,7 @@ from .._tokens.token import AnyToken
 from .._util.errors import TrioCkptError, describe_batch
 
 T = TypeVar("T", bound=type[Any])
+F = TypeVar("F", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 PRUNED_OVER = 64  # calls that are kept before those that have ended are dropped
 
@@ -161,6 +162,22 @@ def awaits_noted(kind: T) -> T:
         if inspect.iscoroutinefunction(member) and not name.startswith("_"):
             setattr(kind, name, _noted(member))
     return kind
+
+
+def await_noted(function: F) -> F:
+    """Note every call of an async function among those of its first argument, named `stream`."""
+
+    @functools.wraps(function)
+    @trio.lowlevel.enable_ki_protection
+    def call(*args: Any, **kwargs: Any) -> _Made:
+        coroutine: _Made = function(*args, **kwargs)
+        calls = getattr(args[0] if args else kwargs["stream"], "_calls", None)
+        if isinstance(calls, Calls):  # else the function refuses what it was given
+            calls.note(function.__name__, coroutine)
+        return coroutine
+
+    _mark(call)
+    return cast("F", call)
 
 
 def _noted(method: Callable[..., _Made]) -> Callable[..., _Made]:

@@ -25,12 +25,25 @@ class LiveToken(msgspec.Struct, frozen=True, array_like=True):
         batch_index: The batch.
         state: ``pending`` or ``completed``.
         created_at: Unix time, s.
+        begun_at: When the newest attempt began; Unix time, s.
+        waits_until: When the next attempt may begin; Unix time, s.  None: one is under way.
     """
 
     stream: StreamKey
     batch_index: int
     state: str
     created_at: float
+    begun_at: float = 0.0
+    waits_until: float | None = None
+
+    def is_older(self, after_s: float, now: float) -> bool:
+        """Whether an attempt has been under way for longer than is usual.
+
+        Args:
+            after_s: What is usual, in seconds.
+            now: Unix time, s.
+        """
+        return self.waits_until is None and now - max(self.created_at, self.begun_at) >= after_s
 
 
 class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):

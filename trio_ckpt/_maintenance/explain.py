@@ -15,6 +15,7 @@ import attrs
 
 from .._journal.deferral import first_due
 from .._journal.history import KILLED, SessionView
+from .._journal.live_view import LiveToken
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
 from .._journal.store import Finding, Owner
@@ -110,8 +111,7 @@ class Facts:
         resume_command: The command that lets a paused run go on.
         paused: Since when the run is paused, by whom and why; empty: it is not.
         losses: What a start needs and would not find.
-        pending: The tokens that the owner has pending, as published: the stream, the batch,
-            and for how many seconds; oldest first.
+        pending: The tokens that the owner has pending, as published, oldest first.
         pending_total: How many tokens are pending; None: not known.
         troubles: What went wrong in streams that went on, the newest first: the stream, when
             (Unix time, s), and what happened.
@@ -129,7 +129,7 @@ class Facts:
     resume_command: str = "trio-ckpt ctl"
     paused: str = ""
     losses: Losses = attrs.field(factory=Losses)
-    pending: Sequence[tuple[StreamKey, int, float]] = ()
+    pending: Sequence[LiveToken] = ()
     pending_total: int | None = None
     troubles: Sequence[tuple[StreamKey, float, str]] = ()
 
@@ -224,14 +224,19 @@ def _pending(facts: Facts) -> Iterator[Clause]:
     """Which batches the live owner has open."""
     if facts.pending_total is None:
         return
-    texts = [
-        f"{facts.name(key)} batch {number(index)} for {duration(age_s)}"
-        for key, index, age_s in facts.pending[:MAX_NAMED]
-    ]
+    texts = [_pending_text(facts, token) for token in facts.pending[:MAX_NAMED]]
     if (more := facts.pending_total - len(texts)) > 0:
         texts.append(f"{number(more)} more")
     reason = Reason.BATCHES_OPEN if facts.pending else Reason.NO_BATCH_OPEN
     yield reason, {"open": facts.pending_total, "batches": ", ".join(texts)}
+
+
+def _pending_text(facts: Facts, token: LiveToken) -> str:
+    where = f"{facts.name(token.stream)} batch {number(token.batch_index)}"
+    age = f"{where} for {duration(max(0.0, facts.now - token.created_at))}"
+    if token.waits_until is None:
+        return age
+    return f"{age} (failed, waits for its next attempt until {moment(token.waits_until)})"
 
 
 def explain_losses(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 
 import attrs
@@ -39,6 +39,7 @@ from .._util.arguments import (
 )
 from .._util.errors import StoreDamagedError, UnknownRunError, UnknownStreamError
 from .._util.index_set import IndexSet
+from .._util.opening import opening
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
 from .._util.text import stream_name
 from .._util.threads import run_blocking
@@ -233,7 +234,7 @@ class Maintenance:
         return self._stream_logs[key]
 
 
-@asynccontextmanager
+@opening("maintenance")
 async def open_maintenance(
     store: Store,
     run_id: str,

@@ -34,8 +34,8 @@ class Reason(enum.Enum):
     )
     SOURCE_UNSEEN = "Whether a source has grown was not looked at."
     ASSUMED = (
-        "Reserved and not settled: {assumed}. It counts as spent, see reservations in "
-        "docs/how-to/limits.md."
+        "Reserved and not settled: {assumed}. It counts as spent, since a call that was cut off "
+        "may have been paid."
     )
     BEGUN_AFRESH = (
         "The run was begun afresh {times:time} (fresh=True, on_config_change='restart', or reset): "

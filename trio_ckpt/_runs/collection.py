@@ -10,7 +10,7 @@ lock of the collection's own run then does the last phase; the others find it do
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 
 import attrs
@@ -40,6 +40,7 @@ from .._util.errors import (
     RunStoppedError,
     StoreDamagedError,
 )
+from .._util.opening import opening
 from .._util.plain import PHASE, RUN_STREAM, Plain
 from .._util.uninterrupted import uninterrupted
 from ..outputs import place_below
@@ -135,7 +136,7 @@ class Collection:
         """
         self._stop.request()
 
-    @asynccontextmanager
+    @opening("partition")
     async def claim(self) -> AsyncGenerator[Partition | None]:
         """Own a partition for a block: one that no process owns, and that is not complete.
 
@@ -168,7 +169,7 @@ class Collection:
                 yield partition
             self._check_begun(partition.run)
 
-    @asynccontextmanager
+    @opening("run")
     async def finish(self) -> AsyncGenerator[Run | None]:
         """Do the last phase, once in all processes together, when all partitions are complete.
 

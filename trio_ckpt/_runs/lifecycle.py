@@ -42,6 +42,7 @@ from .._util.arguments import (
 from .._util.errors import EXIT_DRAINED, RunStoppedError
 from .._util.log import at, get_logger
 from .._util.nursery import open_service_nursery
+from .._util.opening import opening
 from .._util.plain import StreamKey, check_run_id
 from .._util.text import plural, printable
 from .._util.threads import check_trio, run_blocking
@@ -83,7 +84,7 @@ T = TypeVar("T")
 DEFAULT_GRACE_S = 30.0
 
 
-@asynccontextmanager
+@opening("run")
 @uninterrupted
 async def open_run(
     run_id: str,

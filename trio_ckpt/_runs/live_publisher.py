@@ -22,6 +22,7 @@ from .._journal.live_view import (
 )
 from .._journal.statistics import Stopping
 from .._journal.store import Store
+from .._tokens.attempts import attempt_age_s, waits_s
 from .._tokens.token import AnyToken
 from .._util.exceptions import text_of
 from .._util.log import at, get_logger
@@ -38,9 +39,19 @@ _encoder = msgspec.msgpack.Encoder()
 
 def live_tokens(tokens: Sequence[AnyToken]) -> tuple[LiveToken, ...]:
     """The first `MAX_TOKENS` pending tokens, as the live view has them."""
-    return tuple(
-        LiveToken(t.stream, t.batch_index, t.state.value, t.created_at.timestamp())
-        for t in tokens[:MAX_TOKENS]
+    now = time.time()
+    return tuple(_live_token(token, now) for token in tokens[:MAX_TOKENS])
+
+
+def _live_token(token: AnyToken, now: float) -> LiveToken:
+    left_s = waits_s(token)
+    return LiveToken(
+        token.stream,
+        token.batch_index,
+        token.state.value,
+        token.created_at.timestamp(),
+        now - attempt_age_s(token),
+        None if left_s is None else now + left_s,
     )
 
 

@@ -7,7 +7,7 @@ it, and hands out the first one that is left.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import attrs
 import trio
@@ -21,6 +21,7 @@ from .._commit.retry import Again
 from .._commit.snapshots import Snapshots
 from .._journal.history import ReadPages
 from .._journal.progress import Progress
+from .._tokens.attempts import begin_attempt, hold_back
 from .._util.errors import StreamBusyError, StreamFailedError
 from .._util.uninterrupted import uninterrupted
 from .code import CodeWatch, note_code
@@ -116,6 +117,7 @@ class LoopCursor:
 
     def hold(self, batch: Batch[Any]) -> None:
         """Set the batch of the loop or block of the owner."""
+        begin_attempt(batch.token)
         self.batch = batch
         self.around.remember(self.task)
 
@@ -130,6 +132,7 @@ class LoopCursor:
             return Passed.GO_ON
         passed = await self.gate.pass_gate(batch, self.exit_taken(left_by))
         if isinstance(passed, Again):
+            hold_back(batch.token, passed.after_s)
             with self.open_stream.stop.at_gate():
                 await trio.sleep(passed.after_s)
             return Passed.GO_ON
@@ -270,6 +273,13 @@ class Batches(Generic[T]):
 
     def __aiter__(self) -> Batches[T]:
         return self
+
+    if not TYPE_CHECKING:  # type checkers report it by themselves
+
+        def __iter__(self) -> NoReturn:
+            raise TypeError(
+                "batches() is an asynchronous loop: write 'async for batch in stream.batches(...):'"
+            )
 
     async def __anext__(self) -> Batch[T]:
         """Pass the gate for the open batch, and hand out the next one."""

@@ -41,7 +41,7 @@ _SHORTER = "nothing: it is shorter now"
 
 
 class ReadSource(Protocol):
-    """What a comparison needs of a source; see `trio_ckpt._runs.loop.Source`."""
+    """What a comparison needs of a source; see `trio_ckpt._runs.source.Source`."""
 
     is_open_ended: bool
 

@@ -23,6 +23,7 @@ from .._journal.store import Store
 from .._tokens.coordinator import CheckpointCoordinator
 from .._util.arguments import any_path, flag, path_text, seconds, several, signals, whole_number
 from .._util.nursery import open_service_nursery
+from .._util.opening import opening
 from .._util.plain import check_run_id
 from .._util.threads import check_trio
 from .._util.uninterrupted import uninterrupted
@@ -33,7 +34,7 @@ from .lifecycle import DEFAULT_GRACE_S, close_store
 from .verify import Verify
 
 
-@asynccontextmanager
+@opening("collection")
 @uninterrupted
 async def open_collection(
     name: str,

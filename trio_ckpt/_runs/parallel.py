@@ -10,12 +10,14 @@ from typing import Generic, TypeVar, cast
 
 import trio
 
+from .._commit.awaits import await_noted
 from .._commit.batch import Batch, given_of, staged_of
 from .._commit.exits import Exit, decisive, exit_of, verdict_on
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
 from .._commit.retry import Again, LoopPolicy, RetryTable
 from .._commit.staged import UNSET, AttemptState
+from .._tokens.attempts import begin_attempt, hold_back
 from .._tokens.token import is_cancellation
 from .._util.arguments import function, index_range, instance, shown, whole_number
 from .._util.errors import BatchFailedError, StreamFailedError
@@ -39,6 +41,7 @@ ORDERED = "a state or cursor needs batches in order: concurrency=1, or a Frontie
 MAX_CONCURRENCY = 10_000  # tasks; more would cost memory, and batches are not that small
 
 
+@await_noted
 @uninterrupted
 async def run_batches(
     stream: AnyStream,
@@ -291,7 +294,9 @@ class WorkQueue(Generic[T]):
                 self._pass_on()
                 await trio.lowlevel.checkpoint()
                 if await self.loop_cursor.wait_for_turn(found[0]):
-                    return self.loop_cursor.gate.hand_out(*found)
+                    batch: Batch[T] = self.loop_cursor.gate.hand_out(*found)
+                    begin_attempt(batch.token)
+                    return batch
                 self._working -= 1
                 continue
             if not self._delayed and not self._working:
@@ -346,6 +351,7 @@ class WorkQueue(Generic[T]):
         self._working -= 1
         if isinstance(passed, Again):
             due, heap = trio.current_time() + passed.after_s, self._delayed
+            hold_back(batch.token, passed.after_s)
         elif self._progress.deferred and batch.index in self._progress.deferred:
             due, heap = self._deferrals.due_at(batch.index) or trio.current_time(), self._deferred
         else:

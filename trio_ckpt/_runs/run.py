@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
 import attrs
@@ -33,6 +33,7 @@ from .._util.arguments import (
 )
 from .._util.errors import StreamBusyError
 from .._util.index_set import IndexSet
+from .._util.opening import opening
 from .._util.plain import PHASE, StreamKey, check_stream_key
 from .._util.shown import Shown
 from .._util.text import number
@@ -141,7 +142,7 @@ class Run(Shown):
         lag: Lag | None = None,
     ) -> AbstractAsyncContextManager[Stream[S]]: ...
 
-    @asynccontextmanager
+    @opening("stream")
     async def open_stream(
         self,
         *parts: str,
@@ -339,7 +340,7 @@ class Run(Shown):
 
     # -- phases -------------------------------------------------------------------------------
 
-    @asynccontextmanager
+    @opening("phase")
     async def phase(self, name: str) -> AsyncGenerator[Phase]:
         """Open a phase, which is done once: ``async with run.phase("discovery") as phase:``.
 

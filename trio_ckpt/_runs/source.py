@@ -8,7 +8,7 @@ refuses to go on when the length or the items of the list change after that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set as AbstractSet
 from typing import Any, Generic, TypeVar, cast
 
 import trio
@@ -77,7 +77,7 @@ class Source(Generic[T]):
         if items is not None and not _is_sequence(items) and not callable(items):
             raise TypeError(
                 f"items must be a list, or a function that returns one, not {shown(items)}: they "
-                "are read again on every start"
+                f"are read again on every start{_instead_of(items)}"
             )
         if key is not None:
             function("key", key)
@@ -193,6 +193,15 @@ class Source(Generic[T]):
         """The key of the item that the source gives for a batch now, or "nothing"."""
         found = self.get(index)
         return "nothing" if found is None else self._key_of(index, cast("T", found[0]))
+
+
+def _instead_of(items: object) -> str:
+    """What to write instead of something that is often given as the items."""
+    if type(items) is int:
+        return f"; write range({items})"
+    if isinstance(items, AbstractSet):
+        return "; a set has no order: write sorted(...)"
+    return "; write list(...)" if isinstance(items, Iterator | Mapping) else ""
 
 
 def _length_error(count: int, now: int) -> RuntimeError:

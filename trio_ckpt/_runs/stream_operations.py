@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from typing import Any
 
 import trio
@@ -31,6 +31,7 @@ from .._util.errors import (
 )
 from .._util.exceptions import leaves_of, text_of
 from .._util.log import get_logger
+from .._util.opening import opening
 from .._util.plain import Plain, StreamKey, copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
@@ -79,7 +80,7 @@ async def skipped_batches(
 # -- blocks -------------------------------------------------------------------------------------
 
 
-@asynccontextmanager
+@opening("batch", call="open_batch")
 @uninterrupted
 async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     """Open the first batch that is left for a block; see `Stream.open_batch`."""
@@ -114,7 +115,7 @@ async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     await complete_if_last(loop_cursor.open_stream)
 
 
-@asynccontextmanager
+@opening("snapshots", call="snapshots")
 @uninterrupted
 async def snapshots_in_batch(
     loop_cursor: LoopCursor, nursery: trio.Nursery, every_s: float

@@ -181,6 +181,7 @@ class CheckpointToken(Generic[T]):
     """
 
     __slots__ = (
+        "_begun",
         "_created",
         "_created_at",
         "_event",
@@ -188,6 +189,7 @@ class CheckpointToken(Generic[T]):
         "_outcome",
         "_portal",
         "_state",
+        "_waits_until",
         "batch_index",
         "run_id",
         "stream",
@@ -197,7 +199,8 @@ class CheckpointToken(Generic[T]):
         self, run_id: str, stream: StreamKey, batch_index: int, host: TokenHost, portal: Portal
     ) -> None:
         self._portal = portal
-        self._created = portal.clock.current_time()
+        self._created = self._begun = portal.clock.current_time()
+        self._waits_until: float | None = None  # on trio's clock, as the two above
         self._created_at = time.time()
         self.run_id = run_id
         self.stream = stream

@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 
 import attrs
 
-from .exceptions import qualname_of
+from .exceptions import qualname_of, with_article
 
 MAX_INDEX = 2**63 - 2
 """The greatest batch index: the end of an interval, one more, fits into 64 signed bits."""
@@ -45,7 +45,7 @@ def shown(value: object) -> str:
     try:
         text = str.__str__(repr(value))  # not that of a subclass of str
     except BaseException:
-        return f"a {qualname_of(type(value))}"
+        return with_article(qualname_of(type(value)))
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[: MAX_SHOWN_CHARS - 1]}…"
 
 

@@ -96,7 +96,7 @@ class CheckpointFailedError(TrioCkptError):
     """
 
     def __init__(self, reason: str, **place: Unpack[ErrorPlace]) -> None:
-        super().__init__(f"the checkpoint of {describe_batch(**place)} failed: {reason}", **place)
+        super().__init__(f"{describe_batch(**place)} failed: {reason}", **place)
         self.reason = reason
 
 
@@ -342,6 +342,9 @@ class NotEncodableError(TrioCkptError, ValueError):
         self.problem = problem
 
 
+_PREDICATES = ("is ", "has ", "was ", "cannot ")  # of a problem whose subject is the output
+
+
 class OutputError(TrioCkptError):
     """Something is wrong with an output file.
 
@@ -350,7 +353,9 @@ class OutputError(TrioCkptError):
     """
 
     def __init__(self, path: str | Path | None, problem: str, **place: Unpack[ErrorPlace]) -> None:
-        super().__init__(problem if path is None else f"output {str(path)!r}: {problem}", **place)
+        joint = "" if problem.startswith(_PREDICATES) else ":"
+        message = problem if path is None else f"output {str(path)!r}{joint} {problem}"
+        super().__init__(message, **place)
         self.path = "" if path is None else str(path)
 
 

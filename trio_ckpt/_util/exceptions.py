@@ -67,6 +67,11 @@ def qualname_of(kind: type[object]) -> str:
     return name
 
 
+def with_article(name: str) -> str:
+    """The name of a class with "a" or "an" before it."""
+    return f"{'an' if name[:1].lower() in tuple('aeio') else 'a'} {name}"
+
+
 def text_of(error: BaseException) -> str:
     """The text of an exception; the name of its class where the text is empty.
 

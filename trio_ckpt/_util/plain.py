@@ -17,6 +17,7 @@ import msgspec
 from .arguments import mapping, shown, text as text_of
 from .errors import NotEncodableError, StoreDamagedError
 from .exact_sum import MAX_AMOUNT, Number
+from .exceptions import with_article
 
 T = TypeVar("T")
 
@@ -243,7 +244,7 @@ def _leaf_of(value: Any) -> bool | int | float | str:
         return float(value)
     elif isinstance(value, Decimal) and not value.is_snan():
         return _number_of(value)
-    raise _NotPlainError(f"a {kind_of(value).__qualname__} is not JSON-like")
+    raise _NotPlainError(f"{with_article(kind_of(value).__qualname__)} is not JSON-like")
 
 
 def _number_of(value: Decimal) -> int | float:

@@ -170,7 +170,8 @@ def _give_up_output() -> None:
 def _message(error: Exception) -> str:
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx is not None else PROGRAM
-        return f"{error.format_message().rstrip('.')}; see {path} --help"
+        message = " ".join(error.format_message().split()).rstrip(".")  # it has lines of choices
+        return f"{message}; see {path} --help"
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, OSError) and error.strerror and not isinstance(error, CommandError):

@@ -79,7 +79,7 @@ async def explain(
         resume_command=shlex.join(["trio-ckpt", "ctl", store.url, run.run_id, "resume"]),
         paused=paused_text(run.session_metadata),
         losses=await _losses(run, keys),
-        pending=[(t.stream, t.batch_index, max(0.0, now - t.created_at)) for t in tokens],
+        pending=tokens,
         pending_total=total,
         troubles=await _troubles(run, keys),
         names=stream_names(run.keys),

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from .._journal.live_view import LiveToken, LiveView, await_live
 from .._journal.summary import RunStatus
 from .._util.plain import StreamKey
-from .._util.text import duration, iso_moment, number, plural, stopping_text, stream_name
+from .._util.text import duration, iso_moment, moment, number, plural, stopping_text, stream_name
 from ._render import Block, Document, capped
 
 COLUMNS = ("pending in", ">batch", "state", ">age")
@@ -41,6 +41,7 @@ def pending_document(live: LiveView | None, now: float) -> Document | None:
                 "state": token.state,
                 "created_at": iso_moment(token.created_at),
                 "age_s": round(_age_s(token, now), 3),
+                "waits_until": iso_moment(token.waits_until),
             }
             for token in live.tokens
         ],
@@ -54,7 +55,10 @@ def pending_text(live: LiveView, now: float) -> str:
     oldest = live.tokens[0]
     where = f"{stream_name(oldest.stream)} batch {number(oldest.batch_index)}"
     age = duration(_age_s(oldest, now))
-    return f"{plural(live.pending, 'token')}, the oldest ({where}) for {age}"
+    count = plural(live.pending, "token")
+    if waiting := sum(token.waits_until is not None for token in live.tokens):
+        count = f"{count}, {number(waiting)} of them until a next attempt"
+    return f"{count}, the oldest ({where}) for {age}"
 
 
 def pending_blocks(
@@ -83,7 +87,7 @@ def pending_blocks(
         return (
             names.get(token.stream, stream_name(token.stream)),
             number(token.batch_index),
-            token.state,
+            _state_text(token, now),
             duration(_age_s(token, now)),
         )
 
@@ -124,3 +128,12 @@ def stopping_texts(live: LiveView | None, now: float) -> list[str]:
 
 def _age_s(token: LiveToken, now: float) -> float:
     return max(0.0, now - token.created_at)
+
+
+def _state_text(token: LiveToken, now: float) -> str:
+    """The state of a token: until when it waits, where its batch has failed and runs again."""
+    if token.waits_until is None:
+        return token.state
+    if token.waits_until <= now:
+        return "waits for its turn"
+    return f"waits until {moment(token.waits_until)}"

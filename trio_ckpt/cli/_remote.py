@@ -188,7 +188,7 @@ def need_remote() -> None:
     Raises:
         MissingExtraError: it is not.
     """
-    with needs_extra("remote", "the command"):
+    with needs_extra("remote", "a foreman or a worker"):
         importlib.import_module("trio_websocket")
 
 

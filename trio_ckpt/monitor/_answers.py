@@ -175,7 +175,7 @@ class RunLine(WorkLine, frozen=True):
             are complete at the present number of owners.
         pending: Tokens that are pending now; null where that cannot be seen.
         oldest_pending_at: When the oldest of them was made.
-        stuck: How many of them are older than ``stuck_after_s``.
+        stuck: How many of them have an attempt that is older than ``stuck_after_s``.
         stuck_after_s: What is taken for stuck, see `stuck_after`.
         waiting: Streams that wait, and for what.
         stopping: The stop that is under way; null: there is none, or it cannot be seen.
@@ -295,7 +295,10 @@ class TokenLine(StreamName, frozen=True):
         state: ``completed`` is on its way to the store.
         created_at: When its batch was handed out first.
         age_s: Since then.
-        stuck: It is older than what is usual.
+        begun_at: When the newest attempt began.
+        waits_until: When the next attempt may begin, where the newest has failed; null: it is
+            under way.
+        stuck: The attempt has been under way for longer than is usual.
         stale: The process that had it is gone: it was pending then.
     """
 
@@ -303,6 +306,8 @@ class TokenLine(StreamName, frozen=True):
     state: str
     created_at: Moment
     age_s: float
+    begun_at: Moment
+    waits_until: Moment | None
     stuck: bool
     stale: bool
 

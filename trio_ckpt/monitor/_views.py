@@ -168,7 +168,7 @@ def run_line(glance: RunGlance) -> RunLine:
         eta_s=_eta_s(glance, after_s),
         pending=now.pending if now is not None else None,
         oldest_pending_at=tokens[0].created_at if tokens else None,
-        stuck=sum(glance.at - token.created_at >= after_s for token in tokens),
+        stuck=sum(token.is_older(after_s, glance.at) for token in tokens),
         stuck_after_s=after_s,
         waiting=_waiting(glance),
         stopping=_stopping(glance),
@@ -366,7 +366,8 @@ def token_lines(snapshot: RunSnapshot, limit: int) -> list[TokenLine]:
             token,
             name=names[token.stream],
             age_s=round(age_s, 3),
-            stuck=age_s >= after_s and not is_stale,
+            begun_at=max(token.created_at, token.begun_at),
+            stuck=token.is_older(after_s, snapshot.at) and not is_stale,
             stale=is_stale,
         )
         for token, age_s in zip(tokens[:limit], ages, strict=False)

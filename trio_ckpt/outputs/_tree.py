@@ -72,7 +72,9 @@ def relative_path(root: str, path: AnyPath) -> str:
 def _without_root(root: str, path: str) -> str:
     prefix = root.rstrip("/") + "/"
     if not path.startswith(prefix):
-        raise OutputPathError(path, f"is not below the output folder {root!r}")
+        raise OutputPathError(
+            path, f"is not below the output folder {root!r}; give a path relative to it"
+        )
     return path[len(prefix) :]
 
 

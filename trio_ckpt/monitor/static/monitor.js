@@ -272,7 +272,15 @@ function drawFacts() {
 }
 
 function isStuck(token) {
-  return !token.stale && since(token.created_at) >= state.detail.run.stuck_after_s;
+  return !token.stale && !token.waits_until && since(token.begun_at) >= state.detail.run.stuck_after_s;
+}
+
+function stateOf(token) {
+  if (token.stale) return "was pending";
+  if (token.state === "completed") return "being saved";
+  if (!token.waits_until) return "at work";
+  const until = new Date(token.waits_until);
+  return until > now() ? `waiting until ${clock.format(until)}` : "waiting for its turn";
 }
 
 // What goes on while no picture comes: ages, and with them what is stuck.
@@ -286,14 +294,14 @@ function drawAges() {
   $("pending-panel").classList.toggle("alarm", stuck.length > 0);
   text($("pending-count"), stale ? "" : total ? number(total) + (stuck.length ? `, ${number(stuck.length)} stuck` : "") : "");
   rows($("pending"), few("pending", pending), (token) => JSON.stringify([token.stream, token.batch_index]), (token, row) => {
-    const age = since(token.created_at);
+    const age = token.waits_until ? 0 : since(token.begun_at);
     const bad = isStuck(token);
     row.classList.toggle("stuck", bad);
     return [
       { nodes: [streamLink(token), ...(bad ? [make("span", { className: "tag" }, "stuck")] : [])] },
       { text: number(token.batch_index), className: "n" },
-      { text: token.stale ? "was pending" : token.state === "completed" ? "being saved" : "at work", className: "soft state" },
-      { text: span(age), className: "n", title: `since ${day.format(new Date(token.created_at))}` },
+      { text: stateOf(token), className: "soft state" },
+      { text: span(since(token.created_at)), className: "n", title: `since ${day.format(new Date(token.created_at))}` },
       { nodes: [gauge(Math.round((100 * Math.min(age, after)) / after))], className: "wide" },
     ];
   }, run.seen === "stored" && run.running ? "They cannot be seen from here." : "None.");

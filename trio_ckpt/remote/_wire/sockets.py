@@ -19,7 +19,7 @@ from .errors import ConnectionLostError, HandshakeRefusedError, RemoteProtocolEr
 from .frames import MAX_FRAME_BYTES
 from .link import HANDSHAKE_S
 
-with needs_extra("remote", "a connection"):
+with needs_extra("remote", "a connection between client, foreman and worker"):
     import trio_websocket
     import wsproto.events
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 import attrs
 
 from ..._util.errors import NotEncodableError
-from ..._util.exceptions import text_of
+from ..._util.exceptions import text_of, with_article
 from .classes import (
     Classes,
     Shape,
@@ -382,5 +382,6 @@ def _unknown(kind: type, where: Where) -> NotEncodableError:
             "load into that one, or replace what it holds"
         )
     else:
-        help_ = f"a {name} has no plain value: exclude the field, or use an attrs class for it"
+        named = with_article(name)
+        help_ = f"{named} has no plain value: exclude the field, or use an attrs class for it"
     return NotEncodableError(path_of(where), help_)
