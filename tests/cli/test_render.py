@@ -83,8 +83,11 @@ def test_a_narrow_terminal_has_whole_words_and_the_last_column_below() -> None:
     assert fitted_lines(WIDE, 50) == [
         "stream                                began   done",
         "a-long-name-of-a-stream-that-is-lis…  12:00  1,000",
-        "    error: 403: not yours, 403: not yours, 403:",
-        "        not yours, 403: not yours, 403: not yours,",
+        "    stream:",
+        "        a-long-name-of-a-stream-that-is-listed;",
+        "        error: 403: not yours, 403: not yours,",
+        "        403: not yours, 403: not yours, 403: not",
+        "        yours,",
         "short                                 12:01      7",
         "note",
     ]
@@ -96,11 +99,22 @@ def test_a_narrow_terminal_has_whole_words_and_the_last_column_below() -> None:
     assert WIDE.rows[0][3].strip() in full
 
 
+def test_a_column_without_text_is_left_out_before_another_is_cut() -> None:
+    table = Table(("what", ">batch", "files", "why"), [("x" * 20, "7", "", ""), ("y", "8", "", "")])
+    assert fitted_lines(table, 28) == [
+        f"{'what':20}  batch",
+        f"{'x' * 20}      7",
+        f"{'y':20}      8",
+    ]
+    assert fitted_lines(table, 80) == to_lines([table])[1:]
+
+
 def test_the_widest_columns_are_cut_first() -> None:
     table = Table(("a", "b", "c", "why"), [("x" * 20, "y" * 40, "z" * 12, "")])
     assert [line.split() for line in fitted_lines(table, 60) or []] == [
         ["a", "b", "c"],
         ["x" * 20, "y" * 23 + "…", "z" * 12],
+        ["b:", "y" * 40],
     ]
     for width in range(36, 80):
         lines = fitted_lines(table, width)
@@ -170,9 +184,12 @@ def test_at_80_columns_no_word_is_broken(
         lines = text.splitlines()
         path = str(gh)
         assert all(len(line) <= 80 for line in lines if path not in line)
-        words = [word for line in lines if path not in line for word in line.split()]
-        labels = {"error:", "spent:", "session:", "what", "did:"}
-        broken = {w for w in words if w not in plain | labels and not w.endswith("…")}
+        words = [w.strip(";") for line in lines if path not in line for w in line.split()]
+        labels = {"error:", "spent:", "session:", "what", "did:", "streams:", "stream:", "group:"}
+        known = {word.strip(";") for word in plain} | labels | {"process:", "config:"}
+        whole = [w for w in words if not w.endswith("…") and set(w) != {"x"}]  # the long name
+        assert sum(word.count("x") for word in words if set(word) == {"x"}) % len(name) == 0
+        broken = {word for word in whole if word not in known}
         assert not {word for word in broken if word.removeprefix("sqlite:") not in path}
     assert name in run(*long).out
 

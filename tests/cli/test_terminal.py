@@ -103,7 +103,7 @@ def test_ls_at_80_columns(look: Look) -> None:
         "\n"
         "run      status       streams                done     left  skipped  last saved\n"
         "gh-2025  interrupted  1 pending, 2 complet…    17  unknown        1  9 d 9 h ago\n"
-        "    session: 1 ended\n"
+        "    streams: 1 pending, 2 complete, 2 failed, 1 interrupted; session: 1 ended\n"
     )
 
 
@@ -113,8 +113,8 @@ def test_history_at_80_and_at_200_columns(look: Look) -> None:
         "\n"
         "session  began                    took        how it ended  process   config\n"
         "      1  2025-11-20 12:00:00 UTC  1 min 00 s  ended         4711 on…  8b7ca09a1…\n"
-        "    what it did: 25 batches confirmed, 0 skipped; produced records 250; spent\n"
-        "        cost_usd 0.5\n"
+        "    process: 4711 on box; config: 8b7ca09a1e75; what it did: 25 batches\n"
+        "        confirmed, 0 skipped; produced records 250; spent cost_usd 0.5\n"
     )
     assert text_of(look(["history"], 200)) == (
         "run 'gh-2025' in sqlite:gh.ckpt\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,14 @@ def test_the_comparison_says_what_its_run_has_not_measured() -> None:
     cells = cells_of(run_with(**{"1 loop": Found(0.5, "1,000/s", "")}))
     assert all(cells[name][1] == "not measured" for name in (*STEPPERS, "Crawlee", "Temporal"))
     assert "not measured" in cells["Scrapy + JOBDIR"][0]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/explanation/comparison.md"])
+def test_a_peer_has_no_figure_that_no_script_makes(name: str) -> None:
+    """Sentences that name a peer have figures in the table only, which is made from a kept run."""
+    page = (Path(__file__).parents[2] / name).read_text()
+    written = re.sub(r"<!-- comparison:.*?<!-- end of comparison -->", "", page, flags=re.DOTALL)
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)", "", written)
+    sentences = re.split(r"(?<=[.:;])\s", prose)
+    peers = re.compile("Scrapy|Crawlee|DBOS|LangGraph|Temporal")
+    assert [s for s in sentences if peers.search(s) and re.search(r"\d", s)] == []

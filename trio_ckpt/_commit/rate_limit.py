@@ -127,7 +127,7 @@ class RateLimit(Shown):
         Raises:
             TypeError, ValueError: it is no number of tokens.
             RuntimeError: the batch is settled, or it waits already; or this is another `trio.run`
-                than that of the first request.
+                than that of the first request, as each item of an engine has.
 
         Cancellation: a cancellation point; a request that is cancelled before its turn has taken
             nothing of the rate.
@@ -153,7 +153,9 @@ class RateLimit(Shown):
         self._trio_run = self._trio_run or here
         if self._trio_run is not here:
             raise RuntimeError(
-                "this RateLimit belongs to the trio.run that used it first: make one in each"
+                "this RateLimit belongs to the trio.run that used it first: make it inside of the "
+                "function that trio.run calls; items of an engine have a trio.run each, so send "
+                "their requests in a loop of the program before, under one RateLimit"
             )
 
     async def _take(self, units: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from itertools import groupby
 from msgspec.structs import asdict
 
 from .._journal.acts import Act, paused_text, plain_act, read_acts, target_text
-from .._journal.history import SessionView, how_text, iter_records, read_sessions, read_troubles
+from .._journal.history import SessionView, iter_records, read_sessions, read_troubles
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import RunStatus, is_over
@@ -223,14 +223,15 @@ def _session_document(session: SessionView) -> Document:
 
 def _session_row(session: SessionView) -> tuple[str, ...]:
     took = "" if session.ended is None else duration(session.ended - session.began)
+    did = counts_text(session.counts) if session.counts else "unknown"
     return (
         number(session.number),
         moment(session.began),
         took,
-        how_text(session.how, session.reason),
+        session.how,
         f"{session.pid} on {session.host}",
         session.config_digest[:12] if session.config else "none",
-        counts_text(session.counts) if session.counts else "unknown",
+        did if session.reason is None else f"{did}; stopped by its {session.reason}",
     )
 
 

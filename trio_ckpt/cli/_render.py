@@ -189,17 +189,20 @@ def _row_line(table: Table, row: Sequence[str], widths: Sequence[int]) -> str:
 def fitted_lines(table: Table, width: int) -> list[str] | None:
     """The lines of a table on a terminal of a width; None: the columns do not fit into it.
 
-    If need be the last column, a text, is set below its row, and the others are cut with an
-    ellipsis, the widest first.
+    If need be columns that are empty are left out, the last column, a text, is set below its row,
+    and the others are cut with an ellipsis, the widest first: below the row they stand in full.
     """
     rows = _texts(table)
     widths = [_width(rows, at) for at in range(len(table.columns))]
     if _sum(widths) <= width:
         return _lines(table, rows, widths)
-    last = len(widths) - 1
-    if table.columns[last].startswith((">", "=")):
+    if table.columns[-1].startswith((">", "=")):
         return None
-    widths.pop()
+    has_last = any(row[-1] for row in table.rows)
+    table = _without_empty_columns(table)
+    rows = _texts(table)
+    last = len(table.columns) - has_last  # the column that is set below, if it has any text
+    widths = [_width(rows, at) for at in range(last)]
     elastic = [at for at in range(last) if not table.columns[at].startswith((">", "="))]
     floors = {at: max(MIN_CUT_CELLS, display_width(rows[0][at])) for at in elastic}
     while (over := _sum(widths) - width) > 0:
@@ -214,16 +217,25 @@ def fitted_lines(table: Table, width: int) -> list[str] | None:
     for place, row in enumerate(rows):
         shown = [truncate(row[at], widths[at]) for at in range(last)]
         lines.append(_row_line(table, shown, widths))
-        if place and row[last]:
-            text = f"{rows[0][last]}: {row[last]}"
+        below = [at for at in elastic if display_width(row[at]) > widths[at]]
+        below += [last] if has_last and row[last] else []
+        if place and below:
             lines += textwrap.wrap(
-                text,
+                "; ".join(f"{rows[0][at]}: {row[at]}" for at in below),
                 width,
                 initial_indent=INDENT,
                 subsequent_indent=2 * INDENT,
                 break_on_hyphens=False,
             )
     return [*lines, table.note] if table.note else lines
+
+
+def _without_empty_columns(table: Table) -> Table:
+    """A table without the columns that have no text in any row."""
+    columns = range(len(table.columns))
+    used = [at for at in columns if not table.rows or any(row[at] for row in table.rows)]
+    rows = [[row[at] for at in used] for row in table.rows]
+    return attrs.evolve(table, columns=[table.columns[at] for at in used], rows=rows)
 
 
 def _sum(widths: Sequence[int]) -> int:
