@@ -10,6 +10,7 @@ Between processes an act is one line of JSON, and so is the answer to it.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from contextlib import aclosing
@@ -31,6 +32,7 @@ MAX_LINE_BYTES = 65_536  # of an act: thousands of spans of batches
 MAX_REPLY_BYTES = 2**20  # of an answer: a hundred streams with the longest keys
 MAX_NAME_CHARS = 255  # of a user, a host or a part of a key
 MAX_WHY_CHARS = 500
+MAX_ID_CHARS = 32
 
 Verb = Literal[
     "status",
@@ -64,6 +66,7 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
         count: How many workers there should be, for `concurrency`.
         amounts: The most that may be spent, by name, for `limit`.
         at: When the run was asked; Unix time, s; 0: it was not asked yet.
+        id: Which act it is, so that it is done once however often it is asked for.
     """
 
     do: Verb
@@ -76,6 +79,7 @@ class Act(msgspec.Struct, frozen=True, omit_defaults=True):
     count: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0
     amounts: dict[_Name, int | float] = {}  # copied for each, see msgspec
     at: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    id: Annotated[str, msgspec.Meta(max_length=MAX_ID_CHARS)] = ""
 
     def __post_init__(self) -> None:
         """Refuse steps that are no set of batches: what is decoded can be put into words.
@@ -134,7 +138,8 @@ def new_act(
     host = socket.gethostname()[:MAX_NAME_CHARS]
     steps = () if indexes is None else tuple(indexes.to_steps())
     about = (stream, steps, count, dict(amounts))
-    act = Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why, *about)
+    act_id = secrets.token_hex(MAX_ID_CHARS // 2)
+    act = Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why, *about, id=act_id)
     if len(encode_line(act)) > MAX_LINE_BYTES:
         raise ValueError(f"too many spans of batches, {number(len(steps) // 2)}, for one act")
     return act

@@ -45,6 +45,7 @@ from .stored import (
 
 Durability = Literal["full", "process", "none"]
 
+MAX_INBOX_BYTES = 2**21  # of what is read of an inbox: the longest answer to an act, and its seal
 MAX_INLINE_LIMIT_BYTES = 2**26  # what a JSON store can hold of a run; rows of SQLite hold more
 FIRST_OWNER = 1  # a run whose owner has this number had none before, so nothing is in it
 WATCHED_FOR_S = 60.0  # after it was read a live view is published for so long
@@ -65,6 +66,8 @@ class Store(ABC):
             kill -9 only, "none" neither.
         has_live: Whether it keeps what `publish` is given, for other processes.
         publish_every_s: How often an owner asks `is_watched`, and publishes at most; seconds.
+        inbox_every_s: How often an owner looks into the inbox of its run, in seconds; None: the
+            store has no inboxes.
         lease_s: How long a lock holds after the last save, in seconds by the store's own clock;
             None: a lock has no such limit, and ends with its process.
     """
@@ -73,6 +76,7 @@ class Store(ABC):
     lease_s: float | None = None
     has_live: bool = False
     publish_every_s: float = 1.0
+    inbox_every_s: float | None = None
     durability: Durability = "full"
     mac_key: bytes | None = None
     inline_limit_bytes: int = INLINE_LIMIT_BYTES
@@ -376,6 +380,32 @@ class Store(ABC):
         """The live view that `publish` was last given; empty if there is none.
 
         The owner learns of it by `is_watched`, unless the reader may not write to the store.
+
+        Raises:
+            StoreError: it cannot be read.
+
+        Cancellation: a cancellation point; a read that has begun may be waited for.
+        """
+        await trio.lowlevel.checkpoint()
+        return b""
+
+    async def write_inbox(self, run_id: str, payload: bytes) -> None:
+        """Put a message into the inbox of a run; it replaces what is there.
+
+        Any process may, and it needs no lock: the inbox is how a process that does not own a run
+        asks its owner, and gets an answer.  It is not a record, and not durable.  Empty bytes
+        remove it.  A store without inboxes does nothing here; then `inbox_every_s` is None.
+
+        Raises:
+            StoreError: it cannot be written.
+
+        Durability: none.
+        Cancellation: not once it has begun.
+        """
+        await trio.lowlevel.checkpoint()
+
+    async def read_inbox(self, run_id: str) -> bytes:
+        """What is in the inbox of a run, at most `MAX_INBOX_BYTES` of it; empty: nothing.
 
         Raises:
             StoreError: it cannot be read.

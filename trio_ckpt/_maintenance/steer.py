@@ -30,6 +30,7 @@ from .._util.text import batches_are
 from .._util.threads import run_blocking
 from ..stores import folder_of
 from ..stores._local.control_socket import connect_to_run, is_of_other_user
+from .ask_inbox import ask_inbox
 from .offline import Maintenance, open_maintenance, progress_in, redo_by_act, save_act
 
 FIND_S = 2.0  # a run that has just begun makes its socket after it has taken its lock
@@ -64,7 +65,10 @@ async def steer(store: Store, run_id: str, act: Act) -> ActReply:
         try:
             if owner is None:
                 return await _do_offline(store, run_id, act)
-            reply = await _ask(store, run_id, act, owner)
+            if store.inbox_every_s is None:
+                reply = await _ask(store, run_id, act, owner)
+            else:
+                reply = await ask_inbox(store, run_id, act, ASK_S)
         except RunLockedError as error:  # it has just begun
             if trio.current_time() > until:
                 raise ActRefusedError(str(error), run_id=run_id) from error
@@ -72,7 +76,7 @@ async def steer(store: Store, run_id: str, act: Act) -> ActReply:
             if not reply.is_done:
                 raise ActRefusedError(f"run {run_id!r}: {reply.text}", run_id=run_id)
             return reply
-        if owner is not None and trio.current_time() > until:
+        if owner is not None and store.inbox_every_s is None and trio.current_time() > until:
             raise _no_socket(run_id, owner)
         await trio.sleep(LOOK_EVERY_S)
 
@@ -89,8 +93,8 @@ async def _ask(store: Store, run_id: str, act: Act, owner: Owner) -> ActReply | 
     folder = folder_of(store.url)
     if not folder:
         raise ActRefusedError(
-            f"run {run_id!r} is running: {_who(owner)}; a running run is steered by a socket, "
-            "which only stores in a folder have: stop it by a signal",
+            f"run {run_id!r} is running: {_who(owner)}; its store has neither a folder, beside "
+            "which a socket could be, nor an inbox: stop it by a signal",
             run_id=run_id,
         )
     try:

@@ -20,6 +20,7 @@ from .._util.threads import run_blocking
 from .._util.uninterrupted import uninterrupted
 from ..stores import folder_of
 from ..stores._local.control_socket import is_of_other_user, listen_for_acts, remove_socket
+from .act_inbox import look_for_acts
 from .steering import Steering
 
 log = get_logger(__name__)
@@ -33,12 +34,16 @@ BUSY = ActReply(False, "too many processes ask at once: try again")
 
 @uninterrupted
 async def serve_acts(steering: Steering) -> None:
-    """Do what other processes of this user ask of a run, until cancelled.
+    """Do what other processes ask of a run, until cancelled.
 
-    Where no socket can be made it ends with a line of the log.
+    Where the store has an inbox they ask there.  Else they ask by a socket; where none can be made
+    this ends with a line of the log.
 
     Cancellation: ends it; an act that has begun is done or not.
     """
+    every_s = steering.run.store.inbox_every_s
+    if every_s is not None:
+        await look_for_acts(steering, every_s)
     run_id, folder = steering.run.run_id, folder_of(steering.run.store.url)
     if not (folder and steering.run.store.has_live):
         return

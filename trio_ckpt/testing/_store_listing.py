@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from .._journal.history import find_run
-from .._journal.store import Checkpoint, Fold, RunKey, RunSummary, Store
+from .._journal.store import MAX_INBOX_BYTES, Checkpoint, Fold, RunKey, RunSummary, Store
 from .._journal.stored import join_summary
 from .._util.errors import StoreConflictError
 from ._store_case import A, B, Case, chain, expect, expect_raised
@@ -179,3 +179,22 @@ async def watched_live_views(case: Case) -> None:
         await store.publish(case.run_id, b"view")
         found = await store.is_watched(case.run_id)
         expect(found == store.has_live, f"it was published, and whether it is watched: {found}")
+
+
+async def inboxes(case: Case) -> None:
+    """What any process puts into the inbox of a run is read by any, until empty bytes remove it."""
+    store, other = await case.open(), await case.open()
+    async with store.lock_run(case.run_id) as owner:
+        for payload in (b"", b"asked", b"answered\x00\xff" * 1_000, b"", b""):
+            await other.write_inbox(case.run_id, payload)
+            found = await store.read_inbox(case.run_id)
+            wanted = b"" if store.inbox_every_s is None else payload
+            expect(found == wanted, f"{len(payload)} bytes were put in, {len(found)} are read")
+        await other.write_inbox(case.run_id, bytes(MAX_INBOX_BYTES + 1))
+        read = len(await store.read_inbox(case.run_id))
+        expect(read <= MAX_INBOX_BYTES, f"{read} bytes of an inbox were read")
+        found = await store.read_inbox(f"{case.run_id} that is not there")
+        expect(found == b"", f"of a run that is not there {found!r} is read")
+        await case.save_all(store, RunKey(case.run_id, 0, owner), chain(A, 1, 1))
+        await other.write_inbox(case.run_id, b"")
+    await case.expect_saved(store, {A: 1})

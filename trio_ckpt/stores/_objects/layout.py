@@ -8,6 +8,7 @@
     runs/RUN/page/FIRST-LAST-OWNER   entries that were merged into one object
     runs/RUN/index/…                 the pages of a part of the log, likewise
     runs/RUN/blob/DIGEST/UPLOAD      a blob; no upload is ever made again
+    runs/RUN/inbox                   what another process asks of the owner of the run
 
 RUN is a digest of the run's id, so that the runs of a store are spread over its keys.
 """
@@ -128,6 +129,11 @@ class RunKeys:
     def blobs(self) -> str:
         """The folder of the blobs."""
         return f"{self.folder}/blob"
+
+    @property
+    def inbox(self) -> str:
+        """The object of the inbox."""
+        return f"{self.folder}/inbox"
 
     def log(self, position: int) -> str:
         """An entry of the log."""

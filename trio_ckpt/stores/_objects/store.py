@@ -21,6 +21,7 @@ from ..._buckets.clock import StoreClock, probe
 from ..._buckets.requests import OPENING_S, Requests, retry_s_of
 from ..._journal.store import (
     INLINE_LIMIT_BYTES,
+    MAX_INBOX_BYTES,
     MAX_INLINE_LIMIT_BYTES,
     BlobPart,
     BlobPayload,
@@ -70,6 +71,8 @@ class ObjectsStore(Store):
 
     Any number of processes on any machines may use one store at a time, each owning other runs.
     """
+
+    inbox_every_s = 10.0  # each look is a request, which costs money
 
     def __init__(
         self,
@@ -259,6 +262,14 @@ class ObjectsStore(Store):
         """See `Store.read_owner`."""
         return await self._read(read.read_owner, self._layout.run(run_id), self._clock)
 
+    async def write_inbox(self, run_id: str, payload: bytes) -> None:
+        """See `Store.write_inbox`."""
+        await self._read(_write_inbox, self._layout.run(run_id).inbox, payload)
+
+    async def read_inbox(self, run_id: str) -> bytes:
+        """See `Store.read_inbox`.  One GET."""
+        return await self._read(_read_inbox, self._layout.run(run_id).inbox)
+
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`."""
         if keep < 0:
@@ -354,6 +365,18 @@ class ObjectsStore(Store):
         need_process(self._process)
         if self._is_closed:
             raise StoreError(f"the store {self.url} is closed")
+
+
+def _write_inbox(requests: Requests, key: str, payload: bytes) -> None:
+    if payload:
+        requests.put(key, payload)
+    else:
+        requests.delete([key])
+
+
+def _read_inbox(requests: Requests, key: str) -> bytes:
+    """Read an inbox; a server that does not answer is not asked again: the next look is soon."""
+    return requests.within(0).get_range(key, 0, MAX_INBOX_BYTES) or b""
 
 
 def _prepare(requests: Requests, layout: StoreKeys, clock: StoreClock, *, create: bool) -> None:

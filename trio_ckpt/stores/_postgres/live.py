@@ -6,7 +6,8 @@ in the row, or makes the row of the present owner, so that its first look counts
 publishes only while that time is recent.  A reader that may not write reads what there is.
 
 A name that no run has is for what processes tell each other about runs, as foremen do: its view has
-owner number 0, and is shown until it is removed.
+owner number 0, and is shown until it is removed.  So is the inbox of a run: its name is that of the
+run and a line feed, which no id of a run has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from contextlib import suppress
 
 import psycopg
 
-from ..._journal.store import WATCHED_FOR_S
+from ..._journal.store import MAX_INBOX_BYTES, WATCHED_FOR_S
 from .connection import PostgresConnection
 
 _NOTE_READ = (
@@ -36,6 +37,10 @@ _WRITE = (
     "ON CONFLICT (run_id) DO UPDATE SET owner = excluded.owner, payload = excluded.payload"
 )
 _DROP = "DELETE FROM {s}.live WHERE run_id = %(run_id)s"
+_READ_INBOX = (
+    f"SELECT substring(payload FROM 1 FOR {MAX_INBOX_BYTES}) FROM {{s}}.live "
+    "WHERE run_id = %(run_id)s"
+)
 _READ_SIGN = (
     "SELECT coalesce(read_at > clock_timestamp() - %(watched_s)s * interval '1 second', false) "
     "FROM {s}.live WHERE run_id = %(run_id)s AND owner = %(owner)s"
@@ -65,3 +70,21 @@ def is_watched(connection: PostgresConnection, run_id: str, owner: int) -> bool:
     values = {"run_id": run_id, "owner": owner, "watched_s": WATCHED_FOR_S}
     rows = connection.query(_READ_SIGN, values)
     return bool(rows and rows[0][0])
+
+
+def write_inbox(connection: PostgresConnection, run_id: str, payload: bytes) -> None:
+    """See `Store.write_inbox`."""
+    write_live(connection, _inbox_name(run_id), 0, payload)
+
+
+def read_inbox(connection: PostgresConnection, run_id: str) -> bytes:
+    """See `Store.read_inbox`."""
+    try:
+        rows = connection.query(_READ_INBOX, {"run_id": _inbox_name(run_id)})
+    except psycopg.errors.FeatureNotSupported:
+        return b""  # a standby, which has no unlogged tables
+    return bytes(rows[0][0]) if rows else b""
+
+
+def _inbox_name(run_id: str) -> str:
+    return f"{run_id}\n"

@@ -84,6 +84,7 @@ class PostgresStore(Store):
 
     has_live = True
     publish_every_s = 5.0
+    inbox_every_s = 0.5
 
     def __init__(
         self,
@@ -293,6 +294,14 @@ class PostgresStore(Store):
     async def read_live(self, run_id: str) -> bytes:
         """See `Store.read_live`."""
         return await self._read(live.read_live, run_id)
+
+    async def write_inbox(self, run_id: str, payload: bytes) -> None:
+        """See `Store.write_inbox`."""
+        await self._read(live.write_inbox, run_id, payload)
+
+    async def read_inbox(self, run_id: str) -> bytes:
+        """See `Store.read_inbox`."""
+        return await self._read(live.read_inbox, run_id)
 
     async def prune(self, run: RunKey, *, keep: int) -> Pruned:
         """See `Store.prune`.  The rows are removed in parts, once they are invisible."""

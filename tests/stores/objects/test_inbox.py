@@ -1,0 +1,48 @@
+"""An act on a run in a bucket that is killed at any change of the store was done, or never was."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.crash.act_sweep import kill_at_each_call
+from tests.crash.acts import AimedKills, prepare
+from tests.fork_server import Told
+
+YEAR_S = 31_536_000.0
+
+
+@pytest.fixture(scope="module")
+def acts() -> Iterator[AimedKills]:
+    with AimedKills(None) as started:
+        yield started
+
+
+@pytest.mark.parametrize("do", ["pause", "resume", "requeue", "snapshot"])
+def test_an_act_that_is_killed_was_done_or_never_was(
+    do: str, acts: AimedKills, tmp_path: Path
+) -> None:
+    numbers = itertools.count()
+    folder = tmp_path
+
+    def prepare_store() -> str:
+        nonlocal folder
+        folder = tmp_path / str(next(numbers))
+        trio.run(prepare, f"file://{folder}", do)
+        return f"file://{folder}"
+
+    def end_lease() -> None:
+        """Make the entries of the log a year old."""
+        for path in folder.rglob("log/*"):
+            at = path.stat().st_mtime - YEAR_S
+            os.utime(path, (at, at))
+
+    def ask(point: int) -> Told:
+        return acts.kill_at_call(f"file://{folder}", do, point)
+
+    kill_at_each_call(ask, prepare_store, do, end_lease)
