@@ -125,4 +125,4 @@ async def _is_on_record(store: Store, run_id: str, act: Act) -> bool:
 
 
 def _on_record() -> ActReply:
-    return ActReply(True, "done, and the process that ran the run has ended since")
+    return ActReply(True, "done, as the history of the run says; the answer was lost")
