@@ -6,6 +6,7 @@ The imports are read from the source, not executed, so no import can hide by not
 from __future__ import annotations
 
 import ast
+import fnmatch
 import graphlib
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -269,6 +270,25 @@ def test_a_private_room_says_what_it_is_for_and_does_no_more(room: str) -> None:
     (docstring,) = ast.parse(source).body
     assert isinstance(docstring, ast.Expr)
     assert "may not know" in source
+
+
+MOST_WITHOUT_MAP = 15
+
+
+def test_a_large_room_maps_its_files() -> None:
+    """Its docstring names each, or has a pattern such as ``recover_*`` for several."""
+    unnamed = list[str]()
+    for init in PACKAGE.rglob("__init__.py"):
+        files = [path.stem.strip("_") for path in init.parent.glob("*.py") if path != init]
+        docstring = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        patterns = [word.strip("_") for word in re.findall(r"\w+\*?", docstring)]
+        unnamed += [
+            f"{init.parent.name}/{file}"
+            for file in files
+            if len(files) > MOST_WITHOUT_MAP
+            and not any(fnmatch.fnmatchcase(file, pattern) for pattern in patterns)
+        ]
+    assert unnamed == []
 
 
 def build(folder: Path, files: Mapping[str, str]) -> Path:

@@ -146,15 +146,15 @@ def is_ended_from_outside(batch: AnyBatch) -> bool:
     )
 
 
-def verdict_on(error: BaseException, verdicts: Sequence[BatchFailedError]) -> BaseException:
+def raised_for(error: BaseException, verdicts: Sequence[BatchFailedError]) -> BaseException:
     """The verdict of the retry table on an exception of a handler, else the exception."""
     return next((verdict for verdict in verdicts if verdict.__cause__ is error), error)
 
 
 def verdicts_in(error: BaseException, verdicts: Sequence[BatchFailedError]) -> list[BaseException]:
     """The exceptions of a group, each replaced by the verdict on it where there is one."""
-    parts = leaves_of(error, lambda part: verdict_on(part, verdicts) is not part)
-    return [verdict_on(part, verdicts) for part in parts]
+    parts = leaves_of(error, lambda part: raised_for(part, verdicts) is not part)
+    return [raised_for(part, verdicts) for part in parts]
 
 
 def decisive(errors: Sequence[BaseException]) -> BaseException:

@@ -14,8 +14,9 @@ For each checkpoint of a group, in this order:
 
 Blobs are durable before the checkpoint that names them is queued: those of a state when it is
 captured, a large record itself in `submit`.  What makes `store.save` durable is the COMMIT in
-`stores/_sqlite/writer`, or the sync of the journal in `stores/_json/journal`.  `PendingCommit.end`
-does the rest.  This ensures that no task sees a checkpoint before it is durable, and that a task
+`stores/_sqlite/writer` or on the server of `stores/_postgres`, the sync of the journal in
+`stores/_json/journal`, the answer to the PUT in `stores/_objects/save`.  `PendingCommit.end` does
+the rest.  This ensures that no task sees a checkpoint before it is durable, and that a task
 that wakes sees progress that includes it.
 
 A checkpoint that fails also fails the later ones of its stream log that were submitted

@@ -12,7 +12,7 @@ import trio
 
 from .._commit.awaits import await_noted
 from .._commit.batch import Batch, given_of, staged_of
-from .._commit.exits import Exit, decisive, exit_of, verdict_on
+from .._commit.exits import Exit, decisive, exit_of, raised_for
 from .._commit.gate import Gate, Passed
 from .._commit.open_stream import OpenStream
 from .._commit.retry import Again, LoopPolicy, RetryTable
@@ -163,7 +163,7 @@ def _one_of(failures: list[BaseException], open_stream: OpenStream) -> BaseExcep
     distinct = list({id(error): error for error in failures}.values())
     if len(distinct) == 1:
         return distinct[0]
-    verdicts = [verdict_on(error, open_stream.verdicts) for error in distinct]
+    verdicts = [raised_for(error, open_stream.verdicts) for error in distinct]
     if not all(isinstance(verdict, BatchFailedError | StreamFailedError) for verdict in verdicts):
         return BaseExceptionGroup("several workers of run_batches failed", distinct)
     for verdict in verdicts:

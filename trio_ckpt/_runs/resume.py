@@ -1,4 +1,8 @@
-"""Opening a stream: its records are read, its outputs verified, its state restored."""
+"""Opening a stream: its records are read, its outputs verified, its state restored.
+
+A blob that is lost, or altered, is noticed in `Resume._load`, where the state is restored from it.
+Blobs that no start needs are read by `trio_ckpt._maintenance.verify_states` alone.
+"""
 
 from __future__ import annotations
 

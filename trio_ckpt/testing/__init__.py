@@ -1,7 +1,13 @@
 """What is for tests, of this library and of programs that use it.
 
-Crashes that are planned, a faulty store, and the contract of every store as a function: `_stores`
-has `check_store`, and `_store_*` its clauses.  No other room may know this one.
+No other room may know this one.
+
+    explore, crash_points   a program is crashed everywhere; where, and how that is written
+    world, session          what survives a crash; from a start to a crash or the end
+    invariants              what has been promised to every program, and whether it holds
+    crash_store, files      a store and files that crash; inodes: what a power cut leaves of them
+    faulty                  a store that fails as planned
+    stores, store_*         the contract of every store as a function, `check_store`; its clauses
 """
 
 from __future__ import annotations
