@@ -13,6 +13,9 @@ provider does not know. Requests that have failed or expired are sent again, and
 
     python -m examples.llm_batches --out answers --max-cost 0.05    # stops in time; raise it later
 
+A batch that is pending for long is put off, and others go on. When nothing else is left the program
+ends with 75, and says when to start it again: no process has to wait for a provider.
+
 What was paid never exceeds the budget, and what the run has on record is never less than was paid.
 
 Exit codes: 0 complete, 69 complete but for what failed for good, 75 there is work left, start it
@@ -72,17 +75,24 @@ class Pipeline:
     Attributes:
         api: Its API.
         poll_s: How often it is asked for results, in seconds.
+        patience_s: For how long a batch of it is waited for, in seconds.
+        put_off_s: For how long one that is still pending then is put off, in seconds.
     """
 
     api: BatchApi
     poll_s: float
+    patience_s: float
+    put_off_s: float
 
     async def answer(self, batch: Batch) -> None:
-        """Ask the questions of one batch, in as many rounds as it takes."""
+        """Ask the questions of one batch, in as many rounds as it takes; or put it off."""
         answers: dict[int, str] = {}
         left = {number: question(number) for number in batch.item}
         for number in range(MAX_ROUNDS):
             results = await self.ask(batch, number, left)
+            if results is None:
+                batch.defer(until=self.put_off_s)
+                return
             answers |= {n: one.text for n, one in results.items() if one.outcome == "succeeded"}
             left = {n: prompt for n, prompt in left.items() if n not in answers}
             if not left:
@@ -93,8 +103,10 @@ class Pipeline:
         batch.append_json("unanswered.jsonl", *({"question": n} for n in sorted(left)))
         batch.complete(records=len(answers))
 
-    async def ask(self, batch: Batch, number: int, questions: Questions) -> dict[int, Result]:
-        """One round: submit questions unless that is done, and wait for the results."""
+    async def ask(
+        self, batch: Batch, number: int, questions: Questions
+    ) -> dict[int, Result] | None:
+        """One round: submit questions unless that is done, and wait; None: it is pending."""
         name, intent = f"round-{number}", f"{NAME}-{batch.index}-{number}"
         job: str | None = None
         if name in batch.notes:  # an attempt before was about to submit, or has done it
@@ -108,13 +120,17 @@ class Pipeline:
             job = await self.api.submit(intent, questions)
         await batch.note(name, job)
         results = await self.results(batch, job)
-        await batch.note(name, job, cost_usd=total_usd(results))
+        if results is not None:
+            await batch.note(name, job, cost_usd=total_usd(results))
         return results
 
-    async def results(self, batch: Batch, job: str) -> dict[int, Result]:
-        """Wait for the results of a job; a stop does not wait with it."""
+    async def results(self, batch: Batch, job: str) -> dict[int, Result] | None:
+        """Wait for the results of a job; a stop does not wait with it.  None: it is pending."""
+        until = trio.current_time() + self.patience_s
         async with batch.waiting():
-            while (results := await self.api.results(job)) is None:  # noqa: ASYNC110  # remote
+            while (results := await self.api.results(job)) is None:
+                if trio.current_time() >= until:
+                    break
                 await trio.sleep(self.poll_s)
         return results
 
@@ -126,7 +142,8 @@ def total_usd(results: Mapping[int, Result]) -> float:
 
 async def run_with(http: Http, options: argparse.Namespace) -> int:
     """Ask a provider that is there; returns the exit code."""
-    pipeline = Pipeline(APIS[options.provider](http, options.poll), options.poll)
+    api = APIS[options.provider](http, options.poll)
+    pipeline = Pipeline(api, options.poll, options.patience, options.put_off)
     numbers = list(range(options.questions))
     parts = [
         numbers[at : at + options.per_batch] for at in range(0, len(numbers), options.per_batch)
@@ -192,6 +209,16 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--poll", type=seconds(), default=0.5, metavar="S", help="ask for results so often (0.5)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=seconds(),
+        default=60.0,
+        metavar="S",
+        help="wait for a batch so long (60)",
+    )
+    parser.add_argument(
+        "--put-off", type=seconds(), default=300.0, metavar="S", help="ask for it again later (300)"
     )
     parser.add_argument(
         "--takes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from examples._llm.provider import MAX_TOKENS, USD_PER_TOKEN, Provider, outcome_
 from examples._llm.server import handler_of
 from examples._loopback import serve
 from tests.testing.llm import BUDGET_USD, always, ask, check
+from trio_ckpt import RunStoppedError, open_maintenance
+from trio_ckpt.stores import open_store
 from trio_ckpt.testing import explore_crashes
 
 PROMPTS = {number: f"question {number}" for number in range(30)}
@@ -94,6 +97,45 @@ def test_no_crash_submits_twice_or_loses_an_answer(name: str) -> None:
     """Killed at every step, also between a submission and the note of its id."""
     done = explore_crashes(partial(ask, provider=name), check, always=always, crashes=150)
     assert done.crash_points >= 140
+
+
+def test_no_crash_submits_a_batch_twice_that_was_put_off() -> None:
+    """Each batch is asked for once, and then put off."""
+    program = partial(ask, provider="openai", more=("--patience", "0", "--put-off", "0.05"))
+    done = explore_crashes(program, check, always=always, crashes=100)
+    assert done.crash_points >= 90
+
+
+def test_a_provider_that_takes_hours_keeps_no_process(tmp_path: Path) -> None:
+    words = ["--out", str(tmp_path), "--questions", "40", "--patience", "0"]
+    hours = llm_batches.parse_options([*words, "--takes", "7200", "--put-off", "3600"])
+    with pytest.raises(RunStoppedError, match="deferred work: 2 batches, the first due") as stopped:
+        trio.run(llm_batches.ask_all, hours)
+    assert stopped.value.exit_code == 75
+    assert len(requests_of(tmp_path)) == 40
+    retry(tmp_path / "answers.ckpt")  # as time goes by
+    done = llm_batches.parse_options([*words, "--takes", "0", "--poll", "0.01"])
+    assert trio.run(llm_batches.ask_all, done) == 0
+    assert len(requests_of(tmp_path)) == len(set(requests_of(tmp_path)))
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 40
+
+
+def requests_of(folder: Path) -> list[str]:
+    """The requests that the provider has accepted."""
+    lines = (folder / "provider.jsonl").read_text().splitlines()
+    return [one for line in lines for one in json.loads(line)["requests"]]
+
+
+def retry(store: Path) -> None:
+    """Re-queue what is deferred."""
+
+    async def main() -> None:
+        opened = await open_store(store)
+        async with open_maintenance(opened, llm_batches.NAME) as maintenance:
+            await maintenance.retry()
+        await opened.aclose()
+
+    trio.run(main)
 
 
 def test_no_crash_exceeds_the_budget() -> None:

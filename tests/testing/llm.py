@@ -52,9 +52,12 @@ def paid_usd(batches: list[dict[str, Any]]) -> Fraction:
     return sum(map(Fraction, costs), Fraction())
 
 
-async def ask(world: World, provider: str, budget_usd: float | None = None) -> None:
+async def ask(
+    world: World, provider: str, budget_usd: float | None = None, more: tuple[str, ...] = ()
+) -> None:
     """The pipeline, until it is done or its budget is used up; a higher one goes on."""
-    words = ["--out", "nowhere", "--provider", provider, "--poll", "0.1", "--concurrency", "3"]
+    words = list(more)
+    words += ["--out", "nowhere", "--provider", provider, "--poll", "0.1", "--concurrency", "3"]
     words += ["--questions", str(QUESTIONS), "--per-batch", str(PER_BATCH)]
     for usd in filter(None, (budget_usd, ENOUGH_USD)):
         options = llm_batches.parse_options([*words, "--max-cost", str(usd)])
