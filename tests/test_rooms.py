@@ -56,6 +56,17 @@ not know each other. The files of a room may import each other, but not in a cir
 
 
 OPTIONAL = {
+    "_commit.archive_states": "only a stream with a state needs it",
+    "_commit.stored_state": "only a stream with a state needs it, and how states are encoded",
+    "_runs.act_inbox": "only a store without a folder has an inbox",
+    "_runs.code": "only a run that notes its code needs it",
+    "_runs.steering": "only a run that is steered needs it",
+    "outputs._validate": "only a program that validates its outputs needs it",
+    "state._chain": "only a stream with a state has chains",
+    "state._tree.identity": "only a stream with a state needs it, and how states are encoded",
+    "stores._json.check": "no run checks its store",
+    "stores._local.check": "no run checks its store",
+    "stores._sqlite.check": "no run checks its store",
     "state._arrays.engine": "NumPy and what goes with it are an extra",
     "state._arrays.memory": "NumPy and what goes with it are an extra",
     "state._arrays.dirty_pages": "NumPy and what goes with it are an extra",

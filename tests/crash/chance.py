@@ -15,7 +15,6 @@ from typing import Any
 
 from tests.crash.recorder import Recorder
 from trio_ckpt._runs import lifecycle
-from trio_ckpt._runs.steering import Steering
 from trio_ckpt.abc import Store
 
 FIRST_S = 1_800_000_000  # when the first session begins; Unix time
@@ -43,5 +42,5 @@ def leave_nothing_to_chance(recorder: Recorder, number: int) -> None:
     _lifecycle.serve_acts = _serve_none  # it makes and removes a file beside all else
 
 
-async def _serve_none(steering: Steering) -> None:
+async def _serve_none(_run: object, _session: object) -> None:
     """Serve no acts."""

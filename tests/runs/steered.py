@@ -13,6 +13,8 @@ from tests.opening import begin
 from trio_ckpt import Run
 from trio_ckpt._journal.acts import Act, ActReply
 from trio_ckpt._runs import lifecycle
+from trio_ckpt._runs.open_run import OpenRun
+from trio_ckpt._runs.session import SessionRecorder
 from trio_ckpt._runs.steering import Steering
 
 
@@ -21,8 +23,8 @@ async def begin_steered(store: Any, **options: Any) -> AsyncGenerator[tuple[Run,
     """Open a run, and have what does the acts on it."""
     found: list[Steering] = []
 
-    async def keep(steering: Steering) -> None:
-        found.append(steering)
+    async def keep(run: OpenRun, session: SessionRecorder) -> None:
+        found.append(Steering(run, session))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lifecycle, "serve_acts", keep)

@@ -92,7 +92,7 @@ async def test_a_paused_run_starts_paused_and_says_so(
             async with begin(store) as run, run.open_stream("s") as stream:
                 async for _ in stream.batches(range(3)):
                     raise AssertionError("a batch is handed out")
-        [line] = [r for r in caplog.records if r.name.endswith("_runs.steering")]
+        [line] = [r for r in caplog.records if r.name.endswith("_runs.opening")]
         assert line.levelno == logging.WARNING
         assert "starts paused since" in line.getMessage()
         assert "ann, process 4711 on box: the quota is used up" in line.getMessage()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar, cast
 
 import attrs
+import msgspec
 import trio
 
 from .._tokens.token import AnyToken
@@ -38,15 +39,14 @@ class NeverAwaitedError(TrioCkptError, RuntimeError):
     """An async method was called without await, or not waited for: it has not done its work."""
 
 
-@attrs.frozen
-class _Call:
+class _Call(msgspec.Struct, frozen=True):
     name: str
     coroutine: _Made
     file: str
     line: int
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Calls:
     """The calls of an object's async methods."""
 

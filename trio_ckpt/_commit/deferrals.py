@@ -53,7 +53,7 @@ def due_time(until: object) -> float:
     return due
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Deferrals:
     """The deferred batches of an open stream, by trio's clock.
 

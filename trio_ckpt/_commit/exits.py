@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 
-import attrs
+import msgspec
 import trio
 
 from .._journal.observer import AttemptEnd
@@ -19,8 +19,7 @@ from .._util.exceptions import leaves_of
 from .batch import AnyBatch, AttemptState, staged_of
 
 
-@attrs.frozen
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """How an attempt ended, as its record says it.
 
     Attributes:

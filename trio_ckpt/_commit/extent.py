@@ -17,7 +17,7 @@ from .._journal.record import Status
 from .._util.arguments import whole_number
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Extent:
     """How far a stream goes, as far as its owner knows.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import attrs
+import msgspec
 
 from .._journal.overview import encode_overview
 from .._journal.progress import Progress
@@ -20,8 +20,7 @@ from .stream_log import StreamLog
 RECORDS_PER_FOLD = 500  # bounds what a resume reads; the cost of a fold is spread over them
 
 
-@attrs.frozen
-class Derived:
+class Derived(msgspec.Struct, frozen=True):
     """What is saved beside the records of a group, or after the last one.
 
     Attributes:

@@ -59,7 +59,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import trio
@@ -86,7 +86,6 @@ from .._util.log import get_logger
 from .._util.plain import copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import shielded, uninterrupted
-from .archive_states import prune_states
 from .batch import AnyBatch, AttemptState, Batch, staged_of
 from .exits import (
     CONFIRMED,
@@ -101,8 +100,10 @@ from .open_stream import OpenStream
 from .retry import Again, GiveUp, Then
 from .rows import commit_staged, end_run_if_committed
 from .staged import RowsCommit, Staged, settlement_of
-from .stored_state import EncodedState
 from .submission import NO_LINES, REFUSALS, check_batch, confirmed_record, record_of_end
+
+if TYPE_CHECKING:
+    from .stored_state import EncodedState
 
 log = get_logger(__name__)
 
@@ -125,7 +126,7 @@ watch_handed_out: trio.lowlevel.RunVar[Callable[[AnyToken], None] | None] = trio
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Gate:
     """Hands out the batches of an open stream, and decides what each exit of a batch does.
 
@@ -411,7 +412,9 @@ class Gate:
                 stream.stream_log.take_lines(lines)
         if not is_done:
             await stream.restore_state()
-        elif states is not None:
+        elif states is not None and states.needs_pruning:
+            from .archive_states import prune_states  # only a stream with a state needs it
+
             await prune_states(stream)
         return True
 

@@ -50,7 +50,7 @@ MAX_STREAM_NOTES_BYTES = 2**26  # of all notes of a stream: they are in memory, 
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Intents:
     """Saves what the open batches of one stream note and reserve.
 

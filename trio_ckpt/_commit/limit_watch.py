@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.record import ErrorInfo, Record, RecordKind
@@ -48,7 +49,7 @@ from .shutdown import Stop
 log = get_logger(__name__)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Streak:
     """The batches of one stream that have failed, or were skipped, in a row of failures.
 
@@ -81,7 +82,7 @@ class Streak:
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class LimitWatch:
     """Counts for the limits of a run, and stops it when one is reached.
 
@@ -255,7 +256,7 @@ class LimitWatch:
         """Stop a run that has just been opened, before it hands anything out."""
         if reached is not None:
             reason = f"{reached.reason}: nothing is handed out until that changes"
-            self.stop_for(attrs.evolve(reached, reason=reason))
+            self.stop_for(msgspec.structs.replace(reached, reason=reason))
 
     @property
     def has_deadline(self) -> bool:

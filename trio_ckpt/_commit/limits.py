@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import cast
 
 import attrs
+import msgspec
 
 from .._util.arguments import (
     checked_by,
@@ -37,8 +38,7 @@ _NOTHING: Mapping[str, Number] = {}
 MAX_WINDOW = 1_000_000  # attempts of which a share is taken: one byte each is kept
 
 
-@attrs.frozen
-class LimitReached:
+class LimitReached(msgspec.Struct, frozen=True):
     """Which limit stops a run.
 
     Attributes:
@@ -221,7 +221,7 @@ def out_of_time(limits: Limits, *, is_runtime: bool) -> LimitReached:
     return LimitReached("stop_at", f"its time ends at {at}")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class FailureCounter:
     """Counts failures: in a row, and among the newest attempts.
 

@@ -12,7 +12,7 @@ from .stream_log import PendingCommit, StreamLog
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class LineAppender:
     """Appends lines in a thread of its own.
 

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.code import CodeMark
@@ -51,12 +52,12 @@ from .retry import LoopPolicy
 from .saves import save_aside, save_record
 from .shutdown import Stop
 from .staged import AttemptState
-from .stored_state import EncodedState
 from .stream_log import PendingCommit, StreamLog
 from .stream_outputs import StreamFiles
 
 if TYPE_CHECKING:
     from .state_manager import StateManager
+    from .stored_state import EncodedState
 
 _E = TypeVar("_E", bound=TrioCkptError)
 
@@ -74,7 +75,7 @@ class LoopListener(Protocol):
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OpenStream:
     """One open stream: its attempts, its tokens, what goes into their records.
 
@@ -212,7 +213,7 @@ class OpenStream:
 
     def change_policy(self, **changes: Any) -> None:
         """Use another policy, such as another retry table, from the next batch or failure on."""
-        self.policy = attrs.evolve(self.policy, **changes)
+        self.policy = msgspec.structs.replace(self.policy, **changes)
 
     def reconsider(self, index: int) -> None:
         """Tell the loop that a batch is left again, or was given up."""

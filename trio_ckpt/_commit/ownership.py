@@ -18,7 +18,7 @@ from .._util.errors import StoreConflictError
 from .._util.patience import give_up_after
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Ownership:
     """That this process owns a run, as far as the store has said so.
 

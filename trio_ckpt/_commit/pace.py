@@ -29,7 +29,7 @@ EARLY_S = 1e-6  # how early a request may go: clocks and sums are not exact
 LONGEST_GAP_S = 10.0  # a longer time without a request teaches nothing more
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class TokenBucket:
     """What may be sent of one unit.
 
@@ -61,7 +61,7 @@ class TokenBucket:
         return lacking / (share * self.per_min / 60)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Pace:
     """How fast requests may go.  All times are those of one clock that never goes back, in seconds.
 

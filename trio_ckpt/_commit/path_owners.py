@@ -17,7 +17,7 @@ _ENTRY_BYTES = _DIGEST_BYTES + _OWNER.size
 _ENTRIES = 64  # in a bucket, on average
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class PathOwners:
     """The owner of each output name of a run, in little memory; shared by all its streams.
 

@@ -14,7 +14,7 @@ from .shutdown import Stop
 log = get_logger(__name__)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Pauses:
     """Until when an open stream hands out nothing.
 

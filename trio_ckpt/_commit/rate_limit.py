@@ -21,7 +21,7 @@ from .http_errors import is_limited, retry_after_of
 from .pace import Pace, TokenBucket
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class RequestTurn:
     """A request that may be sent; made by `RateLimit.request`.
 

@@ -45,7 +45,6 @@ from .._util.plain import StreamKey
 from .._util.text import batches_are, one_line, plural
 from .._util.threads import run_blocking
 from ..outputs import Outputs, keep_tail
-from ..state._chain import blobs_of, read_chain
 from .group_commit import GroupCommitter
 from .path_owners import PathOwners
 from .stream_log import StreamLog
@@ -55,7 +54,7 @@ log = get_logger(__name__)
 Reverting = Callable[[IndexSet], AbstractAsyncContextManager[None]]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Reversal:
     """What re-queued batches had added, which a REDO record subtracts.
 
@@ -92,7 +91,7 @@ class Reversal:
             self.lines[lines.path] = self.lines.get(lines.path, 0) + lines.size
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Redo:
     """Re-queues batches of one stream, none of which has an open attempt.
 
@@ -241,6 +240,8 @@ class Redo:
                 async for records in pages:
                     yield [entry for entry in records if entry[0] < cut]
 
+        from ..state._chain import read_chain  # only a stream with a state has chains
+
         try:
             chain, _ = await read_chain(older(), with_snapshots=False)
             for _, frame in chain:
@@ -342,6 +343,12 @@ class Redo:
             metadata=metadata,
         )
 
+        blobs: tuple[str, ...] = ()
+        if state:
+            from ..state._chain import blobs_of  # as above
+
+            blobs = blobs_of(state)
+
         def on_durable() -> None:
             for index in reversal.indexes:
                 stream_log.tools.redone.add(index)
@@ -353,7 +360,7 @@ class Redo:
             record,
             encode_record(record),
             lambda error: on_durable() if error is None else None,
-            blobs=blobs_of(state),
+            blobs=blobs,
         )
         if self.beside is not None:  # submitted in one step of the scheduler: one group has both
             own, note = self.beside

@@ -29,7 +29,7 @@ import attrs
 from .._util.exact_sum import ZERO, Amount, ExactSum, Number, add_sums, as_amount, sum_of
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Reservations:
     """What one attempt has reserved.
 

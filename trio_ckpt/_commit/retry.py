@@ -12,8 +12,10 @@ import enum
 import math
 import random
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import attrs
+import msgspec
 
 from .._util.arguments import (
     checked_by,
@@ -30,8 +32,10 @@ from .._util.arguments import (
 )
 from .._util.exceptions import class_name, failures_in
 from .._util.log import Place, get_logger
-from ..outputs import Validator
 from .deferrals import MAX_DEFER_S
+
+if TYPE_CHECKING:
+    from ..outputs._validate import Validator
 
 log = get_logger(__name__)
 
@@ -44,8 +48,7 @@ class Then(enum.Enum):
     SKIP = "skip"  # the batch is recorded as skipped; the loop goes on
 
 
-@attrs.frozen
-class Again:
+class Again(msgspec.Struct, frozen=True):
     """The batch runs again.
 
     Attributes:
@@ -61,8 +64,7 @@ class Again:
     defers: bool = False
 
 
-@attrs.frozen
-class GiveUp:
+class GiveUp(msgspec.Struct, frozen=True):
     """The batch does not run again in this session.
 
     Attributes:
@@ -216,8 +218,7 @@ def _gravity(verdict: GiveUp) -> tuple[int, bool]:
 NO_RETRIES = RetryTable()
 
 
-@attrs.frozen
-class LoopPolicy:
+class LoopPolicy(msgspec.Struct, frozen=True):
     """What a loop does with its batches.
 
     Attributes:

@@ -14,7 +14,7 @@ PART = "{part}"
 DIGITS = 5
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Rotation:
     """The part of an append file that is written to.
 

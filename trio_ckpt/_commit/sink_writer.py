@@ -34,8 +34,7 @@ class StagedPiece(msgspec.Struct):
         self.header = self.header or more.header
 
 
-@attrs.frozen
-class SinkKind:
+class SinkKind(msgspec.Struct, frozen=True):
     """How an append file is written in a session.
 
     Attributes:
@@ -47,7 +46,7 @@ class SinkKind:
     rotate_bytes: int | None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class SinkWriter:
     """An append file, or one in parts, in this session.
 

@@ -25,7 +25,6 @@ from .._util.log import get_logger
 from .._util.plain import as_metadata, check_point_label
 from .._util.text import printable
 from .._util.uninterrupted import uninterrupted
-from .archive_states import prune_states
 from .awaits import Calls, awaits_noted
 from .batch import Batch
 from .open_stream import OpenStream
@@ -41,7 +40,7 @@ MAX_NOTES = 10  # different problems of one body that are saved in the history
 
 @uninterrupted
 @awaits_noted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Snapshots:
     """Saves the state of a stream inside a batch; made by `Stream.snapshots`.
 
@@ -184,6 +183,8 @@ class Snapshots:
             with trio.CancelScope(shield=True):
                 saved = await capture.encode()
                 if saved is not None:
+                    from .archive_states import prune_states  # few programs take snapshots
+
                     record = Record(
                         kind=RecordKind.SNAPSHOT,
                         at=time.time(),

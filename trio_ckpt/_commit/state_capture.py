@@ -46,7 +46,7 @@ class CaptureHost(Protocol):
         ...
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StateCapture:
     """A state as it was at one moment.
 

@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Collection
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.record import Record, RecordKind
@@ -52,7 +53,7 @@ is 7 to 13 ms late beside a thread, and up to 90 ms only when Python's collector
 """
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StateManager(Generic[S]):
     """Captures, saves and restores the state of one stream.
 
@@ -359,7 +360,7 @@ class StateManager(Generic[S]):
         seen: list[Version] = []
         head, record = await read_chain(pages(), versions=seen)
         self.versions.add_all(
-            version if version.sequence in named else attrs.evolve(version, blob_bytes=0)
+            version if version.sequence in named else msgspec.structs.replace(version, blob_bytes=0)
             for version in seen
         )
         if not head or record is None:

@@ -17,7 +17,7 @@ DELTA_FROM_BYTES = 2**16  # size of the tree: a smaller one is saved whole each 
 SHARE_OF_DEAD = 1.0  # dead bytes per live byte: with more a new chain begins
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class StoredState:
     """A state as the store has it.
 
@@ -48,7 +48,7 @@ class StoredState:
         return (blob,) if blob else ()
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class EncodedState:
     """A state that is being saved.
 

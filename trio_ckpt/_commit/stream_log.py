@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.apply import apply
@@ -38,8 +39,7 @@ Lines: TypeAlias = tuple[tuple[AppendFile, bytes], ...]
 """What is appended to files: for each file its lines."""
 
 
-@attrs.define
-class OnItsWay:
+class OnItsWay(msgspec.Struct):
     """What an append file was given that is not confirmed yet.
 
     Attributes:
@@ -53,7 +53,7 @@ class OnItsWay:
     taken: trio.Event | None = None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Tools:
     """What an open stream needs beside its progress; made on first use, dropped when it is left.
 
@@ -82,7 +82,7 @@ class Tools:
         return not (is_held or self.sinks or self.redone or self.cut_back)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StreamLog:
     """The log of a stream: durable progress, and the sequence number last submitted.
 
@@ -253,7 +253,7 @@ class StreamLog:
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class PendingCommit:
     """One checkpoint that is queued or being saved, and the task that waits for it.
 
@@ -322,8 +322,7 @@ class PendingCommit:
             self._task = trio.lowlevel.reschedule(self._task)
 
 
-@attrs.frozen
-class Added:
+class Added(msgspec.Struct, frozen=True):
     """What was produced and spent.
 
     Attributes:

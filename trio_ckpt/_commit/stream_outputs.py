@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import closing
 from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -27,15 +28,15 @@ from ..outputs import (
     Compression,
     FileStatus,
     Outputs,
-    Validator,
-    check_found,
-    check_outputs,
     load_compressor,
 )
 from .path_owners import SINK, PathOwner, PathOwners
 from .rotation import Rotation, check_template
 from .sink_writer import SinkKind, SinkWriter, StagedPiece
 from .stream_log import Lines, StreamLog
+
+if TYPE_CHECKING:
+    from ..outputs._validate import Validator
 
 log = get_logger(__name__)
 
@@ -46,7 +47,7 @@ MAX_OPEN = 64  # append files of a stream, beside those that are written to
 MAX_COUNTED = 1_000  # files of a folder that a message counts
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StreamFiles:
     """The output files of a stream.
 
@@ -216,6 +217,8 @@ class StreamFiles:
         Raises:
             OutputInvalidError: it refuses an output, or there is none.
         """
+        from ..outputs._validate import check_outputs  # few programs validate
+
         outputs = tuple(known.values())
         with trio.CancelScope(shield=True):
             await run_blocking(check_outputs, self.dir, outputs, validator)
@@ -227,6 +230,8 @@ class StreamFiles:
             OutputInvalidError: one is empty, is not JSON although its name says so, or is refused
                 by the validator.
         """
+        from ..outputs._validate import check_found  # as above
+
         outputs = tuple(known.values())
         with trio.CancelScope(shield=True):
             await run_blocking(check_found, self.dir, outputs, self.validator)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -22,8 +22,10 @@ from .carried import carry_outputs
 from .exits import Ending
 from .open_stream import OpenStream
 from .staged import settlement_of
-from .stored_state import EncodedState
 from .stream_log import Lines
+
+if TYPE_CHECKING:
+    from .stored_state import EncodedState
 
 NO_LINES: Lines = ()
 REFUSALS = (OutputError, NotEncodableError, NeverAwaitedError, MemoryError)  # of the checks

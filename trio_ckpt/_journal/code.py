@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import attrs
 import msgspec
 
 from .._util.index_set import IndexSet
@@ -27,8 +26,7 @@ class CodeMark(msgspec.Struct, frozen=True, array_like=True, gc=False):
 UNKNOWN = CodeMark("", "", 0)
 
 
-@attrs.frozen
-class CodeBatches:
+class CodeBatches(msgspec.Struct, frozen=True):
     """The batches that an older code confirmed; nothing changes it.
 
     Attributes:

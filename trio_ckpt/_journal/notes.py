@@ -40,8 +40,7 @@ class StoredNote(msgspec.Struct, frozen=True, array_like=True):
     item: bytes = b""
 
 
-@attrs.frozen
-class Note:
+class Note(msgspec.Struct, frozen=True):
     """One note.
 
     Attributes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 
-import attrs
+import msgspec
 
 from .._util.plain import StreamKey
 
 
-@attrs.frozen
-class Attempt:
+class Attempt(msgspec.Struct, frozen=True):
     """One attempt at one batch, as observers get it.
 
     Attributes:

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import attrs
 import msgspec
 
 from .._util.errors import EXIT_COMPLETE, EXIT_DRAINED, EXIT_FAILED, EXIT_SKIPPED
@@ -320,8 +319,7 @@ _BY_URGENCY = (
 )
 
 
-@attrs.frozen
-class RunStatus:
+class RunStatus(msgspec.Struct, frozen=True):
     """The status of a run, read from outside.
 
     Attributes:

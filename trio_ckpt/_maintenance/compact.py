@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 
 import attrs
+import msgspec
 from msgspec.structs import replace
 
 from .._commit.archive_states import archive_chains
@@ -158,7 +159,9 @@ class Compaction:
                 if record.state:
                     version = version_of(sequence, record)
                     is_kept = sequence in named  # otherwise it was dropped before
-                    versions.add_older(version if is_kept else attrs.evolve(version, blob_bytes=0))
+                    versions.add_older(
+                        version if is_kept else msgspec.structs.replace(version, blob_bytes=0)
+                    )
         is_complete = progress.status is Status.COMPLETE
         dropped = versions.take_dropped(needed, is_complete=is_complete)
         if not dropped:

@@ -7,6 +7,7 @@ nothing in time, gets nothing.  No failure here ends the run.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -20,8 +21,11 @@ from .._util.threads import run_blocking
 from .._util.uninterrupted import uninterrupted
 from ..stores import folder_of
 from ..stores._local.control_socket import is_of_other_user, listen_for_acts, remove_socket
-from .act_inbox import look_for_acts
-from .steering import Steering
+from .open_run import OpenRun
+from .session import SessionRecorder
+
+if TYPE_CHECKING:
+    from .steering import Steering
 
 log = get_logger(__name__)
 
@@ -33,19 +37,26 @@ BUSY = ActReply(False, "too many processes ask at once: try again")
 
 
 @uninterrupted
-async def serve_acts(steering: Steering) -> None:
+async def serve_acts(run: OpenRun, session: SessionRecorder) -> None:
     """Do what other processes ask of a run, until cancelled.
 
     Where the store has an inbox they ask there.  Else they ask by a socket; where none can be made
     this ends with a line of the log.
 
+    Args:
+        run: The run.
+        session: Saves what is of the run as a whole.
+
     Cancellation: ends it; an act that has begun is done or not.
     """
-    every_s = steering.run.store.inbox_every_s
+    every_s = run.store.inbox_every_s
     if every_s is not None:
-        await look_for_acts(steering, every_s)
-    run_id, folder = steering.run.run_id, folder_of(steering.run.store.url)
-    if not (folder and steering.run.store.has_live):
+        from .act_inbox import look_for_acts  # only a store without a folder has an inbox
+        from .steering import Steering
+
+        await look_for_acts(Steering(run, session), every_s)
+    run_id, folder = run.run_id, folder_of(run.store.url)
+    if not (folder and run.store.has_live):
         return
     try:
         listener = await run_blocking(listen_for_acts, Path(folder), run_id)
@@ -58,7 +69,7 @@ async def serve_acts(steering: Steering) -> None:
         )
         return
     unshare(listener)
-    server = _ActServer(steering)
+    server = _ActServer(run, session)
     try:
         async with trio.open_nursery() as nursery:
             listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
@@ -85,16 +96,28 @@ async def _remove(folder: str, run_id: str) -> None:
         )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _ActServer:
     """Answers those who connect.
 
     Attributes:
-        steering: Does their acts.
+        run: The run.
+        session: Saves what is of the run as a whole.
     """
 
-    steering: Steering
+    run: OpenRun
+    session: SessionRecorder
+    _steering: Steering | None = attrs.field(default=None, init=False)
     _connections: int = attrs.field(default=0, init=False)
+
+    @property
+    def steering(self) -> Steering:
+        """Does the acts; made by the first one."""
+        if self._steering is None:
+            from .steering import Steering  # no act comes to most runs
+
+            self._steering = Steering(self.run, self.session)
+        return self._steering
 
     async def answer(self, stream: trio.SocketStream) -> None:
         """Answer one connection; errors of its other side end it."""
@@ -110,12 +133,12 @@ class _ActServer:
             if act is not None:
                 await _send(stream, await self.steering.do(act))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-            run_id = self.steering.run.run_id
+            run_id = self.run.run_id
             log.debug(
                 "run %r: a connection ended badly: %s", run_id, text_of(error), extra=at(run_id)
             )
         except Exception as error:  # a bug: it ends this connection, and others are answered
-            run_id = self.steering.run.run_id
+            run_id = self.run.run_id
             log.warning("run %r: an act failed: %s", run_id, text_of(error), extra=at(run_id))
         finally:
             self._connections -= 1

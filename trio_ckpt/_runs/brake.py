@@ -135,7 +135,7 @@ async def _requeue(run: OpenRun, streaks: Mapping[StreamKey, Streak]) -> None:
 # -- the last session was killed in an outage ------------------------------------------------------
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _FailureRow:
     """The failures of one stream after its last confirmed batch, as its records have them."""
 

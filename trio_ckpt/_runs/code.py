@@ -70,20 +70,20 @@ class Code:
     packages: tuple[str, ...] = attrs.field(default=(), converter=_as_packages)
 
 
-def checked_code(code: object) -> Code | None:
-    """Check the argument ``code``; None: nothing is noted.
+def checked_code(code: object) -> Code:
+    """Check the argument ``code``.
 
     Raises:
         TypeError, ValueError: it is neither a `Code` nor one of its words.
     """
-    if code is None or isinstance(code, Code):
+    if isinstance(code, Code):
         return code
     if not isinstance(code, str):
         raise TypeError(f'code must be "note", "refuse" or a Code, not {shown(code)}')
     return Code(one_of("code", code, get_args(OnCodeChange)))
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class CodeWatch:
     """Notes the code of the streams of one session.
 
@@ -119,19 +119,6 @@ class CodeWatch:
                 raise open_stream.error(CodeChangedError, message)
             log.warning("%s", message, extra=open_stream.place())
         open_stream.set_code(mark)
-
-
-def watch_code(code: Code | None, session: int) -> CodeWatch | None:
-    """What notes the code of a session; None: nothing is noted."""
-    return None if code is None else CodeWatch(code, session)
-
-
-def note_code(
-    watch: CodeWatch | None, open_stream: OpenStream, handler: AnyFunction | None
-) -> None:
-    """Note the code of a loop, if that is noted; see `CodeWatch.note`."""
-    if watch is not None:
-        watch.note(open_stream, handler)
 
 
 def _older(progress: Progress, now: CodeMark) -> OldCode:

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import attrs
+import msgspec
 
 MAX_SOURCE_CHARS = 5_000_000  # of a file, which is parsed
 
@@ -46,8 +47,7 @@ def shown_constant(value: object) -> str:
     return hex(value) if type(value) is int else repr(value)
 
 
-@attrs.frozen(eq=False)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, eq=False):
     """A function, a class or a lambda of a program.
 
     Attributes:
@@ -59,7 +59,7 @@ class Piece:
     uses: tuple[Use, ...]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class SourceFile:
     """A file of a program.
 
@@ -90,7 +90,7 @@ class SourceFile:
         return self._pieces[id(node)]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Sources:
     """The files of a program, each parsed once."""
 

@@ -415,7 +415,7 @@ class Collection:
         return min(2 * pause_s, MAX_PAUSE_S)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Block:
     """A block of a collection in which a run is owned."""
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import PurePath
-from typing import Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import attrs
 
@@ -24,9 +24,11 @@ from .._util.arguments import checked_by, flag, instance, one_of
 from .._util.errors import NotEncodableError
 from .._util.plain import MAX_DEPTH, Plain, as_plain, canonical_json
 from ..state._retention import Retention
-from .code import Code, CodeWatch
 from .lag import Lag
 from .verify import Verify
+
+if TYPE_CHECKING:
+    from .code import Code, CodeWatch
 
 MAX_CONFIG_BYTES = 2**20  # each session saves it; a table of data is not a config
 

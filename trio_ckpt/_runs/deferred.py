@@ -37,7 +37,7 @@ SETTLE_S = 5.0  # between two streams a program may ask a server what there is
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class DeferredWatch:
     """Stops a run when all that its open streams have left is deferred.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import attrs
+import msgspec
 import trio
 
 from .._commit.group_commit import DEFAULT_SAVE_TIMEOUT_S, GroupCommitter
@@ -54,13 +55,12 @@ from .act_server import serve_acts
 from .again import begin_again, checked_again, end_again, load_base
 from .announce import announce_start, announce_stop
 from .closing import close_run
-from .code import Code, OnCodeChange, checked_code, read_code_facts, watch_code
 from .config import DEFAULT_WAIT_S, OnConfigChange, RunRequest, Settings, canonical_config
 from .limited import begin_limits, watch_limits
 from .live_publisher import publish_live
 from .manifest import WRITTEN, is_current, leave_manifest
 from .open_run import OpenRun
-from .opening import stopping_if_poisoned
+from .opening import begin_paused, code_facts_of, code_of, code_watch, stopping_if_poisoned
 from .run import Run
 from .run_lock import take_lock
 from .session import (
@@ -74,9 +74,11 @@ from .session import (
     replaced_by_next,
     report_of,
 )
-from .steering import Steering, begin_paused
 from .stream_table import StreamTable
 from .verify import Verify
+
+if TYPE_CHECKING:
+    from .code import Code, OnCodeChange
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -202,7 +204,7 @@ async def open_run(
             instance("an observer", observer, Observer, "an Observer")
             for observer in several("observe", observe, "observers")
         ),
-        code=checked_code(code),
+        code=None if code is None else code_of(code),
         output_dir=output_dir,
         exclude=exclude,
         tunable=several("tunable", tunable, "names of fields"),
@@ -226,7 +228,7 @@ async def open_run(
                 await begin_limits(own, generation.view, session)
             run = Run(own, found)
             begin_paused(own, session)
-            nursery.start_soon(serve_acts, Steering(own, session))
+            nursery.start_soon(serve_acts, own, session)
             if resources.store.has_live:
                 nursery.start_soon(publish_live, run)
             error: BaseException | None = None
@@ -248,8 +250,7 @@ def _optional(check: Callable[[str, T], T], name: str, value: T | None) -> T | N
 # -- the phases, in their order -----------------------------------------------------------------
 
 
-@attrs.frozen
-class _RunResources:
+class _RunResources(msgspec.Struct, frozen=True):
     """What a locked run is kept in; the exit stack of `open_run` closes it.
 
     Attributes:
@@ -287,8 +288,7 @@ async def _lock(request: RunRequest, stack: AsyncExitStack) -> _RunResources:
     return _RunResources(store, owner, owned_at, outputs, tools)
 
 
-@attrs.frozen
-class _Generation:
+class _Generation(msgspec.Struct, frozen=True):
     """The generation that a session works on.
 
     Attributes:
@@ -393,7 +393,7 @@ async def _make_session(
         limits=request.limits,
     )
     if request.code is not None:
-        session.metadata["code"] = await read_code_facts(request.code)
+        session.metadata["code"] = await code_facts_of(request.code)
     if generation.archiving:
         session.metadata[ARCHIVING] = generation.archiving
     if generation.again is not None:
@@ -426,7 +426,7 @@ def _make_open_run(
             request.settings,
             outputs_since=session.outputs_since,
             base=generation.base,
-            code=watch_code(request.code, session.metadata["session"]),
+            code=None if request.code is None else code_watch(request.code, session),
         ),
         resources.tools,
         request.command,

@@ -24,7 +24,6 @@ from .._journal.progress import Progress
 from .._tokens.attempts import begin_attempt, hold_back
 from .._util.errors import StreamBusyError, StreamFailedError
 from .._util.uninterrupted import uninterrupted
-from .code import CodeWatch, note_code
 from .loop_bounds import (
     begin_range,
     check_end,
@@ -36,11 +35,14 @@ from .loop_bounds import (
 from .source import Items, Source
 from .surroundings import Surroundings
 
+if TYPE_CHECKING:
+    from .code import CodeWatch
+
 T = TypeVar("T")
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class LoopCursor:
     """The position of the owner in a stream.
 
@@ -322,7 +324,8 @@ class Batches(Generic[T]):
         loop_cursor = self._loop_cursor
         await trio.lowlevel.checkpoint()
         await loop_cursor.settle_open(Exit.NEXT)
-        note_code(loop_cursor.code, loop_cursor.open_stream, None)
+        if loop_cursor.code is not None:
+            loop_cursor.code.note(loop_cursor.open_stream, None)
         source = self._source = await loop_cursor.open_source(self._items, self._key)
         loop_cursor.is_cut = source.is_open_ended and self._end is not None
         await begin_range(

@@ -20,7 +20,6 @@ from typing import Protocol
 
 import trio
 
-from .._commit.archive_states import prune_states
 from .._commit.open_stream import OpenStream
 from .._journal.history import DONE_KINDS, LiveRecords, ReadPages, live_records
 from .._journal.item_marks import add_marks, item_mark
@@ -267,7 +266,15 @@ async def complete(open_stream: OpenStream, stop: int) -> None:
         return
     if not open_stream.is_complete:
         await open_stream.save_finish(Record(kind=RecordKind.FINISH, at=time.time()))
-    await prune_states(open_stream, is_complete=True)  # a killed session may not have
+    await prune_at_end(open_stream)  # a killed session may not have
+
+
+async def prune_at_end(open_stream: OpenStream) -> None:
+    """Drop the arrays of all states of a complete stream but the newest, best effort."""
+    if open_stream.state_manager is not None:
+        from .._commit.archive_states import prune_states  # only a stream with a state needs it
+
+        await prune_states(open_stream, is_complete=True)
 
 
 async def complete_if_last(open_stream: OpenStream) -> None:

@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, closing
 from functools import partial
 
-import attrs
+import msgspec
 import trio
 
 from .._commit.group_commit import GroupCommitter
@@ -50,8 +50,7 @@ WRITTEN = "manifest"  # in session metadata: how many checkpoints its manifest w
 MAX_MANIFEST_HEAD_BYTES = 2**16  # enough to find the run that a manifest belongs to
 
 
-@attrs.frozen
-class RunContents:
+class RunContents(msgspec.Struct, frozen=True):
     """What a manifest is made from, beside the records of the outputs.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -29,7 +30,7 @@ from .._util.errors import (
     describe_batch,
 )
 from .._util.plain import RUN_STREAM, StreamKey, encode_key
-from ..outputs import Outputs, Validator
+from ..outputs import Outputs
 from ..state._shared_capture import ArrayTools
 from .config import Settings
 from .deferred import DeferredWatch
@@ -37,8 +38,11 @@ from .manifest import MANIFEST
 from .stream import AnyStream
 from .stream_table import StreamTable, Waits
 
+if TYPE_CHECKING:
+    from ..outputs._validate import Validator
 
-@attrs.define(eq=False)
+
+@attrs.define(eq=False, repr=False)
 class OpenRun:
     """The live state of an open run; made by `open_run`, which closes what it has opened.
 

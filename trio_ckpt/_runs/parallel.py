@@ -6,7 +6,7 @@ import heapq
 import inspect
 from collections.abc import Awaitable, Callable
 from inspect import CORO_CREATED
-from typing import Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import trio
 
@@ -26,12 +26,14 @@ from .._util.index_set import IndexSet
 from .._util.log import at_error, get_logger
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
-from ..outputs import Validate, Validator
-from .code import note_code
 from .loop import LoopCursor
 from .loop_bounds import begin_range, complete, estimated
 from .source import Items, Source
 from .stream import AnyStream, Stream, loop_cursor_of
+from .stream_operations import validator_of
+
+if TYPE_CHECKING:
+    from ..outputs._validate import Validate
 
 log = get_logger(__name__)
 
@@ -98,7 +100,7 @@ async def run_batches(
     estimate = estimated(expected, items)
     if retry is not None:
         instance("retry", retry, RetryTable, "a RetryTable")
-    validator = None if validate is None else Validator.of(validate)
+    validator = validator_of(validate)
     if concurrency > 1 and _has_order(open_stream):
         raise ValueError(ORDERED)
     if (items is None) is (open_stream.frontier is None):
@@ -107,7 +109,8 @@ async def run_batches(
         raise ValueError("start= and end= narrow a list; a Frontier has no order")
     await trio.lowlevel.checkpoint()
     await loop_cursor.settle_open(Exit.NEXT)
-    note_code(loop_cursor.code, open_stream, handler)
+    if loop_cursor.code is not None:
+        loop_cursor.code.note(open_stream, handler)
     source = None if items is None else await loop_cursor.open_source(items, key)
     stop = (
         source.stop

@@ -27,7 +27,7 @@ def partition_of(key: Plain, partitions: int) -> int:
     return hashed_partition(key, whole_number("partitions", partitions, least=1))
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Partition:
     """A partition that this process owns; made by `Collection.claim`.
 

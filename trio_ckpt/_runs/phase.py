@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 
-import attrs
+import msgspec
 import trio
 
 from .._commit.exits import Exit, exit_of
@@ -31,8 +31,7 @@ log = get_logger(__name__)
 MAX_NAMED = 5  # streams in one line of the log
 
 
-@attrs.frozen
-class Phase:
+class Phase(msgspec.Struct, frozen=True):
     """One phase of a run, as its block gets it.
 
     Attributes:

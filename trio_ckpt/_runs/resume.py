@@ -52,7 +52,7 @@ log = get_logger(__name__)
 S = TypeVar("S")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Resume:
     """Opens one stream: verifies its outputs and restores its state.
 

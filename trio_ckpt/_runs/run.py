@@ -38,7 +38,6 @@ from .._util.plain import PHASE, StreamKey, check_stream_key
 from .._util.shown import Shown
 from .._util.text import number
 from .._util.uninterrupted import uninterrupted
-from ..outputs import Validate, Validator
 from ..state._retention import Retention
 from .lag import Lag, checked_lag
 from .open_run import OpenRun
@@ -47,10 +46,11 @@ from .resume import Resume
 from .session import ResumeReport
 from .statistics import run_statistics
 from .stream import AnyStream, Stream, loop_cursor_of
-from .stream_operations import is_own_failure, leave_stream
+from .stream_operations import is_own_failure, leave_stream, validator_of
 from .stream_table import Listed, add_to_list
 
 if TYPE_CHECKING:
+    from ..outputs._validate import Validate
     from ..sinks._sink import Sink
 
 S = TypeVar("S")
@@ -211,7 +211,7 @@ class Run(Shown):
             from ..sinks._sink import Sink  # few streams have one
 
             instance("sink", sink, Sink, "a Sink")
-        validator = None if validate is None else Validator.of(validate)
+        validator = validator_of(validate)
         settings = attrs.evolve(
             run.settings,
             recover=recover,

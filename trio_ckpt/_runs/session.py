@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 import attrs
+import msgspec
 import trio
 from msgspec.structs import asdict
 
@@ -165,8 +166,7 @@ def report_of(view: RunView | None) -> ResumeReport:
     )
 
 
-@attrs.frozen
-class ConfigChange:
+class ConfigChange(msgspec.Struct, frozen=True):
     """How a configuration differs from that of the last session.
 
     Attributes:

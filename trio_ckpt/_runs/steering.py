@@ -14,7 +14,6 @@ that no process steers has no work from it.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -70,7 +69,7 @@ class _Deed(Protocol):
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Steering:
     """Does acts on an open run.
 
@@ -313,18 +312,3 @@ def _set_facts(metadata: dict[str, Plain], facts: Mapping[str, Plain]) -> None:
         metadata[name] = value
         if value is None:
             del metadata[name]
-
-
-def begin_paused(run: OpenRun, session: SessionRecorder) -> None:
-    """Let a run that was paused start paused, and say so."""
-    paused = paused_text(session.metadata)
-    if not paused:
-        return
-    run.stop.pause()
-    log.warning(
-        "run %r starts paused %s; nothing is handed out until: trio-ckpt ctl STORE %s resume",
-        run.run_id,
-        paused,
-        shlex.quote(run.run_id),
-        extra=at(run.run_id),
-    )

@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast, overload
 import trio
 
 from .._commit.adopt import PathOf, check_stands_alone, rescan
-from .._commit.archive_states import pin_state, prune_states, unpin_state
 from .._commit.awaits import awaits_noted
 from .._commit.batch import Batch
 from .._commit.exits import Exit
@@ -32,15 +31,18 @@ from .._util.text import batches_text, number, stream_name
 from .._util.uninterrupted import uninterrupted
 from ..state._frontier import frontier_of
 from .loop import Batches, LoopCursor
-from .loop_bounds import check_finished, estimated
+from .loop_bounds import estimated
 from .source import Items
 from .statistics import stream_statistics
 from .stream_operations import (
+    finish_stream,
     one_batch,
+    pin_state,
     save_failure,
     save_reopening,
     skipped_batches,
     snapshots_in_batch,
+    unpin_state,
 )
 
 S = TypeVar("S")
@@ -284,23 +286,10 @@ class Stream(Shown, Generic[S]):
         Durability: when this returns the mark is durable.
         Cancellation: a cancellation point until the record is being saved; none after that.
         """
-        loop_cursor, open_stream = self._loop_cursor, self._open_stream
+        loop_cursor = self._loop_cursor
         loop_cursor.check_owner()
         plain = {} if metadata is None else as_metadata(metadata)
-        await loop_cursor.settle_open(Exit.EXIT)
-        await loop_cursor.wait_verified()
-        check_finished(open_stream, loop_cursor.source, is_cut=loop_cursor.is_cut)
-        stop = self._progress.done.stop
-        await open_stream.save_finish(
-            Record(
-                kind=RecordKind.FINISH,
-                at=time.time(),
-                metadata=plain,
-                last_index=stop - 1 if stop > 0 else None,
-            ),
-            is_due=True,
-        )
-        await prune_states(open_stream, is_complete=True)
+        await finish_stream(loop_cursor, plain)
 
     async def reopen(self, *, reason: str) -> bool:
         """Go on with a complete stream, as its source has got more; does nothing to others.

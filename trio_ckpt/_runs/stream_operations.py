@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -35,9 +35,11 @@ from .._util.opening import opening
 from .._util.plain import Plain, StreamKey, copy_plain
 from .._util.text import one_line
 from .._util.uninterrupted import uninterrupted
-from .code import note_code
 from .loop import LoopCursor
-from .loop_bounds import complete_if_last
+from .loop_bounds import check_finished, complete_if_last, prune_at_end
+
+if TYPE_CHECKING:
+    from ..outputs._validate import Validate, Validator
 
 log = get_logger(__name__)
 
@@ -51,6 +53,43 @@ async def save_failure(open_stream: OpenStream, info: ErrorInfo) -> None:
     Durability: when this returns the failure is durable.
     """
     await open_stream.save_plain(Record(kind=RecordKind.FAIL, at=time.time(), error=info))
+
+
+async def finish_stream(loop_cursor: LoopCursor, metadata: dict[str, Plain]) -> None:
+    """Mark a stream as complete; see `Stream.finish`.
+
+    Durability: when this returns the mark is durable.
+    Cancellation: a cancellation point until the record is being saved; none after that.
+    """
+    open_stream = loop_cursor.open_stream
+    await loop_cursor.settle_open(Exit.EXIT)
+    await loop_cursor.wait_verified()
+    check_finished(open_stream, loop_cursor.source, is_cut=loop_cursor.is_cut)
+    stop = open_stream.stream_log.progress.done.stop
+    await open_stream.save_finish(
+        Record(
+            kind=RecordKind.FINISH,
+            at=time.time(),
+            metadata=metadata,
+            last_index=stop - 1 if stop > 0 else None,
+        ),
+        is_due=True,
+    )
+    await prune_at_end(open_stream)
+
+
+async def pin_state(open_stream: OpenStream, label: str) -> None:
+    """Keep the arrays of the newest state; see `Stream.pin`."""
+    from .._commit import archive_states  # only a stream with a state needs it
+
+    await archive_states.pin_state(open_stream, label)
+
+
+async def unpin_state(open_stream: OpenStream, label: str) -> None:
+    """Remove a pin; see `Stream.unpin`."""
+    from .._commit import archive_states  # as above
+
+    await archive_states.unpin_state(open_stream, label)
 
 
 async def save_reopening(open_stream: OpenStream, reason: str) -> None:
@@ -90,7 +129,8 @@ async def one_batch(loop_cursor: LoopCursor) -> AsyncGenerator[Batch[None]]:
     loop_cursor.check_no_frontier()
     await trio.lowlevel.checkpoint()
     await loop_cursor.settle_open(Exit.NEXT)
-    note_code(loop_cursor.code, open_stream, None)
+    if loop_cursor.code is not None:
+        loop_cursor.code.note(open_stream, None)
     await loop_cursor.wait_verified()
     index = await loop_cursor.first_free(open_stream.first_index, None)
     while not await loop_cursor.wait_for_turn(index):
@@ -259,3 +299,12 @@ async def _record_beginning(loop_cursor: LoopCursor) -> None:
                 error,
                 extra=loop_cursor.open_stream.place(),
             )
+
+
+def validator_of(validate: Validate | None) -> Validator | None:
+    """The validator that an argument ``validate`` describes; None: there is none."""
+    if validate is None:
+        return None
+    from ..outputs._validate import Validator  # few programs validate
+
+    return Validator.of(validate)

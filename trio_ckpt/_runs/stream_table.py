@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import attrs
+import msgspec
 import trio
 
 from .._commit.group_commit import GroupCommitter
@@ -38,7 +39,7 @@ log = get_logger(__name__)
 MAX_SHOWN = 10  # names in one line of the log
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class StreamTable:
     """The streams of an open run.
 
@@ -144,8 +145,7 @@ class StreamTable:
         return trio.current_time() if self.ended is None else self.ended
 
 
-@attrs.frozen
-class Listed:
+class Listed(msgspec.Struct, frozen=True):
     """What `Run.add_streams` found.
 
     Attributes:
@@ -199,7 +199,7 @@ STEPS_TO_OPEN = 10
 _K = TypeVar("_K")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _ConfirmationWait:
     """One call of `Run.wait_confirmed`.
 

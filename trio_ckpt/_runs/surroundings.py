@@ -6,7 +6,7 @@ import attrs
 import trio
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Surroundings:
     """The cancel scopes around a task, as they were at the last call of `remember`.
 

@@ -46,13 +46,13 @@ def trace_batches(tracer_provider: TracerProvider | None = None) -> Observer:
     return _BatchTracer(trace.get_tracer("trio_ckpt", tracer_provider=tracer_provider))
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Span:
     span: Span
     before: Context  # the context that the body was entered with
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _BatchTracer(Observer):
     _tracer: Tracer
     _spans: dict[Attempt, _Span] = attrs.field(factory=dict[Attempt, _Span], init=False)
@@ -110,7 +110,7 @@ def trace_context() -> dict[str, str]:
     return carrier
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class TaskTracer:
     """Makes spans of a worker's attempts at work items; made by `trace_tasks`."""
 

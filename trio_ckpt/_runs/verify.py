@@ -11,9 +11,10 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
+import msgspec
 import trio
 
 from .._commit.open_stream import OpenStream
@@ -25,7 +26,10 @@ from .._util.index_set import IndexSet
 from .._util.log import get_logger
 from .._util.text import printable
 from .._util.threads import run_blocking
-from ..outputs import Outputs, Validator, check_outputs, find_lines_damage
+from ..outputs import Outputs, find_lines_damage
+
+if TYPE_CHECKING:
+    from ..outputs._validate import Validator
 
 log = get_logger(__name__)
 
@@ -36,7 +40,7 @@ MISSING_SHARE = 0.1
 MISSING = "missing"
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Verifier:
     """Checks the outputs of one stream, newest first.
 
@@ -161,8 +165,7 @@ class Verifier:
 # -- comparing the outputs of records with their files: of a resume, or of a check --------------
 
 
-@attrs.frozen
-class Damage:
+class Damage(msgspec.Struct, frozen=True):
     """A confirmed batch with an output that differs from its record."""
 
     entry: LiveRecord
@@ -256,6 +259,8 @@ def _find_damages(
                 break
         else:
             if validator is not None:
+                from ..outputs._validate import check_outputs  # few programs validate
+
                 try:
                     check_outputs(outputs, listed, validator)
                 except OutputInvalidError as error:

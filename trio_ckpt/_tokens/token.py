@@ -41,6 +41,7 @@ from datetime import UTC, datetime
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.record import CheckpointResult, Output
@@ -107,8 +108,7 @@ _CONFIRMED = TokenState.CONFIRMED
 _FINAL = frozenset(state for state, events in TRANSITIONS.items() if not events)
 
 
-@attrs.frozen
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """Why a token failed; each waiter gets its own exception, made from this."""
 
     reason: str

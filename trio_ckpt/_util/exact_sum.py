@@ -14,15 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import attrs
+import msgspec
 
 Number = int | float
 StoredSum = tuple[str, int]  # the numerator in hexadecimal, of any length; the shift
 Amount = Number | StoredSum  # in a record: a number, or the sum where no number equals it exactly
 
 
-@attrs.frozen
-class ExactSum:
+class ExactSum(msgspec.Struct, frozen=True):
     """``numerator / 2**shift``, always in lowest terms, so that equal sums are equal."""
 
     numerator: int = 0

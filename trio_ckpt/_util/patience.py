@@ -82,7 +82,7 @@ async def end_awake(func: Callable[[], Awaitable[None]], seconds: float) -> bool
     return False
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Limit:
     """A limit made by `give_up_after`; entering it gives a `trio.CancelScope`.
 
@@ -127,7 +127,7 @@ class Limit:
         return False
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Watch:
     """The limits of one trio run.
 

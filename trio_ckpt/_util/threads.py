@@ -40,6 +40,7 @@ from threading import get_ident
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple, cast
 
 import attrs
+import msgspec
 import outcome
 import sniffio
 import trio
@@ -65,8 +66,7 @@ class _JumpingClock(Protocol):
     autojump_threshold: float
 
 
-@attrs.define
-class _HeldClock:
+class _HeldClock(msgspec.Struct):
     """How many calls are running in this trio run, and the threshold to restore after the last."""
 
     calls_out: int = 0
@@ -110,7 +110,7 @@ runs_inline: trio.lowlevel.RunVar[bool] = trio.lowlevel.RunVar("trio_ckpt inline
 """Whether this trio run makes calls in its own thread: for `trio_ckpt.testing`."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Slots:
     """The threads of `run_blocking` in one trio run.
 
@@ -186,7 +186,7 @@ async def _call_inline(func: Callable[[*Ts], T], *args: *Ts) -> T:
         await trio.lowlevel.cancel_shielded_checkpoint()  # and between its effect and its answer
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Aside:
     """A function of the caller that runs beside trio, in a thread or in a process.
 
@@ -238,7 +238,7 @@ class CallStuckError(TrioCkptError):
     """Under a mock clock a blocking call has not returned after `STUCK_AFTER_S` of real time."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _ThreadCall:
     func: Callable[[], object]
     task: trio.lowlevel.Task
@@ -257,8 +257,7 @@ class _ThreadCall:
             trio.lowlevel.reschedule(self.task, result)
 
 
-@attrs.frozen
-class _LateCall:
+class _LateCall(msgspec.Struct, frozen=True):
     func: Callable[[], object]
 
 
@@ -383,7 +382,7 @@ def _call(wake: Callable[[], None]) -> None:
     wake()
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Portal:
     """A portal into one trio run, from any thread.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import attrs
+import msgspec
 import trio
 
 from .._journal.collection import (
@@ -149,7 +150,7 @@ class RunSource(WatchedSource):
         owner = Owner(
             metadata["host"], metadata["pid"], datetime.fromtimestamp(metadata["began"], UTC)
         )
-        status = attrs.evolve(
+        status = msgspec.structs.replace(
             run_status_from(self.store, view, owner), open_streams=run.open_streams
         )
         return RunSnapshot(status, live_view(run), "inside", time.time(), self.stuck_after_s)

@@ -45,7 +45,7 @@ class SinkTooShortError(CannotRedoError):
         )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class AppendFile:
     """A file that grows at its end, from `AppendFile.open`.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager
 from typing import ClassVar, Literal, Protocol
 
-import attrs
+import msgspec
 
 from .._journal.record import Output
 from .._util.text import plural
@@ -16,8 +16,7 @@ from ._tree import AnyPath, OutputPathError, relative_path
 Verify = Literal["size", "sha256"]
 
 
-@attrs.frozen
-class Archived:
+class Archived(msgspec.Struct, frozen=True):
     """The result of `Outputs.archive`.
 
     Attributes:
@@ -29,8 +28,7 @@ class Archived:
     missing: tuple[str, ...]
 
 
-@attrs.frozen
-class FileStatus:
+class FileStatus(msgspec.Struct, frozen=True):
     """What `Outputs.status` finds.
 
     Attributes:

@@ -52,7 +52,7 @@ from ._tree import (
 _log = get_logger(__name__)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OutputDir(Outputs):
     """A folder of outputs, from `OutputDir.open`.
 

@@ -66,7 +66,7 @@ NO_APPEND = (
 )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OutputBucket(Outputs):
     """Outputs below a prefix of a bucket, from `open_outputs`."""
 
@@ -417,7 +417,7 @@ class OutputBucket(Outputs):
         return any(place == kept or place.startswith(f"{kept}/") for kept in self._kept_out)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class NewObject:
     """An object that is written piece by piece, from `OutputBucket.create`.
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import attrs
+import msgspec
 
 from .._journal.record import Output
 from .._util.errors import OutputError, OutputExistsError
@@ -78,8 +79,7 @@ def _without_root(root: str, path: str) -> str:
     return path[len(prefix) :]
 
 
-@attrs.frozen
-class TempOwner:
+class TempOwner(msgspec.Struct, frozen=True):
     """Who writes temporary files: an owner of a run.
 
     Attributes:
@@ -137,7 +137,7 @@ class Sync(enum.Enum):
     ALL = enum.auto()  # sync all names: the user made the folders, at an unknown time
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Tree:
     """The opened root, and the durability of the names below it in this session.
 
@@ -312,7 +312,7 @@ NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP}  # of file systems with
 HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class NewFile:
     """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
 

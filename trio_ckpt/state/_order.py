@@ -181,7 +181,7 @@ class Order:
         self._position = position
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Ahead:
     """The batches from the place of an order to the end of its epoch; from `Order.ahead`.
 

@@ -48,7 +48,7 @@ from ._tree.format import Tag, Tree, kind_of, tag_of
 S = TypeVar("S")
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Plan(Generic[S]):
     """The classes and stateful objects of a state; from `Plan.of`.
 

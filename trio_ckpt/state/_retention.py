@@ -16,14 +16,14 @@ from collections import deque
 from collections.abc import Collection, Iterable
 
 import attrs
+import msgspec
 
 from .._util.arguments import checked_by, path_text, seconds, whole_number
 from .._util.index_set import IndexSet
-from ._tree.frame import MAX_CHAIN
+from ._tree.limits import MAX_CHAIN
 
 
-@attrs.frozen
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """A state in the store.
 
     Attributes:
@@ -77,7 +77,7 @@ class Retention:
     )
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _StateChain:
     """States that build on each other, at least one of which has something to drop."""
 

@@ -24,14 +24,14 @@ import trio
 
 from .._util.extras import needs_extra
 from .._util.threads import run_blocking
-from ._tree.identity import ArrayLeaf
 
 if TYPE_CHECKING:
     from ._arrays.engine import ArrayCapture, ArrayEngine, DigestTable
     from ._tree.flatten import Flat
+    from ._tree.identity import ArrayLeaf
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class ArrayTools:
     """The arena, the tracker and the compressor of a run.
 

@@ -30,7 +30,7 @@ class ArenaClosedError(TrioCkptError, RuntimeError):
     """The arena was closed before or while a thread waited for memory."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Slab:
     """A piece of the arena, `SLAB_BYTES` long, reserved for one caller.
 

@@ -45,7 +45,7 @@ from .frameworks import (
 from .memory import Array, Bytes, address_of, allocate, memory_at, owner_of
 
 
-@attrs.define(eq=False)  # frozen ones take three times as long to make, for each array
+@attrs.define(eq=False, repr=False)  # frozen ones take three times as long to make, for each array
 class Buffer:
     """A contiguous run of bytes that arrays are views of.
 
@@ -109,7 +109,7 @@ def reach(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[
 _Alone: TypeAlias = "tuple[int, Array, Array, Plain]"  # number, array, owner, dtype
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Collected:
     """The result of `collect`: views in the order of the arrays, and their buffers."""
 
@@ -117,7 +117,7 @@ class Collected:
     views: list[View]
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Leaf:
     """An array that is being assigned to a buffer."""
 

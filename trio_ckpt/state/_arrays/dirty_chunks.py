@@ -36,7 +36,7 @@ LONG_RUN = 8  # blocks: from this length on one call per run is faster than one 
 _ALIGNED_BYTES = 64  # copies of small buffers share slabs, and begin at a line of the caches
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class DirtyChunk:
     """Blocks of a buffer that may have changed, one after the other in the arena.
 

@@ -75,7 +75,7 @@ class DirtyPages:
     pages: npt.NDArray[np.intp] | None
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class _Region:
     """One watched piece of memory: its whole pages, and when each was last found written."""
 

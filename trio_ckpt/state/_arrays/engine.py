@@ -25,7 +25,7 @@ from .restore import Assembly as Assembly, Read as Read
 UNCHANGED_AT_ONCE = 64  # small buffers, in 100 us
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class EncodedArrays:
     """Arrays as they are stored in a frame.
 

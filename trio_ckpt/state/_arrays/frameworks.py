@@ -33,7 +33,7 @@ TORCH_DTYPES = frozenset(
 )
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Strided:
     """Memory with a shape, as it underlies a tensor.
 

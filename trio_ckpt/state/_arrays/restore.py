@@ -34,7 +34,7 @@ READ_BYTES = 2**22  # per read, if pieces are adjacent: what is checked next is 
 IN_PLACE_BYTES = 2**16  # a smaller piece costs less to copy than to read by itself
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class PackedBlocks:
     """Some blocks of a buffer, packed as one piece.
 
@@ -57,7 +57,7 @@ class PackedBlocks:
     size: int
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Read:
     """Adjacent pieces, to be read at once.
 
@@ -74,7 +74,7 @@ class Read:
     pieces: tuple[PackedBlocks, ...]
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Landing:
     """Where a read goes: each raw piece right into its buffer, all others into memory of the read.
 

@@ -54,7 +54,7 @@ class Field:
     takes_self: bool = False
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Shape:
     """The fields and properties of an attrs class, a dataclass or a named tuple.
 
@@ -90,7 +90,7 @@ def is_declared(cls: type) -> bool:
     return is_plain or attrs.has(cls) or dataclasses.is_dataclass(cls)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Classes:
     """The classes of a state.
 
@@ -314,7 +314,7 @@ def protocol_of(cls: type) -> tuple[str, str] | None:
     return None
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class InitialValues:
     """What the initial state shows beside its classes.
 

@@ -54,7 +54,7 @@ _TENSORS: tuple[tuple[str, str, str, Kind], ...] = (
 """The library that a tensor's type is defined in, the class that it is of, and the kind."""
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Flat:
     """A state taken apart.
 

@@ -93,7 +93,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-import attrs
 import msgspec
 
 from ..._util.errors import NotEncodableError, StoreDamagedError
@@ -170,8 +169,7 @@ MUTABLE = frozenset(
 """The tags of numbered objects, which are restored with their identity."""
 
 
-@attrs.frozen
-class DecodeLimits:
+class DecodeLimits(msgspec.Struct, frozen=True):
     """Limits that a decoder checks before it allocates memory.
 
     Attributes:

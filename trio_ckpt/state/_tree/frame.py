@@ -32,7 +32,6 @@ from .format import Tree, decode_tree
 FRAME_VERSION = 1
 LINEAGE_BYTES = 8
 DIGEST_BYTES = 16
-MAX_CHAIN = 10_000  # frames; far more than any chain may grow to
 NO_PARENT = b""
 
 

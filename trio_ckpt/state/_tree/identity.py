@@ -36,7 +36,7 @@ def _step(part: object) -> str:
     return f".{part}" if type(part) is str and part.isidentifier() else f"[{part!r}]"
 
 
-@attrs.define(eq=False)  # frozen ones take three times as long to make, for each array
+@attrs.define(eq=False, repr=False)  # frozen ones take three times as long to make, for each array
 class ArrayLeaf:
     """An array of the state.
 

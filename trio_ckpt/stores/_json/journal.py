@@ -31,7 +31,7 @@ from .format import JournalEnd
 logger = get_logger(__name__)
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OwnedJournal:
     """The open journal of an owned run.
 

@@ -16,12 +16,24 @@ One long-lived thread saves (`_local`); reads, which take no lock, use trio's th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .._local.kind import LocalKind
 from .._local.store import LocalStore
-from . import check
 from .files import MAX_RUN_BYTES as MAX_RUN_BYTES
 from .reader import JsonReader
 from .writer import JsonWriter
+
+if TYPE_CHECKING:
+    from .._local.check import Step
+
+
+def _check_steps(folder: Path) -> Iterator[Step]:
+    from .check import steps  # no run checks its store
+
+    return steps(folder)
 
 
 class JsonStore(LocalStore):
@@ -41,6 +53,6 @@ class JsonStore(LocalStore):
         scheme="json",
         make_writer=JsonWriter,
         make_reader=JsonReader,
-        check_steps=check.steps,
+        check_steps=_check_steps,
         reads_in_thread=False,
     )

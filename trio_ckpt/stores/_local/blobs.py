@@ -28,7 +28,7 @@ from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
 
-import attrs
+import msgspec
 
 from ..._journal.store import BlobPart, BlobPayload, Checkpoint
 from ..._util.errors import StoreDamagedError, StoreError
@@ -322,8 +322,7 @@ def unlink_all(doomed: Iterable[Path]) -> None:
             logger.warning("dropped blobs were not removed: %s", error)
 
 
-@attrs.frozen
-class _OpenBlob:
+class _OpenBlob(msgspec.Struct, frozen=True):
     path: Path
     fd: int
     nbytes: int

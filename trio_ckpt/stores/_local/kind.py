@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-import attrs
+import msgspec
 
 from ..._journal.store import Checkpoint, Fold, HistoryPage, Pruned, RunKey, RunSummary, StoredRun
-from .check import Step
+
+if TYPE_CHECKING:
+    from .check import Step
 
 
 class LocalWriter(Protocol):
@@ -110,8 +112,7 @@ class MakeWriter(Protocol):
         ...
 
 
-@attrs.frozen
-class LocalKind:
+class LocalKind(msgspec.Struct, frozen=True):
     """A kind of local store.
 
     Attributes:

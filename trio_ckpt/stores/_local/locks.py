@@ -36,7 +36,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import attrs
+import msgspec
 
 from ..._journal.record import utc_now
 from ..._journal.store import Owner
@@ -57,8 +57,7 @@ _REFUSED = (errno.EWOULDBLOCK, errno.EACCES)
 _FLOCK = "hhqqi0q"  # struct flock of fcntl(2): type, whence, start, length (0: all of it), pid
 
 
-@attrs.frozen
-class FileLock:
+class FileLock(msgspec.Struct, frozen=True):
     """flock(2) on an open file."""
 
     path: Path
@@ -127,8 +126,7 @@ class FileLock:
         close_unshared(self.fd)
 
 
-@attrs.frozen
-class RunLock:
+class RunLock(msgspec.Struct, frozen=True):
     """Ownership of a run, until it is released."""
 
     run: FileLock

@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import attrs
+import msgspec
 
 from ..._util.errors import StoreConflictError, StoreError
 from ..._util.forks import close_unshared, open_unshared
@@ -41,8 +41,7 @@ _WATERMARK = re.compile(
 )
 
 
-@attrs.frozen
-class Watermark:
+class Watermark(msgspec.Struct, frozen=True):
     """How much of a run was acknowledged.
 
     Attributes:
@@ -188,7 +187,7 @@ class WatermarkWriter:
     def reset(self, run_id: str, records: int) -> None:
         """Set the number of records, because some are about to be removed on purpose."""
         if run_id in self._seen:
-            self._write(attrs.evolve(self._seen[run_id], records=records))
+            self._write(msgspec.structs.replace(self._seen[run_id], records=records))
 
     def end(self, run_id: str) -> None:
         """Close the watermark of a run that is released."""

@@ -55,7 +55,7 @@ class Put:
     pins: int = 1
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class OwnedLog:
     """What the owner of a run remembers of it: it alone changes it while the fence holds.
 

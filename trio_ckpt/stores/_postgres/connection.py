@@ -141,7 +141,7 @@ def is_broken(error: psycopg.Error) -> bool:
     return state in _ENDED or state == _STANDBY or state.startswith("08")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class PostgresConnection:
     """A connection of one thread.  Every method blocks.
 

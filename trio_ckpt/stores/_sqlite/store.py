@@ -18,11 +18,23 @@ are common to all local stores: `_local`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from .._local.kind import LocalKind
 from .._local.store import LocalStore
-from . import check
 from .reader import SqliteReader
 from .writer import SqliteWriter
+
+if TYPE_CHECKING:
+    from .._local.check import Step
+
+
+def _check_steps(folder: Path) -> Iterator[Step]:
+    from .check import steps  # no run checks its store
+
+    return steps(folder)
 
 
 class SqliteStore(LocalStore):
@@ -39,6 +51,6 @@ class SqliteStore(LocalStore):
         scheme="sqlite",
         make_writer=SqliteWriter,
         make_reader=SqliteReader,
-        check_steps=check.steps,
+        check_steps=_check_steps,
         reads_in_thread=True,
     )

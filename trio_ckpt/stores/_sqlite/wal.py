@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import attrs
+import msgspec
 
 from ..._journal.store import Finding, Severity
 from .._local.files import open_file
@@ -36,8 +36,7 @@ _MASK = 0xFFFFFFFF
 _Sum = tuple[int, int]
 
 
-@attrs.frozen
-class _Log:
+class _Log(msgspec.Struct, frozen=True):
     """The contents of a log.
 
     Attributes:

@@ -40,7 +40,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
-import attrs
+import msgspec
 
 from ..._journal.store import Checkpoint, Fold, Pruned, RunKey
 from ..._util.errors import (
@@ -119,15 +119,14 @@ class _SqliteHead(NamedTuple):
     last: int
 
 
-@attrs.define
-class _Known:
+class _Known(msgspec.Struct):
     """The cached state of a run: valid as long as its owner and generation are the newest."""
 
     run: int
     generation: int
     owner: int
     blobs: Blobs
-    heads: dict[str, _SqliteHead] = attrs.field(factory=dict[str, _SqliteHead])
+    heads: dict[str, _SqliteHead] = {}  # copied for each, see msgspec
 
 
 class SqliteWriter:
