@@ -3,11 +3,11 @@
     python -m tests.crash.collection [--partitions N] [--processes N] [--kills N] [--store URL]
 
 Each process claims partitions until none is left, and does the last phase if it is the first at it.
-A batch confirms itself and appends a line to the journal of its process before; the last phase
-appends one, too.  SIGKILL hits a random process whenever a random number of partitions more has
-been claimed; another is started in its place.  When all have ended by themselves, each batch has
-been confirmed once, by the records of all partitions; the last phase is done; and no record was
-lost.
+Each claim is a line in the journal of its process.  SIGKILL hits a random process whenever a random
+number of partitions more has been claimed; another is started in its place.  Until the last kill
+the last partition waits, so the work is not over before it, however fast the machine is.  When all
+have ended by themselves, each batch has been confirmed once, by the records of all partitions; the
+last phase is done; and no record was lost.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
 NAME = "crawl"
 BATCHES = 10  # of a partition
 POLL_S = 0.005
+ALL_KILLED = "all-killed"  # a file beside the journals, when no process is killed any more
 STREAM = ("pages",)
 
 
@@ -92,6 +93,11 @@ def note(path: str, text: str) -> None:
         file.write(f"{text}\n")
 
 
+async def wait_for_file(path: Path) -> None:
+    while not await trio.Path(path).exists():  # noqa: ASYNC110  # another process tells nothing
+        await trio.sleep(POLL_S)
+
+
 async def take_part(url: str, partitions: int, pause_s: float, journal: str) -> int:
     """What each process does; returns its exit code."""
     async with open_collection(
@@ -103,6 +109,8 @@ async def take_part(url: str, partitions: int, pause_s: float, journal: str) -> 
                 if partition is None:
                     break
                 note(journal, f"claimed {partition.index}")
+                if partition.index == partitions - 1:
+                    await wait_for_file(Path(journal).with_name(ALL_KILLED))
                 async with partition.run.open_stream(*STREAM) as stream:
                     async for batch in stream.batches(partition.range):
                         await trio.sleep(pause_s)
@@ -150,16 +158,18 @@ class Herd:
         step = self._plan.partitions / (self._plan.kills + 1)
         deadline = time.monotonic() + PROGRAM_S * max(1, self._plan.kills / 10)
         try:
-            while self.kills < self._plan.kills and not self._is_over():
+            while self.kills < self._plan.kills:
                 while len(self._living) < self._plan.processes:
                     self._start()
                 claims = step * (self.kills + self._chance.random())
-                while len(read_claims(self._plan)) < claims and not self._is_over():
+                while len(read_claims(self._plan)) < claims:
                     assert time.monotonic() < deadline
+                    assert all(process.poll() is None for process in self._living)
                     time.sleep(POLL_S)
                 victim = self._chance.choice(self._living)
                 victim.send_signal(signal.SIGKILL)
                 self._reap(victim)
+            (self._plan.folder / ALL_KILLED).touch()
             while self._living:
                 self._reap(self._living[0])
         finally:
@@ -173,9 +183,6 @@ class Herd:
             self.kills += 1
         else:
             self.codes[code] += 1
-
-    def _is_over(self) -> bool:
-        return any(process.poll() == 0 for process in self._living) or bool(self.codes)
 
 
 async def judge(plan: Plan, herd: Herd) -> Outcome:

@@ -74,12 +74,16 @@ class Death:
 
     plan: Session
     met: int = 0
+    is_due: bool = False
 
     def pass_(self, place: str, epoch: int) -> None:
+        if self.is_due:
+            threading.Event().wait(LIMIT_S)  # it dies in the save that is under way, or right here
         if (place, epoch) == (self.plan.place, self.plan.epoch):
             self.met += 1
             if self.met == self.plan.count:
                 if self.plan.delay_s:
+                    self.is_due = True
                     threading.Timer(self.plan.delay_s, self.kill).start()
                 else:
                     self.kill()

@@ -18,12 +18,13 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tests.hangs import PROGRAM_S
+from tests.hangs import HANG_S, PROGRAM_S
+from tests.leash import is_stopped, leashed
 
 ROOT = Path(__file__).parents[2]
 PAGES = 400
 CONCURRENCY = 8
-KILLS = 20
+KILLS, STOPS = 20, 10
 
 
 @attrs.frozen
@@ -34,7 +35,7 @@ class Site:
 
     def hits(self) -> Counter[str]:
         """Requests by path, of pages only."""
-        with urllib.request.urlopen(f"{self.url}__hits", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}__hits", timeout=HANG_S) as answer:
             counts = json.load(answer)
         return Counter({path: n for path, n in counts.items() if path != "/robots.txt"})
 
@@ -56,10 +57,15 @@ def serve(*flags: str) -> Iterator[Site]:
 
 
 def start_crawler(
-    site: Site, out: Path, *flags: str, module: str = "examples.crawler"
+    site: Site,
+    out: Path,
+    *flags: str,
+    module: str = "examples.crawler",
+    pages: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """The crawler as a process of its own."""
-    command = [sys.executable, "-m", module, site.url, "--out", str(out)]
+    """The crawler as a process of its own; with `pages` it stops itself when it begins so many."""
+    program = ["-m", module, site.url, "--out", str(out)]
+    command = [sys.executable, *program] if pages is None else leashed(pages, *program)
     return subprocess.Popen(
         [*command, "--concurrency", str(CONCURRENCY), *flags],
         cwd=ROOT,
@@ -75,14 +81,13 @@ def finish(crawler: subprocess.Popen[bytes]) -> int:
         crawler.kill()
 
 
-def wait_for_hits(site: Site, crawler: subprocess.Popen[bytes], goal: int) -> bool:
-    """Wait until the site has had so many requests; False: the crawler ended before."""
+def wait_for_hits(site: Site, crawler: subprocess.Popen[bytes], goal: int) -> None:
+    """Wait until the site has had so many requests, or the crawler has stopped itself."""
     deadline = time.monotonic() + PROGRAM_S
     while time.monotonic() < deadline:
-        if site.hits().total() >= goal:
-            return crawler.poll() is None
-        if crawler.poll() is not None:
-            return False
+        if site.hits().total() >= goal or is_stopped(crawler.pid):
+            return
+        assert crawler.poll() is None, "the crawler has ended by itself"
         time.sleep(0.002)
     pytest.fail(f"the crawler has not made {goal} requests within {PROGRAM_S} s")
 
@@ -103,46 +108,49 @@ def interrupt(
     seed: int,
     *flags: str,
     module: str = "examples.crawler",
-) -> tuple[int, list[int]]:
-    """Run the crawler, send it `number` at random moments, until it is done."""
-    chance = random.Random(seed)
-    codes, sent = [], 0
-    while True:
-        crawler = start_crawler(site, out, *flags, module=module)
-        goal = site.hits().total() + chance.randint(1, PAGES // max(1, times))
-        if sent < times and wait_for_hits(site, crawler, goal):
+) -> tuple[list[int], int]:
+    """Run the crawler and send it `number` so often, at random moments; then let it end.
+
+    All these crawlers together may begin fewer pages than the site has, so none ends by itself.
+
+    Returns:
+        The exit codes of those that were sent it, and of the last one.
+    """
+    chance, codes = random.Random(seed), list[int]()
+    for _ in range(times):
+        hits = chance.randint(1, PAGES // times // 2)
+        goal = site.hits().total() + hits
+        crawler = start_crawler(site, out, *flags, module=module, pages=hits + CONCURRENCY)
+        try:
+            wait_for_hits(site, crawler, goal)
             time.sleep(chance.random() * 0.01)
             os.kill(crawler.pid, number)
-            sent += 1
-            codes.append(finish(crawler))
-        else:
-            codes.append(finish(crawler))
-            return sent, codes
+            os.kill(crawler.pid, signal.SIGCONT)
+        except BaseException:
+            crawler.kill()
+            raise
+        codes.append(finish(crawler))
+    return codes, finish(start_crawler(site, out, *flags, module=module))
 
 
 def test_sigkill_at_random_moments_loses_and_duplicates_nothing(tmp_path: Path) -> None:
     with serve("--pages", str(PAGES), "--latency-ms", "3") as site:
-        kills, codes = interrupt(site, tmp_path / "out", signal.SIGKILL, KILLS, seed=20)
+        codes, last = interrupt(site, tmp_path / "out", signal.SIGKILL, KILLS, seed=20)
         hits = site.hits()
-    assert kills == KILLS
-    assert codes[-1] == 0
+    assert (codes, last) == ([-signal.SIGKILL] * KILLS, 0)
     lines = written(tmp_path / "out")
     assert len(lines) == PAGES, "a page was never fetched, or its record was lost"
     assert set(lines.values()) == {1}, "a record was written twice"
     assert set(hits) >= set(lines)
     extra = sum(n - 1 for path, n in hits.items() if path in lines)
-    assert extra <= kills * CONCURRENCY, "more than what was in flight was fetched again"
+    assert extra <= KILLS * CONCURRENCY, "more than what was in flight was fetched again"
 
 
 def test_sigterm_fetches_nothing_twice(tmp_path: Path) -> None:
     with serve("--pages", str(PAGES), "--latency-ms", "3") as site:
-        stops, codes = interrupt(site, tmp_path / "out", signal.SIGTERM, 10, seed=21)
+        codes, last = interrupt(site, tmp_path / "out", signal.SIGTERM, STOPS, seed=21)
         hits = site.hits()
-    assert stops == 10
-    assert codes[-1] == 0
-    # A signal that comes before the program listens, or after its last page, ends it otherwise.
-    assert codes.count(75) >= 8
-    assert set(codes) <= {0, 75, -signal.SIGTERM}
+    assert (codes, last) == ([75] * STOPS, 0)
     lines = written(tmp_path / "out")
     assert len(lines) == PAGES
     assert set(lines.values()) == {1}

@@ -21,6 +21,8 @@ from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
 KILLS = 20
+MOST_CALLS = 75  # that a process pays before it is killed
+MOST_MORE = 20  # and after that, at most: 30 processes together do not pay all
 BUDGET_USD = 6.0
 
 
@@ -35,6 +37,11 @@ def paid_usd(folder: Path) -> Fraction:
     return sum((Fraction(float(line)) for line in lines), Fraction())
 
 
+def calls_paid(folder: Path) -> int:
+    path = folder / "paid"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 async def read_progress(folder: Path) -> Progress:
     """What the store has; nothing if it was not made yet."""
     store = await open_store(folder / "spending.ckpt")
@@ -44,14 +51,17 @@ async def read_progress(folder: Path) -> Progress:
     return Progress() if entry is None else entry.progress
 
 
-def session(folder: Path, budget_usd: float, kill_at: int | None, chance: random.Random) -> int:
-    """One process, killed when so many calls were paid; returns its exit code."""
+def session(folder: Path, budget_usd: float, kill_after: int | None, chance: random.Random) -> int:
+    """One process, killed when it has paid so many calls; returns its exit code."""
     command = [sys.executable, "-m", "tests.crash.spending", str(folder), str(budget_usd)]
+    kill_at = None
+    if kill_after is not None:
+        command.append(str(kill_after + MOST_MORE))
+        kill_at = calls_paid(folder) + kill_after
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + PROGRAM_S
-        paid = folder / "paid"
         while kill_at is not None and process.poll() is None and time.monotonic() < deadline:
-            if paid.exists() and paid.read_bytes().count(b"\n") >= kill_at:
+            if calls_paid(folder) >= kill_at:
                 time.sleep(chance.random() * 0.01)
                 os.kill(process.pid, signal.SIGKILL)
                 break
@@ -67,9 +77,8 @@ def test_a_budget_holds_over_sessions_that_are_killed(tmp_path: Path) -> None:
     chance, kills, budget_usd, code = random.Random(20), 0, BUDGET_USD, -1
     stops = 0
     while code != 0:
-        done = len((tmp_path / "paid").read_bytes().splitlines()) if kills else 0
-        kill_at = done + chance.randint(1, 150) if kills < KILLS else None
-        code = session(tmp_path, budget_usd, kill_at, chance)
+        kill_after = chance.randint(1, MOST_CALLS) if kills < KILLS else None
+        code = session(tmp_path, budget_usd, kill_after, chance)
         assert code in (0, 75, -signal.SIGKILL)
         progress, paid = trio.run(read_progress, tmp_path), paid_usd(tmp_path)
         recorded = exact(progress.spent) + exact(progress.reserved)

@@ -23,6 +23,7 @@ import trio_ckpt
 from examples.train import resume_points
 from tests.examples.test_train import marks
 from tests.hangs import PROGRAM_S
+from tests.leash import leashed
 from trio_ckpt import StoreError
 from trio_ckpt.stores import open_store
 
@@ -30,11 +31,14 @@ ROOT = Path(__file__).parents[2]
 KILLS = 5
 EPOCHS = 150
 LONGEST_S = 0.03  # from a save to the kill: more than an epoch takes, so it hits any moment of one
+MOST_MORE = 12  # epochs that a process begins after that: then it waits for the kill
 
 
-def start(out: Path) -> subprocess.Popen[str]:
+def start(out: Path, most_epochs: int | None = None) -> subprocess.Popen[str]:
+    """Start a training; with `most_epochs` it stops itself when it begins so many."""
+    program = ["-m", "examples.train", "--out", str(out), "--epochs", str(EPOCHS)]
     return subprocess.Popen(
-        [sys.executable, "-m", "examples.train", "--out", str(out), "--epochs", str(EPOCHS)],
+        [sys.executable, *program] if most_epochs is None else leashed(most_epochs, *program),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -76,9 +80,10 @@ def wait_for(process: subprocess.Popen[str], out: Path, epochs: int) -> None:
 def kill_one(out: Path, chance: random.Random) -> None:
     """Start a process, and kill it at some moment after it has saved a few epochs."""
     before = trio.run(read_epochs, out) if (out / "train.ckpt").exists() else 0
-    process = start(out)
+    more = chance.randint(4, 8)
+    process = start(out, more + MOST_MORE)
     try:
-        wait_for(process, out, before + chance.randint(4, 8))
+        wait_for(process, out, before + more)
         time.sleep(chance.random() * LONGEST_S)
         assert process.poll() is None, "it ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
