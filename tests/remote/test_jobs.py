@@ -359,6 +359,11 @@ async def train(site: Site, items: list[int], **settings: Any) -> list[Any]:
         )
 
 
+async def collect(found: list[Any], site: Site, items: list[int]) -> None:
+    """Add the results of a training, which may take long, to a list."""
+    found += await train(site, items)
+
+
 async def test_a_function_saves_its_state_while_it_runs(autojump_clock: MockClock) -> None:
     """The foreman knows how far it is, from its memory and from its store; and when it is done,
     how often it was saved, though the states are gone."""
@@ -366,11 +371,7 @@ async def test_a_function_saves_its_state_while_it_runs(autojump_clock: MockCloc
         await site.start_worker("a")
         async with trio.open_nursery() as nursery:
             found: list[Any] = []
-
-            async def map_it() -> None:
-                found.extend(await train(site, [1]))
-
-            nursery.start_soon(map_it)
+            nursery.start_soon(collect, found, site, [1])
             await trio.sleep(10.7)
             foreman = site.foreman
             assert foreman is not None
@@ -402,11 +403,7 @@ async def test_another_worker_goes_on_with_the_last_saved_state(
         await site.start_worker("a")
         async with trio.open_nursery() as nursery:
             found: list[Any] = []
-
-            async def map_it() -> None:
-                found.extend(await train(site, [1]))
-
-            nursery.start_soon(map_it)
+            nursery.start_soon(collect, found, site, [1])
             await trio.sleep(11)
             site.kill_worker("a")
             await site.start_worker("b")
@@ -466,11 +463,7 @@ async def test_a_lost_connection_is_no_lost_work(autojump_clock: MockClock) -> N
         await site.start_worker("a")
         async with trio.open_nursery() as nursery:
             found: list[Any] = []
-
-            async def map_it() -> None:
-                found.extend(await train(site, [1]))
-
-            nursery.start_soon(map_it)
+            nursery.start_soon(collect, found, site, [1])
             for _ in range(6):
                 await trio.sleep(3.3)
                 site.cut("a")
@@ -486,11 +479,7 @@ async def test_a_foreman_that_is_killed_goes_on_where_it_was(autojump_clock: Moc
         await site.start_worker("a", slots=2)
         async with trio.open_nursery() as nursery:
             found: list[Any] = []
-
-            async def map_it() -> None:
-                found.extend(await train(site, [1, 2]))
-
-            nursery.start_soon(map_it)
+            nursery.start_soon(collect, found, site, [1, 2])
             for _ in range(3):
                 await trio.sleep(4.4)
                 await site.kill_foreman(site.store.after_crash())  # type: ignore[attr-defined]

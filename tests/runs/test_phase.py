@@ -123,6 +123,8 @@ async def test_a_stop_in_a_phase_leaves_it_interrupted() -> None:
                     batch.complete()
                     run.request_stop()
     assert run.phases == {"p": Status.INTERRUPTED}
+    async with begin(store) as run:
+        assert run.phases == {"p": Status.INTERRUPTED}
 
 
 async def test_streams_that_are_listed_and_not_opened_are_of_no_phase() -> None:

@@ -1,6 +1,6 @@
 """The list of streams, what is left of it, and phases: done once, told by every session."""
 
-# ruff: noqa: PT012, SIM117  (what a whole block does is the claim)
+# ruff: noqa: PT012  (what a whole block does is the claim)
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from trio_ckpt import (
     RetryRule,
     RetryTable,
     Run,
-    RunStoppedError,
     Status,
     StoreError,
     StreamBusyError,
@@ -348,20 +347,6 @@ async def test_a_phase_that_is_cancelled_or_killed_is_not_complete() -> None:
             async with run.phase(name) as phase:
                 assert not phase.complete
         assert run.exit_code == 0
-
-
-async def test_a_phase_that_a_stop_ends_is_not_complete(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    store = MemoryStore()
-    with pytest.raises(RunStoppedError):
-        async with begin(store) as run, run.phase("p"):
-            async with run.open_stream("s") as stream:
-                async for batch in stream.batches(range(3)):
-                    batch.complete()
-                    run.request_stop()
-    async with begin(store) as run:
-        assert run.phases == {"p": Status.INTERRUPTED}
 
 
 async def test_phases_nest_but_not_in_themselves() -> None:

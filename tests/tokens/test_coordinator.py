@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import re
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from trio_ckpt import (
     TokenState,
 )
 from trio_ckpt.stores import MemoryStore
+from trio_ckpt.testing import seeded_scheduler
 
 RUN = "test-run"
 PATHS = CheckpointResult(
@@ -436,18 +436,6 @@ async def test_block_of_a_pending_batch_is_refused(coordinator: CheckpointCoordi
 # -- any order ------------------------------------------------------------------------------
 
 
-def run_in_order(seed: int, main: Callable[[], Awaitable[None]]) -> None:
-    """Run a trio program in the order of tasks that a seed stands for."""
-    from trio._core import _run
-
-    was, _run._ALLOW_DETERMINISTIC_SCHEDULING = _run._ALLOW_DETERMINISTIC_SCHEDULING, True
-    _run._r.seed(seed)
-    try:
-        trio.run(main, clock=MockClock(autojump_threshold=0))  # who sleeps for ever is seen
-    finally:
-        _run._ALLOW_DETERMINISTIC_SCHEDULING = was
-
-
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["complete", "fail", "cancel", "forget", "error"]),
@@ -529,7 +517,8 @@ def test_no_order_leaves_a_waiter_asleep_or_a_token_pending(
                 assert coordinator.get_pending_checkpoints() == ()
             assert coordinator.get_pending_checkpoints() == ()
 
-    run_in_order(seed, main)
+    with seeded_scheduler(seed):
+        trio.run(main, clock=MockClock(autojump_threshold=0))  # who sleeps for ever is seen
     assert all(not token.is_pending for token in tokens.values())
     assert len(outcomes) == sum(actions[index][1] for index in tokens)  # each of them woke
     for index, outcome in outcomes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -13,23 +12,12 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 from tests.hangs import HANG_S
 from trio_ckpt import CheckpointCoordinator, DuplicateCheckpointError, TokenRegistry
 from trio_ckpt._tokens.token import touch
+from trio_ckpt.testing import seeded_scheduler
 
 
 @pytest.fixture
 def coordinator() -> CheckpointCoordinator:
     return CheckpointCoordinator()
-
-
-def run_in_order(seed: int, main: Callable[[], Awaitable[None]]) -> None:
-    """Run a trio program in the order of tasks that a seed stands for."""
-    from trio._core import _run
-
-    was, _run._ALLOW_DETERMINISTIC_SCHEDULING = _run._ALLOW_DETERMINISTIC_SCHEDULING, True
-    _run._r.seed(seed)
-    try:
-        trio.run(main, clock=MockClock(autojump_threshold=0))  # who sleeps for ever is seen
-    finally:
-        _run._ALLOW_DETERMINISTIC_SCHEDULING = was
 
 
 async def test_every_change_of_a_token_raises_the_version(
@@ -212,4 +200,5 @@ def test_no_wake_up_is_lost_whatever_the_order(seed: int, monitors: int, batches
         assert len(ends) == monitors
         assert registry.pending() == ()
 
-    run_in_order(seed, main)
+    with seeded_scheduler(seed):
+        trio.run(main, clock=MockClock(autojump_threshold=0))  # who sleeps for ever is seen

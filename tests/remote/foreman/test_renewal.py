@@ -20,6 +20,7 @@ from trio_ckpt import (
     StoreDamagedError,
     StoreError,
 )
+from trio_ckpt._util.exceptions import leaves_of
 from trio_ckpt.abc import Store
 from trio_ckpt.remote import TaskStatus, read_job
 from trio_ckpt.remote._foreman import dispatch
@@ -162,9 +163,7 @@ async def test_a_foreman_that_loses_a_job_ends(autojump_clock: MockClock) -> Non
 
     with pytest.raises(BaseExceptionGroup) as caught:
         await run()
-    error: BaseException = caught.value
-    while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
+    (error,) = leaves_of(caught.value)
     assert isinstance(error, RunStoppedError)
     assert error.exit_code == 75
     assert isinstance(error.__cause__, LeaseLostError)
@@ -196,9 +195,7 @@ async def test_a_foreman_whose_save_hangs_ends_with_its_lease(autojump_clock: Mo
 
     with pytest.raises(BaseExceptionGroup) as caught:
         await run()
-    error: BaseException = caught.value
-    while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
+    (error,) = leaves_of(caught.value)
     assert isinstance(error, RunStoppedError)
     assert error.exit_code == 75
 
