@@ -175,6 +175,32 @@ async def test_a_limit_of_another_name_counts_what_was_spent(autojump_clock: Clo
     assert begun == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("limits", "at", "amounts", "begun", "reason"),
+    [
+        (Limits(batches=3), 1.5, {"batches": 6}, 6, "limit batches: 6 of 6 batches are done"),
+        (Limits(batches=9), 4.5, {"batches": 2}, 5, "limit batches: 4 of 2 batches are done"),
+        (Limits(runtime_s=4), 1.5, {"runtime_s": 8}, 7, "limit runtime_s: its 8.0 s are over"),
+        (Limits(runtime_s=90), 4.5, {"runtime_s": 2}, 5, "limit runtime_s: its 2.0 s are over"),
+        (Limits(batches=19), 1.5, {"runtime_s": 8}, 7, "limit runtime_s: its 8.0 s are over"),
+    ],
+)
+async def test_batches_and_time_of_a_session_are_changed(
+    limits: Limits,
+    at: float,
+    amounts: dict[str, float],
+    begun: int,
+    reason: str,
+    autojump_clock: Clock,
+) -> None:
+    store = MemoryStore()
+    found, why = await spend(store, {trio.current_time() + at: amounts}, limits)
+    assert (len(found), why) == (begun, reason)
+    view = await store.load_run("r")
+    assert view is not None
+    assert session_metadata_of(view)["limits"].items() >= amounts.items()
+
+
 async def test_a_limit_that_cannot_be_changed_is_refused(autojump_clock: Clock) -> None:
     store = MemoryStore()
     async with begin_steered(store) as (_, steering):
@@ -186,6 +212,8 @@ async def test_a_limit_that_cannot_be_changed_is_refused(autojump_clock: Clock) 
             assert "spent['cost_usd']" in await refused(
                 steering, "limit", amounts={"cost_usd": -1.0}
             )
+            for amounts in ({"batches": 0}, {"batches": 1.5}, {"runtime_s": 0}):
+                assert next(iter(amounts)) in await refused(steering, "limit", amounts=amounts)
             run.request_stop()
             assert "a stop is under way" in await refused(
                 steering, "limit", amounts={"cost_usd": 1.0}

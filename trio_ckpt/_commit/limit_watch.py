@@ -109,6 +109,8 @@ class LimitWatch:
     is_braking: bool = attrs.field(default=False, init=False)
     reached: LimitReached | None = attrs.field(default=None, init=False)
     _failures: FailureCounter = attrs.field(init=False)
+    _opened_at: float = attrs.field(init=False)  # on trio's clock, and by the wall clock
+    _opened_on: datetime = attrs.field(init=False)
     _done: int = attrs.field(default=0, init=False)
     _attempts: int = attrs.field(default=0, init=False)  # begun in this session
     _begun: dict[AnyToken, tuple[int, float]] = attrs.field(
@@ -122,13 +124,19 @@ class LimitWatch:
 
     def __attrs_post_init__(self) -> None:
         self._failures = FailureCounter(self.limits)
-        now, limits = trio.current_time(), self.limits
+        self._opened_at, self._opened_on = trio.current_time(), datetime.now(UTC)
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        """Compute when the session has to be over, as the limits are now."""
+        self._ends_at, self._is_runtime, limits = math.inf, False, self.limits
         if limits.runtime_s is not None:
-            self._ends_at, self._is_runtime = now + limits.runtime_s, True
+            self._ends_at, self._is_runtime = self._opened_at + limits.runtime_s, True
         if limits.stop_at is not None:
-            left_s = (limits.stop_at - datetime.now(UTC)).total_seconds()
-            if now + left_s < self._ends_at:
-                self._ends_at, self._is_runtime = now + left_s, False
+            left_s = (limits.stop_at - self._opened_on).total_seconds()
+            if self._opened_at + left_s < self._ends_at:
+                self._ends_at, self._is_runtime = self._opened_at + left_s, False
+        self._timer.deadline = self._begins_to_stop_at()
 
     # -- what the streams report ----------------------------------------------------------------
 
@@ -140,8 +148,8 @@ class LimitWatch:
     def ended(self, token: AnyToken) -> None:
         """Note that an attempt is over, however it ended."""
         _, began = self._begun.pop(token)
+        self._longest_s = max(self._longest_s, trio.current_time() - began)
         if self.has_deadline:
-            self._longest_s = max(self._longest_s, trio.current_time() - began)
             self._timer.deadline = self._begins_to_stop_at()
 
     def add_cost(self, record: Record) -> None:
@@ -230,9 +238,11 @@ class LimitWatch:
         self._failures.in_a_row = failures
 
     def change_limits(self, limits: Limits) -> None:
-        """Change what the run may spend; it stops if it has spent that already."""
+        """Change what the run may spend or do; it stops if it has reached that already."""
         self.limits = limits
         self.check_spent()
+        self.stop_for(batches_done(limits, self._done))
+        self._set_deadline()
 
     def stop_for(self, reached: LimitReached | None) -> None:
         """Stop the run in good order if a limit is reached; the first one is the reason."""
@@ -275,11 +285,10 @@ class LimitWatch:
         return self._ends_at - min(self._longest_s, self.grace_s)
 
     async def watch_time(self) -> None:
-        """Stop the run before its deadline.
+        """Stop the run before its deadline, which may be set while this waits for it.
 
         Cancellation: a cancellation point; no stop is requested after that.
         """
-        self._timer.deadline = self._begins_to_stop_at()
         with self._timer:
             await trio.sleep_forever()
         self.stop_for(self.out_of_time())

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import attrs
 import msgspec
@@ -35,6 +35,7 @@ from .._util.plain import Plain
 from .._util.text import duration, number, printable
 
 _NOTHING: Mapping[str, Number] = {}
+OF_SESSION = ("batches", "runtime_s")  # what can be changed while a session is open, beside costs
 MAX_WINDOW = 1_000_000  # attempts of which a share is taken: one byte each is kept
 
 
@@ -141,13 +142,15 @@ def _plain_number(value: Number) -> Number:
     return whole if whole == value and whole < 2**63 else float(value)
 
 
-def changed_spent(limits: Limits, most: Mapping[str, Number]) -> Limits:
-    """Limits with other amounts that may be spent, by name.
+def changed_limits(limits: Limits, most: Mapping[str, Number]) -> Limits:
+    """Limits some of which are others: ``batches`` and ``runtime_s`` by name, the rest is spent.
 
     Raises:
         ValueError, TypeError: an amount is not one.
     """
-    return attrs.evolve(limits, spent={**limits.spent, **most})
+    spent = {name: amount for name, amount in most.items() if name not in OF_SESSION}
+    of_session: dict[str, Any] = {name: most[name] for name in OF_SESSION if name in most}
+    return attrs.evolve(limits, spent={**limits.spent, **spent}, **of_session)
 
 
 def checked_limits(limits: Limits | None) -> Limits | None:

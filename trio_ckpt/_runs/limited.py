@@ -101,7 +101,7 @@ async def _begin_watching(run: OpenRun, watch: LimitWatch) -> None:
         run.nursery.start_soon(_watch_disks, watch, folders)
     if watch.is_late:
         watch.stop_at_start(watch.out_of_time())
-    elif watch.has_deadline:
+    else:
         run.nursery.start_soon(watch.watch_time)
 
 

@@ -25,7 +25,7 @@ import msgspec
 import trio
 
 from .._commit.give_up import check_done, known_end, skip_records
-from .._commit.limits import changed_spent, plain_limits
+from .._commit.limits import changed_limits, plain_limits
 from .._commit.open_stream import OpenStream
 from .._commit.redo import Redo
 from .._commit.saves import save_records
@@ -232,7 +232,7 @@ class Steering:
             raise ActRefusedError("no limit is named")
         if self.run.stop.is_requested:
             raise ActRefusedError("a stop is under way already; raise the limit for the next start")
-        changed = changed_spent(watch.limits, act.amounts)
+        changed = changed_limits(watch.limits, act.amounts)
         await self._save(act, {"limits": plain_limits(changed)})
         watch.change_limits(changed)
         return f"the limit is{target_text(act)} until the session ends"

@@ -92,7 +92,7 @@ async def ctl(
       status, pause, resume, stop, snapshot
       requeue STREAM BATCHES, skip STREAM BATCHES  (such as 17,203-210)
       concurrency N
-      limit NAME=NUMBER                            (such as cost_usd=80)
+      limit NAME=NUMBER                            (such as cost_usd=80, runtime_s=3600)
 
     A running run does it at once. Where no process runs it, ctl itself does pause, resume,
     requeue and skip.
