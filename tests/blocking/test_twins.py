@@ -13,9 +13,11 @@ import pytest
 
 import trio_ckpt
 from tests.hangs import PROGRAM_S
-from trio_ckpt import Batch, Run, Snapshots, Stream, blocking
+from trio_ckpt import Batch, Collection, Partition, Run, Snapshots, Stream, blocking
 from trio_ckpt.blocking import (
     BlockingBatch,
+    BlockingCollection,
+    BlockingPartition,
     BlockingRun,
     BlockingSnapshots,
     BlockingStream,
@@ -27,6 +29,8 @@ PAIRS = [
     (Stream, BlockingStream),
     (Batch, BlockingBatch),
     (Snapshots, BlockingSnapshots),
+    (Collection, BlockingCollection),
+    (Partition, BlockingPartition),
 ]
 NOT_NEEDED = {"point_sync"}
 """What only programs with a loop of their own need."""
@@ -106,6 +110,8 @@ def test_overloads_are_those_of_trio(of_trio: Any, ours: Any) -> None:
     ("of_trio", "ours"),
     [
         (trio_ckpt.open_run, blocking.open_run),
+        (trio_ckpt.open_collection, blocking.open_collection),
+        (Collection.claim, BlockingCollection.claim),
         (trio_ckpt.run_batches, blocking.run_batches),
         (Stream.snapshots, BlockingStream.snapshots),
         (Stream.finish, BlockingStream.finish),

@@ -11,11 +11,14 @@ from trio.testing import MockClock
 from tests.opening import begin
 from tests.runs.claims import do_items, take_part, work
 from trio_ckpt import (
+    Batch,
+    CodeChangedError,
     Collection,
     ConfigChangedError,
     PartitionsLeftError,
     RunStoppedError,
     StreamFailedError,
+    run_batches,
 )
 from trio_ckpt._runs.partition_list import Window
 from trio_ckpt.stores import MemoryStore
@@ -244,3 +247,44 @@ async def test_the_last_phase_waits_for_partitions(autojump_clock: MockClock) ->
 
                     nursery.start_soon(finish)
                     await do_items(partition, [], seconds=1)
+
+
+async def test_deferred_work_is_waited_for_as_long_as_is_said(autojump_clock: MockClock) -> None:
+    store, done = MemoryStore(), list[int]()
+    async with take_part(store, partitions=1, items=3, wait_for_deferred_s=600) as collection:
+        began = trio.current_time()
+        async with collection.claim() as partition:
+            assert partition is not None
+            async with partition.run.open_stream("pages") as stream:
+                async for batch in stream.batches(partition.range):
+                    if batch.item == 0 and trio.current_time() < began + 500:
+                        batch.defer(until=500)
+                    else:
+                        done.append(batch.item)
+                        batch.complete()
+        assert done == [1, 2, 0]
+        assert collection.exit_code == 75  # but for the last phase
+        async with collection.finish():
+            pass
+        assert collection.exit_code == 0
+
+
+async def test_changed_code_is_refused_in_each_partition() -> None:
+    async def one(batch: Batch[int]) -> None:
+        batch.complete()
+
+    async def other(batch: Batch[int]) -> None:
+        batch.complete(records=1)
+
+    store = MemoryStore()
+    async with take_part(store, partitions=1, items=4, code="refuse") as collection:
+        async with collection.claim() as partition:
+            assert partition is not None
+            async with partition.run.open_stream("pages") as stream:
+                await run_batches(stream, range(4), one, end=1)
+    async with take_part(store, partitions=1, items=4, code="refuse") as collection:
+        with pytest.raises(CodeChangedError, match="2 confirmed batches are of older code"):
+            async with collection.claim() as partition:
+                assert partition is not None
+                async with partition.run.open_stream("pages") as stream:
+                    await run_batches(stream, range(4), other)

@@ -8,7 +8,14 @@ from typing import assert_type
 import attrs
 
 from trio_ckpt import Phase, Progress, Run, RunStatistics, Status, blocking, from_asyncio
-from trio_ckpt.blocking import BlockingBatch, BlockingRun, BlockingStream, run_batches
+from trio_ckpt.blocking import (
+    BlockingBatch,
+    BlockingCollection,
+    BlockingPartition,
+    BlockingRun,
+    BlockingStream,
+    run_batches,
+)
 from trio_ckpt.progress import show_progress
 
 
@@ -33,6 +40,21 @@ def a_run_is_a_block() -> None:
         run.beside(show_progress, 7)  # type: ignore[call-arg, arg-type]  # pyright: ignore[reportCallIssue]
     blocking.open_run("r")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     blocking.open_run("r", store="s", no="option")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def a_collection_is_a_block() -> None:
+    with blocking.open_collection("c", store="memory:", partitions=3, items=9) as collection:
+        assert_type(collection, BlockingCollection)
+        assert_type(collection.exit_code, int)
+        with collection.claim() as partition:
+            assert_type(partition, BlockingPartition | None)
+            if partition is not None:
+                assert_type(partition.range, range)
+                assert_type(partition.holds("a"), bool)
+                assert_type(partition.run, BlockingRun)
+        with collection.finish() as run:
+            assert_type(run, BlockingRun | None)
+    blocking.open_collection("c", store="s")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
 def a_stream_is_generic_in_its_state(run: BlockingRun) -> None:

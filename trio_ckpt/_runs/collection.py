@@ -9,7 +9,7 @@ lock of the collection's own run then does the last phase; the others find it do
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 
@@ -45,6 +45,7 @@ from .._util.plain import PHASE, RUN_STREAM, Plain
 from .._util.uninterrupted import uninterrupted
 from ..outputs import place_below
 from .announce import announce_stop
+from .code import Code
 from .config import (
     canonical_config,
     diff_config,
@@ -76,9 +77,11 @@ class RunOptions:
     limits: Limits | None
     grace_s: float
     save_timeout_s: float
+    wait_for_deferred_s: float
     resume_command: str | None
     coordinator: CheckpointCoordinator | None
     observe: tuple[Observer, ...]
+    code: Code | None
 
 
 @uninterrupted
@@ -413,6 +416,29 @@ class Collection:
             await self._is_stopping.wait()
         self._check_going_on()
         return min(2 * pause_s, MAX_PAUSE_S)
+
+
+@attrs.frozen(eq=False, repr=False)
+class OpenCollection:
+    """An open collection as what serves synchronous programs sees it.
+
+    Attributes:
+        run_id: Its name.
+        stop: Whether it is being stopped.
+        resume_command: The command that the log shows for a resume.
+        stopped: Makes the error of a collection that was stopped.
+    """
+
+    run_id: str
+    stop: Stop
+    resume_command: str | None
+    stopped: Callable[[], RunStoppedError]
+
+
+def opened_of(collection: Collection) -> OpenCollection:
+    """The live state of an open collection: for the library, out of reach of users."""
+    command = resume_command_of(collection._options.resume_command)
+    return OpenCollection(collection.name, collection._stop, command, collection._stopped)
 
 
 @attrs.define(eq=False, repr=False)

@@ -28,8 +28,9 @@ from .._util.plain import check_run_id
 from .._util.threads import check_trio
 from .._util.uninterrupted import uninterrupted
 from ..stores import open_store
+from .code import Code, OnCodeChange, checked_code
 from .collection import Collection, RunOptions
-from .config import canonical_config, fields_of
+from .config import DEFAULT_WAIT_S, canonical_config, fields_of
 from .lifecycle import DEFAULT_GRACE_S, close_store
 from .verify import Verify
 
@@ -54,9 +55,11 @@ async def open_collection(
     limits: Limits | None = None,
     grace_s: float = DEFAULT_GRACE_S,
     save_timeout_s: float = DEFAULT_SAVE_TIMEOUT_S,
+    wait_for_deferred_s: float = DEFAULT_WAIT_S,
     resume_command: str | None = None,
     coordinator: CheckpointCoordinator | None = None,
     observe: Sequence[Observer] = (),
+    code: OnCodeChange | Code | None = None,
 ) -> AsyncGenerator[Collection]:
     """Take part in a collection for a block: begin it, or work on it with other processes.
 
@@ -77,9 +80,12 @@ async def open_collection(
         limits: When this process stops in good order by itself.  Deadlines are of this process:
             `Limits.runtime_s` counts from here on.  All other limits are of each partition, and of
             the last phase, as if it were a run by itself.
+        wait_for_deferred_s: How long a partition that has only deferred batches left waits for the
+            next one that is due, in seconds; if that is later, its run ends with exit code 75, and
+            a later start goes on with it.
         config, exclude, tunable, verify, redo_missing: Those of `open_run`, for each of its runs.
         stop_signals, grace_s, save_timeout_s, resume_command: Likewise.
-        coordinator, observe: Likewise.
+        coordinator, observe, code: Likewise.
 
     Yields:
         The collection.
@@ -103,9 +109,13 @@ async def open_collection(
         limits=_limits_of_runs(limits),
         grace_s=seconds("grace_s", grace_s, is_endless_allowed=True),
         save_timeout_s=save_timeout_s,
+        wait_for_deferred_s=seconds(
+            "wait_for_deferred_s", wait_for_deferred_s, is_endless_allowed=True
+        ),
         resume_command=resume_command,
         coordinator=coordinator,
         observe=several("observe", observe, "observers"),
+        code=checked_code(code),
     )
     canonical_config(config, options.exclude)  # only checked: each run adds its place
     numbers = signals("stop_signals", stop_signals)

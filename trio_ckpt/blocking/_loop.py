@@ -1,4 +1,4 @@
-"""The trio loop of a run whose program is synchronous; it has a thread of its own."""
+"""The trio loop of a synchronous program's run, or collection; it has a thread of its own."""
 
 from __future__ import annotations
 
@@ -12,12 +12,35 @@ import attrs
 import outcome
 import trio
 
-from .._runs.open_run import OpenRun
-from .._runs.run import Run, open_run_of
+from .._commit.shutdown import Stop
+from .._util.errors import RunStoppedError
 from .._util.forks import need_process, this_process
 from .._util.threads import Portal
 
 Ts = TypeVarTuple("Ts")
+
+
+class Opened(Protocol):
+    """What a program has open: a run, or a collection."""
+
+    @property
+    def run_id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def stop(self) -> Stop:
+        """Whether it is being stopped."""
+        ...
+
+    @property
+    def resume_command(self) -> str | None:
+        """The command that the log shows for a resume."""
+        ...
+
+    def stopped(self) -> RunStoppedError:
+        """The error of one that was stopped."""
+        ...
 
 
 class _Ends(Protocol):
@@ -28,14 +51,14 @@ class _Ends(Protocol):
 
 @attrs.define(eq=False)
 class Loop:
-    """One trio loop, which serves the threads of one run.
+    """One trio loop, which serves the threads of one run, or of one collection.
 
     Attributes:
         nursery: For the tasks of threads.
         portal: The way to its thread.
         process: The process that it runs in.
         tasks: The tasks of threads that have not ended.
-        open_run: The run; None: it is not open yet.
+        opened: The run, or the collection; None: it is not open yet.
         closed: Ends the loop.
     """
 
@@ -43,7 +66,7 @@ class Loop:
     portal: Portal = attrs.field(factory=Portal.here, init=False)
     process: int = attrs.field(factory=this_process, init=False)
     tasks: set[_Ends] = attrs.field(factory=set[_Ends], init=False)
-    open_run: OpenRun | None = attrs.field(default=None, init=False)
+    opened: Opened | None = attrs.field(default=None, init=False)
     closed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     # -- from any thread ------------------------------------------------------------------------
@@ -59,17 +82,17 @@ class Loop:
         self.portal.trio_token.run_sync_soon(func, *args)
 
     def ended(self) -> trio.ClosedResourceError:
-        """The error of a call that comes after the end of the run."""
-        run_id = "" if self.open_run is None else f" {self.open_run.run_id!r}"
+        """The error of a call that comes after the end of what is served."""
+        name = "" if self.opened is None else f" {self.opened.run_id!r}"
         return trio.ClosedResourceError(
-            f"run{run_id} is closed, so this call did nothing: make it in the block of open_run"
+            f"run{name} is closed, so this call did nothing: make it in the block that opened it"
         )
 
     # -- in the thread of the loop --------------------------------------------------------------
 
-    def own(self, run: Run) -> None:
-        """Serve a run that was opened in this loop."""
-        self.open_run = open_run_of(run)
+    def own(self, opened: Opened) -> None:
+        """Serve what was opened in this loop."""
+        self.opened = opened
 
     def start(
         self,
@@ -86,36 +109,39 @@ class Loop:
             context.run(partial(self.nursery.start_soon, func, *args))
         return not self.closed.is_set()
 
-    @asynccontextmanager
-    async def stoppable(self) -> AsyncGenerator[None]:
-        """Open a block that is in no stream's scope, and that a stop cancels with the streams.
 
-        Raises:
-            RunStoppedError: a stop has cancelled it.
-        """
-        if self.open_run is None:
+@asynccontextmanager
+async def stoppable(opened: Opened | None) -> AsyncGenerator[None]:
+    """Open a block that is in no stream's scope, and that a stop cancels with the streams.
+
+    Args:
+        opened: What is stopped; None: it is not open yet.
+
+    Raises:
+        RunStoppedError: a stop has cancelled it.
+    """
+    if opened is None:
+        yield
+        return
+    stop = opened.stop
+    with trio.CancelScope() as scope:
+        if stop.exit_code:
+            scope.cancel()
+        stop.scopes.add(scope)
+        try:
             yield
-            return
-        stop = self.open_run.stop
-        with trio.CancelScope() as scope:
-            if stop.exit_code:
-                scope.cancel()
-            stop.scopes.add(scope)
-            try:
-                yield
-            finally:
-                stop.scopes.discard(scope)
-        if scope.cancelled_caught:
-            raise self.open_run.stopped()
+        finally:
+            stop.scopes.discard(scope)
+    if scope.cancelled_caught:
+        raise opened.stopped()
 
-    def as_stop(self, result: outcome.Outcome[object]) -> outcome.Outcome[object]:
-        """An answer for a thread: during a stop, RunStoppedError in place of a cancellation."""
-        is_cancelled = isinstance(result, outcome.Error) and isinstance(
-            result.error, trio.Cancelled
-        )
-        if is_cancelled and self.open_run is not None and self.open_run.stop.exit_code:
-            return outcome.Error(self.open_run.stopped())
-        return result
+
+def as_stop(opened: Opened | None, result: outcome.Outcome[object]) -> outcome.Outcome[object]:
+    """An answer for a thread: during a stop, RunStoppedError in place of a cancellation."""
+    is_cancelled = isinstance(result, outcome.Error) and isinstance(result.error, trio.Cancelled)
+    if is_cancelled and opened is not None and opened.stop.exit_code:
+        return outcome.Error(opened.stopped())
+    return result
 
 
 async def serve_loop(*, task_status: trio.TaskStatus[Loop]) -> None:

@@ -35,6 +35,7 @@ from .._util.plain import Plain, StreamKey
 from ..outputs import Validate
 from ..sinks._sink import Sink
 from ..state._retention import Retention
+from ._loop import stoppable
 from ._methods import Held, HeldField, Seen, Settable, passes, reads, waits
 from ._program import Block
 
@@ -86,7 +87,7 @@ class BlockingBatch(Held[Batch[T]], Generic[T]):
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncGenerator[None]:
-        async with self._program.loop.stoppable(), self._held.waiting():
+        async with stoppable(self._program.opened), self._held.waiting():
             yield
 
 

@@ -18,7 +18,7 @@ import trio
 from .._util.arguments import shown
 from .._util.errors import NoThreadError
 from .._util.forks import this_process
-from ._loop import Loop
+from ._loop import Loop, Opened
 from ._thread_task import ThreadTask
 
 P = ParamSpec("P")
@@ -30,10 +30,24 @@ W = TypeVar("W")  # what the block of the thread gives
 
 @attrs.define(eq=False)
 class Program:
-    """The threads of a program that share a run."""
+    """The threads of a program that share a run, or a collection.
+
+    Attributes:
+        loop: The trio loop.
+    """
 
     loop: Loop
-    _local: threading.local = attrs.field(factory=threading.local, init=False)
+    _inner: Opened | None = None
+    _local: threading.local = attrs.field(factory=threading.local)
+
+    @property
+    def opened(self) -> Opened | None:
+        """What its calls are made to, and is stopped; None: it is not open yet."""
+        return self._inner or self.loop.opened
+
+    def inside(self, opened: Opened) -> Program:
+        """The same threads, with a run that is open inside of what the loop serves."""
+        return attrs.evolve(self, inner=opened)
 
     # -- from any thread but trio's -------------------------------------------------------------
 
@@ -49,7 +63,7 @@ class Program:
             RuntimeError: the caller is a function that runs in trio's thread.
         """
         work = partial(func, *args, **kwargs)
-        return cast("R", self._task().call(work))
+        return cast("R", self._task().call(self.opened, work))
 
     def read(self, func: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function in trio's thread, where nothing changes meanwhile, and wait for it."""
@@ -68,7 +82,7 @@ class Program:
             The task, and what the block gave.
         """
         task = self._task()
-        entered = task.enter(block, make)
+        entered = task.enter(self.opened, block, make)
         self._local.task = task
         return task, entered
 
@@ -87,7 +101,7 @@ class Program:
         elif getattr(self._local, "task", None) is not task:
             left_by = RuntimeError("a block must be left by the thread that entered it")
         else:
-            task.leave(block, error)
+            task.leave(self.opened, block, error)
             return
         if left_by is not None:
             raise left_by

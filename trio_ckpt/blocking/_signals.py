@@ -29,7 +29,7 @@ HERE = os.path.dirname(__file__) + os.sep
 
 
 class StopOnSignals:
-    """The handler of the main thread for the signals that stop a run."""
+    """The handler of the main thread for the signals that stop a run, or a collection."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -40,17 +40,17 @@ class StopOnSignals:
         if this_process() != self._loop.process:
             return  # a terminal sends SIGINT to forked children, too
         was_signalled, self._is_signalled = self._is_signalled, True
-        open_run = self._loop.open_run
-        assert open_run is not None, "signals are handled while the run is open"
-        open_run.stop.request(128 + number)
+        opened = self._loop.opened
+        assert opened is not None, "signals are handled while it is open"
+        opened.stop.request(128 + number)
         with suppress(trio.RunFinishedError):
             # Without a wait: the interrupted code may hold a lock that trio's thread needs.
-            self._loop.send(obey_signal, open_run.stop, number)
+            self._loop.send(obey_signal, opened.stop, number)
         if was_signalled and not _is_in_call(self._loop, frame):
             raise RunStoppedError(
-                open_run.run_id,
-                exit_code=open_run.stop.forced_code,
-                resume_command=open_run.resume_command,
+                opened.run_id,
+                exit_code=opened.stop.forced_code,
+                resume_command=opened.resume_command,
             )
 
 

@@ -34,7 +34,7 @@ import trio
 
 from .._util.errors import ForkedProcessError
 from .._util.threads import refuse_to_abort
-from ._loop import Loop
+from ._loop import Loop, Opened, as_stop, stoppable
 
 Work: TypeAlias = Callable[[], Awaitable[object]]
 AnyBlock: TypeAlias = AbstractAsyncContextManager[object]
@@ -54,12 +54,14 @@ class _Request:
     """What a thread asks of its task.
 
     Attributes:
+        opened: The run, or the collection, that it is a request to; None: it is not open yet.
         result: The answer; None: there is none yet.
         is_received: It has arrived in trio's thread.
         is_given_up: The thread waits for its end only.
         scope: What is cancelled when it is given up; None: it has not begun, or has ended.
     """
 
+    opened: Opened | None
     result: outcome.Outcome[object] | None = attrs.field(default=None, init=False)
     is_received: bool = attrs.field(default=False, init=False)
     is_given_up: bool = attrs.field(default=False, init=False)
@@ -125,35 +127,42 @@ class ThreadTask:
 
     # -- in the thread --------------------------------------------------------------------------
 
-    def call(self, work: Work) -> object:
-        """Call an async function in the task, and wait for it."""
-        return self._ask(_CallRequest(work))
+    def call(self, opened: Opened | None, work: Work) -> object:
+        """Call an async function in the task, and wait for it.
 
-    def enter(self, block: object, make: Callable[[], AnyBlock]) -> object:
+        Args:
+            opened: What the call is one of.
+            work: The function.
+        """
+        return self._ask(_CallRequest(opened, work))
+
+    def enter(self, opened: Opened | None, block: object, make: Callable[[], AnyBlock]) -> object:
         """Enter a block in the task, and wait for that.
 
         Args:
+            opened: What the block is one of.
             block: The block of the thread, which `leave` is given again.
             make: Makes the block of the task.
         """
-        request = _EnterRequest(block, make)
+        request = _EnterRequest(opened, block, make)
         try:
             return self._ask(request)
         except BaseException as error:
             if request.is_entered:  # the interrupt came too late to prevent it
                 with suppress(BaseException):
-                    self._ask(_LeaveRequest(block, error))
+                    self._ask(_LeaveRequest(opened, block, error))
             raise
 
-    def leave(self, block: object, error: BaseException | None) -> None:
+    def leave(self, opened: Opened | None, block: object, error: BaseException | None) -> None:
         """Leave a block in the task as the thread leaves it, and wait for that.
 
         Args:
+            opened: What the block is one of.
             block: The block.  Those inside of it are left first: a generator that is not closed
                 may hold some.
             error: The exception that leaves the body; None: the body ends normally.
         """
-        self._ask(_LeaveRequest(block, error))
+        self._ask(_LeaveRequest(opened, block, error))
 
     def _ask(self, request: _Request) -> object:
         """Send a request, and wait for its answer."""
@@ -215,8 +224,9 @@ class ThreadTask:
 
     def finish(self, result: outcome.Outcome[None]) -> None:
         """Take the end of a thread whose task this serves."""
+        opened = self._loop.opened
         self.receive(
-            _LeaveRequest(ALL, result.error if isinstance(result, outcome.Error) else None)
+            _LeaveRequest(opened, ALL, result.error if isinstance(result, outcome.Error) else None)
         )
 
     def end(self) -> None:
@@ -273,7 +283,7 @@ class ThreadTask:
         """
         while not self._asked:
             if self.is_over:
-                return _LeaveRequest(ALL, self._loop.ended())
+                return _LeaveRequest(self._loop.opened, ALL, self._loop.ended())
             self._sleeper = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(refuse_to_abort)
         return self._asked.popleft()
@@ -291,14 +301,9 @@ class ThreadTask:
         result: outcome.Outcome[object] = outcome.Value(None)
         with trio.CancelScope() as scope:
             request.begin(scope)
-            work = request.work if is_in_block else partial(self._until_stopped, request.work)
+            work = request.work if is_in_block else partial(_until_stopped, request)
             result = await outcome.acapture(work)
-        request.answer(self._loop.as_stop(result))
-
-    async def _until_stopped(self, work: Work) -> object:
-        """Do something that is in no block of a stream, whose scope a stop would cancel."""
-        async with self._loop.stoppable():
-            return await work()
+        request.answer(as_stop(request.opened, result))
 
     async def _hold(self, entering: _EnterRequest) -> None:
         """Enter a block, do what the thread asks in it, and leave it as the thread does."""
@@ -321,7 +326,7 @@ class ThreadTask:
                     if leaving.error is not None:
                         raise leaving.error
         except BaseException as error:
-            result = self._loop.as_stop(outcome.Error(error))
+            result = as_stop((leaving or entering).opened, outcome.Error(error))
         self._blocks.pop()
         if leaving is None:
             entering.answer(result)
@@ -331,3 +336,9 @@ class ThreadTask:
             if isinstance(result, outcome.Error):
                 leaving.error = result.error
             self._asked.appendleft(leaving)
+
+
+async def _until_stopped(request: _CallRequest) -> object:
+    """Do something that is in no block of a stream, whose scope a stop would cancel."""
+    async with stoppable(request.opened):
+        return await request.work()
