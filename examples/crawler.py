@@ -9,6 +9,12 @@ lost and no line is written twice; a crash costs one more fetch of what was in f
 
 With ``--warc`` the responses are in ``crawl/crawl-00000.warc.gz`` and its next parts, too.
 
+With ``--partitions 8`` and the start URLs of several sites, the sites are shared among eight
+partitions. Start the command some times, also on several machines with one ``--store``: each
+process crawls one partition after the other. A site is in one partition, so one process at a time
+asks it, as slowly as ``--delay`` and its robots.txt say; the links of a page to other sites are
+left out, as ever. Its files are in ``crawl/crawl.00002/https,example.org``.
+
 With ``--out s3://bucket/prefix`` all of it is in a bucket, the line of a page as an object of its
 own, ``pages/00000000.json``, and no disk is needed.
 
@@ -260,9 +266,10 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
         options: As `parse_options` gives them.
         open_client: Opens what pages are fetched with.
     """
-    scope = urls.Scope(options.url, include=options.include, exclude=options.exclude)
-    client_options = {"user_agent": options.user_agent, "connections": options.concurrency}
-    async with open_client(**client_options, timeout_s=options.timeout) as client:
+    async with _opened(options, open_client) as client:
+        if options.partitions is not None:
+            return await crawl_sites(client, options)
+        (scope,) = _scopes(options)
         # Before the run is open: a signal ends this at once, and nothing has to be saved.
         rules = await robots.load_robots(client, scope.start_url, options.user_agent)
         if not rules.allows(scope.start_url):
@@ -281,11 +288,102 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
             limits=limits_of(options),
             resume_command=resume_command(),
         ) as run:
-            return await crawl_in(run, client, scope, rules, options)
+            left_out = await crawl_in(run, client, scope, rules, options)
+            return run.exit_code or (EXIT_LEFT_OUT if left_out else 0)
+
+
+def _opened(
+    options: argparse.Namespace, open_client: OpenClient
+) -> AbstractAsyncContextManager[http.Client]:
+    return open_client(
+        user_agent=options.user_agent, connections=options.concurrency, timeout_s=options.timeout
+    )
+
+
+def _scopes(options: argparse.Namespace) -> list[urls.Scope]:
+    """What is crawled of each site.
+
+    Raises:
+        ValueError: two of the start URLs are of one site.
+    """
+    narrowed = {"include": options.include, "exclude": options.exclude}
+    scopes = {scope.site: scope for scope in [urls.Scope(u, **narrowed) for u in options.sites]}
+    if len(scopes) < len(options.sites):
+        raise ValueError("two of the URLs are of one site: give one of them")
+    return list(scopes.values())
 
 
 def _store_of(options: argparse.Namespace) -> str:
     return options.store or place_below(options.out, "crawl.ckpt")
+
+
+async def crawl_sites(client: http.Client, options: argparse.Namespace) -> int:
+    """Crawl partitions until none is left, beside any other process; returns the exit code."""
+    scopes, left_out = _scopes(options), 0
+    async with trio_ckpt.open_collection(
+        "crawl",
+        store=_store_of(options),
+        partitions=options.partitions,
+        output_dir=options.out,
+        config={
+            "urls": sorted(scope.start_url for scope in scopes),
+            "include": options.include,
+            "exclude": options.exclude,
+        },
+        retry_failed=options.retry_failed,
+        limits=limits_of(options),
+        resume_command=resume_command(),
+    ) as collection:
+        while True:
+            async with collection.claim() as partition:
+                if partition is None:
+                    break
+                say(f"partition {partition.index} of {partition.partitions}")
+                await begin_stream(partition.run)
+                for scope in [scope for scope in scopes if partition.holds(scope.site)]:
+                    left_out += await crawl_site(partition.run, client, scope, options)
+        try:
+            async with collection.finish() as run:
+                if run is not None:
+                    say(f"all {collection.partitions} partitions are complete")
+        except trio_ckpt.PartitionsLeftError as error:
+            say(str(error))
+        return collection.exit_code or (EXIT_LEFT_OUT if left_out else 0)
+
+
+async def begin_stream(run: trio_ckpt.Run) -> None:
+    """Loop over no batches: a partition may have no site, and is complete then."""
+    async with run.open_stream("sites") as stream:
+        async for _ in stream.batches([]):
+            pass
+
+
+async def crawl_site(
+    run: trio_ckpt.Run, client: http.Client, scope: urls.Scope, options: argparse.Namespace
+) -> int:
+    """Crawl one site of a partition; returns how many links were left out.
+
+    A site that cannot be crawled does not stop the others.
+    """
+    site = scope.site.replace("://", ",").replace(":", ",")
+    start, folder = scope.start_url, place_below(place_below(options.out, run.run_id), site)
+    try:
+        rules = await robots.load_robots(client, start, options.user_agent)
+        if not rules.allows(start):
+            raise CannotCrawlError(f"robots.txt of the site does not allow {start}")
+        here = argparse.Namespace(**vars(options) | {"out": folder})
+        return await crawl_in(run, client, scope, rules, here, site)
+    except (CannotCrawlError, robots.RobotsUnavailableError, trio_ckpt.BatchFailedError) as error:
+        problem = error.__cause__ if isinstance(error, trio_ckpt.BatchFailedError) else error
+        is_down = isinstance(problem, robots.RobotsUnavailableError)
+        if not is_down and not isinstance(problem, CannotCrawlError):
+            raise
+    say(f"cannot crawl {start}: {problem}")
+    async with run.open_stream(
+        "pages", site, state=Frontier([start]), on_fail="record", retry_failed=True
+    ) as stream:
+        await stream.fail(str(problem), retryable=is_down)
+    return 0
 
 
 async def crawl_in(
@@ -294,8 +392,18 @@ async def crawl_in(
     scope: urls.Scope,
     rules: robots.RobotsRules,
     options: argparse.Namespace,
+    site: str = "",
 ) -> int:
-    """Crawl in an open run; returns the exit code."""
+    """Crawl a site in an open run; returns how many links were left out.
+
+    Args:
+        run: The run.
+        client: Fetches pages.
+        scope: What is crawled.
+        rules: The site's robots.txt.
+        options: As `parse_options` gives them, but ``out`` has the files of this site.
+        site: Names its stream and its folder in a partition; empty: the run crawls one site.
+    """
     # What robots.txt allows now is begun with; the frontier leaves out what it has had already.
     is_in_bucket = is_url(options.out)
     records = await read_objects(_store_of(options), options.out) if is_in_bucket else {}
@@ -313,24 +421,25 @@ async def crawl_in(
         )
     gate = HostGate(options.per_host or options.concurrency, delay_s)
     archive = None
-    async with run.open_stream("pages", state=frontier) as stream:
+    key, before = ("pages", site) if site else ("pages",), f"{site}/" if site else ""
+    async with run.open_stream(*key, state=frontier, output_dir=site or None) as stream:
         if is_in_bucket:
             redirects = Redirects.of(records.get(REDIRECTS, ()))
         else:
             # Once more, without lines that a kill has left there and no checkpoint knows.
             sizes = stream.progress.sinks
             forbidden = await trio.to_thread.run_sync(
-                Forbidden.load, options.out, sizes.get(FORBIDDEN, 0)
+                Forbidden.load, options.out, sizes.get(before + FORBIDDEN, 0)
             )
             forbidden.release(rules.allows)
             redirects = await trio.to_thread.run_sync(
-                Redirects.load, options.out, sizes.get(REDIRECTS, 0)
+                Redirects.load, options.out, sizes.get(before + REDIRECTS, 0)
             )
             if options.warc:
                 from ._crawler.warc import Archive  # few crawls keep an archive
 
                 archive = await trio.to_thread.run_sync(
-                    Archive.load, options.out, sizes.get(PAGES, 0), options.user_agent
+                    Archive.load, options.out, sizes.get(before + PAGES, 0), options.user_agent
                 )
         crawler = Crawler(
             run,
@@ -357,8 +466,7 @@ async def crawl_in(
         finally:
             with trio.CancelScope(shield=True):
                 await save_failed(options, stream)
-        left_out = stream.statistics().totals.get("links_left_out")
-    return run.exit_code or (EXIT_LEFT_OUT if left_out else 0)
+        return int(stream.statistics().totals.get("links_left_out", 0))
 
 
 def status_line(crawler: Crawler) -> str:

@@ -22,7 +22,12 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         "name, 75 stopped in good order with work left, 130 and 143 stopped at once, 1 it cannot "
         "work, 2 a bad command line",
     )
-    parser.add_argument("url", help="where to start; the crawl stays on its site")
+    parser.add_argument(
+        "url",
+        nargs="+",
+        help="where to start; the crawl stays on its site. Several, each of another site, with "
+        "--partitions",
+    )
     parser.add_argument(
         "--out", type=output_place, required=True, help="folder of pages.jsonl, or URL of a bucket"
     )
@@ -66,6 +71,12 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--warc", action="store_true", help="keep the responses, too, as crawl-00000.warc.gz"
     )
+    parser.add_argument(
+        "--partitions",
+        type=whole_number(1, 100_000),
+        metavar="N",
+        help="share the sites among N partitions, and any number of processes",
+    )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pages once more")
     parser.add_argument(
@@ -79,7 +90,22 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.warc and is_url(options.out):
         parser.error("--warc: no file of a bucket can grow: give a folder as --out")
+    options.sites, options.url = options.url, options.url[0]
+    _check_partitions(parser, options)
     return options
+
+
+def _check_partitions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.partitions is None:
+        if len(options.sites) > 1:
+            parser.error("several sites need --partitions N, which may be 1")
+        return
+    if options.fresh:
+        parser.error("--fresh is for a crawl without --partitions: choose another --out")
+    if options.max_pages is not None:
+        parser.error("--max-pages is for a crawl without --partitions: see --max-batches")
+    if is_url(options.out):
+        parser.error("--partitions: give a folder as --out")
 
 
 def _user_agent(text: str) -> str:

@@ -151,6 +151,11 @@ class Scope:
         default=attrs.Factory(lambda self: site_of(self.start_url) + "/", takes_self=True),
     )
 
+    @property
+    def site(self) -> str:
+        """Its scheme, host and port."""
+        return site_of(self.start_url)
+
     def admits(self, url: str) -> bool:
         """Whether a normalized URL belongs to the crawl."""
         if not url.startswith(self._prefix):

@@ -7,6 +7,9 @@ dies.  Processes that find no partition free wait for those that are owned.  The
 lock of the collection's own run then does the last phase; the others find it done.
 """
 
+# What `opened_of` gives of a collection is private.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator

@@ -20,7 +20,7 @@ from .._util.threads import Portal
 Ts = TypeVarTuple("Ts")
 
 
-class Opened(Protocol):
+class Stoppable(Protocol):
     """What a program has open: a run, or a collection."""
 
     @property
@@ -66,7 +66,7 @@ class Loop:
     portal: Portal = attrs.field(factory=Portal.here, init=False)
     process: int = attrs.field(factory=this_process, init=False)
     tasks: set[_Ends] = attrs.field(factory=set[_Ends], init=False)
-    opened: Opened | None = attrs.field(default=None, init=False)
+    opened: Stoppable | None = attrs.field(default=None, init=False)
     closed: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     # -- from any thread ------------------------------------------------------------------------
@@ -90,7 +90,7 @@ class Loop:
 
     # -- in the thread of the loop --------------------------------------------------------------
 
-    def own(self, opened: Opened) -> None:
+    def own(self, opened: Stoppable) -> None:
         """Serve what was opened in this loop."""
         self.opened = opened
 
@@ -111,7 +111,7 @@ class Loop:
 
 
 @asynccontextmanager
-async def stoppable(opened: Opened | None) -> AsyncGenerator[None]:
+async def stoppable(opened: Stoppable | None) -> AsyncGenerator[None]:
     """Open a block that is in no stream's scope, and that a stop cancels with the streams.
 
     Args:
@@ -136,7 +136,7 @@ async def stoppable(opened: Opened | None) -> AsyncGenerator[None]:
         raise opened.stopped()
 
 
-def as_stop(opened: Opened | None, result: outcome.Outcome[object]) -> outcome.Outcome[object]:
+def as_stop(opened: Stoppable | None, result: outcome.Outcome[object]) -> outcome.Outcome[object]:
     """An answer for a thread: during a stop, RunStoppedError in place of a cancellation."""
     is_cancelled = isinstance(result, outcome.Error) and isinstance(result.error, trio.Cancelled)
     if is_cancelled and opened is not None and opened.stop.exit_code:

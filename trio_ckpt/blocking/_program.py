@@ -18,7 +18,7 @@ import trio
 from .._util.arguments import shown
 from .._util.errors import NoThreadError
 from .._util.forks import this_process
-from ._loop import Loop, Opened
+from ._loop import Loop, Stoppable
 from ._thread_task import ThreadTask
 
 P = ParamSpec("P")
@@ -37,15 +37,15 @@ class Program:
     """
 
     loop: Loop
-    _inner: Opened | None = None
+    _inner: Stoppable | None = None
     _local: threading.local = attrs.field(factory=threading.local)
 
     @property
-    def opened(self) -> Opened | None:
+    def opened(self) -> Stoppable | None:
         """What its calls are made to, and is stopped; None: it is not open yet."""
         return self._inner or self.loop.opened
 
-    def inside(self, opened: Opened) -> Program:
+    def inside(self, opened: Stoppable) -> Program:
         """The same threads, with a run that is open inside of what the loop serves."""
         return attrs.evolve(self, inner=opened)
 

@@ -34,7 +34,7 @@ import trio
 
 from .._util.errors import ForkedProcessError
 from .._util.threads import refuse_to_abort
-from ._loop import Loop, Opened, as_stop, stoppable
+from ._loop import Loop, Stoppable, as_stop, stoppable
 
 Work: TypeAlias = Callable[[], Awaitable[object]]
 AnyBlock: TypeAlias = AbstractAsyncContextManager[object]
@@ -61,7 +61,7 @@ class _Request:
         scope: What is cancelled when it is given up; None: it has not begun, or has ended.
     """
 
-    opened: Opened | None
+    opened: Stoppable | None
     result: outcome.Outcome[object] | None = attrs.field(default=None, init=False)
     is_received: bool = attrs.field(default=False, init=False)
     is_given_up: bool = attrs.field(default=False, init=False)
@@ -127,7 +127,7 @@ class ThreadTask:
 
     # -- in the thread --------------------------------------------------------------------------
 
-    def call(self, opened: Opened | None, work: Work) -> object:
+    def call(self, opened: Stoppable | None, work: Work) -> object:
         """Call an async function in the task, and wait for it.
 
         Args:
@@ -136,7 +136,9 @@ class ThreadTask:
         """
         return self._ask(_CallRequest(opened, work))
 
-    def enter(self, opened: Opened | None, block: object, make: Callable[[], AnyBlock]) -> object:
+    def enter(
+        self, opened: Stoppable | None, block: object, make: Callable[[], AnyBlock]
+    ) -> object:
         """Enter a block in the task, and wait for that.
 
         Args:
@@ -153,7 +155,7 @@ class ThreadTask:
                     self._ask(_LeaveRequest(opened, block, error))
             raise
 
-    def leave(self, opened: Opened | None, block: object, error: BaseException | None) -> None:
+    def leave(self, opened: Stoppable | None, block: object, error: BaseException | None) -> None:
         """Leave a block in the task as the thread leaves it, and wait for that.
 
         Args:
