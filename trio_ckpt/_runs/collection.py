@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -48,7 +49,6 @@ from .._util.plain import PHASE, RUN_STREAM, Plain
 from .._util.uninterrupted import uninterrupted
 from ..outputs import place_below
 from .announce import announce_stop
-from .code import Code
 from .config import (
     canonical_config,
     diff_config,
@@ -64,6 +64,9 @@ from .phase import begin_phase
 from .run import Run, open_run_of
 from .run_lock import MAX_PAUSE_S, MIN_PAUSE_S
 from .verify import Verify
+
+if TYPE_CHECKING:
+    from .code import Code
 
 MAX_SHARE = 0.05  # of the time of a process that waits goes into reading the list
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Collection as Container, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from signal import Signals
+from typing import TYPE_CHECKING
 
 import attrs
 
@@ -28,11 +29,14 @@ from .._util.plain import check_run_id
 from .._util.threads import check_trio
 from .._util.uninterrupted import uninterrupted
 from ..stores import open_store
-from .code import Code, OnCodeChange, checked_code
 from .collection import Collection, RunOptions
 from .config import DEFAULT_WAIT_S, canonical_config, fields_of
 from .lifecycle import DEFAULT_GRACE_S, close_store
+from .opening import code_of
 from .verify import Verify
+
+if TYPE_CHECKING:
+    from .code import Code, OnCodeChange
 
 
 @opening("collection")
@@ -115,7 +119,7 @@ async def open_collection(
         resume_command=resume_command,
         coordinator=coordinator,
         observe=several("observe", observe, "observers"),
-        code=checked_code(code),
+        code=None if code is None else code_of(code),
     )
     canonical_config(config, options.exclude)  # only checked: each run adds its place
     numbers = signals("stop_signals", stop_signals)
