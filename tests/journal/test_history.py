@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.opening import begin
-from trio_ckpt import Batch, Status, StoreDamagedError, Stream, run_batches
+from trio_ckpt import Batch, Status, StoreDamagedError, Stream, read_history, run_batches
 from trio_ckpt._journal.apply import apply
 from trio_ckpt._journal.history import LiveRecords, read_pages, run_runtime_s, session_metadata_of
 from trio_ckpt._journal.progress import Progress
@@ -47,6 +47,16 @@ async def test_pages_are_newest_first_and_whole(kind: str, limit: int, tmp_path:
     assert [sequence for sequence, _ in flat] == [5, 4, 3, 2, 1]
     assert [record.kind for _, record in flat] == [RecordKind.FINISH] + [RecordKind.BATCH] * 4
     await store.aclose()
+
+
+async def test_the_history_of_an_older_generation_can_be_read() -> None:
+    store = MemoryStore()
+    for count, is_fresh in ((2, False), (3, True)):
+        async with begin(store, fresh=is_fresh) as run, run.open_stream("s") as stream:
+            await work(stream, count)
+    for generation, batches in ((None, [2, 1, 0]), (1, [2, 1, 0]), (0, [1, 0])):
+        entries = read_history(store, "r", ("s",), generation=generation)
+        assert [e.batch_index async for e in entries if e.kind == "batch"] == batches
 
 
 async def test_a_stream_without_records_has_an_empty_page() -> None:

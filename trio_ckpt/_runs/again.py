@@ -330,7 +330,7 @@ class _Damages:
     ) -> None:
         self._open_stream = open_stream
         self._label = label
-        self._mode = mode
+        self._mode: Verify = mode
         self._redo_missing = redo_missing
         self._done = IndexSet()
         self._checked = self._missing = 0

@@ -12,7 +12,7 @@ from .._util.plain import Plain, as_plain, copy_plain
 Lag: TypeAlias = timedelta | float | Callable[[Any], Any]
 
 
-def checked_lag(lag: Lag | None) -> Lag | None:
+def checked_lag(lag: object) -> Lag | None:
     """Check the argument ``lag``.
 
     Raises:

@@ -116,7 +116,7 @@ class Resume:
         else:
             await self._verify(nursery)
             if state is not None:
-                await self._restore(state)
+                await self._restore(cast("object", state))
         return Stream(
             LoopCursor(self._gate(), self._pages, self._wait_verified, self.settings.code),
             self._redo,

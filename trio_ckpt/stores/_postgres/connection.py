@@ -98,7 +98,7 @@ def _key_of(owner: str) -> str:
 # A sign of life of one owner of a run: its session has the lock while it lasts.
 _KEY = _key_of("%(owner)s")
 # Shared: a session of the same owner that has not quite ended keeps no newer one from it.
-_MARK = f"SELECT pg_advisory_lock_shared({_KEY})"
+_MARK = f"SELECT pg_advisory_lock_shared({_KEY})".encode()
 # For the columns that the statement which takes a run returns, where ``r`` is its row.
 MARK_TAKEN = (
     f"CASE WHEN %(is_marking)s THEN pg_advisory_lock_shared({_key_of('r.owner')}) IS NOT NULL END"
