@@ -67,6 +67,7 @@ def picture(session: list[tuple[str, str]]) -> str:
     for command, printed in session:
         console.print(Text.assemble(("$ ", "green"), (command, "bold")))
         console.print(Text(printed.rstrip("\n")))
+    console.print()  # the picture cuts the lower part of its last line
     svg = console.export_svg(title="killed, and started again", unique_id="trio-ckpt")
     return FETCHED_FONT.sub("", svg)
 

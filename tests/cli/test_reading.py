@@ -217,7 +217,7 @@ def test_show_of_a_batch_that_failed_and_may_run_again(run: Terminal, store: Pat
         kind=RecordKind.ATTEMPT, at=T0 + 30, index=2, attempts=2, error=ErrorInfo("E", "no")
     )
     make_run(store, "run", {("a",): [*batches(2), attempt]}, [session()])
-    assert squeezed(run("show", store).lines)[-2].endswith("E: no (batch 2); may be tried again")
+    assert squeezed(run("show", store).lines)[-3].endswith("E: no (batch 2); may be tried again")
     (stream,) = run("show", store, "--json").json["streams"]
     assert stream["failures"] == {
         "2": {
@@ -367,7 +367,7 @@ def test_two_streams_of_one_name_are_told_apart(run: Terminal, store: Path) -> N
 
 def test_a_name_that_is_blank_is_seen(run: Terminal, store: Path) -> None:
     make_run(store, "run", {(" ",): batches(1)})
-    assert squeezed(run("show", store).lines)[-2].startswith('[" "]  interrupted  1')
+    assert squeezed(run("show", store).lines)[-3].startswith('[" "]  interrupted  1')
     assert shown(run, store, '[" "]') == [[" "]]
 
 

@@ -241,6 +241,17 @@ def test_a_stuck_token_stands_out(tab: Tab, stage: Stage) -> None:
     expect(page.locator("#say")).to_contain_text("stuck")  # a screen reader is told
 
 
+def test_a_token_that_waits_says_until_when_and_is_not_stuck(tab: Tab, stage: Stage) -> None:
+    page = look(tab, stage)
+    row = page.locator("#pending tbody tr", has_text="waiting until")
+    expect(row).to_have_count(1)  # of the stream whose batch is tried again after 10,000 s
+    expect(row).not_to_have_class(re.compile("stuck"))
+    expect(page.locator("#pending-count")).to_contain_text("1 waiting")
+    expect(row.locator(".waits")).to_be_hidden()  # the column of states says it
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(row.locator(".waits")).to_be_visible()
+
+
 def test_an_ordinary_token_does_not(tab: Tab) -> None:
     async def program(found: Background) -> None:
         async with begin(MemoryStore()) as run:

@@ -291,7 +291,7 @@ def _show_blocks(
         row = partial(_stream_row, run, names)
         blocks.append(capped(_STREAM_COLUMNS, order, row, limit, "streams"))
     if len(keys) == 1:
-        blocks.append(_one_stream(run.parts[keys[0]]))
+        blocks += ["", _one_stream(run.parts[keys[0]])]
     return blocks
 
 

@@ -275,6 +275,11 @@ function isStuck(token) {
   return !token.stale && !token.waits_until && since(token.begun_at) >= state.detail.run.stuck_after_s;
 }
 
+function tagsOf(token) {
+  if (isStuck(token)) return [make("span", { className: "tag" }, "stuck")];
+  return token.waits_until && !token.stale ? [make("span", { className: "tag waits" }, "waiting")] : []; // where there is no column of states
+}
+
 function stateOf(token) {
   if (token.stale) return "was pending";
   if (token.state === "completed") return "being saved";
@@ -292,13 +297,15 @@ function drawAges() {
   const stuck = pending.filter(isStuck);
   const stale = pending.some((token) => token.stale);
   $("pending-panel").classList.toggle("alarm", stuck.length > 0);
-  text($("pending-count"), stale ? "" : total ? number(total) + (stuck.length ? `, ${number(stuck.length)} stuck` : "") : "");
+  const waiting = pending.filter((token) => token.waits_until).length;
+  const counts = [number(total), ...(waiting ? [`${number(waiting)} waiting`] : []), ...(stuck.length ? [`${number(stuck.length)} stuck`] : [])];
+  text($("pending-count"), stale || !total ? "" : counts.join(", "));
   rows($("pending"), few("pending", pending), (token) => JSON.stringify([token.stream, token.batch_index]), (token, row) => {
     const age = token.waits_until ? 0 : since(token.begun_at);
     const bad = isStuck(token);
     row.classList.toggle("stuck", bad);
     return [
-      { nodes: [streamLink(token), ...(bad ? [make("span", { className: "tag" }, "stuck")] : [])] },
+      { nodes: [streamLink(token), ...tagsOf(token)] },
       { text: number(token.batch_index), className: "n" },
       { text: stateOf(token), className: "soft state" },
       { text: span(since(token.created_at)), className: "n", title: `since ${day.format(new Date(token.created_at))}` },
