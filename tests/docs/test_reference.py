@@ -74,7 +74,7 @@ def own_names(cls: type) -> set[str]:
         else:
             names |= {*vars(base), *inspect.get_annotations(base)}
             if "__init__" in vars(base) and not hasattr(base, "__attrs_attrs__"):
-                source = inspect.getsource(base)
+                source = inspect.getsource(vars(base)["__init__"])
                 names |= set(re.findall(r"^        self\.(\w+)(?:: [^=\n]+)? = ", source, re.M))
     return {name for name in names - of_python if not name.startswith("_")}
 

@@ -60,11 +60,11 @@ class KeyTakenError(Exception):
     """There may be an object of that key: a server says so also while another write goes on."""
 
 
-class RefusedError(StoreError):
+class RefusedError(StoreError, is_internal=True):
     """The server has refused a request: it changed nothing, and sending it again will not help."""
 
 
-class NoAnswerError(StoreError):
+class NoAnswerError(StoreError, is_internal=True):
     """No answer came, or the server failed: whether the request had an effect is unknown."""
 
 

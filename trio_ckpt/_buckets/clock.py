@@ -23,7 +23,7 @@ TRUSTED_FOR_S = 60.0  # the time is asked for again then, where it decides
 WHOLE_SECONDS_S = 1.0  # what a store hides that writes times in whole seconds
 
 
-class BlindStoreError(StoreError):
+class BlindStoreError(StoreError, is_internal=True):
     """The store creates objects that are there already: it can keep no run to one owner."""
 
 

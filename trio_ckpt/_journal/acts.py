@@ -49,7 +49,7 @@ Verb = Literal[
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
 
-class ActRefusedError(TrioCkptError):
+class ActRefusedError(TrioCkptError, is_internal=True):
     """An act was not done: the run refuses it, or its process cannot be reached."""
 
 

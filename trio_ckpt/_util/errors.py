@@ -39,6 +39,14 @@ if TYPE_CHECKING:
 MAX_PATH_CHARS = 200  # of the path to a leaf in a message: its keys may have any length
 
 
+_PACKAGE = __name__.partition(".")[0]
+
+
+def _public_module(name: str) -> str:
+    """The public module of a class of this package: the names before the first private one."""
+    return name.partition("._")[0] if name.startswith(f"{_PACKAGE}.") else name
+
+
 class TrioCkptError(Exception):
     """The root: ``except TrioCkptError`` catches all errors of this library.
 
@@ -50,6 +58,12 @@ class TrioCkptError(Exception):
     """
 
     details: Mapping[str, object] = MappingProxyType({})
+
+    def __init_subclass__(cls, *, is_internal: bool = False, **more: object) -> None:
+        """Give a public error the name in tracebacks by which programs import it."""
+        super().__init_subclass__(**more)
+        if not is_internal:
+            cls.__module__ = _public_module(cls.__module__)
 
     def __init__(
         self,
@@ -63,6 +77,9 @@ class TrioCkptError(Exception):
         self.run_id = run_id
         self.stream = stream
         self.batch_index = batch_index
+
+
+TrioCkptError.__module__ = _PACKAGE
 
 
 class ErrorPlace(TypedDict, total=False):

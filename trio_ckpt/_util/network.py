@@ -15,7 +15,7 @@ MAX_SECRET_BYTES = 1_024
 _SECRET_BYTES = 32
 
 
-class UnsafeBindingError(TrioCkptError, ValueError):
+class UnsafeBindingError(TrioCkptError, ValueError, is_internal=True):
     """A server refuses to listen beyond this machine without TLS."""
 
 

@@ -234,7 +234,7 @@ class Aside:
             hold.__exit__(None, None, None)
 
 
-class CallStuckError(TrioCkptError):
+class CallStuckError(TrioCkptError, is_internal=True):
     """Under a mock clock a blocking call has not returned after `STUCK_AFTER_S` of real time."""
 
 

@@ -26,7 +26,7 @@ SLAB_BYTES = 2**20  # large enough that a copy of it releases the GIL for 100 us
 DEFAULT_LIMIT_BYTES = 2**30
 
 
-class ArenaClosedError(TrioCkptError, RuntimeError):
+class ArenaClosedError(TrioCkptError, RuntimeError, is_internal=True):
     """The arena was closed before or while a thread waited for memory."""
 
 

@@ -49,7 +49,7 @@ class LoadedRun:
     newest_at: datetime | None = None
 
 
-class MissingObjectError(StoreDamagedError):
+class MissingObjectError(StoreDamagedError, is_internal=True):
     """An object that should be there is not: it was merged since, or it is lost."""
 
 
