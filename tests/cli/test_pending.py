@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from trio.testing import MockClock
 
 import trio_ckpt
 from tests.beside import opened
+from tests.opening import begin
 from trio_ckpt._journal.live_view import LiveToken, LiveView
 from trio_ckpt.abc import Store
 from trio_ckpt.cli._explain import explain, show_checkpoints
@@ -25,6 +27,7 @@ from trio_ckpt.cli._show import show_run
 from trio_ckpt.cli._watch import watch
 from trio_ckpt.monitor._sources import StoreSource
 from trio_ckpt.monitor._views import failure_lines
+from trio_ckpt.stores import MemoryStore
 
 
 @asynccontextmanager
@@ -205,3 +208,35 @@ async def test_explain_says_what_a_complete_run_left_out(tmp_path: Path) -> None
         text = text_of(await explain(store, "r", stream=None, show_all=False, now=0.0))
     assert "is complete" in text
     assert ": a snapshot is left out: state.hook cannot be stored: " in text
+
+
+async def test_explain_says_that_a_start_goes_on_inside_of_a_batch() -> None:
+    store = MemoryStore()
+
+    async def work(*, fails: bool) -> None:
+        async with (
+            begin(store) as run,
+            run.open_stream("s", state={"n": 0}, on_fail="record") as stream,
+        ):
+            async for batch in stream.batches(range(3)):
+                async with stream.snapshots(every_s=0) as snapshots:
+                    if batch.index == 1:
+                        stream.state["n"] += 1
+                        await snapshots.point("half of it")
+                        await snapshots.wait()
+                        if not fails:
+                            scope.cancel()  # leaves no record of the attempt, as a kill does
+                            await trio.lowlevel.checkpoint()
+                        await stream.fail("no more")
+                batch.complete()
+
+    async def said() -> str:
+        return text_of(await explain(store, "r", stream=None, show_all=False))
+
+    with trio.CancelScope() as scope:
+        await work(fails=False)
+    assert re.search(
+        r"goes on at batch 1, .* saved state, of .* UTC, inside of that batch", await said()
+    )
+    await work(fails=True)
+    assert "inside of that batch" not in await said()

@@ -544,3 +544,8 @@ def test_an_open_batch_that_waits_says_until_when() -> None:
         "2 batches are open at this moment, the oldest first: 's' batch 3 for 1 min 30 s (failed, "
         "waits for its next attempt until 2025-11-20 12:00:30 UTC), 's' batch 4 for 5.0 s."
     ) in text
+
+
+def test_one_batch_that_is_confirmed_has_a_verb_of_its_own() -> None:
+    text = " ".join(one.text for one in explain_run(facts_of({("s",): some(range(1))})))
+    assert "A start skips 1 batch that is confirmed;" in text

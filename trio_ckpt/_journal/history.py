@@ -429,6 +429,23 @@ async def read_troubles(
     return [(at, text) for at, text in texts if isinstance(text, str)]
 
 
+async def read_state_inside(
+    store: Store, run_id: str, generation: int, key: StreamKey
+) -> tuple[int, float] | None:
+    """The batch inside of which the newest state was saved, and when; None: it has ended since.
+
+    Raises:
+        StoreDamagedError: a record is not what was saved.
+    """
+    async with aclosing(read_pages(store, run_id, generation, key, limit=TROUBLES_OF)) as pages:
+        for _, record in await anext(pages):
+            if record.kind is RecordKind.SNAPSHOT and record.index is not None:
+                return record.index, record.at
+            if record.kind not in (RecordKind.NOTE, RecordKind.INTENT):
+                return None
+    return None
+
+
 async def read_history_page(
     store: Store, run_id: str, key: StreamKey, *, cursor: str | None, limit: int
 ) -> tuple[list[CheckpointView], str | None]:

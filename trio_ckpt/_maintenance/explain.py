@@ -113,6 +113,7 @@ class Facts:
         losses: What a start needs and would not find.
         pending: The tokens that the owner has pending, as published, oldest first.
         pending_total: How many tokens are pending; None: not known.
+        inside: The batches inside of which the newest state was saved, and when; Unix time, s.
         troubles: What went wrong in streams that went on, the newest first: the stream, when
             (Unix time, s), and what happened.
     """
@@ -131,6 +132,7 @@ class Facts:
     losses: Losses = attrs.field(factory=Losses)
     pending: Sequence[LiveToken] = ()
     pending_total: int | None = None
+    inside: Mapping[StreamKey, tuple[int, float]] = attrs.field(factory=dict)
     troubles: Sequence[tuple[StreamKey, float, str]] = ()
 
     def name(self, key: StreamKey) -> str:
@@ -371,6 +373,9 @@ def _fields_of_one(facts: Facts, key: StreamKey) -> dict[str, object]:
     at = progress.first_left(progress.first_index)
     saved = {"state": progress.has_state, "cursor": progress.cursor is not None}
     has = " and ".join(what for what, is_there in saved.items() if is_there)
+    inside, saved_at = facts.inside.get(key, (None, 0.0))
+    if has and inside == at:
+        has += f", of {moment(saved_at)}, inside of that batch"
     quoted = name if name.replace("/", "").isalnum() else "'" + name.replace("'", "'\"'\"'") + "'"
     return {
         **_sums([progress]),

@@ -21,7 +21,7 @@ class Reason(enum.Enum):
     NOTHING_SAVED = "Run {run:quoted} has saved no batch yet: a start begins it."
     RUN_INCOMPLETE = (
         "Run {run:quoted}: {complete} of {streams:stream} complete. A start skips {done:batch} "
-        "that are confirmed{saves}; {left}."
+        "that {done:is|are} confirmed{saves}; {left}."
     )
     RUN_COMPLETE = (
         "Run {run:quoted} is complete: {which}. A start skips {done:batch}{saves}; by the store "

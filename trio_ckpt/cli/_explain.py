@@ -11,7 +11,13 @@ from itertools import groupby
 from msgspec.structs import asdict
 
 from .._journal.acts import Act, paused_text, plain_act, read_acts, target_text
-from .._journal.history import SessionView, iter_records, read_sessions, read_troubles
+from .._journal.history import (
+    SessionView,
+    iter_records,
+    read_sessions,
+    read_state_inside,
+    read_troubles,
+)
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import RunStatus, is_over
@@ -81,6 +87,7 @@ async def explain(
         losses=await _losses(run, keys),
         pending=tokens,
         pending_total=total,
+        inside=await _inside(run, keys),
         troubles=await _troubles(run, keys),
         names=stream_names(run.keys),
     )
@@ -137,6 +144,16 @@ async def _troubles(
         for at, text in await read_troubles(run.store, run.run_id, run.view.generation, key)
     ]
     return sorted(found, key=lambda one: one[1], reverse=True)
+
+
+async def _inside(run: RunStatus, keys: Sequence[StreamKey]) -> dict[StreamKey, tuple[int, float]]:
+    """The batches inside of which a state was saved last, and when."""
+    begun = [key for key in keys if run.parts[key].has_state and not is_over(run.parts[key])]
+    found = {
+        key: await read_state_inside(run.store, run.run_id, run.view.generation, key)
+        for key in begun[:MAX_LOOKED_AT]
+    }
+    return {key: one for key, one in found.items() if one is not None}
 
 
 async def _sessions(run: RunStatus) -> list[SessionView]:
