@@ -253,8 +253,7 @@ class StreamLog:
 
 
 @uninterrupted
-@attrs.define(eq=False, repr=False)
-class PendingCommit:
+class PendingCommit(msgspec.Struct, eq=False):  # one for each batch
     """One checkpoint that is queued or being saved, and the task that waits for it.
 
     Attributes:
@@ -276,7 +275,7 @@ class PendingCommit:
     on_outcome: Callable[[Exception | None], None]
     is_over: bool = False
     error: Exception | None = None
-    _task: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
+    _task: trio.lowlevel.Task | None = None
 
     async def wait(self) -> None:
         """Wait for the outcome.

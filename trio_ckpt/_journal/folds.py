@@ -9,6 +9,8 @@ and the times are arranged in another way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
 
 import msgspec
 from msgspec.structs import asdict
@@ -83,13 +85,15 @@ _CODECS: dict[str, tuple[Callable[..., object], Callable[..., object]]] = {
 
 _AS_IT_IS = [name for name in _Fold.__struct_fields__ if name not in (*_CODECS, *_ARRANGED)]
 
+_as_it_is = attrgetter(*_AS_IT_IS)
+
 _encoder = msgspec.msgpack.Encoder()
 _fold_decoder = msgspec.msgpack.Decoder(_Fold)
 
 
 def encode_progress(progress: Progress) -> bytes:
     """The bytes of a fold, not yet sealed."""
-    values = {name: getattr(progress, name) for name in _AS_IT_IS}
+    values: dict[str, Any] = dict(zip(_AS_IT_IS, _as_it_is(progress), strict=True))
     values |= {name: encode(getattr(progress, name)) for name, (encode, _) in _CODECS.items()}
     values["failures"] = {**_with_few_errors(progress.failures), **progress.skips}
     values["times"] = tuple(getattr(progress, name) for name in _TIMES)

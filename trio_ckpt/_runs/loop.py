@@ -182,6 +182,15 @@ class LoopCursor:
         with self.open_stream.stop.at_gate():
             await self.open_stream.deferrals.wait(due)
 
+    def is_free(self) -> bool:
+        """Whether the next batch may begin at once, as no state is to be restored: see below."""
+        open_stream = self.open_stream
+        return (
+            open_stream.state_manager is None
+            and open_stream.pauses.newest is None
+            and not open_stream.stop.is_holding
+        )
+
     async def wait_for_turn(self, index: int) -> bool:
         """Wait until a batch may begin, and restore its state; False: it was given up since.
 
@@ -298,15 +307,16 @@ class Batches(Generic[T]):
         else:
             await loop_cursor.settle_open(Exit.NEXT)
         while True:
-            index = loop_cursor.progress.first_left(self._first)
-            if loop_cursor.progress.deferred:
+            progress = loop_cursor.open_stream.stream_log.progress
+            index = progress.first_left(self._first)
+            if progress.deferred:
                 index = await loop_cursor.first_free(self._first, source)
             is_beyond = self._end is not None and index > self._end
             if source.is_open_ended:
                 is_beyond = is_beyond or loop_cursor.is_past_end(index)
             found = None if is_beyond else source.get(index)
             if found is not None:
-                if await loop_cursor.wait_for_turn(index):
+                if loop_cursor.is_free() or await loop_cursor.wait_for_turn(index):
                     break
             elif not (
                 await loop_cursor.wait_verified()  # it may have re-queued batches

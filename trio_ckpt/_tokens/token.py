@@ -38,7 +38,7 @@ import enum
 import time
 import warnings
 from datetime import UTC, datetime
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
 import msgspec
@@ -362,7 +362,7 @@ def move(
         token._event.set()
 
 
-class Confirmed(NamedTuple):
+class Confirmed(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a batch of a run; a `CheckpointResult` is made of it for each waiter."""
 
     outputs: tuple[Output, ...]
@@ -381,7 +381,7 @@ def checkpoint_result(
 def own_result(result: object) -> object:
     """A copy of a result for one waiter: changes to its metadata do not reach the others."""
     if type(result) is Confirmed:
-        return checkpoint_result(*result)
+        return checkpoint_result(result.outputs, result.metadata, result.records, result.at)
     if isinstance(result, CheckpointResult) and result.metadata:
         return attrs.evolve(result)  # which copies the metadata
     return result
