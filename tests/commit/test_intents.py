@@ -21,6 +21,7 @@ from trio_ckpt import (
     RunStoppedError,
     StoreError,
     Then,
+    open_maintenance,
     read_history,
     run_batches,
 )
@@ -56,6 +57,33 @@ class FailingOnce(MemoryStore):
 
 
 # -- notes ---------------------------------------------------------------------------------------
+
+
+async def test_a_note_stays_though_all_that_is_confirmed_is_rewound() -> None:
+    """The job that it names goes on, and costs what it costs."""
+    store = MemoryStore()
+    with pytest.raises(KeyError):
+        async with begin(store) as run, run.open_stream("s") as stream:
+            await run_batches(stream, list(range(2)), _note_and_fail, concurrency=1)
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.rewind(("s",), to=-1, reason="a test")
+    progress = await progress_in(store)
+    assert not progress.confirmed
+    assert progress.assumed == {}
+    found: dict[int, Any] = {}
+    async with begin(store) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(2)):
+            found[batch.index] = batch.notes.get("job")
+            batch.complete()
+    assert found == {0: None, 1: "j-1"}
+    assert (await progress_in(store)).reserved == {}
+
+
+async def _note_and_fail(batch: Batch[int]) -> None:
+    if batch.index:
+        await batch.note("job", "j-1", cost_usd=2)
+        raise KeyError("as planned")
+    batch.complete()
 
 
 async def test_a_note_is_durable_when_it_returns() -> None:

@@ -60,10 +60,10 @@ def test_notes_stay_through_failures_and_requeues(kind: RecordKind) -> None:
     assert notes_of(progress, 3) == {"a": 1}
 
 
-def test_a_stream_that_begins_again_has_no_notes() -> None:
+def test_a_stream_that_is_rewound_keeps_the_notes_of_open_batches() -> None:
     done, steps = Record(at=1.0, index=0), tuple(IndexSet([0]).to_steps())
     redo = Record(kind=RecordKind.REDO, at=1.0, index=-1, steps=steps, taken=Taken({}, {}))
-    assert progress_of(done, note(3, a=1), redo).notes is None
+    assert progress_of(done, note(3, a=1), redo).notes == progress_of(note(3, a=1)).notes
 
 
 def test_a_stream_with_a_note_is_interrupted_work() -> None:

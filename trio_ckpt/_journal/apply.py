@@ -180,7 +180,7 @@ def _apply_redo(progress: Progress, record: Record) -> None:
         if not progress.done:  # it starts from the beginning, perhaps with another list
             progress.expected = progress.estimate = progress.last_index = None
             progress.failures, progress.skips, progress.metadata = {}, {}, {}
-            progress.notes, progress.deferred = None, {}
+            progress.deferred = {}  # notes stay: what they have set in motion goes on
         for label, pin in tuple(progress.pins.items()):
             if pin.batch_index is not None and pin.batch_index > record.index:
                 del progress.pins[label]  # its batch will have another state
