@@ -6,6 +6,8 @@ The port is the first line on stdout. Every page is reachable from ``/`` (page i
 children in a tree, and to others up to LINKS_PER_PAGE), and the whole site is a function of the
 flags, so two runs serve the same bytes. ``/__hits`` returns {path: count} as JSON; ``/__cost``
 returns this process's CPU seconds and its answers, so a benchmark can subtract the site's share.
+With ``--etags`` pages have ETags, a request with the one of its page is answered 304, ``/__bodies``
+counts those that were not, and ``/__change`` changes one page in a hundred.
 
 The server shares the machine with the crawler that it measures, so it must cost little: pages are
 built once, asyncio's callback protocols answer without a task or a parser, and the latency is one
@@ -34,6 +36,7 @@ PAGE_BYTES = 4096
 # A GET of our own crawlers is far smaller; beyond this the client does not speak HTTP.
 MAX_HEAD_BYTES = 64 * 1024
 RETRY_AFTER_S = 1
+CHANGED_EVERY = 100
 ROBOTS = b"User-agent: *\nDisallow: /private/\n"
 _FILLER = "A batch is on disk before the next one is handed out. "
 
@@ -54,6 +57,7 @@ class SiteSettings:
     pages: int
     latency_s: float = 0.005
     forbidden: int = 0
+    has_etags: bool = False
     fault_every: dict[Fault, int] = attrs.Factory(dict)
 
 
@@ -71,16 +75,17 @@ def linked_pages(index: int, pages: int) -> list[int]:
     return list(linked)
 
 
-def page_html(index: int, settings: SiteSettings) -> bytes:
-    """Page ``index``, padded to PAGE_BYTES."""
+def page_html(index: int, settings: SiteSettings, version: int = 0) -> bytes:
+    """Page ``index``, padded to PAGE_BYTES; with the version in its title, from 1 on."""
     paths = [page_path(linked) for linked in linked_pages(index, settings.pages)]
     if index == 0:
         paths.append("/private/0")  # robots.txt forbids it: a hit here convicts the crawler
     if index < settings.forbidden:
         paths.append(f"/forbidden/{index}")
     links = "\n".join(f'<li><a href="{path}">To {path}</a></li>' for path in paths)
+    title = f"Page {index}, {version}" if version else f"Page {index}"
     head = (
-        f'<!doctype html><html><head><meta charset="utf-8"><title>Page {index}</title></head>'
+        f'<!doctype html><html><head><meta charset="utf-8"><title>{title}</title></head>'
         f"<body><h1>Page {index}</h1>\n<ul>\n{links}\n</ul>\n<p>"
     )
     foot = "</p></body></html>"
@@ -108,6 +113,7 @@ def response(status: str, body: bytes, *headers: str, content_type: str = "text/
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
+NOT_MODIFIED = b"HTTP/1.1 304 Not Modified\r\n\r\n"
 NOT_FOUND = response("404 Not Found", b"no such page")
 FORBIDDEN = response("403 Forbidden", b"not for you")
 FAULT_ANSWERS = {
@@ -124,6 +130,9 @@ class Pages:
     answers: dict[bytes, bytes]
     faults: dict[bytes, Fault]
     hits: Counter[bytes] = attrs.Factory(Counter)
+    etags: dict[bytes, bytes] = attrs.Factory(dict)
+    bodies: Counter[bytes] = attrs.Factory(Counter)
+    version: int = 0
 
     @classmethod
     def build(cls, settings: SiteSettings) -> Pages:
@@ -140,18 +149,45 @@ class Pages:
             for index in range(settings.pages)
             if (fault := chosen_fault(index, settings.fault_every))
         }
-        return cls(settings, answers, faults)
+        pages = cls(settings, answers, faults)
+        if settings.has_etags:
+            for index in range(settings.pages):
+                pages.set_page(index)
+        return pages
 
-    def answer(self, target: bytes) -> tuple[bytes, Fault | None]:
+    def set_page(self, index: int) -> None:
+        """Serve the version of a page that is the newest, with its ETag."""
+        path, html = page_path(index).encode(), page_html(index, self.settings, self.version)
+        etag = f'"{index}-{self.version}"'
+        self.etags[path] = b"If-None-Match: " + etag.encode() + b"\r\n"
+        self.answers[path] = response("200 OK", html, f"ETag: {etag}")
+
+    def answer(self, target: bytes, head: bytes) -> tuple[bytes, Fault | None]:
         """Count the hit; the bytes to send, and the fault that this one request meets."""
         if target.startswith(b"/__"):
             return self._report(target), None
         self.hits[target] += 1
+        if self.etags:
+            if target in self.etags and self.etags[target] in head + b"\r\n":
+                return NOT_MODIFIED, None
+            self.bodies[target] += 1
         return self.answers.get(target, NOT_FOUND), self.faults.pop(target, None)
 
+    def change(self) -> None:
+        """Change one page in `CHANGED_EVERY`, and begin to count once more."""
+        self.version += 1
+        for index in range(1, self.settings.pages, CHANGED_EVERY):
+            self.set_page(index)
+        self.hits.clear()
+        self.bodies.clear()
+
     def _report(self, target: bytes) -> bytes:
-        if target == b"/__hits":
-            return _json({path.decode("latin-1"): count for path, count in self.hits.items()})
+        if target in (b"/__hits", b"/__bodies"):
+            counts = self.hits if target == b"/__hits" else self.bodies
+            return _json({path.decode("latin-1"): count for path, count in counts.items()})
+        if target == b"/__change":
+            self.change()
+            return _json(self.version)
         if target == b"/__cost":
             return _json({"cpu_s": time.process_time(), "answers": self.hits.total()})
         return NOT_FOUND
@@ -194,7 +230,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._answering = True
-        answer, fault = self._pages.answer(parts[1])
+        answer, fault = self._pages.answer(parts[1], head)
         if self._latency_s and not parts[1].startswith(b"/__"):
             self._call_later(self._latency_s, self._send, answer, fault)
         else:
@@ -241,6 +277,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--pages", type=int, default=3000)
     parser.add_argument("--latency-ms", type=float, default=5.0)
+    parser.add_argument("--etags", action="store_true", help="answer 304 to who has a page")
     parser.add_argument("--forbidden", type=int, default=0, help="pages that answer 403")
     for fault in Fault:
         flag = f"--every-{fault.value}"
@@ -255,6 +292,7 @@ def main() -> None:
         pages=options.pages,
         latency_s=options.latency_ms / 1000,
         forbidden=options.forbidden,
+        has_etags=options.etags,
         fault_every={fault: getattr(options, f"every_{fault.value}") for fault in Fault},
     )
     with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it by hand

@@ -111,9 +111,12 @@ def command_of(program: str) -> str:
     return f"python -m {__package__}.{program}"
 
 
+ONCE = frozenset({"--again", "--fresh", "--retry-failed"})
+
+
 def resume_command() -> str:
     """The command that resumes: this one, without options that must act only once."""
-    return shlex.join(word for word in sys.orig_argv if word not in ("--fresh", "--retry-failed"))
+    return shlex.join(word for word in sys.orig_argv if word not in ONCE)
 
 
 def open_stderr() -> None:

@@ -16,7 +16,10 @@ asks it, as slowly as ``--delay`` and its robots.txt say; the links of a page to
 left out, as ever. Its files are in ``crawl/crawl.00002/https,example.org``.
 
 With ``--out s3://bucket/prefix`` all of it is in a bucket, the line of a page as an object of its
-own, ``pages/00000000.json``, and no disk is needed.
+own, ``pages/DIGEST.json`` by its URL, and no disk is needed. With ``--files`` it is so in a folder.
+
+With ``--again`` a complete crawl is done again: each page is asked for only if it has changed, and
+what is left behind is that of a fresh crawl.
 
 Exit codes: 0 complete, 3 complete but for the pages in failed.jsonl and the links that the final
 line counts as left out, 75 stopped in good order with work left, 130 and 143 stopped at once by a
@@ -32,13 +35,13 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
 import trio_ckpt
-from trio_ckpt.outputs import is_url, place_below
 
 from ._command import EXIT_CANNOT, EXPECTED, explain, limits_of, open_stderr, resume_command, say
 from ._crawler.display import describe, shown
@@ -52,6 +55,7 @@ from ._crawler.failures import (
     check_status,
     write_failed,
 )
+from ._crawler.kept import Kept, metadata_of
 from ._crawler.memory import (
     FORBIDDEN,
     MAX_FILE_BYTES,
@@ -62,7 +66,8 @@ from ._crawler.memory import (
     object_name,
     read_objects,
 )
-from ._crawler.options import parse_options
+from ._crawler.options import parse_options, store_of
+from ._crawler.sites import EXIT_LEFT_OUT, crawl_sites, scopes_of
 from ._web import http, robots, urls
 from ._web.page import Page, parse_page
 from ._web.politeness import HostGate
@@ -76,7 +81,6 @@ Url = str
 Batch = trio_ckpt.Batch[Url]
 Frontier = trio_ckpt.Frontier[Url]
 
-EXIT_LEFT_OUT = 3  # the same as for skipped batches: complete, but for something
 LARGE_PAGE_BYTES = 256 * 1024  # takes 10 ms and more to parse
 LONG_DELAY_S = 60.0
 RULES_LAST_S = 86_400.0  # RFC 9309, section 2.4
@@ -96,7 +100,7 @@ class Crawler:
     redirects: Redirects
     forbidden: Forbidden
     max_pages: int | None
-    is_in_bucket: bool = False
+    has_files: bool = False
     archive: Archive | None = None
     rules_until: float = attrs.Factory(lambda: trio.current_time() + RULES_LAST_S)
     answered_at: float = attrs.Factory(trio.current_time)
@@ -107,15 +111,19 @@ class Crawler:
             await self._renew_rules(batch)
         if not self.rules.allows(batch.item):
             raise ForbiddenError(f"robots.txt does not allow {batch.item} any more")
-        response = await self._get(batch)
+        kept = self._kept(batch)
+        response = await self._get(batch, kept)
         fetched_at = datetime.now(UTC)
-        self._check_status(response)
-        if self.archive is not None:
-            self.archive.append(batch, response, fetched_at)
-        if response.status in http.REDIRECTS:
-            await self._follow(batch, response)
+        if kept is not None and response.status == HTTPStatus.NOT_MODIFIED:
+            self._keep(batch, kept, response, fetched_at)
         else:
-            await self._read(batch, response, fetched_at)
+            self._check_status(response)
+            if self.archive is not None:
+                self.archive.append(batch, response, fetched_at)
+            if response.status in http.REDIRECTS:
+                await self._follow(batch, response)
+            else:
+                await self._read(batch, response, fetched_at)
         if self.max_pages is not None and self._pages() >= self.max_pages:
             self.run.request_stop()
 
@@ -123,12 +131,31 @@ class Crawler:
         now = self.stream.statistics()
         return now.session_confirmed + now.in_flight
 
-    async def _get(self, batch: Batch) -> http.Response:
+    def _kept(self, batch: Batch) -> Kept | None:
+        """What is known of a page; None: it has to be fetched whole."""
+        kept = Kept.of(batch)
+        if kept is None or (self.archive is not None and not kept.is_archived):
+            return None
+        return kept if kept.is_judged_so(self.rules.allows) else None
+
+    def _keep(
+        self, batch: Batch, kept: Kept, response: http.Response, fetched_at: datetime
+    ) -> None:
+        """Stage the links of a page that is as it was; its line is carried over."""
+        if self.archive is not None:
+            self.archive.append_unchanged(batch, response, fetched_at, kept.fetched_at)
+        self.forbidden.new(kept.forbidden)
+        batch.add(kept.links)
+        batch.unchanged()
+
+    async def _get(self, batch: Batch, kept: Kept | None) -> http.Response:
         async with AsyncExitStack() as stack:
             async with batch.waiting():  # a stop does not wait for our turn
                 await stack.enter_async_context(self.gate.slot())
             try:
-                response = await self.client.get(batch.item)
+                response = await self.client.get(
+                    batch.item, http.NO_HEADERS if kept is None else kept.conditions
+                )
             except http.FetchError as error:
                 self._check_site(error)
                 raise
@@ -220,26 +247,33 @@ class Crawler:
                 "fetched_at": fetched_at.isoformat(timespec="milliseconds"),
             },
         )
-        batch.complete(records=1, totals={"links_left_out": left_out} if left_out else None)
+        batch.complete(
+            records=1,
+            totals={"links_left_out": left_out} if left_out else None,
+            metadata=metadata_of(
+                response, fetched_at, short, self.rules.allows, is_archived=self.archive is not None
+            )
+            if self.has_files
+            else None,
+        )
         if self.archive is not None:
             await batch.confirm()  # only a record that is durable is named by others
             self.archive.add(digest, url, fetched_at)
 
     async def _add(self, batch: Batch, links: list[Url]) -> None:
         """Stage links of the site: to be fetched, or remembered as forbidden."""
-        allowed = [link for link in links if self.rules.allows(link)]
-        batch.add(allowed)
-        if len(allowed) < len(links):
-            known = set(allowed)
-            news = self.forbidden.new(link for link in links if link not in known)
-            if news:
-                lines = [{"url": link, "on": batch.item} for link in news]
-                await self._note(batch, FORBIDDEN, *lines)
+        batch.add([link for link in links if self.rules.allows(link)])
+        refused = [link for link in links if not self.rules.allows(link)]
+        news = self.forbidden.new(refused)
+        # A file of the page has all of them, so that it is right whatever other pages have.
+        if noted := refused if self.has_files else news:
+            lines = [{"url": link, "on": batch.item} for link in noted]
+            await self._note(batch, FORBIDDEN, *lines)
 
     async def _note(self, batch: Batch, name: str, *lines: Mapping[str, object]) -> None:
-        """Stage lines of a file, in a bucket as an object of the page."""
-        if self.is_in_bucket:
-            await batch.write_json(object_name(name, batch.index), list(lines))
+        """Stage lines of a file, or a file of the page."""
+        if self.has_files:
+            await batch.write_json(object_name(name, batch.item), list(lines))
         else:
             batch.append_json(name, *lines)
 
@@ -268,22 +302,24 @@ async def crawl(options: argparse.Namespace, open_client: OpenClient = http.open
     """
     async with _opened(options, open_client) as client:
         if options.partitions is not None:
-            return await crawl_sites(client, options)
-        (scope,) = _scopes(options)
+            return await crawl_sites(client, options, crawl_in)
+        (scope,) = scopes_of(options)
         # Before the run is open: a signal ends this at once, and nothing has to be saved.
         rules = await robots.load_robots(client, scope.start_url, options.user_agent)
         if not rules.allows(scope.start_url):
             raise CannotCrawlError(f"robots.txt of the site does not allow {scope.start_url}")
         async with trio_ckpt.open_run(
             "crawl",
-            store=_store_of(options),
+            store=store_of(options),
             output_dir=options.out,
             config={
                 "url": scope.start_url,
                 "include": options.include,
                 "exclude": options.exclude,
-            },
+            }
+            | ({"files": True} if options.files else {}),
             fresh=options.fresh,
+            again=options.again,
             retry_failed=options.retry_failed,
             limits=limits_of(options),
             resume_command=resume_command(),
@@ -300,90 +336,10 @@ def _opened(
     )
 
 
-def _scopes(options: argparse.Namespace) -> list[urls.Scope]:
-    """What is crawled of each site.
-
-    Raises:
-        ValueError: two of the start URLs are of one site.
-    """
-    narrowed = {"include": options.include, "exclude": options.exclude}
-    scopes = {scope.site: scope for scope in [urls.Scope(u, **narrowed) for u in options.sites]}
-    if len(scopes) < len(options.sites):
-        raise ValueError("two of the URLs are of one site: give one of them")
-    return list(scopes.values())
-
-
-def _store_of(options: argparse.Namespace) -> str:
-    return options.store or place_below(options.out, "crawl.ckpt")
-
-
-async def crawl_sites(client: http.Client, options: argparse.Namespace) -> int:
-    """Crawl partitions until none is left, beside any other process; returns the exit code."""
-    scopes, left_out = _scopes(options), 0
-    async with trio_ckpt.open_collection(
-        "crawl",
-        store=_store_of(options),
-        partitions=options.partitions,
-        output_dir=options.out,
-        config={
-            "urls": sorted(scope.start_url for scope in scopes),
-            "include": options.include,
-            "exclude": options.exclude,
-        },
-        retry_failed=options.retry_failed,
-        limits=limits_of(options),
-        resume_command=resume_command(),
-    ) as collection:
-        while True:
-            async with collection.claim() as partition:
-                if partition is None:
-                    break
-                say(f"partition {partition.index} of {partition.partitions}")
-                await begin_stream(partition.run)
-                for scope in [scope for scope in scopes if partition.holds(scope.site)]:
-                    left_out += await crawl_site(partition.run, client, scope, options)
-        try:
-            async with collection.finish() as run:
-                if run is not None:
-                    say(f"all {collection.partitions} partitions are complete")
-        except trio_ckpt.PartitionsLeftError as error:
-            say(str(error))
-        return collection.exit_code or (EXIT_LEFT_OUT if left_out else 0)
-
-
-async def begin_stream(run: trio_ckpt.Run) -> None:
-    """Loop over no batches: a partition may have no site, and is complete then."""
-    async with run.open_stream("sites") as stream:
-        async for _ in stream.batches([]):
-            pass
-
-
-async def crawl_site(
-    run: trio_ckpt.Run, client: http.Client, scope: urls.Scope, options: argparse.Namespace
-) -> int:
-    """Crawl one site of a partition; returns how many links were left out.
-
-    A site that cannot be crawled does not stop the others.
-    """
-    site = scope.site.replace("://", ",").replace(":", ",")
-    start, folder = scope.start_url, place_below(place_below(options.out, run.run_id), site)
-    try:
-        rules = await robots.load_robots(client, start, options.user_agent)
-        if not rules.allows(start):
-            raise CannotCrawlError(f"robots.txt of the site does not allow {start}")
-        here = argparse.Namespace(**vars(options) | {"out": folder})
-        return await crawl_in(run, client, scope, rules, here, site)
-    except (CannotCrawlError, robots.RobotsUnavailableError, trio_ckpt.BatchFailedError) as error:
-        problem = error.__cause__ if isinstance(error, trio_ckpt.BatchFailedError) else error
-        is_down = isinstance(problem, robots.RobotsUnavailableError)
-        if not is_down and not isinstance(problem, CannotCrawlError):
-            raise
-    say(f"cannot crawl {start}: {problem}")
-    async with run.open_stream(
-        "pages", site, state=Frontier([start]), on_fail="record", retry_failed=True
-    ) as stream:
-        await stream.fail(str(problem), retryable=is_down)
-    return 0
+async def _records_of(options: argparse.Namespace) -> dict[str, list[object]]:
+    """What the files of the pages say that the crawl has met so far."""
+    files = (FORBIDDEN, REDIRECTS, *([PAGES] if options.warc else []))
+    return await read_objects(store_of(options), options.out, files)
 
 
 async def crawl_in(
@@ -405,9 +361,8 @@ async def crawl_in(
         site: Names its stream and its folder in a partition; empty: the run crawls one site.
     """
     # What robots.txt allows now is begun with; the frontier leaves out what it has had already.
-    is_in_bucket = is_url(options.out)
-    records = await read_objects(_store_of(options), options.out) if is_in_bucket else {}
-    if is_in_bucket:
+    records = await _records_of(options) if options.files else {}
+    if options.files:
         forbidden = Forbidden.of(records.get(FORBIDDEN, ()))
     else:
         forbidden = await trio.to_thread.run_sync(Forbidden.load, options.out, MAX_FILE_BYTES)
@@ -423,7 +378,7 @@ async def crawl_in(
     archive = None
     key, before = ("pages", site) if site else ("pages",), f"{site}/" if site else ""
     async with run.open_stream(*key, state=frontier, output_dir=site or None) as stream:
-        if is_in_bucket:
+        if options.files:
             redirects = Redirects.of(records.get(REDIRECTS, ()))
         else:
             # Once more, without lines that a kill has left there and no checkpoint knows.
@@ -435,12 +390,17 @@ async def crawl_in(
             redirects = await trio.to_thread.run_sync(
                 Redirects.load, options.out, sizes.get(before + REDIRECTS, 0)
             )
-            if options.warc:
-                from ._crawler.warc import Archive  # few crawls keep an archive
+        if options.warc:
+            from ._crawler.warc import Archive  # few crawls keep an archive
 
-                archive = await trio.to_thread.run_sync(
-                    Archive.load, options.out, sizes.get(before + PAGES, 0), options.user_agent
+            size = stream.progress.sinks.get(before + PAGES, 0)
+            archive = (
+                Archive.of(records.get(PAGES, ()), options.user_agent)
+                if options.files
+                else await trio.to_thread.run_sync(
+                    Archive.load, options.out, size, options.user_agent
                 )
+            )
         crawler = Crawler(
             run,
             stream,
@@ -451,7 +411,7 @@ async def crawl_in(
             redirects,
             forbidden,
             options.max_pages,
-            is_in_bucket,
+            options.files,
             archive,
         )
         try:

@@ -1,15 +1,17 @@
 """What a crawl has to remember besides its pages: redirects, and links that robots.txt forbids.
 
 Both are files of lines, which the pages stage with their checkpoints, so a killed crawl has them
-again. In memory they are what those lines say. In a bucket no file can grow: there the lines of a
-page are an object of its own, and the history of the crawl says which there are.
+again. In memory they are what those lines say. In a bucket no file can grow: there, and with
+``--files``, the lines of a page are a file of its own, and the history of the crawl says which
+there are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import aclosing
 
 import attrs
@@ -29,6 +31,7 @@ REDIRECTS = "redirects.jsonl"
 # As browsers have it (https://fetch.spec.whatwg.org, "HTTP-redirect fetch").
 MAX_REDIRECTS = 20
 MAX_FILE_BYTES = 2**32
+NAME_DIGITS = 24  # of 10**9 pages no two have one name by chance
 
 
 def read_lines(folder: AnyPath, name: str, size: int, *fields: str) -> Iterator[list[str]]:
@@ -64,17 +67,21 @@ def texts_of(records: Iterable[object], *fields: str) -> Iterator[list[str]]:
             yield texts
 
 
-def object_name(name: str, index: int) -> str:
-    """The name of the lines of one page in a bucket, from that of the file of lines."""
-    return f"{name.removesuffix('.jsonl')}/{index:08}.json"
+def object_name(name: str, url: str) -> str:
+    """The name of the lines of one page as a file, which it has in each crawl."""
+    digest = hashlib.sha256(url.encode()).hexdigest()
+    return f"{name.removesuffix('.jsonl')}/{digest[:NAME_DIGITS]}.json"
 
 
-async def read_objects(store: str, place: str) -> dict[str, list[object]]:
-    """The records in the objects of a crawl in a bucket, by the name of their file of lines.
+async def read_objects(
+    store: str, place: AnyPath, files: Collection[str]
+) -> dict[str, list[object]]:
+    """The records in the files of the pages of a crawl, by the name of their file of lines.
 
     Args:
-        store: The URL of the checkpoints.
-        place: The URL of the outputs.
+        store: The folder or the URL of the checkpoints.
+        place: The folder or the URL of the outputs.
+        files: The files of lines.
     """
     names = dict[int, list[str]]()
     opened = await open_store(store)
@@ -87,13 +94,15 @@ async def read_objects(store: str, place: str) -> dict[str, list[object]]:
         await opened.aclose()
     outputs = open_outputs(place)
     found = dict[str, list[object]]()
-    for index, paths in sorted(names.items()):
-        for name in (FORBIDDEN, REDIRECTS):
-            if object_name(name, index) in paths:
-                data = await trio.to_thread.run_sync(
-                    outputs.read, object_name(name, index), MAX_FILE_BYTES
-                )
-                found.setdefault(name, []).extend(json.loads(data))
+    try:
+        for _, paths in sorted(names.items()):
+            for path in paths:
+                name = f"{path.partition('/')[0]}.jsonl"
+                if name in files:
+                    data = await trio.to_thread.run_sync(outputs.read, path, MAX_FILE_BYTES)
+                    found.setdefault(name, []).extend(json.loads(data))
+    finally:
+        outputs.close()
     return found
 
 

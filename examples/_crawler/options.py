@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from trio_ckpt.outputs import is_url
+from trio_ckpt.outputs import is_url, place_below
 
 from .._command import add_limits, command_of, output_place, seconds, whole_number
 
@@ -77,6 +77,14 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="share the sites among N partitions, and any number of processes",
     )
+    parser.add_argument(
+        "--files", action="store_true", help="each page as a file of its own, as in a bucket"
+    )
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="crawl a complete site again: ask for what has changed; needs --files or a bucket",
+    )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument("--retry-failed", action="store_true", help="try failed pages once more")
     parser.add_argument(
@@ -88,11 +96,19 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_limits(parser)
     options = parser.parse_args(words)
+    options.files = options.files or is_url(options.out)
+    if options.again and not options.files:
+        parser.error("--again: a file that grows keeps what is gone: give --files in each crawl")
     if options.warc and is_url(options.out):
         parser.error("--warc: no file of a bucket can grow: give a folder as --out")
     options.sites, options.url = options.url, options.url[0]
     _check_partitions(parser, options)
     return options
+
+
+def store_of(options: argparse.Namespace) -> str:
+    """Where the checkpoints are."""
+    return options.store or place_below(options.out, "crawl.ckpt")
 
 
 def _check_partitions(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -106,6 +122,8 @@ def _check_partitions(parser: argparse.ArgumentParser, options: argparse.Namespa
         parser.error("--max-pages is for a crawl without --partitions: see --max-batches")
     if is_url(options.out):
         parser.error("--partitions: give a folder as --out")
+    if options.files:
+        parser.error("--files and --again are for a crawl without --partitions")
 
 
 def _user_agent(text: str) -> str:

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import io
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from http import HTTPStatus
 
@@ -25,12 +25,14 @@ import trio_ckpt
 
 from .._command import command_of
 from .._web.http import Response
-from .memory import PAGES, AnyPath, read_lines
+from .memory import PAGES, AnyPath, read_lines, texts_of
 
 ARCHIVE = "crawl-{part}.warc.gz"
 ROTATE_BYTES = 10**9  # the size that the standard recommends (annex C)
 VERSION = "WARC/1.1"
 SPECIFICATION = "https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/"
+NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
+_FIELDS = ("url", "sha256", "fetched_at")  # of a page
 
 # What is said of a body as it was sent; the archive has it decoded, and whole.
 _OF_TRANSFER = {"content-encoding", "transfer-encoding", "content-length"}
@@ -54,14 +56,60 @@ class Archive:
     @classmethod
     def load(cls, folder: AnyPath, size: int, user_agent: str) -> Archive:
         """That of the crawl in a folder, of which so many bytes of pages.jsonl are confirmed."""
+        return cls._of(read_lines(folder, PAGES, size, *_FIELDS), user_agent)
+
+    @classmethod
+    def of(cls, records: Iterable[object], user_agent: str) -> Archive:
+        """That of a crawl with these records of pages."""
+        return cls._of(texts_of(records, *_FIELDS), user_agent)
+
+    @classmethod
+    def _of(cls, texts: Iterable[list[str]], user_agent: str) -> Archive:
         archive = cls(user_agent)
-        for url, digest, date in read_lines(folder, PAGES, size, "url", "sha256", "fetched_at"):
+        for url, digest, date in texts:
             archive.add(digest, url, datetime.fromisoformat(date))
         return archive
 
     def append(self, batch: trio_ckpt.Batch[str], response: Response, fetched_at: datetime) -> None:
         """Stage the record of a response."""
-        data, header = self.record(response, fetched_at), self._info(response.url, fetched_at)
+        self._append(batch, self.record(response, fetched_at), response.url, fetched_at)
+
+    def append_unchanged(
+        self,
+        batch: trio_ckpt.Batch[str],
+        response: Response,
+        fetched_at: datetime,
+        archived_at: str,
+    ) -> None:
+        """Stage the record of a page that is as it was archived.
+
+        Args:
+            batch: That of the page.
+            response: What says so; it has no body.
+            fetched_at: When.
+            archived_at: When the page was archived; ISO 8601.
+        """
+        url, date = response.url, _date(fetched_at)
+        was = _date(datetime.fromisoformat(archived_at))
+        ids = {
+            "WARC-Date": date,
+            "WARC-Record-ID": _record_id(url, date),
+            "WARC-Profile": NOT_MODIFIED,
+            "WARC-Refers-To": _record_id(url, was),
+            "WARC-Refers-To-Target-URI": url,
+            "WARC-Refers-To-Date": was,
+        }
+        data = _compressed(
+            lambda writer: writer.create_warc_record(
+                url, "revisit", http_headers=_head(response), warc_headers_dict=ids
+            )
+        )
+        self._append(batch, data, url, fetched_at)
+
+    def _append(
+        self, batch: trio_ckpt.Batch[str], data: bytes, url: str, fetched_at: datetime
+    ) -> None:
+        header = self._info(url, fetched_at)
         batch.append_bytes(ARCHIVE, data, rotate_bytes=ROTATE_BYTES, header=header)
 
     def record(self, response: Response, fetched_at: datetime) -> bytes:

@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 from urllib.parse import quote, urlsplit
 
 import attrs
@@ -49,6 +50,7 @@ MAX_IDLE_S = 4.0
 REQUEST_TIMEOUT = 408
 RECEIVE_BYTES = 64 * 1024
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _EVERYTHING_READ = (b"", False)
 
 
@@ -267,10 +269,14 @@ class Client:
     # Oldest first; the newest is taken first, so that what a lull leaves over can age.
     _idle: list[_Connection] = attrs.Factory(list)
 
-    async def get(self, url: str) -> Response:
+    async def get(self, url: str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
         """One GET, without following redirects; any status is a response.
 
         Waits while all connections are in use; the timeout starts after that.
+
+        Args:
+            url: What is fetched.
+            headers: Of the request, beside those that each one has.
 
         Raises:
             FetchError: As its leaves say.
@@ -284,13 +290,13 @@ class Client:
         async with self._slots:
             try:
                 with trio.fail_after(self.timeout_s):
-                    return await self._get(normalized)
+                    return await self._get(normalized, headers)
             except trio.TooSlowError as error:
                 raise FetchTimeout(normalized, f"not complete in {self.timeout_s} s") from error
 
-    async def _get(self, url: str) -> Response:
+    async def _get(self, url: str, headers: Mapping[str, str]) -> Response:
         site = urls.site_of(url)
-        request = self._request(site, url)
+        request = self._request(site, url, headers)
         kept = await self._take_idle(site)
         if kept is not None:
             with contextlib.suppress(_StaleConnection):
@@ -299,14 +305,15 @@ class Client:
         fresh = _Connection(site, stream, self.max_body_bytes)
         return await self._fetch_over(fresh, url, request)
 
-    def _request(self, site: str, url: str) -> h11.Request:
-        headers = [
+    def _request(self, site: str, url: str, headers: Mapping[str, str]) -> h11.Request:
+        all_headers = [
             ("Host", site.partition("://")[2]),
             ("User-Agent", self.user_agent),
             ("Accept", "*/*"),
             ("Accept-Encoding", "gzip, deflate"),
+            *headers.items(),
         ]
-        return h11.Request(method="GET", target=url[len(site) :], headers=headers)
+        return h11.Request(method="GET", target=url[len(site) :], headers=all_headers)
 
     async def _fetch_over(
         self, connection: _Connection, url: str, request: h11.Request
