@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.tools import Terminal, make_gh
+from tests.hangs import HANG_S
 from trio_ckpt.cli import _monitor
 from trio_ckpt.monitor import Serving
 
@@ -59,12 +60,12 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path, number: int) -> None
         assert said["action_secret"] is None
         headers = {"Authorization": f"Bearer {said['secret']}"}
         asked = urllib.request.Request(f"{said['url']}api/runs", headers=headers)
-        with urllib.request.urlopen(asked, timeout=20) as answer:
+        with urllib.request.urlopen(asked, timeout=HANG_S) as answer:
             assert json.load(answer)["runs"][0]["run"] == "gh-2025"
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            urllib.request.urlopen(f"{said['url']}api/runs", timeout=20)
+            urllib.request.urlopen(f"{said['url']}api/runs", timeout=HANG_S)
         process.send_signal(number)
-        assert process.wait(20) == 0
+        assert process.wait(HANG_S) == 0
 
 
 def test_secrets_may_come_from_the_environment(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests.cli.tools import Terminal
 from tests.hangs import PROGRAM_S
+from tests.leash import leashed
 from trio_ckpt.cli._new import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -40,10 +41,13 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def working(project: Path) -> Iterator[subprocess.Popen[str]]:
-    """The program of a project; it is killed at the end."""
+def working(project: Path, most: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The program of a project; it is killed at the end.
+
+    With `most` it stops itself when it begins so many batches.
+    """
     with subprocess.Popen(
-        [sys.executable, "my_work.py"],
+        [sys.executable, "my_work.py"] if most is None else leashed(most, "my_work.py"),
         stdout=subprocess.PIPE,
         text=True,
         cwd=project,
@@ -101,13 +105,15 @@ def test_the_tests_of_a_project_pass(run: Terminal, here: Path, kind: str) -> No
 def test_a_program_that_is_killed_goes_on(run: Terminal, here: Path, kind: str) -> None:
     run("new", kind, "my_work")
     before: list[str] = []
-    with working(here / "my_work") as process:
+    with working(here / "my_work", 3 * IN_FLIGHT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "nothing saved yet\n"
         for line in process.stdout:
             before.append(line)
             if len(before) == 2 * IN_FLIGHT:
                 break
+        process.kill()
+        before += process.stdout  # what it has printed meanwhile is done, too
     assert "was killed" in run("explain", "my_work/my_work.ckpt").out
 
     with working(here / "my_work") as process:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ import trio
 from tests.engines import items
 from tests.engines.items import Step, steps_in
 from tests.hangs import PROGRAM_S
+from trio_ckpt import remote
 from trio_ckpt.engines import map_tasks
+from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.01  # between two looks at the steps: other processes tell nothing
 QUIET_S = 1.0  # functions that make no step for so long have ended
-COUNTS = (10, 100, 100, 100)  # steps of the items of a program
+COUNTS = (items.SHORT, 100, 100, 100)  # steps of the items of a program
 PAUSE_S = 0.02  # before each of them
 PROGRAM_JOB = "job-driver"
 
@@ -74,6 +77,13 @@ async def cancel_after(count: int, side: Path, call: Callable[[], Awaitable[obje
     return found
 
 
+async def count_saved(store: str) -> int:
+    """How many steps of the job of a program are saved, by its store."""
+    async with aclosing(await open_store(store)) as opened:
+        tasks = (await remote.read_job(opened, PROGRAM_JOB)).tasks
+    return round(sum(COUNTS[task.index] * task.progress_percent / 100 for task in tasks))
+
+
 @attrs.frozen
 class DriverProgram:
     """A program that runs a job of four items, and can be killed and started again.
@@ -94,15 +104,23 @@ class DriverProgram:
         return [sys.executable, "-m", __name__, str(self.side), told]
 
     def kill_when(self, is_due: Callable[[list[Step]], bool]) -> float:
-        """Start it, and kill it once its steps say so; return when, in Unix time."""
+        """Start it, and kill it once its steps say so; return when, in Unix time.
+
+        Its items wait for that, half way, and all steps are saved before it.
+        """
+        items.hold(self.side, sum(COUNTS) // 2)
         with subprocess.Popen(self._command, cwd=ROOT) as driver:
             deadline = time.monotonic() + PROGRAM_S
-            while not is_due(steps_in(self.side)):
+            while not is_due(steps := steps_in(self.side)) or len(steps) != trio.run(
+                count_saved, self.store
+            ):
                 assert driver.poll() is None, "the driver has ended by itself"
                 assert time.monotonic() < deadline, "the driver makes no steps"
                 time.sleep(POLL_S)
             driver.send_signal(signal.SIGKILL)
-        return time.time()
+        killed_at = time.time()
+        items.hold(self.side, None)
+        return killed_at
 
     def finish(self) -> None:
         """Start it again, and check its results once it has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import trio
 
 from trio_ckpt import remote
 from trio_ckpt.engines import _store_host
+
+SHORT = 10  # steps of an item that `hold` does not hold
 
 
 def double(item: int) -> int:
@@ -75,9 +78,12 @@ def count_up(item: list[Any], work: remote.Work[dict[str, int]]) -> int:
     try:
         while state["done"] < n:
             time.sleep(pause_s)
+            if state["done"] and n > SHORT:
+                _wait_while_held(Path(side), work)
             state["done"] += 1
             state["sum"] += state["done"]
-            line = f"{work.index} {state['done']} {os.getpid()} {time.time():.3f}\n"
+            me = f"{os.getpid()} {begun_at(os.getpid())}"
+            line = f"{work.index} {state['done']} {me} {time.time():.3f}\n"
             os.write(fd, line.encode())
             work.report(progress_percent=100 * state["done"] / n)
             work.point_sync()
@@ -93,7 +99,61 @@ class Step:
     item: int
     number: int
     pid: int
+    begun: int  # when its process began: another one may have its id later
     at: float
+
+    def kill(self) -> bool:
+        """Kill the process that made it; False: it has ended."""
+        if begun_at(self.pid) != self.begun:
+            return False
+        os.kill(self.pid, signal.SIGKILL)
+        return True
+
+
+def begun_at(pid: int) -> int:
+    """When a process began, in ticks of the kernel; -1: it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def hold(side: Path, count: int | None) -> None:
+    """Let functions make so many steps, all together; then they wait.
+
+    A job that is to be disturbed cannot be over before that, however fast the machine is.  None
+    waits before the first step of an item, or in an item of `SHORT` steps.
+
+    Args:
+        side: The file with their steps.
+        count: How many, or a step more of each function.  None: as many as they want.
+    """
+    path = _hold_of(side)
+    if count is None:
+        path.unlink(missing_ok=True)
+        return
+    new = path.with_suffix(".new")
+    new.write_text(str(count))
+    new.replace(path)
+
+
+def _hold_of(side: Path) -> Path:
+    return side.with_name(f"{side.name}.hold")
+
+
+def _wait_while_held(side: Path, work: remote.Work[Any]) -> None:
+    while _is_held(side):
+        work.point_sync()  # it may be told to end
+        time.sleep(0.01)
+
+
+def _is_held(side: Path) -> bool:
+    try:
+        count = int(_hold_of(side).read_text())
+    except FileNotFoundError:
+        return False
+    return side.read_bytes().count(b"\n") >= count
 
 
 def steps_in(side: Path) -> list[Step]:
@@ -102,6 +162,6 @@ def steps_in(side: Path) -> list[Step]:
         return []
     found: list[Step] = []
     for line in side.read_text().splitlines():
-        item, number, pid, at = line.split()
-        found.append(Step(int(item), int(number), int(pid), float(at)))
+        item, number, pid, begun, at = line.split()
+        found.append(Step(int(item), int(number), int(pid), int(begun), float(at)))
     return found

@@ -38,9 +38,9 @@ def count_and_die(item: str, work: AnyWork) -> list[int]:
     (Path(item) / str(len(done))).touch()
     while len(done) < 6:
         if len(done) == 3 and len(list(Path(item).iterdir())) == 1:
-            while not work.point_sync():  # so that what is saved is known
-                time.sleep(0.05)
-            time.sleep(0.3)
+            for _ in range(2):  # a save begins when the one before it is durable
+                while not work.point_sync():
+                    time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         done.append(len(done) + 1)
         work.point_sync()
@@ -60,11 +60,28 @@ def count_slowly(item: str, work: AnyWork) -> list[int]:
     return done
 
 
+def hold(folder: Path, count: int | None) -> None:
+    """Let the items of `steps` make so many steps each; then they wait.  None: to their end."""
+    path = Path(f"{folder}.hold")
+    if count is None:
+        path.unlink()
+    else:
+        path.write_text(str(count))
+
+
+def _is_held(folder: Path, done: int) -> bool:
+    path = Path(f"{folder}.hold")
+    return path.exists() and done >= int(path.read_text())
+
+
 def steps(item: list[Any], work: AnyWork) -> int:
     """So many steps, each of which leaves a line in the item's file."""
     folder, number, count = item
     state = work.state
     while state.setdefault("done", 0) < count:
+        while _is_held(Path(folder), state["done"]):
+            work.point_sync()  # it may be told to end
+            time.sleep(0.01)
         time.sleep(0.05)
         state["done"] += 1
         state["sum"] = state.get("sum", 0) + state["done"]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import attrs
 
-from tests.engines.items import steps_in
+from tests.engines.items import hold, steps_in
 from tests.hangs import HANG_S, PROGRAM_S
 
 PAUSE_S = 0.05  # between two looks
-RECENT_S = 2.0  # a process that has made no step for so long may have gone already
+MARGIN = 8  # steps that are made after a kill is due, at most, before it comes
 
 
 @attrs.define(eq=False)
 class Killer:
     """Kills one process after the other while a job runs, in a thread of its own.
+
+    The job waits for each kill that is due, so there are as many as are wanted.
 
     Attributes:
         side: The file with the steps that were made.
@@ -37,6 +37,7 @@ class Killer:
     _thread: threading.Thread | None = attrs.field(default=None, init=False)
 
     def __enter__(self) -> Killer:
+        hold(self.side, self._due + MARGIN)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         return self
@@ -46,37 +47,43 @@ class Killer:
         assert self._thread is not None
         self._thread.join()
 
+    @property
+    def _due(self) -> int:
+        """After how many steps the next one is killed."""
+        return (len(self.killed) + 1) * self.total // (self.wanted + 2)
+
     def _run(self) -> None:
         deadline = time.monotonic() + PROGRAM_S
-        while len(self.killed) < self.wanted and time.monotonic() < deadline:
-            if self._is_over.wait(PAUSE_S):
+        try:
+            while len(self.killed) < self.wanted and time.monotonic() < deadline:
+                if self._is_over.wait(PAUSE_S):
+                    return
+                self._kill_if_due()
+        finally:
+            hold(self.side, None)
+
+    def _kill_if_due(self) -> None:
+        steps = steps_in(self.side)
+        if len(steps) < self._due:
+            return
+        for step in reversed(steps):
+            if step.pid != os.getpid() and step.kill():
+                self.killed.append(step.pid)
+                hold(self.side, self._due + MARGIN)
                 return
-            due = (len(self.killed) + 1) * self.total // (self.wanted + 2)
-            steps = steps_in(self.side)
-            if len(steps) < due:
-                continue
-            now = time.time()
-            alive = [step.pid for step in steps if now - step.at < RECENT_S]
-            for pid in reversed(alive):
-                if pid not in self.killed and pid != os.getpid():
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                        self.killed.append(pid)
-                    break
 
 
-def kill_one(side: Path, after: int, before: int) -> None:
-    """Kill the process that has made the newest step, once there are so many steps.
+def kill_one(side: Path, after: int) -> None:
+    """Kill the process that has made the newest step, once there are so many.
 
     Args:
-        side: The file with the steps that were made.
+        side: The file with the steps that were made, which are held at that number.
         after: How many steps there have to be.
-        before: The process is killed before it makes this step of its item.
     """
     deadline = time.monotonic() + HANG_S
     while time.monotonic() < deadline:
         steps = steps_in(side)
-        if len(steps) >= after and steps[-1].number < before:
-            os.kill(steps[-1].pid, signal.SIGKILL)
-            return
+        if len(steps) >= after and steps[-1].kill():
+            break
         time.sleep(0.005)
+    hold(side, None)

@@ -15,7 +15,7 @@ import trio
 
 from tests.engines import items
 from tests.engines.drivers import COUNTS, DriverProgram, cancel_after, sum_to, work
-from tests.engines.items import Step, steps_in
+from tests.engines.items import Step, hold, steps_in
 from tests.engines.kills import Killer, kill_one
 from tests.engines.test_local import children
 from tests.hangs import HANG_S, PROGRAM_S
@@ -207,7 +207,8 @@ async def test_items_of_a_killed_dask_worker_go_on_in_postgresql(
     """The session of the worker has ended, so its leases need not."""
     side = tmp_path / "side"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, 40, 30)
+        hold(side, 30)
+        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, 30)
         with trio.fail_after(PROGRAM_S):
             found = await map_tasks(
                 items.count_up,

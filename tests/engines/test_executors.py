@@ -17,7 +17,7 @@ import trio
 
 from tests.engines import items
 from tests.engines.drivers import TwiceExecutor, pool, sum_to, work
-from tests.engines.items import steps_in
+from tests.engines.items import hold, steps_in
 from tests.engines.kills import kill_one
 from tests.hangs import HANG_S, PROGRAM_S
 from trio_ckpt import RunLockedError, StoreError, remote
@@ -177,7 +177,8 @@ async def test_a_killed_process_costs_one_interval_of_its_items(tmp_path: Path) 
     """A pool that is broken fails all items that it has; the next one resumes them."""
     side = tmp_path / "side"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, N, N - 2)
+        hold(side, N - 2)
+        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, N - 2)
         with trio.fail_after(PROGRAM_S):
             found = await map_tasks(
                 items.count_up,
@@ -203,7 +204,8 @@ async def test_a_broken_executor_ends_the_call_and_not_the_job(tmp_path: Path) -
     )
     with pool() as executor:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, kill_one, side, N, N - 2)
+            hold(side, N - 2)
+            nursery.start_soon(trio.to_thread.run_sync, kill_one, side, N - 2)
             with trio.fail_after(PROGRAM_S), pytest.raises(EngineLostError, match="same job_id"):
                 await call(engine=executor)
     with pool() as executor:

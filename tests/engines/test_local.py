@@ -43,7 +43,7 @@ async def test_functions_run_in_other_processes_and_nothing_is_left(tmp_path: Pa
     found = await map_tasks(jobs.where, list(range(8)), workers=2, store=tmp_path / "s")
     assert [item for item, _pid in found] == list(range(8))
     assert os.getpid() not in {pid for _item, pid in found}
-    assert children() == before
+    assert children() <= before
     assert open_files() <= sockets + 1  # trio keeps one that it has made
 
 
@@ -55,7 +55,7 @@ async def test_an_error_is_raised_and_nothing_is_left() -> None:
     before = children()
     with pytest.raises(TaskFailedError, match="ValueError: 3"):
         await map_tasks(jobs.fail, [3], workers=1)
-    assert children() == before
+    assert children() <= before
 
 
 async def test_cancelling_ends_processes_whose_function_goes_on() -> None:
@@ -68,7 +68,7 @@ async def test_cancelling_ends_processes_whose_function_goes_on() -> None:
         await trio.sleep(1)
         started = time.monotonic()
         nursery.cancel_scope.cancel()
-    assert children() == before
+    assert children() <= before
     assert time.monotonic() - started < HANG_S  # the function takes longer
 
 

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from contextlib import aclosing
 from pathlib import Path
 
@@ -27,10 +26,24 @@ def fence(language: str, word: str) -> str:
     return found
 
 
+WAIT = """
+from pathlib import Path
+import trio
+
+async def wait():  # at the first pages, until the signal was sent
+    while not Path("signalled").exists():
+        await trio.sleep(0.01)
+    await trio.sleep(0.1)
+"""
+
+
 def write_program(folder: Path) -> None:
-    """The page's program as the module ``pages``, with items that take longer."""
+    """The page's program as the module ``pages``, with items that wait for the signal."""
     text = fence("python", "JOB_COMPLETION_INDEX").partition('os.environ["JOB_COMPLETION')[0]
-    text = text.replace("trio.sleep(0.01)", "trio.sleep(0.1)")
+    work = "await trio.sleep(0.01)"
+    assert work in text
+    text = text.replace(work, "await wait()")
+    text = f"{WAIT}\n{text}"
     opening = "        async with run.open_stream"
     text = text.replace(opening, f"        print('open', flush=True)\n{opening}", 1)
     (folder / "pages.py").write_text(text + "\nsys.exit(main())\n")
@@ -58,8 +71,8 @@ def test_a_pod_that_is_evicted_exits_with_75_and_goes_on(tmp_path: Path) -> None
     with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE) as pod:
         assert pod.stdout is not None
         assert pod.stdout.readline() == b"open\n"
-        time.sleep(0.3)
         pod.send_signal(signal.SIGTERM)
+        (tmp_path / "signalled").touch()
         assert pod.wait(PROGRAM_S) == 75
     assert confirmed(tmp_path, "pages.00003") < 20
     done = subprocess.run(command, cwd=tmp_path, env=env, timeout=PROGRAM_S, check=False)
@@ -98,6 +111,7 @@ def test_the_array_script_requeues_what_was_stopped(tmp_path: Path) -> None:
         assert job.stdout is not None
         assert job.stdout.readline() == b"open\n"
         os.kill(int((tmp_path / "srun.pid").read_text()), signal.SIGTERM)
+        (tmp_path / "signalled").touch()
         assert job.wait(PROGRAM_S) == 75
     assert asked.read_text() == "requeue 41_7\n"
     done = subprocess.run(command, cwd=tmp_path, env=env, timeout=PROGRAM_S, check=False)

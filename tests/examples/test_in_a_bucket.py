@@ -24,6 +24,7 @@ from examples._crawler.options import parse_options
 from tests.examples.collecting import URL, Direct, api
 from tests.examples.site import Site, html, links, page, redirect
 from tests.hangs import PROGRAM_S
+from tests.leash import is_stopped, leashed
 from tests.stores.objects.buckets import ClockedBucket, HandClock, killed_before, nothing
 from tests.stores.objects.conftest import s3_server as s3_server, s3_url as s3_url
 from trio_ckpt import OutputError
@@ -176,12 +177,13 @@ def test_a_collector_killed_by_the_kernel_goes_on_elsewhere(s3_url: str, tmp_pat
         named = {one.key.removeprefix(f"{folder}/"): one.key for one in bucket.list(folder)}
         return {at: bucket.get(key) for at, key in named.items() if at.startswith(COLLECTED)}
 
-    def start(name: str, number: int) -> subprocess.Popen[bytes]:
+    def start(name: str, number: int, most: int | None = None) -> subprocess.Popen[bytes]:
         place = s3_url.replace(prefix, f"{prefix}/{name}")
-        store = s3_url.replace(prefix, f"{prefix}/{name}.ckpt") + "&lease_s=1"
+        store = s3_url.replace(prefix, f"{prefix}/{name}.ckpt") + "&lease_s=3"
         (tmp_path / f"{name}{number}").mkdir()
+        program = ["-m", "examples.collector", "--out", place, "--store", store]
         return subprocess.Popen(
-            [sys.executable, "-m", "examples.collector", "--out", place, "--store", store],
+            [sys.executable, *program] if most is None else leashed(most, *program),
             cwd=tmp_path / f"{name}{number}",
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.DEVNULL,
@@ -191,15 +193,21 @@ def test_a_collector_killed_by_the_kernel_goes_on_elsewhere(s3_url: str, tmp_pat
         assert process.wait(PROGRAM_S) == 0
     wanted = collected("whole")
     assert len(wanted) > 10
-    number, codes = 0, set[int]()
-    for enough in (1, 4, len(wanted) // 2):
-        number += 1
-        with start("killed", number) as process:
-            while len(collected("killed")) < enough and process.poll() is None:
-                time.sleep(0.02)
-            process.kill()
-        codes.add(process.returncode)
-    assert -signal.SIGKILL in codes
+    number = 0
+    for enough, most in ((1, 4), (4, 8), (8, 8)):
+        is_killed = False
+        while not is_killed:  # until the lease of the last one ends
+            number += 1
+            with start("killed", number, most) as process:
+                while (
+                    len(collected("killed")) < enough
+                    and process.poll() is None
+                    and not is_stopped(process.pid)
+                ):
+                    time.sleep(0.02)
+                process.kill()
+            assert process.returncode != 0
+            is_killed = process.returncode == -signal.SIGKILL
     is_done = False
     while not is_done:  # until the lease of the last one ends
         number += 1

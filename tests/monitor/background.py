@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 import trio
 
+from tests.hangs import HANG_S
 from tests.monitor.client import ACTION_SECRET, SECRET
 from trio_ckpt import Run, monitor
 from trio_ckpt.abc import Store
@@ -75,14 +76,14 @@ def background(program: Callable[[Background], Awaitable[None]]) -> Generator[Ba
     thread = threading.Thread(target=run, name="monitor for a test")
     thread.start()
     try:
-        found._ready.wait(20)
+        found._ready.wait(HANG_S)
         if found.error is not None:
             raise found.error
         yield found
     finally:
         if thread.is_alive():
             found.stop()
-        thread.join(20)
+        thread.join(HANG_S)
     assert not thread.is_alive()
     if found.error is not None:
         raise found.error

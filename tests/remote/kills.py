@@ -29,6 +29,7 @@ from pathlib import Path
 import attrs
 
 from tests.hangs import PROGRAM_S
+from tests.ports import keep_port, port_of
 from tests.remote.aims import cells, is_passed_only_by_chance
 from tests.remote.scenarios import Transition
 from trio_ckpt.remote._wire.message import MessageKind
@@ -93,7 +94,7 @@ class Cast:
 
     Attributes:
         folder: Where their files are.
-        port: Where the foreman listens.
+        kept: Keeps the port on which the foreman listens.
         steps: Steps of an item.
         interval: How often an item is saved, or "none".
         slots: Of each worker.
@@ -109,19 +110,19 @@ class Cast:
     slots: int = 2
     options: tuple[str, ...] = ()
     doom: tuple[str, list[str]] = ("", [])
-    port: int = attrs.field(factory=lambda: free_port())
+    kept: socket.socket = attrs.field(factory=keep_port)
     running: list[tuple[str, subprocess.Popen[str]]] = attrs.field(factory=list)
     kills: Counter[str] = attrs.field(factory=Counter[str])
 
     def start(self, kind: str) -> subprocess.Popen[str]:
         """Start one of a kind."""
-        url = f"ws://127.0.0.1:{self.port}"
+        url = f"ws://127.0.0.1:{port_of(self.kept)}"
         marks = self.folder / "marks"
         marks.mkdir(exist_ok=True)
         run = {
             "foreman": [
                 *("trio_ckpt", "foreman", str(self.folder / "s")),
-                *("--port", str(self.port), *self.options),
+                *("--port", str(port_of(self.kept)), *self.options),
             ],
             "worker": ["trio_ckpt", "worker", url, "--allow", MODULE, "--slots", str(self.slots)],
             "client": [
@@ -165,6 +166,7 @@ class Cast:
         finally:
             for _kind, process in self.running:
                 end(process)
+            self.kept.close()
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -173,13 +175,6 @@ def end(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def run_random(seed: int, folder: Path) -> Outcome:

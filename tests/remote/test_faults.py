@@ -35,7 +35,7 @@ def _fresh() -> Iterator[None]:
 @asynccontextmanager
 async def working(**settings: Any) -> AsyncGenerator[tuple[Proxy, list[Any]]]:
     """A job under way behind a proxy; the block ends when it is done."""
-    quick = {"heartbeat_s": 0.1, "silence_s": 0.6, "grace_s": 5.0, **settings}
+    quick = {"heartbeat_s": 0.1, "silence_s": 0.6, "grace_s": HANG_S, **settings}
     async with serving(**quick) as foreman, open_proxy(foreman.port) as proxy:
         url = f"ws://127.0.0.1:{proxy.port}"
         found: list[Any] = []

@@ -206,8 +206,8 @@ def test_an_owner_that_was_paused_commits_nothing(
     postgres: str, server: Server, place: str
 ) -> None:
     """The run moves on when its lease ends, so the store has one; rows it has locked, in 60 s."""
-    postgres += "%20-cidle_in_transaction_session_timeout%3D2s"
-    store = server.url(f"?schema=paused_{place}&lease_s=1.5")
+    postgres += "%20-cidle_in_transaction_session_timeout%3D5s"
+    store = server.url(f"?schema=paused_{place}&lease_s=4")
     code, rows = pause_and_wake(postgres, store, place)
     assert rows == undisturbed()
     assert code == (1 if place == "marker" else 75)  # its session was ended in the body
@@ -219,7 +219,7 @@ def test_an_owner_of_sqlite_that_was_paused_commits_nothing(
     sqlite: str, server: Server, place: str
 ) -> None:
     """In a transaction it would keep the whole file, as any writer of SQLite does."""
-    store = server.url(f"?schema=paused_sqlite_{place}&lease_s=1.5")
+    store = server.url(f"?schema=paused_sqlite_{place}&lease_s=4")
     code, rows = pause_and_wake(sqlite, store, place)
     assert rows == undisturbed()
     assert code == 75

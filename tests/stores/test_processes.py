@@ -149,14 +149,16 @@ async def test_lock_of_another_process(url: str) -> None:
 
 
 _LOCKER = """
-    import sys, trio
+    import select, sys, trio
     from trio_ckpt.stores import open_store
 
     async def main():
         store = await open_store(sys.argv[1])
-        for n in range(200):
+        n = 0
+        while n < 200 or not select.select([sys.stdin], [], [], 0)[0]:
+            n += 1
             async with store.lock_run("run") as owner:
-                assert owner == n + 1
+                assert owner == n
         await store.aclose()
 
     trio.run(main)
@@ -167,11 +169,14 @@ async def test_reading_the_owner_from_another_process_refuses_no_lock(url: str) 
     """While one process takes and gives back a run, another looks all the time."""
     store = await open_store(url)
     process = _start(_LOCKER, url)
+    assert process.stdin is not None
     seen: set[int | None] = set()
     while process.poll() is None:
         owner = await store.read_owner("run")
         seen.add(owner.pid if owner is not None else None)
-    process.communicate()
+        if len(seen) == 2 and not process.stdin.closed:
+            process.stdin.close()  # which tells it to end
+    _close(process)
     assert process.returncode == 0
     assert seen == {None, process.pid}
     await store.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.hangs import HANG_S
+from tests.ports import keep_port, port_of
 from tests.remote.site import SECRET, open_site
 from trio_ckpt import remote
 from trio_ckpt.remote import ConnectionLostError, NotAllowedError
@@ -23,12 +25,11 @@ from trio_ckpt.stores import MemoryStore
 MISBEHAVING = "tests.remote.misbehaving"
 
 
-async def free_url() -> str:
+@pytest.fixture
+def free_url() -> Iterator[str]:
     """An address at which there is no foreman."""
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listeners[0].socket.getsockname()[1]
-    await listeners[0].aclose()
-    return f"ws://127.0.0.1:{port}"
+    with keep_port() as kept:
+        yield f"ws://127.0.0.1:{port_of(kept)}"
 
 
 async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
@@ -39,10 +40,9 @@ async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_worker_stopped_before_it_is_let_in_ends_well(
-    caplog: pytest.LogCaptureFixture, number: signal.Signals
+    caplog: pytest.LogCaptureFixture, number: signal.Signals, free_url: str
 ) -> None:
-    url = await free_url()
-    work = partial(remote.run_worker, url, secret=SECRET, allow=["json"], handle_signals=True)
+    work = partial(remote.run_worker, free_url, secret=SECRET, allow=["json"], handle_signals=True)
 
     async def stop() -> None:
         await until_said(caplog, "no connection to the foreman")
@@ -54,13 +54,14 @@ async def test_a_worker_stopped_before_it_is_let_in_ends_well(
             assert await nursery.start(work) is False
 
 
-async def test_a_worker_says_that_no_foreman_is_there(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_worker_says_that_no_foreman_is_there(
+    caplog: pytest.LogCaptureFixture, free_url: str
+) -> None:
     """Soon, and once: it goes on trying."""
-    url = await free_url()
-    work = partial(remote.run_worker, url, secret=SECRET, allow=["json"], handle_signals=False)
+    work = partial(remote.run_worker, free_url, secret=SECRET, allow=["json"], handle_signals=False)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work)
-        await until_said(caplog, f"{url} cannot be reached")
+        await until_said(caplog, f"{free_url} cannot be reached")
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     told = [one for one in caplog.records if one.levelno >= logging.WARNING]

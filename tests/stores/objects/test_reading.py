@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pytest
 import trio
 
+from tests.hangs import HANG_S
 from tests.stores.objects.buckets import (
     LEASE_S,
     ClockedBucket,
@@ -136,7 +137,7 @@ async def test_clocks_of_machines_may_differ() -> None:
 async def test_a_closed_store_answers_no_more() -> None:
     store = await ObjectsStore.open("s3://bucket", requests=Requests(memory_bucket()))
     await store.aclose()
-    with trio.fail_after(5), pytest.raises(Exception, match="is closed"):
+    with trio.fail_after(HANG_S), pytest.raises(Exception, match="is closed"):
         await store.list_runs()
 
 

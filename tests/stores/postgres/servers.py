@@ -25,6 +25,8 @@ from pathlib import Path
 
 import attrs
 
+from tests.ports import keep_port, port_of
+
 START_S = 60.0
 _PLACES = ("usr/lib/postgresql/*/bin", "usr/pgsql*/bin", "usr/local/pgsql/bin")
 
@@ -40,11 +42,6 @@ def find_programs() -> Path | None:
 
 def _version_of(path: Path) -> list[int]:
     return [int(number) for number in re.findall("[0-9]+", str(path))]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def unprivileged_user() -> str | None:
@@ -64,9 +61,13 @@ class Server:
     programs: Path
     folder: Path
     user: str | None
-    port: int = attrs.field(factory=free_port)
     settings: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    kept: socket.socket = attrs.field(factory=keep_port)
+
+    @property
+    def port(self) -> int:
+        return port_of(self.kept)
 
     def url(self, options: str = "", *, user: str = "postgres", port: int | None = None) -> str:
         return f"postgresql://{user}@127.0.0.1:{port or self.port}/postgres{options}"
@@ -160,6 +161,7 @@ def running_server(*settings: str, parent: Path | None = None) -> Iterator[Serve
             yield server
         finally:
             server.stop(signal.SIGQUIT)
+            server.kept.close()
 
 
 @contextlib.contextmanager
@@ -179,6 +181,7 @@ def running_pair() -> Iterator[tuple[Server, Server]]:
             yield primary, standby
         finally:
             standby.stop(signal.SIGQUIT)
+            standby.kept.close()
 
 
 @contextlib.contextmanager
@@ -186,7 +189,8 @@ def running_pooler(server: Server) -> Iterator[int]:
     """PgBouncer in transaction pooling before a server; yields its port."""
     program = shutil.which("pgbouncer") or "/usr/sbin/pgbouncer"
     with tempfile.TemporaryDirectory(prefix="ckpt-bouncer-") as name:
-        folder, port, user = Path(name), free_port(), unprivileged_user()
+        folder, kept, user = Path(name), keep_port(), unprivileged_user()
+        port = port_of(kept)
         (folder / "users").write_text('"postgres" ""\n', encoding="utf-8")
         (folder / "ini").write_text(
             "[databases]\n"
@@ -219,6 +223,7 @@ def running_pooler(server: Server) -> Iterator[int]:
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            kept.close()
 
 
 @attrs.define(eq=False)

@@ -10,8 +10,9 @@ import trio
 
 pytest.importorskip("psycopg", reason="psycopg is not installed")
 
+from tests.ports import keep_port, port_of
 from tests.refusing import refuse_all
-from tests.stores.postgres.servers import Server, free_port, running_server
+from tests.stores.postgres.servers import Server, running_server
 from trio_ckpt import StoreError, StoreVersionError
 from trio_ckpt.abc import Checkpoint, RunKey, Severity
 from trio_ckpt.cli import main
@@ -34,8 +35,9 @@ async def refused(url: str, *, create: bool = True) -> str:
 
 
 async def test_a_server_that_is_not_there_is_named() -> None:
-    port = free_port()
-    said = await refused(f"postgresql://me:s3cr3t@127.0.0.1:{port}/db")
+    with keep_port() as kept:
+        port = port_of(kept)
+        said = await refused(f"postgresql://me:s3cr3t@127.0.0.1:{port}/db")
     assert f"postgresql://me:***@127.0.0.1:{port}/db: opening failed: " in said
     assert "s3cr3t" not in said
 
