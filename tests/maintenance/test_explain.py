@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 
+from trio_ckpt._journal.changes import BeganFrom
 from trio_ckpt._journal.code import CodeBatches, CodeMark
 from trio_ckpt._journal.deferral import Deferral
 from trio_ckpt._journal.history import KILLED, RUNNING, SessionView
@@ -517,6 +518,10 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         ),
         facts_of({key: some(code=NEW, old_code=(CodeBatches(OLD, IndexSet([1])),))}),
         facts_of({}, paused="since noon, by ann"),
+        facts_of({key: some()}, generation=2, began_from=BeganFrom(1)),
+        facts_of(
+            {key: done}, generation=2, began_from=BeganFrom(1, 5, {"new": 1}), is_complete=True
+        ),
         facts_of({key: some(reserved={"cost_usd": ExactSum().plus(1)})}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),
         many(some([0, 2], last_index=9, failures={1: failure})),

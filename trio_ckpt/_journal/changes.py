@@ -15,7 +15,15 @@ import attrs
 
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey
-from .history import DONE_KINDS, DoneKind, LiveRecords, read_pages
+from .history import (
+    DONE_KINDS,
+    ENDED,
+    DoneKind,
+    LiveRecords,
+    how_ended,
+    read_pages,
+    session_metadata_of,
+)
 from .progress import Progress
 from .record import Output, Record, RecordKind, Status
 from .store import RunView, Store
@@ -86,6 +94,18 @@ def is_all_complete(parts: Mapping[StreamKey, Progress]) -> bool:
 def count_checkpoints(parts: Mapping[StreamKey, Progress]) -> int:
     """How many checkpoints all streams but the run's own have."""
     return sum(part.sequence for key, part in parts.items() if key != RUN_STREAM)
+
+
+def is_complete(view: RunView) -> bool:
+    """Whether a generation is complete, so that the next one can begin from it."""
+    parts = {key: entry.progress for key, entry in view.streams.items()}
+    metadata = session_metadata_of(view)
+    if not is_all_complete(parts):
+        return False
+    again = again_of(metadata)
+    if again is None:
+        return how_ended(metadata) == ENDED
+    return again.checkpoints == count_checkpoints(parts)
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

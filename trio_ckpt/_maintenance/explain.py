@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
+from .._journal.changes import BeganFrom
 from .._journal.deferral import first_due
 from .._journal.history import KILLED, SessionView
 from .._journal.live_view import LiveToken
@@ -35,6 +36,7 @@ from .._util.text import (
     quoted_name,
     stream_name,
 )
+from .explain_again import generation_clauses
 from .reasons import Clause, Reason, lost, render
 
 MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
@@ -116,6 +118,8 @@ class Facts:
         inside: The batches inside of which the newest state was saved, and when; Unix time, s.
         troubles: What went wrong in streams that went on, the newest first: the stream, when
             (Unix time, s), and what happened.
+        began_from: The generation that its own began from by ``again=True``; None: from none.
+        is_complete: Whether the next generation could begin so from it.
     """
 
     run_id: str
@@ -134,6 +138,8 @@ class Facts:
     pending_total: int | None = None
     inside: Mapping[StreamKey, tuple[int, float]] = attrs.field(factory=dict)
     troubles: Sequence[tuple[StreamKey, float, str]] = ()
+    began_from: BeganFrom | None = None
+    is_complete: bool = False
 
     def name(self, key: StreamKey) -> str:
         """The name of a stream, as a sentence has it."""
@@ -156,8 +162,9 @@ def explain_run(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
     lost_ones = explain_losses(facts.losses, facts.name, facts.verify_command)
     yield from (Sentence("lost", [one]) for one in lost_ones)
     yield from (Sentence("trouble", [one]) for one in _troubles(facts))
-    if facts.generation:
-        yield Sentence("archive", [(Reason.BEGUN_AFRESH, {"times": facts.generation})])
+    may_go_on = facts.is_complete and facts.owner is None
+    if clauses := generation_clauses(facts.generation, facts.began_from, may_go_on=may_go_on):
+        yield Sentence("archive", clauses)
     if facts.sessions:
         yield Sentence("config", list(_config(facts.sessions)))
     yield from (Sentence("phase", clauses) for clauses in _phases(facts))

@@ -41,6 +41,15 @@ class Reason(enum.Enum):
         "The run was begun afresh {times:time} (fresh=True, on_config_change='restart', or reset): "
         "what was confirmed before that is in the archive and is not continued."
     )
+    AGAIN_GOES_ON = (
+        "Generation {generation} began from generation {base} (again=True) and is not complete: "
+        "every start goes on with it. What is known of an item is read from generation {base}."
+    )
+    AGAIN_COMPLETE = (
+        "Generation {generation} began from generation {base} (again=True), with {counts:raw}: "
+        "`trio-ckpt changes` lists them."
+    )
+    AGAIN_NEXT = "With again=True a start begins generation {next} from this one."
     NO_CONFIG = "No config was given, so a start compares none."
     CONFIG = (
         "A start compares its config with that of session {last.number:raw} (digest {digest}), "

@@ -33,17 +33,14 @@ from .._journal.changes import (
     BeganFrom,
     Change,
     again_of,
-    count_checkpoints,
     counts_text,
-    is_all_complete,
+    is_complete,
     iter_changes,
 )
 from .._journal.history import (
     DONE_KINDS,
-    ENDED,
     LiveRecord,
     LiveRecords,
-    how_ended,
     read_pages,
     session_metadata_of,
 )
@@ -70,18 +67,6 @@ SAVED_AT_ONCE = 1_000  # records of batches that are carried over, in one group
 
 
 # -- which generation -----------------------------------------------------------------------------
-
-
-def is_complete(view: RunView) -> bool:
-    """Whether a generation is complete, so that the next one can begin from it."""
-    parts = {key: entry.progress for key, entry in view.streams.items()}
-    metadata = session_metadata_of(view)
-    if not is_all_complete(parts):
-        return False
-    again = again_of(metadata)
-    if again is None:
-        return how_ended(metadata) == ENDED
-    return again.checkpoints == count_checkpoints(parts)
 
 
 def begin_again(view: RunView | None, run_id: str) -> BeganFrom | None:

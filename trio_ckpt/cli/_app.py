@@ -34,6 +34,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "watch": ("_watch", "Watch a run until its process releases it, or a job until it is done."),
     "explain": ("_explain", "Say in words what a start would do, and why."),
     "history": ("_explain", "List the sessions of a run, or the checkpoints of a stream."),
+    "changes": ("_changes", "Say what a run that was done again has changed."),
+    "restore": ("_changes", "Copy the outputs of an older generation."),
     "verify": ("_verify", "Compare the confirmed outputs with the files."),
     "export": ("_export", "Write a run into one file."),
     "import": ("_export", "Take a run out of a file."),

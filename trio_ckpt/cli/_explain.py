@@ -11,6 +11,7 @@ from itertools import groupby
 from msgspec.structs import asdict
 
 from .._journal.acts import Act, paused_text, plain_act, read_acts, target_text
+from .._journal.changes import again_of, is_complete
 from .._journal.history import (
     SessionView,
     iter_records,
@@ -90,6 +91,8 @@ async def explain(
         inside=await _inside(run, keys),
         troubles=await _troubles(run, keys),
         names=stream_names(run.keys),
+        began_from=again_of(run.session_metadata),
+        is_complete=is_complete(run.view),
     )
     sentences = list(explain_run(facts, every=show_all))
     document = {

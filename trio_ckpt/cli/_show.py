@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from .._journal.acts import paused_text
+from .._journal.changes import again_of
 from .._journal.collection import CollectionOverview, split_collections, sum_up_collection
 from .._journal.history import KILLED, RUNNING, how_text, list_all_runs, run_runtime_s
 from .._journal.live_view import LiveView
@@ -327,7 +328,11 @@ def _run_pairs(
         texts = [f"{name} {status.value}" for name, status in phases.items()]
         pairs.append(("phases", ", ".join(texts)))
     if run.view.generation:
-        text = f"{number(run.view.generation)}: begun afresh, what was before is in the archive"
+        began = again_of(run.session_metadata)
+        how = "begun afresh, what was before is in the archive"
+        if began is not None:
+            how = f"begun from generation {number(began.base)} with again=True"
+        text = f"{number(run.view.generation)}: {how}"
         pairs.append(("generation", text))
     pairs.append(("streams", per_status(summary.streams)))
     pairs += total_pairs(summary)
