@@ -135,7 +135,7 @@ def test_what_the_page_quotes_is_said(run: Terminal, tmp_path: Path) -> None:
     joined = re.sub(r'"\s*(?:f|r)?"', "", sources)
     section = PAGE.partition("What else it may say:")[2].partition("(troubles)=")[0]
     quotes = re.findall(r"^\| ([A-Z'a].*?) \| ", section, re.MULTILINE)
-    assert len(quotes) == 10
+    assert len(quotes) == 12
     for quote in quotes:
         for sentence in re.split(r"(?<=[.]) ", quote):
             assert sentence.strip(" .") in joined, sentence

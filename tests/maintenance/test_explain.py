@@ -18,13 +18,13 @@ from trio_ckpt._journal.progress import FailedAttempt, Progress
 from trio_ckpt._journal.record import ErrorInfo, Status
 from trio_ckpt._maintenance.explain import (
     Facts,
-    Losses,
     Sentence,
     StartAction,
     action_of,
     explain_run,
     holes,
 )
+from trio_ckpt._maintenance.explain_losses import Losses
 from trio_ckpt._maintenance.reasons import Reason, render
 from trio_ckpt._util.exact_sum import ExactSum
 from trio_ckpt._util.index_set import IndexSet
@@ -520,7 +520,7 @@ def test_every_reason_has_the_fields_that_its_template_names() -> None:
         facts_of({}, paused="since noon, by ann"),
         facts_of({key: some()}, generation=2, began_from=BeganFrom(1)),
         facts_of(
-            {key: done}, generation=2, began_from=BeganFrom(1, 5, {"new": 1}), is_complete=True
+            {key: done}, generation=2, began_from=BeganFrom(1, 5, {"new": 1}), may_begin_next=True
         ),
         facts_of({key: some(reserved={"cost_usd": ExactSum().plus(1)})}),
         many(attrs.evolve(done, skipped=IndexSet([3]))),

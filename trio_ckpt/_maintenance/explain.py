@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -19,7 +19,7 @@ from .._journal.history import KILLED, SessionView
 from .._journal.live_view import LiveToken
 from .._journal.progress import Progress
 from .._journal.record import ErrorInfo, Status
-from .._journal.store import Finding, Owner
+from .._journal.store import Owner
 from .._journal.summary import deferred, failing, in_order, is_to_process, phase_statuses
 from .._util.exact_sum import ExactSum, add_sums, shown
 from .._util.index_set import spans
@@ -37,11 +37,11 @@ from .._util.text import (
     stream_name,
 )
 from .explain_again import generation_clauses
-from .reasons import Clause, Reason, lost, render
+from .explain_losses import MAX_TROUBLES, Losses, explain_losses
+from .reasons import Clause, Reason, render
 
 MAX_ALIKE = 5  # streams of one kind with a sentence each; more share one sentence
 MAX_NAMED = 3  # streams named in a shared sentence
-MAX_TROUBLES = 5  # losses and notes that get a sentence each
 STUCK_AFTER_S = 600.0  # a live owner that has saved nothing for this long is reported
 
 
@@ -79,24 +79,6 @@ class Sentence:
 
 
 @attrs.frozen
-class Losses:
-    """What a start of a run needs, and would not find.
-
-    Attributes:
-        states: Streams that cannot go on.
-        files: Outputs that are gone, as `find_drift` names them.
-        folder: The output folder, if it is gone; empty: it exists, or is not needed.
-    """
-
-    states: tuple[Finding, ...] = ()
-    files: tuple[Finding, ...] = ()
-    folder: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.states or self.files or self.folder)
-
-
-@attrs.frozen
 class Facts:
     """What is known of a run.
 
@@ -116,10 +98,9 @@ class Facts:
         pending: The tokens that the owner has pending, as published, oldest first.
         pending_total: How many tokens are pending; None: not known.
         inside: The batches inside of which the newest state was saved, and when; Unix time, s.
-        troubles: What went wrong in streams that went on, the newest first: the stream, when
-            (Unix time, s), and what happened.
+        troubles: What went wrong in streams that went on, newest first: stream, Unix time, text.
         began_from: The generation that its own began from by ``again=True``; None: from none.
-        is_complete: Whether the next generation could begin so from it.
+        may_begin_next: Whether the next generation could begin so now.
     """
 
     run_id: str
@@ -139,7 +120,7 @@ class Facts:
     inside: Mapping[StreamKey, tuple[int, float]] = attrs.field(factory=dict)
     troubles: Sequence[tuple[StreamKey, float, str]] = ()
     began_from: BeganFrom | None = None
-    is_complete: bool = False
+    may_begin_next: bool = False
 
     def name(self, key: StreamKey) -> str:
         """The name of a stream, as a sentence has it."""
@@ -162,8 +143,7 @@ def explain_run(facts: Facts, *, every: bool = False) -> Iterator[Sentence]:
     lost_ones = explain_losses(facts.losses, facts.name, facts.verify_command)
     yield from (Sentence("lost", [one]) for one in lost_ones)
     yield from (Sentence("trouble", [one]) for one in _troubles(facts))
-    may_go_on = facts.is_complete and facts.owner is None
-    if clauses := generation_clauses(facts.generation, facts.began_from, may_go_on=may_go_on):
+    if clauses := generation_clauses(facts.generation, facts.began_from, facts.may_begin_next):
         yield Sentence("archive", clauses)
     if facts.sessions:
         yield Sentence("config", list(_config(facts.sessions)))
@@ -246,28 +226,6 @@ def _pending_text(facts: Facts, token: LiveToken) -> str:
     if token.waits_until is None:
         return age
     return f"{age} (failed, waits for its next attempt until {moment(token.waits_until)})"
-
-
-def explain_losses(
-    losses: Losses, name: Callable[[StreamKey], str], verify_command: str
-) -> Iterator[Clause]:
-    """Say what a start would not find, and what it does then.
-
-    Args:
-        losses: What is lost.
-        name: The name of a stream, as a sentence has it.
-        verify_command: The command that compares everything with what was saved.
-    """
-    for state in losses.states[:MAX_TROUBLES]:
-        yield lost(name(state.key), state, verify_command)
-    if (more := len(losses.states) - MAX_TROUBLES) > 0:
-        yield Reason.MORE_STATES_LOST, {"more": more}
-    if losses.folder:
-        yield Reason.FOLDER_LOST, {"folder": losses.folder}
-    for file in losses.files[:MAX_TROUBLES]:
-        yield lost(name(file.key), file, verify_command)
-    if (more := len(losses.files) - MAX_TROUBLES) > 0:
-        yield Reason.MORE_FILES_LOST, {"more": more, "verify": verify_command}
 
 
 def _troubles(facts: Facts) -> Iterator[Clause]:

@@ -7,14 +7,14 @@ from .reasons import Clause, Reason
 
 
 def generation_clauses(
-    number: int, began_from: BeganFrom | None, *, may_go_on: bool
+    number: int, began_from: BeganFrom | None, may_begin_next: bool
 ) -> list[Clause]:
     """What is to be said of a generation.
 
     Args:
         number: Its number.
         began_from: The generation that it began from by ``again=True``; None: from none.
-        may_go_on: Whether the next one could begin from it now.
+        may_begin_next: Whether the next one could begin from it now.
     """
     clauses: list[Clause] = []
     if began_from is None:
@@ -27,6 +27,6 @@ def generation_clauses(
         else:
             fields["counts"] = counts_text(began_from.counts)
             clauses.append((Reason.AGAIN_COMPLETE, fields))
-    if may_go_on:
+    if may_begin_next:
         clauses.append((Reason.AGAIN_NEXT, {"next": number + 1}))
     return clauses

@@ -20,7 +20,7 @@ from .._util.threads import run_blocking
 from ..outputs import Outputs, open_existing
 from ..state._chain import read_chain
 from .drift import output_finding
-from .explain import Losses
+from .explain_losses import Losses
 from .verify_states import see_end, state_finding
 
 MAX_STREAMS = 100  # checked, of a run

@@ -15,7 +15,7 @@ from .._journal.history import list_all_runs, read_pages
 from .._journal.store import Finding, Severity, Store
 from .._journal.summary import read_run_status
 from .._maintenance.doctor import checked, examine
-from .._maintenance.explain import explain_losses
+from .._maintenance.explain_losses import explain_losses
 from .._maintenance.losses import find_losses
 from .._maintenance.reasons import Reason, render
 from .._util.errors import StoreDamagedError, StoreError

@@ -22,7 +22,8 @@ from .._journal.history import (
 from .._journal.record import TROUBLE, Record, RecordKind
 from .._journal.store import Store
 from .._journal.summary import RunStatus, is_over
-from .._maintenance.explain import Facts, Losses, Sentence, explain_run
+from .._maintenance.explain import Facts, Sentence, explain_run
+from .._maintenance.explain_losses import Losses
 from .._util.exact_sum import numbers
 from .._util.plain import StreamKey
 from .._util.text import (
@@ -92,7 +93,7 @@ async def explain(
         troubles=await _troubles(run, keys),
         names=stream_names(run.keys),
         began_from=again_of(run.session_metadata),
-        is_complete=is_complete(run.view),
+        may_begin_next=run.owner is None and is_complete(run.view),
     )
     sentences = list(explain_run(facts, every=show_all))
     document = {
