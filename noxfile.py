@@ -51,9 +51,16 @@ def crash(session: nox.Session) -> None:
 
 @nox.session
 def frameworks(session: nox.Session) -> None:
-    """Run the tests that need torch, jax, TensorFlow and datasets, which are large."""
+    """Run the tests that need torch, jax, TensorFlow, datasets and pyarrow, which are large."""
     session.install(
-        "-e", ".[tests,arrays]", "torch", "torchdata", "jax", "tensorflow-cpu", "datasets"
+        "-e",
+        ".[tests,arrays]",
+        "torch",
+        "torchdata",
+        "jax",
+        "tensorflow-cpu",
+        "datasets",
+        "pyarrow",
     )
     session.run("python", "-m", "pytest", "tests/frameworks", *session.posargs)
 

@@ -1,4 +1,4 @@
-"""Tests that need torch, jax, TensorFlow or datasets, larger than all else that the tests install.
+"""Tests that need torch, jax, TensorFlow, datasets or pyarrow: larger than what all others install.
 
 They are left out unless this folder is named, as ``nox -s frameworks`` does; so the other
 sessions need neither, and skip nothing.  Here a library that is missing is an error, no skip.
