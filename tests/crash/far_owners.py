@@ -158,7 +158,8 @@ class FarSite:
     def saves(self) -> list[dict[str, Any]]:
         """What the store was asked to save."""
         text = (self.folder / "saves.log").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        whole, _, _ = text.rpartition("\n")  # a line may be on its way
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def _end(process: subprocess.Popen[str]) -> None:

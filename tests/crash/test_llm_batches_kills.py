@@ -62,7 +62,8 @@ def start(out: Path, url: str, provider: str, budget_usd: float) -> subprocess.P
 def submitted(file: Path) -> list[dict[str, Any]]:
     """What the provider has accepted."""
     text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text.splitlines()]
+    whole, _, _ = text.rpartition("\n")  # a line may be on its way
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 async def read_progress(folder: Path) -> Progress:

@@ -161,7 +161,8 @@ def steps_in(side: Path) -> list[Step]:
     if not side.exists():
         return []
     found: list[Step] = []
-    for line in side.read_text().splitlines():
+    whole, _, _ = side.read_text().rpartition("\n")  # a line may be on its way
+    for line in whole.splitlines():
         item, number, pid, begun, at = line.split()
         found.append(Step(int(item), int(number), int(pid), int(begun), float(at)))
     return found

@@ -20,6 +20,7 @@ async def test_a_host_that_has_ended_is_replaced(tmp_path: Path) -> None:
     await store.aclose()
     async with open_in_host(store.address, "full") as (ended, _):
         pass
+    await ended.call(ended.close, 0)
     ended.stop()  # as an error in its trio run ends it
     with trio.fail_after(HANG_S):
         while not ended.has_ended:  # noqa: ASYNC110  # another thread sets it
