@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -195,6 +196,7 @@ def test_every_argument_is_listed_with_its_default(
 
 def test_every_exit_code_is_listed() -> None:
     codes = {value for name, value in vars(_errors).items() if name.startswith("EXIT_")}
+    codes.add(128 + signal.SIGINT)  # a stop that is forced has the number of its signal
     listed = re.findall(r"^\| (\d+) \|", read("exit-codes.md"), re.MULTILINE)
     assert {int(code) for code in listed} == codes | {EXIT_INTERRUPTED}  # a stop by SIGINT, too
 

@@ -6,8 +6,9 @@ causes.
 
     to blame            builtin         errors
     ------------------  --------------  ---------------------------------------------------------
-    the program's code  `RuntimeError`  CodeChangedError, DuplicateCheckpointError,
-                                        ForkedProcessError, PartitionsLeftError, StreamBusyError,
+    the program's code  `RuntimeError`  CannotRunAgainError, CodeChangedError,
+                                        DuplicateCheckpointError, ForkedProcessError,
+                                        PartitionsLeftError, StreamBusyError,
                                         StreamsStillOpenError, TokenNeverSettledError
     what it is given    `ValueError`,   ConfigChangedError, NotEncodableError, OutputClaimedError,
                         `LookupError`   SourceChangedError, UnknownRunError, UnknownStreamError
