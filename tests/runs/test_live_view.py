@@ -229,6 +229,7 @@ async def test_a_batch_that_waits_for_its_next_attempt_is_shown_so(
     retry = RetryTable([RetryRule((OSError,), attempts=2, backoff_s=60, jitter=0)])
     seen: list[LiveToken] = []
     ages: list[tuple[float, float]] = []
+    looked = trio.Event()
 
     async def look(run: Run) -> None:
         seen.append(await seen_when(run, False))
@@ -237,6 +238,7 @@ async def test_a_batch_that_waits_for_its_next_attempt_is_shown_so(
         (token,) = run.coordinator.get_pending_checkpoints()
         await trio.sleep(5)
         ages.append((token.age_s, attempt_age_s(token)))
+        looked.set()
 
     async with (
         begin("memory:") as run,
@@ -244,7 +246,9 @@ async def test_a_batch_that_waits_for_its_next_attempt_is_shown_so(
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(look, run)
-        await loop(stream, retry)
+        with trio.fail_after(1_000):  # on the mock clock
+            await loop(stream, retry)
+            await looked.wait()
     _, held_back, again = seen
     assert held_back.state == "pending"
     assert held_back.waits_until is not None
