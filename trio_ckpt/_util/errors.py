@@ -223,7 +223,8 @@ EXIT_COMPLETE = 0
 EXIT_SKIPPED = 3
 EXIT_FAILED = 69  # EX_UNAVAILABLE of sysexits.h: trying again changes nothing
 EXIT_DRAINED = 75  # EX_TEMPFAIL of sysexits.h: try again later
-EXIT_SIGTERM = 143  # a forced stop exits with 128 + its signal, as in shells
+EXIT_SIGINT = 130  # a forced stop exits with 128 + its signal, as in shells
+EXIT_SIGTERM = 143
 
 
 class StreamsStillOpenError(TrioCkptError, RuntimeError):

@@ -12,11 +12,11 @@ from typing import Any
 
 import click
 
+from .._util.errors import EXIT_SIGINT
 from .._util.exceptions import text_of
 from .._util.screen import WRITTEN_OUT, Screen
 from .._util.text import one_line
 from ._exits import (
-    EXIT_INTERRUPTED,
     EXIT_NO_READER,
     EXIT_OK,
     CommandError,
@@ -138,7 +138,7 @@ def _run(typed: Sequence[str]) -> int:
         )
         return code if isinstance(code, int) else EXIT_OK
     except (KeyboardInterrupt, click.Abort):
-        return EXIT_INTERRUPTED
+        return EXIT_SIGINT
     except Exception as error:
         return _give_up(error, as_json="--json" in typed)
     finally:

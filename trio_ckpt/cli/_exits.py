@@ -25,7 +25,6 @@ EXIT_OWNED = 5
 EXIT_STORE = 6
 EXIT_REFUSED = 7
 EXIT_NOT_INSTALLED = 8
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells count
 EXIT_NO_READER = 141  # 128 + SIGPIPE: the reader of the output is gone
 
 
