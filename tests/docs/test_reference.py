@@ -25,7 +25,6 @@ import trio_ckpt.testing
 from docs import api_pages
 from tests.loggers import LOGGERS
 from trio_ckpt._util import errors as _errors
-from trio_ckpt.cli._exits import EXIT_INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
@@ -198,7 +197,7 @@ def test_every_exit_code_is_listed() -> None:
     codes = {value for name, value in vars(_errors).items() if name.startswith("EXIT_")}
     codes.add(128 + signal.SIGINT)  # a stop that is forced has the number of its signal
     listed = re.findall(r"^\| (\d+) \|", read("exit-codes.md"), re.MULTILINE)
-    assert {int(code) for code in listed} == codes | {EXIT_INTERRUPTED}  # a stop by SIGINT, too
+    assert {int(code) for code in listed} == codes
 
 
 def test_every_logger_is_listed() -> None:
