@@ -303,6 +303,23 @@ async def test_what_was_interrupted_goes_on_whether_asked_again_or_not(tmp_path:
     assert await counts_of(store) == expected_counts(new, new)
 
 
+async def test_a_generation_is_complete_when_its_changes_are_counted(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await do(store, tmp_path, {"a": "1", "b": "1"})
+    with pytest.raises(RuntimeError, match="after all batches"):
+        async with begin(store, output_dir=tmp_path, again=True) as run:
+            async with run.open_stream("s") as stream:
+                async for batch in stream.batches(["a"]):
+                    batch.unchanged()
+            raise RuntimeError("after all batches")
+    assert "b/page.txt" in standing(tmp_path)
+    assert await do(store, tmp_path, {"a": "1"}, again=True) == []
+    view = await store.load_run("r")
+    assert view is not None
+    assert view.generation == 1
+    assert standing(tmp_path).keys() == {"a/1.txt", "a/page.txt"}
+
+
 async def _interrupted(store: Store, folder: Path, items: Items, **options: Any) -> None:
     """Confirm one more batch, then end with an error."""
     async with begin(store, output_dir=folder, **options) as run, run.open_stream("s") as stream:
