@@ -303,15 +303,20 @@ async def test_what_was_interrupted_goes_on_whether_asked_again_or_not(tmp_path:
     assert await counts_of(store) == expected_counts(new, new)
 
 
+async def _ended_by_an_error(store: Store, folder: Path) -> None:
+    """Confirm all batches, then end with an error."""
+    async with begin(store, output_dir=folder, again=True) as run:
+        async with run.open_stream("s") as stream:
+            async for batch in stream.batches(["a"]):
+                batch.unchanged()
+        raise RuntimeError("after all batches")
+
+
 async def test_a_generation_is_complete_when_its_changes_are_counted(tmp_path: Path) -> None:
     store = MemoryStore()
     await do(store, tmp_path, {"a": "1", "b": "1"})
     with pytest.raises(RuntimeError, match="after all batches"):
-        async with begin(store, output_dir=tmp_path, again=True) as run:
-            async with run.open_stream("s") as stream:
-                async for batch in stream.batches(["a"]):
-                    batch.unchanged()
-            raise RuntimeError("after all batches")
+        await _ended_by_an_error(store, tmp_path)
     assert "b/page.txt" in standing(tmp_path)
     assert await do(store, tmp_path, {"a": "1"}, again=True) == []
     view = await store.load_run("r")
