@@ -22,6 +22,7 @@ import trio
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.hangs import HANG_S
 from tests.monitor.background import Background, background
 from tests.monitor.client import ACTION_SECRET, SECRET
 from tests.opening import begin
@@ -44,7 +45,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-expect.set_options(timeout=30_000)  # ms: what is expected comes late on a busy machine
+expect.set_options(timeout=1_000 * HANG_S)  # ms: what is expected comes late on a busy machine
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 
@@ -352,7 +353,7 @@ def test_when_it_is_cut_off_it_says_so_and_comes_back_by_itself(tab: Tab) -> Non
         await serve(found, port)
 
     with background(second):
-        expect(page.locator("#link-text")).to_have_text("live", timeout=20_000)
+        expect(page.locator("#link-text")).to_have_text("live")
         expect(page.locator("#banner")).to_be_hidden()
         expect(page.locator("#say")).not_to_be_empty()
 
@@ -362,7 +363,7 @@ def test_a_network_that_is_cut_and_restored(tab: Tab, stage: Stage) -> None:
     assert stage.found.serving is not None
     cable = Cable(stage.found.serving.port)
     stage.found.call(trio.lowlevel.spawn_system_task, cable.run)
-    assert cable.ready.wait(10)
+    assert cable.ready.wait(HANG_S)
     page = tab.page
     page.goto(f"http://127.0.0.1:{cable.port}/#{SECRET}")
     row = page.locator("#streams tr", has_text="org/repo1/pulls")
@@ -372,7 +373,7 @@ def test_a_network_that_is_cut_and_restored(tab: Tab, stage: Stage) -> None:
     for _ in range(3):
         stage.step()
     stage.found.call(cable.mend)
-    expect(page.locator("#link-text")).to_have_text("live", timeout=20_000)
+    expect(page.locator("#link-text")).to_have_text("live")
     expect(row).to_contain_text("20.0 %")
     stage.found.call(cable.cut)
 
