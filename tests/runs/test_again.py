@@ -21,7 +21,9 @@ from trio_ckpt import (
     Frontier,
     OutputsMissingError,
     Stream,
+    export_run,
     find_drift,
+    import_run,
     run_batches,
 )
 from trio_ckpt._journal.changes import AGAIN, again_of, iter_changes
@@ -79,7 +81,7 @@ async def counts_of(store: Store) -> dict[str, int]:
     """What the newest generation says has changed."""
     view = await store.load_run("r")
     assert view is not None
-    found = again_of(session_metadata_of(view))
+    found = again_of(session_metadata_of(view), view.generation)
     assert found is not None
     return dict(found.counts)
 
@@ -349,6 +351,22 @@ async def test_a_fresh_start_archives_what_both_generations_have(tmp_path: Path)
     assert standing(tmp_path).keys() == {"z/1.txt", "z/page.txt"}
     assert (tmp_path / ".archive/r-1/a/page.txt").read_text() == "2"
     assert (tmp_path / ".archive/r-0/a/page.txt").read_text() == "1"
+
+
+async def test_an_imported_run_is_one_that_began_from_nothing(tmp_path: Path) -> None:
+    store, items = await open_store(tmp_path / "s"), {"a": "1", "b": "1"}
+    await do(store, tmp_path / "out", items)
+    await do(store, tmp_path / "out", items, again=True)
+    with pytest.raises(RuntimeError, match="a crash"):
+        await _interrupted(store, tmp_path / "out", items, again=True)
+    with closing(OutputDir.open(tmp_path / "out")) as outputs:
+        await export_run(store, "r", tmp_path / "x", outputs=outputs)
+    other = await open_store(tmp_path / "other")
+    await import_run(other, tmp_path / "x", output_dir=tmp_path / "there")
+    assert await do(other, tmp_path / "there", items) == ["b"]  # no generation to compare with
+    assert await do(other, tmp_path / "there", items, again=True) == []
+    for one in (store, other):
+        await one.aclose()
 
 
 # -- what an item is ------------------------------------------------------------------------------

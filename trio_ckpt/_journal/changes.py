@@ -80,9 +80,13 @@ class BeganFrom:
         return attrs.asdict(self)
 
 
-def again_of(metadata: Mapping[str, Plain]) -> BeganFrom | None:
-    """What session metadata say of it; None: the generation did not begin from another one."""
-    return BeganFrom(**metadata[AGAIN]) if AGAIN in metadata else None
+def again_of(metadata: Mapping[str, Plain], generation: int) -> BeganFrom | None:
+    """What session metadata say of it; None: the generation did not begin from another one.
+
+    A run that was imported has its records under another number, and the older ones not at all.
+    """
+    found = BeganFrom(**metadata[AGAIN]) if AGAIN in metadata else None
+    return found if found is not None and found.base < generation else None
 
 
 def is_all_complete(parts: Mapping[StreamKey, Progress]) -> bool:
@@ -102,7 +106,7 @@ def is_complete(view: RunView) -> bool:
     metadata = session_metadata_of(view)
     if not is_all_complete(parts):
         return False
-    again = again_of(metadata)
+    again = again_of(metadata, view.generation)
     if again is None:
         return how_ended(metadata) == ENDED
     return again.checkpoints == count_checkpoints(parts)

@@ -84,7 +84,7 @@ def begin_again(view: RunView | None, run_id: str) -> BeganFrom | None:
         )
     if is_complete(view):
         return BeganFrom(view.generation)
-    if again_of(metadata) is not None:
+    if again_of(metadata, view.generation) is not None:
         return None
     raise CannotRunAgainError(
         f"run {run_id!r} cannot be done again: generation {view.generation} is not complete; start "

@@ -332,7 +332,7 @@ async def _choose_generation(request: RunRequest, resources: _RunResources) -> _
     number, own = view.generation, None if is_new else view
     if asked is not None:  # it begins from this one, which is complete
         return _Generation(number + 1, number, None, change.fields, left, asked, view)
-    again = None if own is None else again_of(session_metadata_of(own))
+    again = None if own is None else again_of(session_metadata_of(own), number)
     base = await load_base(store, own, again, request.run_id)
     return _Generation(number, number, own, change.fields, left, again, base)
 
@@ -442,7 +442,7 @@ async def _end_session(run: OpenRun, session: SessionRecorder, error: BaseExcept
     """
     if run.limits is not None and not run.limits.streaks:
         session.metadata.pop(ROW_SINCE, None)
-    again = again_of(session.metadata)
+    again = again_of(session.metadata, run.committer.run_key.generation)
     try:
         if again is not None and error is None:
             session.metadata[AGAIN] = await end_again(run, session.contents(run.parts()), again)

@@ -376,7 +376,7 @@ async def replaced_by_next(store: Store, view: RunView) -> list[int]:
     parts = [entry.progress for key, entry in view.streams.items() if key != RUN_STREAM]
     has_outputs = any(progress.outputs or progress.sinks for progress in parts)
     left = await left_to_archive(store, view)
-    again = again_of(session_metadata_of(view))
+    again = again_of(session_metadata_of(view), view.generation)
     if again is not None and again.checkpoints is None:  # outputs are still where it found them
         return [*left, view.generation, again.base]
     return [*left, view.generation] if has_outputs else left

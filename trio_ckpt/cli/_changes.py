@@ -46,7 +46,7 @@ async def show_changes(store: Store, run_id: str | None, *, show_all: bool) -> C
     Items that are unchanged are only counted.
     """
     run = await read_status(store, run_id)
-    again = again_of(run.session_metadata)
+    again = again_of(run.session_metadata, run.view.generation)
     if again is None:
         raise CommandError(
             f"run {run.run_id!r} was not done again: its generation {run.view.generation} began "

@@ -92,7 +92,7 @@ async def explain(
         inside=await _inside(run, keys),
         troubles=await _troubles(run, keys),
         names=stream_names(run.keys),
-        began_from=again_of(run.session_metadata),
+        began_from=again_of(run.session_metadata, run.view.generation),
         may_begin_next=run.owner is None and is_complete(run.view),
     )
     sentences = list(explain_run(facts, every=show_all))

@@ -328,7 +328,7 @@ def _run_pairs(
         texts = [f"{name} {status.value}" for name, status in phases.items()]
         pairs.append(("phases", ", ".join(texts)))
     if run.view.generation:
-        began = again_of(run.session_metadata)
+        began = again_of(run.session_metadata, run.view.generation)
         how = "begun afresh, what was before is in the archive"
         if began is not None:
             how = f"begun from generation {number(began.base)} with again=True"
