@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
@@ -62,6 +63,14 @@ async def test_the_openings_of_a_run_say_what_to_write() -> None:
                     with stream.snapshots():  # type: ignore[attr-defined]
                         pass
                 batch.complete()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_it_is_only_an_asynchronous_context_manager(name: str) -> None:
+    one = CALLS[name]()
+    assert isinstance(one, AbstractAsyncContextManager)
+    assert not isinstance(one, AbstractContextManager)  # who closes by that would call __exit__
+    assert isinstance(copy.copy(one), type(one))
 
 
 async def test_what_it_opens_is_closed_with_its_error() -> None:

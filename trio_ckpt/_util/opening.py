@@ -52,13 +52,16 @@ class Opening(AbstractAsyncContextManager[T, bool | None], Generic[T]):
                 "a synchronous program uses trio_ckpt.blocking"
             )
 
-        def __exit__(self, *_: object) -> None:
-            """Never called; `with` asks for it before it enters."""
+        # `with` asks for it before it enters.  As None it keeps `isinstance` from taking this for
+        # an `AbstractContextManager`, which containers of services would close by `__exit__`.
+        __exit__ = None
 
         def __await__(self) -> NoReturn:
             raise TypeError(f"{self._call}() cannot be awaited: {self._right}")
 
         def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("__"):  # copy asks for some before there are any fields
+                raise AttributeError(name)
             raise AttributeError(
                 f"{self._call}() has not been opened, so it has no {name!r}: {self._right}",
                 name=name,
