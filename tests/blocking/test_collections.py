@@ -113,7 +113,7 @@ def test_a_stop_of_one_partition_ends_its_own_calls_alone() -> None:
                             partition.run.request_stop()
 
                     with pytest.raises(RunStoppedError):
-                        pool.submit(wait).result()
+                        pool.submit(wait).result(HANG_S)
                     going_on.set()
                     batch.complete()
 
@@ -125,8 +125,8 @@ def test_a_stop_of_one_partition_ends_its_own_calls_alone() -> None:
             do_items(partition, done)
 
     with (
-        take_part(MemoryStore(), grace_s=0) as collection,
         ThreadPoolExecutor(3) as pool,
+        take_part(MemoryStore(), grace_s=0) as collection,  # its end ends what hangs
     ):
         stopped, other = pool.submit(stop_one, collection, pool), pool.submit(go_on, collection)
         assert isinstance(stopped.exception(HANG_S), RunStoppedError)

@@ -96,6 +96,16 @@ class ClockedBucket(Bucket):
         self._stamp(old.key)
         return etag
 
+    def put(self, key: str, data: bytes) -> None:
+        self.before("put", key)
+        super().put(key, data)
+        self._stamp(key)
+
+    def upload(self, key: str, views: Iterable[memoryview]) -> None:
+        self.before("put", key)
+        super().upload(key, views)
+        self._stamp(key)
+
     def compare(self, key: str, data: bytes) -> tuple[StoredObject, bool] | None:
         self.before("get", key)
         found = super().compare(key, data)
@@ -159,11 +169,6 @@ def killed_before(bucket: ClockedBucket, request: int) -> Generator[Kill]:
             raise
     finally:
         bucket.before = nothing
-
-    def upload(self, key: str, views: Iterable[memoryview]) -> None:
-        self.before("put", key)
-        super().upload(key, views)
-        self._stamp(key)
 
 
 class FaultyBucket(ClockedBucket):

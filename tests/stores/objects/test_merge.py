@@ -117,19 +117,11 @@ class SlowTime:
         return self.now
 
 
-class NotedPuts(ClockedBucket):
-    """A bucket that calls `before` for the page of a merging, too."""
-
-    def put(self, key: str, data: bytes) -> None:
-        self.before("put", key)
-        super().put(key, data)
-
-
 def test_a_slow_bucket_does_not_keep_a_lease_from_being_renewed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """No request is begun after an eighth of the lease; the log is merged later."""
-    bucket, time = NotedPuts(HandClock()), SlowTime()
+    bucket, time = ClockedBucket(HandClock()), SlowTime()
     process, begun = Process.on(bucket), list[float]()
     process.take()
     for _ in range(merge.EVERY - 2):  # the owner's own entry is one, too
