@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -46,6 +47,20 @@ def test_the_longest_act_fits_into_a_line() -> None:
     act = new_act("pause", "\U0001f512" * 999, why="\x00" * MAX_WHY_CHARS)
     assert len(encode_line(act)) < MAX_LINE_BYTES
     assert decode_act(encode_line(act)) == act
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"count": 2**53},
+        {"amounts": {"cost_usd": math.inf}},
+        {"amounts": {"cost_usd": math.nan}},
+        {"amounts": {"a" * (MAX_NAME_CHARS + 1): 1}},
+    ],
+)
+def test_an_act_that_no_run_can_decode_is_not_sent(about: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no act that can be sent"):
+        new_act("limit", "ann", **about)
 
 
 @pytest.mark.parametrize(

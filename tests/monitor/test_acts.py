@@ -11,9 +11,10 @@ from urllib.parse import quote
 import pytest
 import trio
 
+from tests.journal.test_inbox import OneInbox
 from tests.monitor.client import ACTION_SECRET, Client, serving
 from tests.opening import begin
-from trio_ckpt import RunStoppedError
+from trio_ckpt import Limits, RunStoppedError
 from trio_ckpt._journal.acts import read_acts
 from trio_ckpt.stores import MemoryStore, open_store
 
@@ -94,6 +95,23 @@ async def test_a_run_without_a_process_is_steered_for_the_next_start(tmp_path: P
         "skip",
     ]
     await store.aclose()
+
+
+async def test_an_act_waits_until_the_owner_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes longer than what else is asked of a monitor, as in a bucket."""
+    monkeypatch.setattr("trio_ckpt.monitor._guard.REQUEST_TIMEOUT_S", 0.0)
+
+    class Inbox(OneInbox):
+        inbox_every_s = 0.2
+
+    store = Inbox()
+    async with begin(store, limits=Limits(batches=9)):
+        async with serving(store, allow_actions=True) as (client, _):
+            actor = Client(client.port, ACTION_SECRET)
+            reply = await actor.post(path_of("limit?name=batches&most=5"))
+            assert reply.json["done"] == "the limit is batches=5 until the session ends"
+            assert (await actor.get("/api/runs")).code == "too_slow"
+    assert [act.do for act in await read_acts(store, "r")] == ["limit"]
 
 
 @pytest.mark.parametrize("act", ACTS)

@@ -124,6 +124,22 @@ async def test_eight_that_ask_at_once_are_all_answered(autojump_clock: Clock) ->
     assert len(await read_acts(store, "r")) == 1
 
 
+async def test_who_waits_behind_too_many_others_is_told_so(autojump_clock: Clock) -> None:
+    store, refusals = Inbox(), list[str]()
+
+    async def ask(number: int) -> None:
+        try:
+            await steer(store, "r", new_act("status", f"u{number}"))
+        except ActRefusedError as error:
+            refusals.append(str(error))
+
+    async with steered(store), trio.open_nursery() as nursery:
+        for number in range(16):
+            nursery.start_soon(ask, number)
+    assert refusals
+    assert all("other processes ask its owner at the same time" in text for text in refusals)
+
+
 @pytest.mark.parametrize("again", ["resume", "pause"])
 async def test_an_act_that_is_asked_for_again_is_not_done_again(
     again: Any, autojump_clock: Clock

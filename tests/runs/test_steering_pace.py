@@ -179,6 +179,7 @@ async def test_a_limit_of_another_name_counts_what_was_spent(autojump_clock: Clo
     ("limits", "at", "amounts", "begun", "reason"),
     [
         (Limits(batches=3), 1.5, {"batches": 6}, 6, "limit batches: 6 of 6 batches are done"),
+        (Limits(batches=3), 1.5, {"batches": 6.0}, 6, "limit batches: 6 of 6 batches are done"),
         (Limits(batches=9), 4.5, {"batches": 2}, 5, "limit batches: 4 of 2 batches are done"),
         (Limits(runtime_s=4), 1.5, {"runtime_s": 8}, 7, "limit runtime_s: its 8.0 s are over"),
         (Limits(runtime_s=90), 4.5, {"runtime_s": 2}, 5, "limit runtime_s: its 2.0 s are over"),
@@ -214,6 +215,9 @@ async def test_a_limit_that_cannot_be_changed_is_refused(autojump_clock: Clock) 
             )
             for amounts in ({"batches": 0}, {"batches": 1.5}, {"runtime_s": 0}):
                 assert next(iter(amounts)) in await refused(steering, "limit", amounts=amounts)
+            for name in ("stop_at", "min_free_bytes", "consecutive_failures", "failure_share"):
+                why = await refused(steering, "limit", amounts={name: 3.0})
+                assert why == f"the limit {name} cannot be changed while a session is open"
             run.request_stop()
             assert "a stop is under way" in await refused(
                 steering, "limit", amounts={"cost_usd": 1.0}

@@ -145,9 +145,17 @@ def _plain_number(value: Number) -> Number:
 def changed_limits(limits: Limits, most: Mapping[str, Number]) -> Limits:
     """Limits some of which are others: ``batches`` and ``runtime_s`` by name, the rest is spent.
 
+    Args:
+        limits: The limits.
+        most: The amounts by name; of ``batches`` 5.0 is 5: over REST numbers come as floats.
+
     Raises:
-        ValueError, TypeError: an amount is not one.
+        ValueError, TypeError: an amount is not one, or a name is that of another limit.
     """
+    most = {name: _plain_number(amount) for name, amount in most.items()}
+    for name in most:
+        if name not in OF_SESSION and name in attrs.fields_dict(Limits):
+            raise ValueError(f"the limit {name} cannot be changed while a session is open")
     spent = {name: amount for name, amount in most.items() if name not in OF_SESSION}
     of_session: dict[str, Any] = {name: most[name] for name in OF_SESSION if name in most}
     return attrs.evolve(limits, spent={**limits.spent, **spent}, **of_session)

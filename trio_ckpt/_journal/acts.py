@@ -131,7 +131,8 @@ def new_act(
         amounts: The most that may be spent, by name.
 
     Raises:
-        ValueError: the reason is too long, or the batches are too many to be sent.
+        ValueError: the reason is too long, the batches are too many to be sent, or a number or a
+            name is none that an act can have.
     """
     if len(why) > MAX_WHY_CHARS:
         raise ValueError(f"why has {number(len(why))} letters; at most {MAX_WHY_CHARS} are kept")
@@ -140,9 +141,13 @@ def new_act(
     about = (stream, steps, count, dict(amounts))
     act_id = secrets.token_hex(MAX_ID_CHARS // 2)
     act = Act(do, user[:MAX_NAME_CHARS], host, os.getpid(), why, *about, id=act_id)
-    if len(encode_line(act)) > MAX_LINE_BYTES:
+    line = encode_line(act)
+    if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"too many spans of batches, {number(len(steps) // 2)}, for one act")
-    return act
+    try:  # what the owner cannot decode gets no answer
+        return _act_decoder.decode(line)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"this is no act that can be sent: {error}") from error
 
 
 def encode_line(message: Act | ActReply) -> bytes:

@@ -44,6 +44,12 @@ async def ask_inbox(store: Store, run_id: str, act: Act, ask_s: float) -> ActRep
         await asking.clean_up()
     if await _is_on_record(store, run_id, act):
         return _on_record()
+    if asking.has_met_others:
+        raise ActRefusedError(
+            f"run {run_id!r}: other processes ask its owner at the same time, and it has not come "
+            "to this act, which was not done: try again",
+            run_id=run_id,
+        )
     raise ActRefusedError(
         f"run {run_id!r}: its owner has not looked into its inbox, so the act was not done; it is "
         "of a version that does not look, or it is a command such as trio-ckpt compact, or its "
@@ -61,12 +67,14 @@ class _Asking:
         run_id: The run.
         act: The act.
         owner: The number of the owner that is asked; None: there is none.
+        has_met_others: Whether acts of other processes were in the inbox.
     """
 
     store: Store
     run_id: str
     act: Act
     owner: int | None
+    has_met_others: bool = attrs.field(default=False, init=False)
     _answer_of: str = attrs.field(default="", init=False)  # another act that was answered
     _answered_at: float = attrs.field(default=0.0, init=False)
 
@@ -93,6 +101,8 @@ class _Asking:
         if message is None or message.owner != self.owner:
             return True
         if message.act is not None:
+            if message.act.id != self.act.id:
+                self.has_met_others = True
             return False
         now = trio.current_time()
         if message.act_id != self._answer_of:

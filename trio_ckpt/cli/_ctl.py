@@ -72,7 +72,7 @@ def _number(text: str, kind: Callable[[str], float], least: float) -> float:
         found = math.nan
     if not least <= found < math.inf:
         raise CommandError(f"{text!r} is not a number from {number(least)} on", EXIT_USAGE)
-    return int(found) if found == int(found) else found
+    return int(found) if found < 2**53 and found == int(found) else found
 
 
 @store_command(

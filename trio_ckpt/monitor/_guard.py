@@ -20,6 +20,7 @@ from ._answers import Problem, Refusal, encode_answer
 log = get_logger(__name__)
 
 REQUEST_TIMEOUT_S = 15.0  # a store on a slow disk has some thousand records to read
+ACTION_TIMEOUT_S = 120.0  # an act waits for the process of its run, see `steer`
 EVENTS_PATH = "/api/events"  # answers until the client disconnects
 
 Scope = MutableMapping[str, Any]
@@ -68,8 +69,10 @@ def guarded(app: App, access: Access) -> App:
 
 
 async def _answer(app: App, scope: Scope, receive: Receive, reply: _Reply) -> None:
-    is_stream = scope["path"] == EVENTS_PATH
-    limit = trio.move_on_after(math.inf if is_stream else REQUEST_TIMEOUT_S)
+    timeout_s = REQUEST_TIMEOUT_S if scope["method"] != "POST" else ACTION_TIMEOUT_S
+    if scope["path"] == EVENTS_PATH:
+        timeout_s = math.inf
+    limit = trio.move_on_after(timeout_s)
     try:
         with limit:
             await app(scope, receive, reply.send)
@@ -78,9 +81,7 @@ async def _answer(app: App, scope: Scope, receive: Receive, reply: _Reply) -> No
         await reply.refuse(INTERNAL)
     if limit.cancelled_caught:
         await reply.refuse(
-            AccessDenied(
-                503, "too_slow", f"no answer within {REQUEST_TIMEOUT_S:g} s: try again later"
-            )
+            AccessDenied(503, "too_slow", f"no answer within {timeout_s:g} s: try again later")
         )
 
 

@@ -13,6 +13,10 @@ import trio
 from tests.crash.act_sweep import kill_at_each_call
 from tests.crash.acts import AimedKills, prepare
 from tests.fork_server import Told
+from trio_ckpt._buckets.bucket import Bucket
+from trio_ckpt.abc import Store
+from trio_ckpt.stores import open_store
+from trio_ckpt.stores._objects.store import ObjectsStore
 
 YEAR_S = 31_536_000.0
 
@@ -21,6 +25,26 @@ YEAR_S = 31_536_000.0
 def acts() -> Iterator[AimedKills]:
     with AimedKills(None) as started:
         yield started
+
+
+@pytest.mark.parametrize("place", ["file_url", "s3_url"])
+async def test_an_empty_object_is_in_no_ones_way(
+    place: str, request: pytest.FixtureRequest
+) -> None:
+    store = await open_store(request.getfixturevalue(place))
+    async with store.lock_run("r"):
+        await store.write_inbox("r", b"asked")
+        (key,) = [entry.key for entry in _bucket_of(store).list("") if "inbox" in entry.key]
+        _bucket_of(store).put(key, b"")
+        assert await store.read_inbox("r") == b""
+        await store.write_inbox("r", b"asked")
+        assert await store.read_inbox("r") == b"asked"
+    await store.aclose()
+
+
+def _bucket_of(store: Store) -> Bucket:
+    assert isinstance(store, ObjectsStore)
+    return store._requests.bucket
 
 
 @pytest.mark.parametrize("do", ["pause", "resume", "requeue", "snapshot"])

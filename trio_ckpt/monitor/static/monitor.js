@@ -806,7 +806,7 @@ $("actions-form").addEventListener("submit", async (event) => {
   const note = $("actions-note");
   const answered = (mood, words) => { note.dataset.mood = mood; text(note, words); };
   show(note, true);
-  answered("", "Asking …");
+  answered("", "Asking … a run in a bucket looks every ten seconds.");
   try {
     const why = action === "retry" ? "" : `?why=${encodeURIComponent($("action-why").value.trim())}`;
     const path = `/api/runs/${encodeURIComponent(state.run)}/${action}${why}`;
