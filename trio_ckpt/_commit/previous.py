@@ -37,6 +37,7 @@ from .._util.index_set import IndexSet
 from .._util.plain import item_digest
 from .._util.uninterrupted import uninterrupted
 from .batch import AnyBatch, staged_of
+from .exits import Ending
 from .gate import Gate
 
 MAX_IN_MEMORY_BYTES = 64 * 2**20  # of what is known of the items of one stream
@@ -69,7 +70,9 @@ class PreviousItems:
         count: How many there are, about.
         generation: The last generation.
         where: The stream, for messages.
-        damaged: The batches whose outputs are not what was confirmed: their work is done again.
+        damaged: The batches of the last generation whose outputs are not what was confirmed: their
+            work is done again.
+        requeued: The batches of this generation that were re-queued: their work is done again, too.
     """
 
     def __init__(self, kind: KeyKind, count: int, generation: int, where: str) -> None:
@@ -77,6 +80,7 @@ class PreviousItems:
         self.generation = generation
         self.where = where
         self.damaged = IndexSet()
+        self.requeued = IndexSet()
         self._buckets = [bytearray() for _ in range(count // _ENTRIES + 1)]
         self._file = SpooledTemporaryFile(max_size=MAX_IN_MEMORY_BYTES)  # noqa: SIM115
         self._end = 0
@@ -223,8 +227,15 @@ class AgainGate(Gate):
             )
         return record
 
+    async def _save(self, batch: AnyBatch, ending: Ending) -> bool:
+        """See `Gate._save`; where what was carried over is refused, its work is done again."""
+        is_saved, staged = await super()._save(batch, ending), staged_of(batch)
+        if not is_saved and staged.carried is not None and staged.previous is not None:
+            self.previous.damaged.add(staged.previous[0])
+        return is_saved
+
     def _record_of(self, batch: AnyBatch) -> Record | None:
-        found = staged_of(batch).previous
-        if found is None or found[0] in self.previous.damaged:
+        found, previous = staged_of(batch).previous, self.previous
+        if found is None or found[0] in previous.damaged or batch.index in previous.requeued:
             return None
         return self.previous.read(found[1])

@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 import attrs
 
+from .._util.errors import CannotRunAgainError
 from .._util.index_set import IndexSet
 from .._util.plain import RUN_STREAM, Plain, StreamKey
 from .history import (
@@ -110,6 +111,28 @@ def is_complete(view: RunView) -> bool:
     if again is None:
         return how_ended(metadata) == ENDED
     return again.checkpoints == count_checkpoints(parts)
+
+
+def check_prunable(view: RunView, keep: int) -> None:
+    """Check that a prune leaves the generation that the newest one began from and still needs.
+
+    Args:
+        view: The newest generation.
+        keep: How many generations are left; 0 removes the run.
+
+    Raises:
+        CannotRunAgainError: it would be removed, and the newest one was never complete.
+    """
+    again = again_of(session_metadata_of(view), view.generation)
+    if again is None or again.checkpoints is not None or keep == 0:
+        return
+    if again.base <= view.generation - keep:
+        raise CannotRunAgainError(
+            f"run {view.run_id!r} is being done again: its generation {view.generation} needs "
+            f"generation {again.base} until it is complete; prune it then, or keep "
+            f"{view.generation - again.base + 1}",
+            run_id=view.run_id,
+        )
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

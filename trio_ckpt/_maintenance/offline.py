@@ -18,6 +18,7 @@ from .._commit.lease import open_committer
 from .._commit.redo import Redo, retry_record
 from .._commit.saves import save_record, save_records
 from .._commit.stream_log import StreamLog
+from .._journal.changes import check_prunable
 from .._journal.history import iter_records, read_known_run, read_pages, session_metadata_of
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind
@@ -200,10 +201,15 @@ class Maintenance:
     async def prune(self, *, keep: int) -> Pruned:
         """Remove all generations of the run but the newest `keep`; see `Store.prune`.
 
+        Raises:
+            CannotRunAgainError: the newest one began from one that would be removed, and is not
+                complete.
+
         Durability: removed generations do not come back after power loss.
         Cancellation: as for `Store.prune`.
         """
-        return await self.store.prune(self._run_key, keep=whole_number("keep", keep))
+        check_prunable(self.view, whole_number("keep", keep))
+        return await self.store.prune(self._run_key, keep=keep)
 
     async def _begin_change(self) -> None:
         """Set the manifest aside: it may not match the run after this change."""

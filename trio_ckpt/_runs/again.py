@@ -108,24 +108,24 @@ def checked_again(again: bool, *, is_fresh: bool) -> bool:
     return again
 
 
-async def load_base(
-    store: Store, view: RunView | None, again: BeganFrom | None, run_id: str
-) -> RunView | None:
-    """The generation that one begins from; None: it is complete, or began from none.
+async def load_base(store: Store, again: BeganFrom | None, run_id: str) -> RunView | None:
+    """The generation that one begins from; None: it began from none, or that was pruned.
+
+    A generation that was complete once needs the one before it no more: where that was pruned, its
+    batches that are re-queued do their work again.
 
     Args:
         store: The store of the run.
-        view: The generation, as the store has it; None: it is new.
         again: What it began from.
         run_id: The run.
 
     Raises:
-        CannotRunAgainError: the store does not have it any more.
+        CannotRunAgainError: it was never complete, and the store does not have the other one.
     """
-    if again is None or (view is not None and is_complete(view)):
+    if again is None:
         return None
     base = await store.load_run(run_id, again.base)
-    if base is None:
+    if base is None and again.checkpoints is None:
         raise CannotRunAgainError(
             f"run {run_id!r} cannot go on: generation {again.base}, which its newest one began "
             "from, was pruned; begin from the start with fresh=True",
@@ -167,12 +167,31 @@ async def begin_from_base(
     was = Progress() if entry is None else entry.progress
     cursor = start_cursor(was.cursor, lag) if was.has_cursor else msgspec.UNSET
     if _kind_of(was) is KeyKind.CURSOR:
-        if not progress.has_cursor:
+        if not await _is_carried_over(store, open_stream):
             await _carry_over(store, open_stream, base, was)
             await open_stream.save_plain(_opening(cursor, {}))
     elif progress.opens == 0 and (was.sinks or was.has_cursor):
         await open_stream.save_plain(_opening(cursor, was.sinks))
     return was
+
+
+async def _is_carried_over(store: Store, open_stream: OpenStream) -> bool:
+    """Whether all is carried over: the cursor to go on from is saved behind it.
+
+    What a rewind has re-queued since is not carried over once more.
+    """
+    run_key, key = open_stream.committer.run_key, open_stream.stream_log.key
+    if open_stream.stream_log.progress.has_cursor:
+        pages = read_pages(store, run_key.run_id, run_key.generation, key)
+        async with aclosing(pages):
+            async for page in pages:
+                if any(_is_opening(record) for _, record in page):
+                    return True
+    return False
+
+
+def _is_opening(record: Record) -> bool:
+    return record.kind is RecordKind.SAVE and record.cursor is not msgspec.UNSET
 
 
 def _opening(cursor: Plain, sinks: Mapping[str, int]) -> Record:
@@ -213,6 +232,7 @@ def _carried(entry: LiveRecord) -> Record:
         outputs=was.outputs,
         lines=was.lines,
         totals=was.totals,
+        cursor=was.cursor,
         metadata=was.metadata,
         adopted=was.adopted,
         error=was.error,
@@ -272,7 +292,7 @@ async def _fill(
 ) -> None:
     kind, key = previous.kind, open_stream.stream_log.key
     damages = _Damages(open_stream, f"{base.run_id}-{base.generation}", *verify)
-    await damages.begin(store)
+    previous.damaged = await damages.begin(store)
     live, adds = LiveRecords(was), list[bytes]()
     indexes, places = array("Q"), array("Q")
     async with aclosing(read_pages(store, base.run_id, base.generation, key)) as pages:
@@ -307,7 +327,8 @@ def _keys_of(adds: list[bytes], frontier: FrontierItems[Any]) -> list[str]:
 class _Damages:
     """Finds batches of the last generation whose outputs are not what was confirmed.
 
-    Batches that this generation has done already are passed over: they may have replaced theirs.
+    Batches that this generation has done already are passed over: they may have replaced theirs, or
+    were re-queued, which has moved them.
     """
 
     def __init__(
@@ -320,11 +341,12 @@ class _Damages:
         self._done = IndexSet()
         self._checked = self._missing = 0
 
-    async def begin(self, store: Store) -> None:
-        """Read which batches of the last generation have been done again."""
+    async def begin(self, store: Store) -> IndexSet:
+        """Read which batches have been done again; returns those that were re-queued since."""
         stream_log, run_key = self._open_stream.stream_log, self._open_stream.committer.run_key
+        confirmed = IndexSet()
         if stream_log.progress.sequence == 0:
-            return
+            return confirmed
         live = LiveRecords(stream_log.progress)
         pages = read_pages(store, run_key.run_id, run_key.generation, stream_log.key)
         async with aclosing(pages):
@@ -332,6 +354,13 @@ class _Damages:
                 for entry in live.of(page, DONE_KINDS):
                     if entry.record.previous is not None:
                         self._done.add(entry.record.previous)
+                for _, record in page:
+                    if record.kind is RecordKind.BATCH and record.previous is not None:
+                        confirmed.add(record.previous)
+        requeued = confirmed.copy()
+        requeued.subtract(self._done)
+        self._done = self._done.union(confirmed)
+        return requeued
 
     async def find(self, entries: Sequence[LiveRecord]) -> list[int]:
         """The batches of a page with an output that is missing or altered."""

@@ -53,6 +53,7 @@ class Settings:
     code: CodeWatch | None = None
     outputs_since: float = 0.0  # older files were not written by the run; Unix time, s
     base: RunView | None = None  # the generation that this one begins from
+    is_settled: bool = False  # this one was complete before, so outputs of the other are archived
     lag: Lag | None = None
 
 

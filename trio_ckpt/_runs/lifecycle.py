@@ -298,7 +298,7 @@ class _Generation(msgspec.Struct, frozen=True):
         changes: The fields of the configuration that have changed.
         archiving: The generations whose outputs are still to be archived.
         again: The generation that it began from, and what has changed since; None: from none.
-        base: That generation, while this one is not complete.
+        base: That generation, unless it was pruned.
     """
 
     number: int
@@ -333,7 +333,7 @@ async def _choose_generation(request: RunRequest, resources: _RunResources) -> _
     if asked is not None:  # it begins from this one, which is complete
         return _Generation(number + 1, number, None, change.fields, left, asked, view)
     again = None if own is None else again_of(session_metadata_of(own), number)
-    base = await load_base(store, own, again, request.run_id)
+    base = await load_base(store, again, request.run_id)
     return _Generation(number, number, own, change.fields, left, again, base)
 
 
@@ -426,6 +426,7 @@ def _make_open_run(
             request.settings,
             outputs_since=session.outputs_since,
             base=generation.base,
+            is_settled=generation.again is not None and generation.again.checkpoints is not None,
             code=None if request.code is None else code_watch(request.code, session),
         ),
         resources.tools,

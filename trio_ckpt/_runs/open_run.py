@@ -179,7 +179,7 @@ class OpenRun:
     @property
     def _replaced(self) -> str | None:
         """The label of the archive of the generation that this one begins from."""
-        base = self.settings.base
+        base = None if self.settings.is_settled else self.settings.base
         return None if base is None else f"{self.run_id}-{base.generation}"
 
     def _folder(self, output_dir: str | None) -> str:

@@ -80,7 +80,7 @@ class Resume:
             open_stream.stream_log,
             open_stream.files.root,
             open_stream.files.path_owners,
-            on_requeued=open_stream.reconsider,
+            on_requeued=self._on_requeued,
             reverting=self._reverting,
         )
 
@@ -104,7 +104,8 @@ class Resume:
         frontier: FrontierItems[object] | None = None
         if isinstance(state, Frontier):
             frontier = items_of(cast("Frontier[object]", state))
-        if self.settings.base is not None:
+        is_gone = self.settings.is_settled and self.open_stream.stream_log.progress.opens == 0
+        if self.settings.base is not None and not is_gone:
             await self._begin_from(self.settings.base, frontier)
         await self._open_sinks()
         if self.sink is not None:
@@ -139,10 +140,15 @@ class Resume:
                 stream=self.open_stream.stream_log.key,
             )
         was = await begin_from_base(self.store, self.open_stream, base, self.settings.lag)
-        verify = self.settings.verify, self.settings.redo_missing
+        verify = self.settings.verify, self.settings.redo_missing or self.settings.is_settled
         self._previous = await load_previous(
             self.store, self.open_stream, base, was, frontier, verify
         )
+
+    def _on_requeued(self, index: int) -> None:
+        if self._previous is not None:
+            self._previous.requeued.add(index)
+        self.open_stream.reconsider(index)
 
     def _check_kind(self, state: object) -> None:
         progress = self.open_stream.stream_log.progress

@@ -10,11 +10,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import attrs
 import click
 import msgspec
 
+from .._journal.changes import check_prunable
 from .._journal.code import batches_by_code
 from .._journal.progress import Progress
 from .._journal.record import Status
@@ -22,7 +24,7 @@ from .._journal.store import Owner, Pruned, RunKey, Store
 from .._journal.summary import RunStatus
 from .._maintenance.compact import Compacted
 from .._maintenance.offline import open_maintenance, requeue_all
-from .._util.errors import RunLockedError
+from .._util.errors import RunLockedError, StoreDamagedError
 from .._util.index_set import IndexSet
 from .._util.plain import StreamKey
 from .._util.text import batches_are, number, plural, printable, redacted_url, stream_name
@@ -437,6 +439,10 @@ async def prune(store: Store, run_id: str, *, keep: int, yes: bool) -> CommandAn
         confirm(what, yes=yes)
         async with store.lock_run(run_id) as number_of_owner:
             newest = await _generation_of(store, run_id)
+            with suppress(StoreDamagedError):  # a run that cannot be read needs nothing
+                view = await store.load_run(run_id) if keep else None
+                if view is not None:
+                    check_prunable(view, keep)
             removed = await store.prune(RunKey(run_id, newest, number_of_owner), keep=keep)
         text = f"{plural(removed.generations, 'generation')} removed: "
         text += f"{plural(removed.records, 'record')}, {plural(removed.bytes, 'byte')}"

@@ -1,0 +1,187 @@
+"""Batches of a run that is done again are re-queued: their work is done, and nothing is lost."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.opening import begin
+from trio_ckpt import (
+    CannotRunAgainError,
+    OutputError,
+    RetryRule,
+    RetryTable,
+    find_drift,
+    open_maintenance,
+)
+from trio_ckpt._journal.changes import again_of
+from trio_ckpt._journal.history import session_metadata_of
+from trio_ckpt.abc import Store
+from trio_ckpt.outputs import OutputDir
+from trio_ckpt.stores import MemoryStore
+
+ITEMS = {"a": "1", "b": "1", "c": "1"}
+
+
+async def do(
+    store: Store, folder: Path, items: dict[str, str], *, until: str = "", **options: Any
+) -> list[str]:
+    """Work on items, up to a crash at one; which ones were written."""
+    written: list[str] = []
+    async with begin(store, output_dir=folder, **options) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(sorted(items)):
+            if batch.item == until:
+                raise RuntimeError("a crash")
+            was, value = batch.previous, items[batch.item]
+            if was is not None and was.metadata["v"] == value:
+                batch.unchanged()
+                continue
+            written.append(batch.item)
+            await batch.write_text(f"{batch.item}.txt", value)
+            batch.complete(metadata={"v": value})
+    return written
+
+
+async def interrupted(store: Store, folder: Path, items: dict[str, str], until: str) -> None:
+    with pytest.raises(RuntimeError, match="a crash"):
+        await do(store, folder, items, until=until, again=True)
+
+
+async def counts_of(store: Store) -> dict[str, int]:
+    """What the newest generation says has changed, without what is zero."""
+    view = await store.load_run("r")
+    assert view is not None
+    found = again_of(session_metadata_of(view), view.generation)
+    assert found is not None
+    return {name: count for name, count in found.counts.items() if count}
+
+
+async def problems_of(store: Store, folder: Path) -> tuple[Any, ...]:
+    view = await store.load_run("r")
+    assert view is not None
+    with closing(OutputDir.open(folder)) as outputs:
+        return (await find_drift(store, view, outputs, mode="sha256")).problems
+
+
+async def test_a_complete_one_counts_a_lost_output_as_changed(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await do(store, tmp_path, ITEMS)
+    await do(store, tmp_path, ITEMS | {"b": "2"}, again=True)
+    (tmp_path / "a.txt").unlink()
+    assert await do(store, tmp_path, ITEMS | {"b": "2"}) == ["a"]
+    assert await counts_of(store) == {"changed": 2, "unchanged": 1}
+    assert await problems_of(store, tmp_path) == ()
+
+
+async def test_a_carried_output_that_is_lost_is_made_by_one_start(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await do(store, tmp_path, ITEMS)
+    await interrupted(store, tmp_path, ITEMS, until="c")
+    (tmp_path / "a.txt").unlink()
+    assert await do(store, tmp_path, ITEMS, again=True) == ["a"]
+    assert (tmp_path / "a.txt").read_text() == "1"
+    assert await counts_of(store) == {"changed": 1, "unchanged": 2}
+
+
+async def test_the_next_attempt_makes_what_was_lost_meanwhile(tmp_path: Path) -> None:
+    store, attempts = MemoryStore(), list[bool]()
+    await do(store, tmp_path, {"a": "1"})
+    async with (
+        begin(store, output_dir=tmp_path, again=True) as run,
+        run.open_stream(
+            "s", retry=RetryTable((RetryRule((OutputError,), backoff_s=0.0),))
+        ) as stream,
+    ):
+        async for batch in stream.batches(["a"]):
+            attempts.append(batch.previous is not None)
+            if batch.previous is not None:
+                (tmp_path / "a.txt").unlink()
+                batch.unchanged()
+                continue
+            await batch.write_text("a.txt", "1")
+            batch.complete(metadata={"v": "1"})
+    assert attempts == [True, False]
+
+
+async def test_many_batches_that_are_rewound_do_their_work_again(tmp_path: Path) -> None:
+    store, items = MemoryStore(), {f"i{number:02}": "1" for number in range(30)}
+    await do(store, tmp_path, items)
+    await interrupted(store, tmp_path, items, until="i29")
+    async with open_maintenance(store, "r", output_dir=tmp_path) as maintenance:
+        await maintenance.rewind(("s",), to=-1, reason="for a test")
+    assert await do(store, tmp_path, items) == sorted(items)[:29]
+    assert await counts_of(store) == {"changed": 29, "unchanged": 1}
+    assert await problems_of(store, tmp_path) == ()
+
+
+async def test_a_prune_leaves_what_is_needed_and_no_more(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await do(store, tmp_path, ITEMS)
+    await interrupted(store, tmp_path, ITEMS, until="b")
+    async with open_maintenance(store, "r", output_dir=tmp_path) as maintenance:
+        with pytest.raises(CannotRunAgainError, match="prune it then, or keep 2"):
+            await maintenance.prune(keep=1)
+        assert (await maintenance.prune(keep=2)).generations == 0
+    assert await do(store, tmp_path, ITEMS, again=True) == []
+    async with open_maintenance(store, "r", output_dir=tmp_path) as maintenance:
+        assert (await maintenance.prune(keep=1)).generations == 1
+        await maintenance.rewind(("s",), to=1, reason="for a test")
+    assert await do(store, tmp_path, ITEMS) == ["c"]  # nothing is left to compare it with
+    assert await do(store, tmp_path, ITEMS, again=True) == []
+
+
+# -- cursors --------------------------------------------------------------------------------------
+
+
+async def follow(store: Store, folder: Path, rows: int, *, until: int = -1, **options: Any) -> Any:
+    """Collect numbers from a cursor on, two a page; where each page began."""
+    began: list[tuple[int, int]] = []
+    async with (
+        begin(store, output_dir=folder, **options) as run,
+        run.open_stream("s", lag=1) as stream,
+    ):
+        async for batch in stream.batches():
+            if batch.index == until:
+                raise RuntimeError("a crash")
+            since = stream.cursor or 0
+            assert isinstance(since, int)
+            page = list(range(since + 1, min(since + 3, rows + 1)))
+            began.append((batch.index, since))
+            await batch.write_json(f"{batch.index}.json", page)
+            batch.append_json("rows.jsonl", *page)
+            batch.complete(cursor=page[-1] if page else since, last=len(page) < 2)
+    return began
+
+
+@pytest.mark.parametrize("is_interrupted", [True, False])
+async def test_a_lost_page_goes_on_from_the_cursor_before_it(
+    tmp_path: Path, is_interrupted: bool
+) -> None:
+    store = MemoryStore()
+    assert await follow(store, tmp_path, 5) == [(0, 0), (1, 2), (2, 4)]
+    if is_interrupted:
+        with pytest.raises(RuntimeError, match="a crash"):
+            await follow(store, tmp_path, 9, until=4, again=True)
+    else:
+        assert await follow(store, tmp_path, 9, again=True) == [(3, 4), (4, 6), (5, 8)]
+    (tmp_path / "1.json").unlink()
+    for until in (2, -1):  # what was re-queued is not carried over once more by the next start
+        if until == 2:
+            with pytest.raises(RuntimeError, match="a crash"):
+                await follow(store, tmp_path, 9, until=until)
+        else:
+            assert await follow(store, tmp_path, 9) == [(2, 4), (3, 6), (4, 8)]
+    assert (tmp_path / "rows.jsonl").read_text().split() == list("123456789")
+    assert await problems_of(store, tmp_path) == ()
+
+
+async def test_a_rewind_behind_what_is_carried_keeps_the_lag(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await follow(store, tmp_path, 5)
+    await follow(store, tmp_path, 9, again=True)
+    async with open_maintenance(store, "r", output_dir=tmp_path) as maintenance:
+        await maintenance.rewind(("s",), to=2, reason="for a test")
+    assert await follow(store, tmp_path, 9) == [(3, 4), (4, 6), (5, 8)]
