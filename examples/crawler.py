@@ -89,7 +89,7 @@ GONE_AFTER_S = 60.0  # a site without an answer for longer is down
 
 @attrs.define(eq=False)
 class Crawler:
-    """The handler of a page, and what it needs."""
+    """The handler of a page, and what it needs; `leave` leaves a site that is down for later."""
 
     run: trio_ckpt.Run
     stream: trio_ckpt.Stream[Frontier]
@@ -100,6 +100,7 @@ class Crawler:
     redirects: Redirects
     forbidden: Forbidden
     max_pages: int | None
+    leave: Callable[[], None]
     has_files: bool = False
     archive: Archive | None = None
     rules_until: float = attrs.Factory(lambda: trio.current_time() + RULES_LAST_S)
@@ -166,7 +167,7 @@ class Crawler:
         """Stop the run when the whole site does not answer: its pages have not failed."""
         if trio.current_time() - self.answered_at > GONE_AFTER_S:
             log.warning("%s; the site answers nothing for %.0f s: stopping", error, GONE_AFTER_S)
-            self.run.request_stop()
+            self.leave()
 
     async def _renew_rules(self, batch: Batch) -> None:
         """Read robots.txt once a day; where that fails, the old rules hold."""
@@ -186,7 +187,7 @@ class Crawler:
             self.gate.pause(after_s)
             if after_s > LONGEST_PAUSE_S:
                 log.warning("%s: the site asks for a pause of %.0f s: stopping", error, after_s)
-                self.run.request_stop()
+                self.leave()
             raise
 
     # -- redirects --------------------------------------------------------------------------
@@ -375,7 +376,7 @@ async def crawl_in(
             "robots.txt is long: only its first %d bytes are obeyed", robots.MAX_ROBOTS_BYTES
         )
     gate = HostGate(options.per_host or options.concurrency, delay_s)
-    archive = None
+    archive, until_left = None, trio.CancelScope()
     key, before = ("pages", site) if site else ("pages",), f"{site}/" if site else ""
     async with run.open_stream(*key, state=frontier, output_dir=site or None) as stream:
         if options.files:
@@ -411,18 +412,21 @@ async def crawl_in(
             redirects,
             forbidden,
             options.max_pages,
+            # In a partition other sites are next, which a stop of the run would keep from it.
+            until_left.cancel if site else run.request_stop,
             options.files,
             archive,
         )
         try:
             async with shown(lambda: status_line(crawler), sys.stderr):
-                await trio_ckpt.run_batches(
-                    stream,
-                    None,
-                    crawler.crawl_page,
-                    concurrency=options.concurrency,
-                    retry=RETRIES,
-                )
+                with until_left:
+                    await trio_ckpt.run_batches(
+                        stream,
+                        None,
+                        crawler.crawl_page,
+                        concurrency=options.concurrency,
+                        retry=RETRIES,
+                    )
         finally:
             with trio.CancelScope(shield=True):
                 await save_failed(options, stream)
@@ -449,6 +453,11 @@ async def save_failed(options: argparse.Namespace, stream: trio_ckpt.Stream[Fron
         log.warning("%s", error)
 
 
+def begin_again(options: argparse.Namespace) -> str:
+    """The option that begins a crawl from its start."""
+    return "--fresh" if options.partitions is None else "another --out"
+
+
 def main() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse_options()
@@ -459,12 +468,13 @@ def main() -> int:
         return 130
     except trio_ckpt.ConfigChangedError as error:
         changes = "; ".join(f"{name}: {was} -> {now}" for name, was, now in error.changes)
+        before = "URL" if options.partitions is None else "URLs, --partitions"
         say(
             f"cannot go on with another crawl: {changes}\n"
-            "give the same URL, --include and --exclude as before, or --fresh"
+            f"give the same {before}, --include and --exclude as before, or {begin_again(options)}"
         )
     except trio_ckpt.OutputsMissingError as error:
-        say(f"cannot go on: {error.path}: put it back, or give --fresh")
+        say(f"cannot go on: {error.path}: put it back, or give {begin_again(options)}")
     except (CannotCrawlError, robots.RobotsUnavailableError, ValueError) as error:
         say(f"cannot crawl: {error}")
     except trio_ckpt.BatchFailedError as error:

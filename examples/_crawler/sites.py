@@ -65,10 +65,15 @@ async def crawl_sites(client: http.Client, options: argparse.Namespace, crawl_in
             async with collection.claim() as partition:
                 if partition is None:
                     break
+                run = partition.run
                 say(f"partition {partition.index} of {partition.partitions}")
-                await begin_stream(partition.run)
-                for scope in [scope for scope in scopes if partition.holds(scope.site)]:
-                    left_out += await crawl_site(partition.run, client, scope, options, crawl_in)
+                here = {key_of(scope): scope for scope in scopes if partition.holds(scope.site)}
+                await begin_streams(run, list(here))
+                # Sites that are complete, or have failed for good, are asked for nothing.
+                for key in run.streams_to_process(retry_failed=options.retry_failed):
+                    if (scope := here.get(key)) is not None:
+                        await crawl_site(run, client, scope, options, crawl_in)
+                left_out += int(run.statistics().totals.get("links_left_out", 0))
         try:
             async with collection.finish() as run:
                 if run is not None:
@@ -78,11 +83,17 @@ async def crawl_sites(client: http.Client, options: argparse.Namespace, crawl_in
         return collection.exit_code or (EXIT_LEFT_OUT if left_out else 0)
 
 
-async def begin_stream(run: trio_ckpt.Run) -> None:
-    """Loop over no batches: a partition may have no site, and is complete then."""
+def key_of(scope: urls.Scope) -> trio_ckpt.StreamKey:
+    """The stream of a site; its second part also names the folder of the site."""
+    return "pages", scope.site.replace("://", ",").replace(":", ",")
+
+
+async def begin_streams(run: trio_ckpt.Run, keys: list[trio_ckpt.StreamKey]) -> None:
+    """Put the sites of a partition on its list; one that has no site is complete then."""
     async with run.open_stream("sites") as stream:
         async for _ in stream.batches([]):
             pass
+    await run.add_streams(keys)
 
 
 async def crawl_site(
@@ -91,19 +102,17 @@ async def crawl_site(
     scope: urls.Scope,
     options: argparse.Namespace,
     crawl_in: CrawlSite,
-) -> int:
-    """Crawl one site of a partition; returns how many links were left out.
-
-    A site that cannot be crawled does not stop the others.
-    """
-    site = scope.site.replace("://", ",").replace(":", ",")
+) -> None:
+    """Crawl one site of a partition; one that cannot be crawled does not stop the others."""
+    _, site = key_of(scope)
     start, folder = scope.start_url, place_below(place_below(options.out, run.run_id), site)
     try:
         rules = await robots.load_robots(client, start, options.user_agent)
         if not rules.allows(start):
             raise CannotCrawlError(f"robots.txt of the site does not allow {start}")
         here = argparse.Namespace(**vars(options) | {"out": folder})
-        return await crawl_in(run, client, scope, rules, here, site)
+        await crawl_in(run, client, scope, rules, here, site)
+        return
     except (CannotCrawlError, robots.RobotsUnavailableError, trio_ckpt.BatchFailedError) as error:
         problem = error.__cause__ if isinstance(error, trio_ckpt.BatchFailedError) else error
         is_down = isinstance(problem, robots.RobotsUnavailableError)
@@ -114,4 +123,3 @@ async def crawl_site(
         "pages", site, state=trio_ckpt.Frontier([start]), on_fail="record", retry_failed=True
     ) as stream:
         await stream.fail(str(problem), retryable=is_down)
-    return 0

@@ -43,14 +43,14 @@ def options(out: Path, sites: list[Site], *more: str) -> argparse.Namespace:
     return parse_options(words(out, sites, *more))
 
 
-def folder_of(out: Path, site: Site) -> Path:
+def folder_of(out: Path, site: Site, partitions: int) -> Path:
     """Where the partition of a site has its files."""
-    number = partition_of(site.url, PARTITIONS)
+    number = partition_of(site.url, partitions)
     return out / f"crawl.{number:05}" / site.url.replace("://", ",").replace(":", ",")
 
 
-def crawled(out: Path, site: Site) -> list[str]:
-    text = (folder_of(out, site) / "pages.jsonl").read_text()
+def crawled(out: Path, site: Site, partitions: int = PARTITIONS) -> list[str]:
+    text = (folder_of(out, site, partitions) / "pages.jsonl").read_text()
     return sorted(json.loads(line)["url"].removeprefix(site.url) for line in text.splitlines())
 
 
@@ -88,6 +88,44 @@ async def test_a_site_that_cannot_be_crawled_stops_no_other(
     assert await crawler.crawl(options(tmp_path, sites, "--retry-failed")) == 0
     assert crawled(tmp_path, sites[0]) == ["/", "/a", "/b"]
     assert crawled(tmp_path, sites[1]) == ["/", "/b"]
+
+
+IN_ONE = ("--partitions", "1")
+
+
+async def test_a_site_that_is_to_wait_keeps_no_other_waiting(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """It is left with work, and the next start asks it alone, whatever the others say by then."""
+    sites = await serve_sites(nursery, 4)
+    sites[1].pages["/a"] = page(status=503, headers={"Retry-After": "99999"})
+    assert await crawler.crawl(options(tmp_path, sites, *IN_ONE)) == 75
+    assert crawled(tmp_path, sites[1], 1) == ["/"]
+    others = [sites[0], *sites[2:]]
+    sites[1].pages["/a"] = links("/b")
+    sites[0].pages["/robots.txt"] = page("User-agent: *\nDisallow: /")
+    sites[2].pages["/robots.txt"] = page(status=503)
+    assert await crawler.crawl(options(tmp_path, sites, *IN_ONE)) == 0
+    assert sites[1].hits == Counter({"/": 1, "/a": 2, "/b": 1, "/robots.txt": 2})
+    for site in others:
+        assert crawled(tmp_path, site, 1) == ["/", "/a", "/b"]
+        assert site.hits == Counter(["/", "/a", "/b", "/robots.txt"])
+
+
+async def test_a_site_that_has_failed_is_asked_when_that_is_wanted(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    sites = await serve_sites(nursery, 3)
+    sites[0].pages["/robots.txt"] = page("User-agent: *\nDisallow: /")
+    sites[1].pages["/robots.txt"] = page(status=503)
+    assert await crawler.crawl(options(tmp_path, sites, *IN_ONE)) == 75
+    del sites[0].pages["/robots.txt"], sites[1].pages["/robots.txt"]
+    assert await crawler.crawl(options(tmp_path, sites, *IN_ONE)) == 69
+    assert sites[0].hits == Counter(["/robots.txt"])
+    assert await crawler.crawl(options(tmp_path, sites, *IN_ONE, "--retry-failed")) == 0
+    for site in sites:
+        assert crawled(tmp_path, site, 1) == ["/", "/a", "/b"]
+        assert site.hits["/a"] == 1
 
 
 def holding(pages: dict[str, Handler | bytes | str], path: str, seen: trio.Event) -> None:
@@ -148,3 +186,19 @@ async def test_two_urls_of_one_site_are_refused(tmp_path: Path) -> None:
     given = ["http://a.test/x", "http://a.test/y", "--out", str(tmp_path), "--partitions", "2"]
     with pytest.raises(ValueError, match="two of the URLs are of one site"):
         await crawler.crawl(parse_options(given))
+
+
+async def test_what_is_said_of_another_crawl_can_be_done(
+    nursery: trio.Nursery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With --partitions the advice is not --fresh, which is refused there."""
+    sites = await serve_sites(nursery, 1)
+    assert await crawler.crawl(options(tmp_path, sites)) == 0
+    monkeypatch.setattr(crawler, "open_stderr", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["crawler", *words(tmp_path, sites, *IN_ONE)])
+    assert await trio.to_thread.run_sync(crawler.main) == 1
+    said = capsys.readouterr().err
+    assert "give the same URLs, --partitions, --include and --exclude as before, or another" in said
