@@ -17,6 +17,11 @@ PROJECT = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-
 sys.path.insert(0, str(ROOT))
 
 from docs import api_pages, llms  # noqa: E402  # the path comes first
+from trio_ckpt._runs import code, lifecycle, open_collection  # noqa: E402
+
+# What they import for type checkers alone, so that signatures show the values of a `Literal`.
+for module in (lifecycle, open_collection):
+    module.Code, module.OnCodeChange = code.Code, code.OnCodeChange
 
 project = "trio_ckpt"
 author = PROJECT["authors"][0]["name"]
@@ -51,7 +56,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(trio_ckpt\.)?(\w+\.)*_\w+(\.\w+)*"),
     (r"py:exc", r".*, .*"),  # several errors of one reason
     (r"py:class", r"(trio_ckpt\.abc\.)?[A-Z]|Ts|Any\w*|Items|Number|Path|StreamKey|Validate"),
-    (r"py:class", r"JobArguments|Observer|Plain|Tracer|TracerProvider"),  # for type checkers alone
+    (r"py:class", r"JobArguments|Lag|Observer|Plain|Tracer|TracerProvider"),  # for type checkers alone
     (r"py:class", r"[a-z]\w*"),  # the second and third of several attributes on one line
 ]
 
