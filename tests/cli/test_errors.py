@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_a_file_that_is_no_store(run: Terminal, tmp_path: Path) -> None:
     file.write_text("text")
     said = run("ls", file)
     assert said.code == 6
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["ls", "show", "explain", "history", "verify", "retry"])
+def test_a_run_id_that_is_not_utf_8(run: Terminal, gh: Path, command: str) -> None:
+    said = run(command, gh, os.fsdecode(b"gh\xff"))
+    assert said.code == 2
+    assert r"'gh\udcff' is not UTF-8, as the names of all runs are" in said.err
     assert said.err.count("\n") == 1
 
 

@@ -50,6 +50,20 @@ class TypedPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class TypedName(click.ParamType[str]):
+    """The name of a run, or how it begins; bytes that are not UTF-8 come as surrogates."""
+
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """See `click.ParamType`; what is no text fails, since no run has such a name."""
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{value!r} is not UTF-8, as the names of all runs are", param, ctx)
+        return value
+
+
 # ---------------------------------------------------------------------------------------
 # Completion
 # ---------------------------------------------------------------------------------------
@@ -160,12 +174,14 @@ mac_key_option = click.option(
     help=f"The key that the store is sealed with; or set {MAC_KEY_VAR}.",
 )
 prefix_argument = click.argument(
-    "prefix", metavar="[PREFIX]", default="", shell_complete=_complete_run
+    "prefix", type=TypedName(), metavar="[PREFIX]", default="", shell_complete=_complete_run
 )
 any_run_argument = click.argument(
-    "run_id", metavar="[RUN]", required=False, shell_complete=_complete_run
+    "run_id", type=TypedName(), metavar="[RUN]", required=False, shell_complete=_complete_run
 )
-run_argument = click.argument("run_id", metavar="RUN", shell_complete=_complete_run)
+run_argument = click.argument(
+    "run_id", type=TypedName(), metavar="RUN", shell_complete=_complete_run
+)
 file_argument = click.argument("file", type=TypedPath())
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document.")
 all_option = click.option("--all", "show_all", is_flag=True, help="Leave nothing out.")
