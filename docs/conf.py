@@ -56,7 +56,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(trio_ckpt\.)?(\w+\.)*_\w+(\.\w+)*"),
     (r"py:exc", r".*, .*"),  # several errors of one reason
     (r"py:class", r"(trio_ckpt\.abc\.)?[A-Z]|Ts|Any\w*|Items|Number|Path|StreamKey|Validate"),
-    (r"py:class", r"JobArguments|Lag|Observer|Plain|Tracer|TracerProvider"),  # for type checkers alone
+    # For type checkers alone:
+    (r"py:class", r"JobArguments|Lag|Observer|Plain|Tracer|TracerProvider"),
     (r"py:class", r"[a-z]\w*"),  # the second and third of several attributes on one line
 ]
 
