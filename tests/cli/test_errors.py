@@ -139,7 +139,7 @@ def test_each_kind_of_error_has_its_exit_code(
 def test_exit_codes_of_the_command_are_none_of_the_programs() -> None:
     codes = {v for name, v in vars(_exits).items() if name.startswith("EXIT_")}
     programs = {v for name, v in vars(errors).items() if name.startswith("EXIT_")}
-    assert codes & programs == {0, 130}  # both mean the same: all is well; SIGINT
+    assert codes & programs == {0}  # both mean the same: all is well
     assert len(codes) == sum(name.startswith("EXIT_") for name in vars(_exits))
 
 
