@@ -185,3 +185,48 @@ async def test_a_rewind_behind_what_is_carried_keeps_the_lag(tmp_path: Path) -> 
     async with open_maintenance(store, "r", output_dir=tmp_path) as maintenance:
         await maintenance.rewind(("s",), to=2, reason="for a test")
     assert await follow(store, tmp_path, 9) == [(3, 4), (4, 6), (5, 8)]
+
+
+# -- what is not compared -------------------------------------------------------------------------
+
+
+async def test_a_list_that_was_adopted_is_done_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    (tmp_path / "0.txt").write_text("1")
+    for again in (False, True):
+        async with (
+            begin(store, output_dir=tmp_path, again=again) as run,
+            run.open_stream("s") as stream,
+        ):
+            if not again:
+                await stream.rescan(lambda index: [f"{index}.txt"], total=1, adopt_outputs=True)
+            async for batch in stream.batches(["a"]):
+                assert again
+                assert batch.previous is None  # nothing says which item it was
+                await batch.write_text("0.txt", "2")
+                batch.complete()
+    assert (tmp_path / "0.txt").read_text() == "2"
+    assert (tmp_path / ".archive/r-0/0.txt").read_text() == "1"
+
+
+class WatchedStore(MemoryStore):
+    """Notes which generations are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: set[int] = set()
+
+    async def history(self, run_id: str, stream: str, **options: Any) -> Any:
+        if stream != "[]":
+            self.read.add(options["generation"])
+        return await super().history(run_id, stream, **options)
+
+
+async def test_a_stream_that_is_over_reads_nothing_of_the_last_one(tmp_path: Path) -> None:
+    store = WatchedStore()
+    for again in (False, True, False):
+        store.read.clear()
+        async with begin(store, again=again) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches([1, 2, 3]):
+                batch.complete()
+    assert 0 not in store.read

@@ -50,7 +50,7 @@ _LENGTH = struct.Struct("<I")
 class KeyKind(enum.Enum):
     """What names an item of a stream."""
 
-    NOTHING = "nothing"  # no batch of the last generation is confirmed
+    NOTHING = "nothing"  # no batch of the last generation has a key: it has none, or adopted ones
     ITEM = "the key of an item of a list"
     FRONTIER = "the key of an item of a Frontier"
     INDEX = "the index of a batch"

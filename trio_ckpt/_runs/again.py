@@ -141,7 +141,7 @@ def _kind_of(progress: Progress) -> KeyKind:
     """What names the items of a stream of the last generation."""
     if progress.has_frontier:
         return KeyKind.FRONTIER
-    if not progress.done:
+    if len(progress.done) == len(progress.adopted):
         return KeyKind.NOTHING
     if progress.items:
         return KeyKind.ITEM

@@ -104,8 +104,7 @@ class Resume:
         frontier: FrontierItems[object] | None = None
         if isinstance(state, Frontier):
             frontier = items_of(cast("Frontier[object]", state))
-        is_gone = self.settings.is_settled and self.open_stream.stream_log.progress.opens == 0
-        if self.settings.base is not None and not is_gone:
+        if self.settings.base is not None and not self._is_over():
             await self._begin_from(self.settings.base, frontier)
         await self._open_sinks()
         if self.sink is not None:
@@ -144,6 +143,13 @@ class Resume:
         self._previous = await load_previous(
             self.store, self.open_stream, base, was, frontier, verify
         )
+
+    def _is_over(self) -> bool:
+        """Whether the last generation is asked nothing: the stream was complete, or gone."""
+        progress = self.open_stream.stream_log.progress
+        has_files = progress.outputs > 0 or len(progress.sinks) > 0  # some may be lost
+        is_over = progress.status is Status.COMPLETE and not has_files
+        return self.settings.is_settled and (is_over or progress.opens == 0)
 
     def _on_requeued(self, index: int) -> None:
         if self._previous is not None:
