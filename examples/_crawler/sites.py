@@ -75,20 +75,20 @@ async def crawl_sites(client: http.Client, options: argparse.Namespace, crawl_in
                         await crawl_site(run, client, scope, options, crawl_in)
                 left_out += int(run.statistics().totals.get("links_left_out", 0))
         try:
-            async with collection.finish() as run:
-                if run is not None:
+            async with collection.finish() as own_run:
+                if own_run is not None:
                     say(f"all {collection.partitions} partitions are complete")
         except trio_ckpt.PartitionsLeftError as error:
             say(str(error))
         return collection.exit_code or (EXIT_LEFT_OUT if left_out else 0)
 
 
-def key_of(scope: urls.Scope) -> trio_ckpt.StreamKey:
+def key_of(scope: urls.Scope) -> tuple[str, ...]:
     """The stream of a site; its second part also names the folder of the site."""
     return "pages", scope.site.replace("://", ",").replace(":", ",")
 
 
-async def begin_streams(run: trio_ckpt.Run, keys: list[trio_ckpt.StreamKey]) -> None:
+async def begin_streams(run: trio_ckpt.Run, keys: list[tuple[str, ...]]) -> None:
     """Put the sites of a partition on its list; one that has no site is complete then."""
     async with run.open_stream("sites") as stream:
         async for _ in stream.batches([]):
