@@ -17,8 +17,10 @@ from trio_ckpt import (
     find_drift,
     open_maintenance,
 )
+from trio_ckpt._commit.saves import save_records
 from trio_ckpt._journal.changes import again_of
 from trio_ckpt._journal.history import session_metadata_of
+from trio_ckpt._runs import again as again_module
 from trio_ckpt.abc import Store
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import MemoryStore
@@ -176,6 +178,48 @@ async def test_a_lost_page_goes_on_from_the_cursor_before_it(
             assert await follow(store, tmp_path, 9) == [(2, 4), (3, 6), (4, 8)]
     assert (tmp_path / "rows.jsonl").read_text().split() == list("123456789")
     assert await problems_of(store, tmp_path) == ()
+
+
+async def test_what_was_carried_over_in_part_is_carried_over_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, groups = MemoryStore(), list[int]()
+    await follow(store, tmp_path, 5)
+
+    async def save_two(*args: Any) -> None:
+        groups.append(0)
+        if len(groups) == 3:
+            raise RuntimeError("a crash")
+        await save_records(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(again_module, "SAVED_AT_ONCE", 1)
+        patch.setattr(again_module, "save_records", save_two)
+        with pytest.raises(RuntimeError, match="a crash"):
+            await follow(store, tmp_path, 5, again=True)
+    assert await follow(store, tmp_path, 9) == [(3, 4), (4, 6), (5, 8)]
+    assert await counts_of(store) == {"new": 3, "unchanged": 3}
+    assert await problems_of(store, tmp_path) == ()
+
+
+async def test_what_is_rewound_is_not_carried_over_once_more() -> None:
+    async def count(until: int, **options: Any) -> list[int]:
+        began: list[int] = []
+        async with begin(store, **options) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches():
+                if batch.index == until:
+                    raise RuntimeError("a crash")
+                began.append(batch.index)
+                batch.complete(cursor=batch.index, last=batch.index % 3 == 2)
+        return began
+
+    store = MemoryStore()
+    assert await count(-1) == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="a crash"):
+        await count(4, again=True)
+    async with open_maintenance(store, "r") as maintenance:
+        await maintenance.rewind(("s",), to=0, reason="for a test")
+    assert await count(-1) == [1, 2]
 
 
 async def test_a_rewind_behind_what_is_carried_keeps_the_lag(tmp_path: Path) -> None:
