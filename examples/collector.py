@@ -23,6 +23,10 @@ other, in a folder of its own below ``--out``.
 With ``--database pages.db``, or ``postgresql://…``, records are rows of a table instead, each there
 exactly once.
 
+With ``--since 2026-11-01`` it collects what changed from then on instead, from the endpoint
+``changes``, into ``data/changes``. The same command is started again and again, by cron say: each
+time it asks from a little before the last change that it has, and writes what is new.
+
 Whatever the API answers, to HTML or a cursor that comes back, at worst fails its own stream: the
 other repositories go on.
 
@@ -36,8 +40,11 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import datetime
+from functools import partial
+from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote, urlencode
 
@@ -58,6 +65,8 @@ from ._collector.answers import (
     read_answer,
     repo_names,
 )
+from ._collector.changes import FIRST, Place, earlier, time_text
+from ._collector.circle import Circle
 from ._collector.database import Database, open_database
 from ._collector.options import OWN_API, parse_options
 from ._command import (
@@ -81,8 +90,10 @@ NAME = "collector"
 DISCOVERY = ("repositories",)  # the stream of the list of all repositories
 UNUSABLE = "unusable names"  # a group of streams, one for each name that cannot be used
 ENDPOINTS = ("characters", "decompositions")
+CHANGES = "changes"  # the only endpoint of a run with --since, and the run's name
 USER_AGENT = "trio-ckpt-collector/0.1 (+an example of the trio_ckpt library)"
 MAX_REDIRECTS = 5  # of a repository that was renamed
+GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 EXIT_AGAIN = 75
 
 # What a page of the API may not be, and what the library cannot store of it.
@@ -120,30 +131,6 @@ class Listing:
     unusable: list[str] = attrs.Factory(list)
 
 
-@attrs.define
-class Circle:
-    """The state of pages by cursor: one that was sent, which any circle comes back to.
-
-    It is kept with each page, so that a circle is found however often the process is killed,
-    and is of one size for any number of pages (Brent, BIT 20, 1980).
-    """
-
-    cursor: str | None = None
-    pages: int = 0  # since that one
-    until: int = 1  # so many; then the next is kept, for twice as long
-
-    def comes_back(self, cursor: str | None) -> bool:
-        """Whether this cursor, the next to be sent, is the one that was kept."""
-        return self.pages > 0 and cursor == self.cursor
-
-    def add(self, cursor: str | None) -> None:
-        """Count a page that this cursor gave."""
-        if self.pages in (0, self.until):
-            self.until *= 2 if self.pages else 1
-            self.cursor, self.pages = cursor, 0
-        self.pages += 1
-
-
 Endpoint = (  # checkers read open_stream(state=Circle() or None) in two ways
     trio_ckpt.Stream[Circle] | trio_ckpt.Stream[None] | trio_ckpt.Stream[Circle | None]
 )
@@ -158,6 +145,13 @@ class Collector:
     per_page: int
     is_in_bucket: bool = False
     database: Database | None = None
+    since: datetime | None = None  # collect changes, the first time those from then on
+    written: int = 0  # lines of files: what a run that is done again carries over is none
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Those of each repository."""
+        return ENDPOINTS if self.since is None else (CHANGES,)
 
     async def get(self, path: str, **query: object) -> Answer:
         """Get one page.
@@ -176,7 +170,16 @@ class Collector:
             response = await self.client.get(response.location)
         if response.status != 200:
             raise RefusedError(response.status, url, response.headers)
-        return read_answer(response.body)
+        return read_answer(response.body, response.headers.get("link", ""))
+
+    async def write(self, batch: Batch, name: str, records: Sequence[Any], **place: Any) -> None:
+        """Complete a page with lines of a file; where no file can grow, with one of its own."""
+        if not self.is_in_bucket:
+            batch.append_json(f"{name}.jsonl", *records)
+        elif records:
+            await batch.write_json(f"{name}/page-{batch.index}.json", records)
+        batch.complete(records=len(records), **place)
+        self.written += len(records)
 
     async def collect_repos(self, stream: trio_ckpt.Stream[Listing]) -> None:
         """The names of all repositories become the stream's state: a resume has them again."""
@@ -207,13 +210,8 @@ class Collector:
                     raise RepeatedAnswerError(f"page {batch.index} is the one before it once more")
                 if self.database is not None:
                     await self.database.write(batch, "characters", repo, page.records)
-                elif self.is_in_bucket:  # where no file can grow
-                    name = f"characters/{repo}/page-{batch.index}.json"
-                    await batch.write_json(name, page.records)
-                    batch.complete(records=len(page.records))
                 else:
-                    batch.append_json(f"characters/{repo}.jsonl", *page.records)
-                    batch.complete(records=len(page.records))
+                    await self.write(batch, f"characters/{repo}", page.records)
                 before = page
 
     async def collect_decompositions(self, stream: Endpoint, repo: Repo) -> None:
@@ -236,6 +234,35 @@ class Collector:
                     path = await batch.write_json(name, page.records)
                     batch.complete(outputs=[path], records=len(page.records), **place)
                 sent.add(cursor)
+
+    async def collect_changes(self, stream: Endpoint, repo: Repo) -> None:
+        """By time: a page begins where the one before it ended."""
+        async for batch in stream.batches():
+            with failing(batch):
+                cursor: Any = stream.cursor
+                place = Place(self.since or FIRST) if cursor is None else Place.read(cursor)
+                before: Answer | None = None
+                found, is_last = list[Any](), False
+                while not found and not is_last:  # what the lag sends again makes no batch
+                    page = await self.get_changes(repo, place)
+                    if page.records and page == before and place.page > 1:
+                        problem = f"page {place.page} is the one before it once more"
+                        raise RepeatedAnswerError(problem)
+                    found, place = place.take(page.records)
+                    before, is_last = page, page.is_last or not page.records
+                if found:
+                    await self.write(batch, repo, found, cursor=place.cursor(), last=is_last)
+                else:
+                    batch.withdraw()
+
+    async def get_changes(self, repo: Repo, place: Place) -> Answer:
+        """Get a page of changes; a repository that is gone has no more."""
+        try:
+            return await self.get(f"/blocks/{repo}/changes", **place.query())
+        except RefusedError as error:
+            if error.status not in GONE:
+                raise
+            return Answer([], None)
 
 
 @contextmanager
@@ -274,9 +301,11 @@ async def discover(run: trio_ckpt.Run, collector: Collector, holds: Callable[[st
             await collector.collect_repos(stream)
             found = stream.state
         for name in filter(holds, found.unusable):
-            await refuse(run, name)
+            if collector.since is None:  # a run that has failed is not done again
+                await refuse(run, name)
+            say(f"a repository is called {name}, which cannot name a file: it is left out")
         mine = list(filter(holds, found.repos))
-        added = await run.add_streams((repo, name) for repo in mine for name in ENDPOINTS)
+        added = await run.add_streams((repo, name) for repo in mine for name in collector.endpoints)
         say(f"repositories {len(set(mine))}, streams that are new {len(added.new)}")
 
 
@@ -284,7 +313,6 @@ async def refuse(run: trio_ckpt.Run, name: str) -> None:
     """Record a repository that cannot be collected as one that failed, for good."""
     async with run.open_stream(UNUSABLE, name, on_fail="record", retry_failed=True) as stream:
         await stream.fail(UnusableNameError(f"{name} cannot name a file"), retryable=False)
-    say(f"a repository is called {name}, which cannot name a file: it is left out")
 
 
 async def collect(run: trio_ckpt.Run, collector: Collector, options: argparse.Namespace) -> None:
@@ -298,7 +326,7 @@ async def collect(run: trio_ckpt.Run, collector: Collector, options: argparse.Na
             retry_failed=options.retry_failed, start_from=options.start_from
         )
         async with trio.open_nursery() as nursery:
-            for endpoint in ENDPOINTS:
+            for endpoint in collector.endpoints:
                 repos = iter([key[0] for key in todo if key[1:] == (endpoint,)])
                 for _ in range(options.workers):
                     nursery.start_soon(collect_endpoint, run, collector, endpoint, repos, options)
@@ -315,6 +343,7 @@ async def collect_endpoint(
     loops = {
         "characters": collector.collect_characters,
         "decompositions": collector.collect_decompositions,
+        CHANGES: collector.collect_changes,
     }
     for repo in repos:
         async with run.open_stream(
@@ -326,6 +355,7 @@ async def collect_endpoint(
             on_fail="record",
             retry_failed=options.retry_failed,
             sink=None if collector.database is None else collector.database.sink,
+            lag=earlier if endpoint == CHANGES else None,
         ) as stream:
             await loops[endpoint](stream, repo)
         say(f"{repo} {endpoint}: {describe(stream)}")
@@ -340,7 +370,7 @@ def describe(stream: Endpoint) -> str:
     return f"pages {now.confirmed}, records {now.records}"
 
 
-def show_statistics(run: trio_ckpt.Run) -> None:
+def show_statistics(run: trio_ckpt.Run, written: int | None) -> None:
     """The final report: repositories by status, and their records."""
     groups = run.groups()
     repos = [group for key, group in groups.items() if key not in (DISCOVERY, (UNUSABLE,))]
@@ -352,7 +382,8 @@ def show_statistics(run: trio_ckpt.Run) -> None:
         f"repositories {len(repos)}: "
         f"{', '.join(f'{count} {status}' for status, count in counts.items())}\n"
         f"pages {sum(repo.confirmed for repo in repos)}, records {now.records}, of these "
-        f"{now.session_records} this time; attempts repeated {now.session_retries}"
+        f"{now.session_records if written is None else written} this time; attempts repeated "
+        f"{now.session_retries}"
     )
 
 
@@ -372,7 +403,11 @@ async def run_with(client: Client, url: str, options: argparse.Namespace) -> int
     database = None
     if options.database is not None:
         database = await trio.to_thread.run_sync(open_database, options.database)
-    collector = Collector(client, url, options.per_page, is_url(options.out), database)
+    collector = Collector(
+        client, url, options.per_page, is_url(options.out), database, options.since
+    )
+    if options.since is not None:
+        return await follow_changes(collector, options)
     if options.partitions is not None:
         return await collect_partitions(collector, options)
     async with trio_ckpt.open_run(
@@ -388,6 +423,28 @@ async def run_with(client: Client, url: str, options: argparse.Namespace) -> int
         return run.exit_code
 
 
+async def follow_changes(collector: Collector, options: argparse.Namespace) -> int:
+    """Collect what has changed since the last time, or go on with it; returns the exit code."""
+    open_changes = partial(
+        trio_ckpt.open_run,
+        CHANGES,
+        store=options.store or place_below(options.out, "collector.ckpt"),
+        output_dir=place_below(options.out, CHANGES),
+        config={"url": options.url or OWN_API},
+        limits=limits_of(options),
+        resume_command=resume_command(),
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            again = open_changes(again=not options.fresh, fresh=options.fresh)
+            run = await stack.enter_async_context(again)
+        except trio_ckpt.CannotRunAgainError:
+            say(f"no changes are complete yet: collecting those since {time_text(options.since)}")
+            run = await stack.enter_async_context(open_changes())
+        await collect_run(run, collector, options, lambda repo: True)
+        return run.exit_code
+
+
 async def collect_run(
     run: trio_ckpt.Run,
     collector: Collector,
@@ -397,7 +454,7 @@ async def collect_run(
     """Collect the repositories of a run."""
     await discover(run, collector, holds)
     await collect(run, collector, options)
-    show_statistics(run)
+    show_statistics(run, None if collector.since is None else collector.written)
 
 
 async def collect_partitions(collector: Collector, options: argparse.Namespace) -> int:

@@ -7,8 +7,10 @@ repository is called ``owner/name``.
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 BLOCKS: Mapping[str, tuple[int, int]] = {
@@ -28,6 +30,9 @@ BLOCKS: Mapping[str, tuple[int, int]] = {
 }
 
 Record = dict[str, Any]
+
+FIRST_CHANGE = datetime(2026, 1, 1, tzinfo=UTC)
+CHANGED_EVERY = timedelta(days=1)  # each character, at a time of day of its own
 
 
 def codepoint(character: str) -> str:
@@ -73,6 +78,29 @@ def characters_of(block: str) -> list[Record]:
 def decompositions_of(block: str) -> list[Record]:
     """All records of ``decompositions``: only some characters have one."""
     return [decompose(c) for c in assigned(block) if unicodedata.decomposition(c)]
+
+
+def changes_of(block: str, now: datetime | None = None) -> list[Record]:
+    """All records of ``changes``, by the time of the last change, as of now."""
+    now = now or datetime.fromtimestamp(time.time(), UTC)
+    records = [_changed(character, now) for character in assigned(block)]
+    return sorted(
+        (r for r in records if r is not None), key=lambda r: (r["updated_at"], r["codepoint"])
+    )
+
+
+def _changed(character: str, now: datetime) -> Record | None:
+    """The last change of a character; None: it has had none yet."""
+    of_day = timedelta(seconds=ord(character) * 7919 % CHANGED_EVERY.total_seconds())
+    edition = (now - FIRST_CHANGE - of_day) // CHANGED_EVERY
+    if edition < 0:
+        return None
+    updated_at = FIRST_CHANGE + of_day + edition * CHANGED_EVERY
+    return {
+        "codepoint": codepoint(character),
+        "edition": edition,
+        "updated_at": updated_at.isoformat().replace("+00:00", "Z"),
+    }
 
 
 ENDPOINTS: Mapping[str, Callable[[str], list[Record]]] = {

@@ -1,11 +1,13 @@
-"""The API: blocks, their characters by page, their decompositions by cursor.
+"""The API: blocks, their characters by page, their decompositions by cursor, what changes in them.
 
     GET /blocks?page=1                                  {"records": [{"full_name": ...}, ...]}
     GET /blocks/kana/hiragana/characters?page=1         {"records": [...]}
     GET /blocks/kana/hiragana/decompositions?cursor=C   {"records": [...], "next": C or null}
+    GET /blocks/kana/hiragana/changes?since=T&page=1    {"records": [...]}
 
-A page behind the last one is empty; a cursor comes from the page before it. Both take
-``per_page`` (50, at most 100).
+A page behind the last one is empty; a cursor comes from the page before it. Changes are those from
+a time of ISO 8601 on, in their order, and a header ``Link`` leads to their next page; each
+character changes once a day. All take ``per_page`` (50, at most 100).
 
     python -m examples._api.server --port 8000 --fault "429:2 /blocks/kana/hiragana/characters"
 
@@ -18,10 +20,11 @@ import argparse
 import json
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 import attrs
 import trio
@@ -31,7 +34,7 @@ from trio_ckpt._util.extras import needs_extra
 from .._command import command_of
 from .._loopback import Handler, next_event, run_server, send_answer
 from .faults import Fault, Plan
-from .records import BLOCKS, ENDPOINTS
+from .records import BLOCKS, ENDPOINTS, Record, changes_of
 
 with needs_extra("crawler", "the example API"):
     import h11
@@ -75,11 +78,13 @@ class Api:
     Attributes:
         blocks: Those that it has.
         plan: Faults to come.
+        changes: The records of ``changes`` of a block.
         requests: The targets asked for, in the order in which they came.
     """
 
     blocks: Iterable[str] = tuple(BLOCKS)
     plan: Plan = attrs.Factory(Plan)
+    changes: Callable[[str], list[Record]] = changes_of
     requests: list[str] = attrs.Factory(list)
 
     def answer(self, target: str) -> Answer:
@@ -94,10 +99,10 @@ class Api:
         if fault is not None and fault.status is not None:
             return self._fail(fault, fault.status)
         try:
-            body = self._find(path, query)
+            body, headers = self._find(path, query)
         except ApiError as error:
             return Answer(error.status, _json({"message": str(error)}))
-        return Answer(HTTPStatus.OK, _json(body), delay_s=delay_s)
+        return Answer(HTTPStatus.OK, _json(body), headers, delay_s=delay_s)
 
     def _fail(self, fault: Fault, status: int) -> Answer:
         headers = {}
@@ -105,19 +110,28 @@ class Api:
             headers["Retry-After"] = str(fault.retry_after_s)
         return Answer(status, _json({"message": f"{status}, as was asked for"}), headers)
 
-    def _find(self, path: str, query: Mapping[str, str]) -> dict[str, Any]:
+    def _find(
+        self, path: str, query: Mapping[str, str]
+    ) -> tuple[dict[str, Any], Mapping[str, str]]:
         per_page = _number(query, "per_page", DEFAULT_PER_PAGE, MAX_PER_PAGE)
         page = _number(query, "page", 1, MAX_PAGE)
         if path == "/blocks":
             blocks = [{"full_name": name} for name in self.blocks]
-            return {"records": blocks[(page - 1) * per_page : page * per_page]}
+            return {"records": blocks[(page - 1) * per_page : page * per_page]}, {}
         block, _, endpoint = path.removeprefix("/blocks/").rpartition("/")
+        if block in self.blocks and endpoint == "changes":
+            since = _moment(query, "since")
+            changes = [r for r in self.changes(block) if r["updated_at"] >= since]
+            is_last = len(changes) <= page * per_page
+            following = urlencode({**query, "page": page + 1})
+            headers = {} if is_last else {"Link": f'<{path}?{following}>; rel="next"'}
+            return {"records": changes[(page - 1) * per_page : page * per_page]}, headers
         if block not in self.blocks or endpoint not in ENDPOINTS:
             raise ApiError(HTTPStatus.NOT_FOUND, f"no {path}")
         records = ENDPOINTS[endpoint](block)
         if endpoint == "characters":
-            return {"records": records[(page - 1) * per_page : page * per_page]}
-        return _from_cursor(records, query.get("cursor"), per_page)
+            return {"records": records[(page - 1) * per_page : page * per_page]}, {}
+        return _from_cursor(records, query.get("cursor"), per_page), {}
 
 
 def _from_cursor(
@@ -140,6 +154,17 @@ def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int
     if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
         raise ApiError(HTTPStatus.BAD_REQUEST, f"{name} is a number from 1 to {most}")
     return int(text)
+
+
+def _moment(query: Mapping[str, str], name: str) -> str:
+    """A time of UTC, as the records have it; without one all of them are later."""
+    try:
+        moment = datetime.fromisoformat(query.get(name, "1970-01-01T00:00:00Z"))
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment.isoformat().replace("+00:00", "Z")
+    except (ValueError, OverflowError) as error:
+        problem = f"{name} is a time such as 2026-11-30T12:00:00Z"
+        raise ApiError(HTTPStatus.BAD_REQUEST, problem) from error
 
 
 def _json(value: Any) -> bytes:

@@ -15,6 +15,7 @@ import attrs
 
 MAX_CURSOR_LENGTH = 4_000  # it has to fit into a URL
 MAX_SHOWN = 100
+_NEXT = re.compile(r"""; *rel *= *["']?next\b""", re.IGNORECASE)
 # As GitHub has them. They become names of files, and streams that people type.
 _REPO = re.compile(r"(?!\.{1,2}/)[\w.-]{1,100}/(?!\.{1,2}$)[\w.-]{1,100}", re.ASCII)
 
@@ -47,14 +48,20 @@ class Answer:
     Attributes:
         records: Whatever they are.
         following: The cursor of the next page, if it has one.
+        is_last: Whether no Link leads to a next page.
     """
 
     records: Sequence[Any]
     following: str | None
+    is_last: bool = True
 
 
-def read_answer(body: bytes) -> Answer:
+def read_answer(body: bytes, link: str = "") -> Answer:
     """Read a page.
+
+    Args:
+        body: Of the response.
+        link: Its header ``Link`` (RFC 8288).
 
     Raises:
         StrangeAnswerError: It is none.
@@ -68,11 +75,12 @@ def read_answer(body: bytes) -> Answer:
     records, following = document.get("records"), document.get("next")
     if not isinstance(records, list):
         raise StrangeAnswerError(f"without a list of records: {_shown(body)}")
+    is_last = _NEXT.search(link) is None
     if following is None or following == "":  # some APIs say so where nothing follows
-        return Answer(records, None)
+        return Answer(records, None, is_last)
     if not isinstance(following, str) or len(following) > MAX_CURSOR_LENGTH:
         raise StrangeAnswerError(f"with a cursor that is none: {_shown(following)}")
-    return Answer(records, following)
+    return Answer(records, following, is_last)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from datetime import datetime
 
 from .._api.faults import Fault
 from .._command import add_limits, command_of, output_place, whole_number
 from .._web import urls
+from .changes import FIRST, read_moment
 
 OWN_API = "the API of the example"
 
@@ -62,6 +64,15 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="share the repositories among N partitions, and any number of processes",
     )
+    parser.add_argument(
+        "--since",
+        type=_moment,
+        nargs="?",
+        const=FIRST,
+        metavar="TIME",
+        help="collect what changed instead, since the last time; the first time, from a TIME of "
+        "ISO 8601 on, or all of it",
+    )
     parser.add_argument("--fresh", action="store_true", help="archive what is there, begin again")
     parser.add_argument(
         "--fault",
@@ -79,7 +90,17 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--fresh archives files, not rows: choose another --database and --out")
     if options.partitions is not None and options.fresh:
         parser.error("--fresh is for a run without --partitions: choose another --out")
+    if options.since is not None and (options.database or options.partitions) is not None:
+        parser.error("--since is for files, and without --partitions")
     return options
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return read_moment(text)
+    except (ValueError, OverflowError) as error:
+        problem = f"a date or a time such as 2026-11-30T12:00:00Z, not {text!r}"
+        raise argparse.ArgumentTypeError(problem) from error
 
 
 def _url(text: str) -> str:
