@@ -443,15 +443,17 @@ async def test_what_waits_for_its_next_attempt_is_not_stuck() -> None:
     held_back = LiveToken(("s",), 3, "pending", 500.0, 600.0, 1_300.0)
     again = LiveToken(("s",), 4, "pending", 500.0, 990.0)
     slow = LiveToken(("s",), 5, "pending", 500.0, 900.0)
+    set_back = LiveToken(("s",), 6, "pending", 4_100.0, 900.0)  # made before the clock was set back
     assert snapshot.live is not None
-    live = replace(snapshot.live, tokens=(held_back, again, slow), pending=3)
+    live = replace(snapshot.live, tokens=(held_back, again, slow, set_back), pending=4)
     snapshot = attrs.evolve(snapshot, live=live)
     lines = token_lines(snapshot, 10)
-    assert [line.stuck for line in lines] == [False, False, True]
-    assert [line.waits_until for line in lines] == [moment(1_300.0), None, None]
-    assert [line.begun_at for line in lines] == [moment(at) for at in (600.0, 990.0, 900.0)]
-    assert [line.age_s for line in lines] == [500.0] * 3
-    assert run_line(snapshot.glance).stuck == 1
+    assert [line.stuck for line in lines] == [False, False, True, True]
+    assert [line.waits_until for line in lines] == [moment(1_300.0), None, None, None]
+    begun = [moment(at) for at in (600.0, 990.0, 900.0, 900.0)]
+    assert [line.begun_at for line in lines] == begun
+    assert [line.age_s for line in lines] == [500.0, 500.0, 500.0, 0.0]
+    assert run_line(snapshot.glance).stuck == 2
 
 
 async def test_everything_is_json_that_any_program_reads() -> None:

@@ -43,7 +43,15 @@ class LiveToken(msgspec.Struct, frozen=True, array_like=True):
             after_s: What is usual, in seconds.
             now: Unix time, s.
         """
-        return self.waits_until is None and now - max(self.created_at, self.begun_at) >= after_s
+        return self.waits_until is None and now - self.attempt_at >= after_s
+
+    @property
+    def attempt_at(self) -> float:
+        """When the newest attempt began, by the clock that published it; Unix time, s.
+
+        `created_at` is by the clock of that moment, which may have been set since.
+        """
+        return self.begun_at or self.created_at  # 0: an older version published it
 
 
 class LiveWaiting(msgspec.Struct, frozen=True, array_like=True):

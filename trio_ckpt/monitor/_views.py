@@ -366,7 +366,7 @@ def token_lines(snapshot: RunSnapshot, limit: int) -> list[TokenLine]:
             token,
             name=names[token.stream],
             age_s=round(age_s, 3),
-            begun_at=max(token.created_at, token.begun_at),
+            begun_at=token.attempt_at,
             stuck=token.is_older(after_s, snapshot.at) and not is_stale,
             stale=is_stale,
         )
