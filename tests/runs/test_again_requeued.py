@@ -12,6 +12,7 @@ from tests.opening import begin
 from trio_ckpt import (
     CannotRunAgainError,
     OutputError,
+    OutputsMissingError,
     RetryRule,
     RetryTable,
     find_drift,
@@ -274,3 +275,50 @@ async def test_a_stream_that_is_over_reads_nothing_of_the_last_one(tmp_path: Pat
             async for batch in stream.batches([1, 2, 3]):
                 batch.complete()
     assert 0 not in store.read
+
+
+# -- files that are not as they were --------------------------------------------------------------
+
+
+async def log_of(store: Store, folder: Path, value: str, until: str = "", **options: Any) -> None:
+    """Append a line for each of three items."""
+    async with begin(store, output_dir=folder, **options) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(["a", "b", "c"]):
+            if batch.item == until:
+                raise RuntimeError("a crash")
+            batch.append_json("log.jsonl", batch.item + value)
+            batch.complete()
+
+
+@pytest.mark.parametrize(("until", "left"), [("a", 5), ("c", 5), ("c", 0)])
+async def test_a_log_that_lost_old_lines_is_refused_once(
+    tmp_path: Path, until: str, left: int
+) -> None:
+    store, log = MemoryStore(), tmp_path / "log.jsonl"
+    await log_of(store, tmp_path, "1")
+    with pytest.raises(RuntimeError, match="a crash"):
+        await log_of(store, tmp_path, "2", until=until, again=True)
+    log.write_bytes(log.read_bytes()[:left])
+    with pytest.raises(OutputsMissingError, match="redo_missing=True"):
+        await log_of(store, tmp_path, "2")
+    await log_of(store, tmp_path, "2", redo_missing=True)
+    assert log.read_text().split() == ['"a2"', '"b2"', '"c2"']
+    assert await problems_of(store, tmp_path) == ()
+
+
+async def test_without_a_check_what_is_lost_is_made_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    await do(store, tmp_path, ITEMS)
+    (tmp_path / "a.txt").unlink()
+    assert await do(store, tmp_path, ITEMS, again=True, verify="off") == ["a"]
+
+
+async def test_what_was_before_is_known_while_the_stream_is_open(tmp_path: Path) -> None:
+    store, batches = MemoryStore(), list[Any]()
+    await do(store, tmp_path, {"a": "1"})
+    async with begin(store, output_dir=tmp_path, again=True) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(["a"]):
+            batches.append(batch)
+            batch.unchanged()
+    with pytest.raises(RuntimeError, match="while the stream is open"):
+        _ = batches[0].previous

@@ -132,8 +132,16 @@ class PreviousItems:
         return None
 
     def read(self, place: int) -> Record:
-        """What a batch of the last generation had produced."""
+        """What a batch of the last generation had produced.
+
+        Raises:
+            RuntimeError: the stream was left.
+        """
         with self._lock:
+            if self._file.closed:
+                raise RuntimeError(
+                    f"{self.where} was left: ask for batch.previous while the stream is open"
+                )
             self._file.seek(place)
             (size,) = _LENGTH.unpack(self._file.read(_LENGTH.size))
             return decode_record(self._file.read(size))

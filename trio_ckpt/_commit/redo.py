@@ -16,8 +16,9 @@ restored to their values before it, which older records still contain.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -37,7 +38,12 @@ from .._journal.record import (
     encode_record,
 )
 from .._journal.store import Store
-from .._util.errors import CannotRedoError, StoreDamagedError, describe_batch
+from .._util.errors import (
+    CannotRedoError,
+    OutputsMissingError,
+    StoreDamagedError,
+    describe_batch,
+)
 from .._util.exact_sum import ExactSum, add_amounts, encode_sums
 from .._util.index_set import IndexSet
 from .._util.log import at, get_logger
@@ -197,9 +203,16 @@ class Redo:
         async with self.stream_log.tools.redo_lock:
             return await self._rewind_before(cut, reason)
 
-    async def _rewind_before(self, cut: int, reason: str, *, to: int | None = None) -> IndexSet:
+    async def _rewind_before(
+        self,
+        cut: int,
+        reason: str,
+        *,
+        to: int | None = None,
+        lost: Mapping[str, int] = MappingProxyType({}),
+    ) -> IndexSet:
         progress = self.stream_log.progress
-        reversal, state, cursor = Reversal(), b"", None
+        reversal, state, cursor = Reversal(lines=dict(lost)), b"", None
         is_found = {"state": not progress.has_state, "cursor": not progress.has_cursor}
         resets = progress.has_state
         live = LiveRecords(progress)
@@ -254,8 +267,19 @@ class Redo:
                 "how many states are; start from the beginning with fresh=True",
             ) from error
 
-    async def rewind_shortened(self, path: str, size: int) -> IndexSet:
+    async def rewind_shortened(self, path: str, size: int, *, may_lose: bool) -> IndexSet:
         """Re-queue the batches that appended beyond the first `size` bytes of a file.
+
+        What was in it when the generation began is of no batch.  Where some of that is missing, the
+        file begins from nothing, and what is left of it is in the archive.
+
+        Args:
+            path: The file.
+            size: How many bytes of it are there.
+            may_lose: Whether it may begin from nothing.
+
+        Raises:
+            OutputsMissingError: it would have to, and may not.
 
         Durability: when this returns the record is durable, and their outputs are in the archive.
         """
@@ -272,7 +296,23 @@ class Redo:
         log.warning(
             "%s: %s", where, reason, extra=at(self.committer.run_key.run_id, self.stream_log.key)
         )
-        return await self.rewind_before(cut, reason)
+        if end <= size:
+            return await self.rewind_before(cut, reason)
+        if not may_lose:
+            raise OutputsMissingError(
+                path,
+                f"{end - size} of the {plural(end, 'byte')} that it had from the last generation "
+                "are missing; redo_missing=True begins the file from nothing, and what is left of "
+                "it goes to .archive/",
+                run_id=self.committer.run_key.run_id,
+                stream=self.stream_log.key,
+            )
+        async with self.stream_log.tools.redo_lock:
+            if not cut:
+                await self._keep_tails({path: end})
+                await self._save(Reversal(lines={path: end}), {"reason": reason})
+                return IndexSet()
+            return await self._rewind_before(cut, reason, lost={path: end})
 
     async def take_damaged(self, entry: LiveRecord, path: str, reason: str) -> None:
         """Re-queue one batch whose outputs are damaged, unless it is re-queued already.

@@ -20,7 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import trio
@@ -336,7 +336,8 @@ class _Damages:
     ) -> None:
         self._open_stream = open_stream
         self._label = label
-        self._mode: Verify = mode
+        # What is carried over is checked in any case, and would be refused by each start.
+        self._mode: Literal["size", "sha256"] = "size" if mode == "off" else mode
         self._redo_missing = redo_missing
         self._done = IndexSet()
         self._checked = self._missing = 0
@@ -366,7 +367,7 @@ class _Damages:
         """The batches of a page with an output that is missing or altered."""
         root = self._open_stream.files.root
         wanted = [e for e in entries if e.record.outputs and e.index not in self._done]
-        if root is None or self._mode == "off" or not wanted:
+        if root is None or not wanted:
             return []
         damages = await find_damages(root, wanted, self._mode)
         self._checked += len(wanted)

@@ -234,7 +234,8 @@ class Resume:
                 run_id=self.open_stream.run_id,
                 stream=self.open_stream.stream_log.key,
             ) from error
-        await self._redo.rewind_shortened(path, size - error.missing_bytes)
+        may_lose = self.settings.redo_missing
+        await self._redo.rewind_shortened(path, size - error.missing_bytes, may_lose=may_lose)
 
     def _pages(self) -> AsyncGenerator[list[tuple[int, Record]]]:
         key = self.open_stream.committer.run_key
