@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,10 @@ import pytest
 
 from tests.blocking.test_ends import run_program
 from tests.hangs import HANG_S
+from tests.interrupts import Tracer, interrupt, no_memory
 from trio_ckpt import PartitionsLeftError, RunStoppedError, blocking, partition_of
 from trio_ckpt.blocking import BlockingBatch, BlockingCollection, BlockingPartition
+from trio_ckpt.blocking._program import Block
 from trio_ckpt.stores import MemoryStore
 
 ITEMS = 40
@@ -142,6 +145,24 @@ def test_what_is_left_keeps_the_last_phase_from_beginning() -> None:
         with pytest.raises(PartitionsLeftError), collection.finish():
             pass
         assert collection.exit_code == 75
+
+
+@pytest.mark.parametrize("act", [interrupt, no_memory])
+def test_an_interrupt_of_a_claim_at_any_line_releases_it(act: Callable[[], None]) -> None:
+    """A program that goes on has the partition no more, and claims the next one."""
+    for at in itertools.count():
+        tracer, done = Tracer(at, act, only=Block.__enter__.__code__), list[int]()
+        with take_part(MemoryStore()) as collection:
+            try:
+                with tracer.tracing(), collection.claim() as partition:
+                    assert partition is not None
+                    do_items(partition, done)
+            except (KeyboardInterrupt, MemoryError):
+                do_all(collection, done)
+        assert len(done) in ((ITEMS // 8,) if not tracer.where else (ITEMS, ITEMS * 7 // 8))
+        if not tracer.where:
+            assert at > 20
+            break
 
 
 def test_a_coordinator_of_another_loop_is_refused() -> None:

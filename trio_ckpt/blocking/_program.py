@@ -74,17 +74,26 @@ class Program:
             return call()  # nothing changes any more
 
     def enter(
-        self, block: object, make: Callable[[], AbstractAsyncContextManager[object]]
-    ) -> tuple[ThreadTask, object]:
+        self,
+        block: object,
+        make: Callable[[], AbstractAsyncContextManager[object]],
+        take: Callable[[ThreadTask, object], W],
+    ) -> W:
         """Enter a block in the trio task of the calling thread, which keeps the task until then.
 
-        Returns:
-            The task, and what the block gave.
+        Args:
+            block: The block of the thread.
+            make: Makes the block of the task.
+            take: Called with the task, and what the block gave; what it returns is returned.  The
+                block is left if an exception is raised.
         """
         task = self._task()
-        entered = task.enter(self.opened, block, make)
-        self._local.task = task
-        return task, entered
+
+        def keep(entered: object) -> W:
+            self._local.task = task
+            return take(task, entered)
+
+        return task.enter(self.opened, block, make, keep)
 
     def leave(self, task: ThreadTask, block: object, error: BaseException | None) -> None:
         """Leave a block, and raise what leaves it.
@@ -176,7 +185,10 @@ class Block(AbstractContextManager[W], Generic[O, W]):
         self._task: ThreadTask | None = None
 
     def __enter__(self) -> W:
-        self._task, entered = self._program.enter(self, self._make)
+        return self._program.enter(self, self._make, self._take)
+
+    def _take(self, task: ThreadTask, entered: object) -> W:
+        self._task = task
         return self._wrap(cast("O", entered))
 
     def __exit__(

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import attrs
 import outcome
@@ -38,6 +38,7 @@ from ._loop import Loop, Stoppable, as_stop, stoppable
 
 Work: TypeAlias = Callable[[], Awaitable[object]]
 AnyBlock: TypeAlias = AbstractAsyncContextManager[object]
+W = TypeVar("W")  # what the block of the thread gives
 
 
 LOOK_AGAIN_S = 1.0  # a signal that arrives right before the main thread waits does not wake it
@@ -137,20 +138,25 @@ class ThreadTask:
         return self._ask(_CallRequest(opened, work))
 
     def enter(
-        self, opened: Stoppable | None, block: object, make: Callable[[], AnyBlock]
-    ) -> object:
-        """Enter a block in the task, and wait for that.
+        self,
+        opened: Stoppable | None,
+        block: object,
+        make: Callable[[], AnyBlock],
+        take: Callable[[object], W],
+    ) -> W:
+        """Enter a block in the task, and wait for that; returns what `take` returns.
 
         Args:
             opened: What the block is one of.
             block: The block of the thread, which `leave` is given again.
             make: Makes the block of the task.
+            take: Called with what the block gave.  The block is left if an exception is raised.
         """
         request = _EnterRequest(opened, block, make)
         try:
-            return self._ask(request)
+            return take(self._ask(request))
         except BaseException as error:
-            if request.is_entered:  # the interrupt came too late to prevent it
+            if request.is_entered:  # also where the interrupt came too late to prevent it
                 with suppress(BaseException):
                     self._ask(_LeaveRequest(opened, block, error))
             raise
