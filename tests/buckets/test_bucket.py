@@ -39,6 +39,8 @@ def test_objects_are_created_once_read_listed_and_removed(bucket: Bucket) -> Non
     bucket.put("bucket-test/b/x", b"")
     assert bucket.get("bucket-test/a") == b"one"
     assert bucket.get_range("bucket-test/c", 2, 2) == b"re"
+    peeked = [bucket.peek(f"bucket-test/{name}", 4) for name in ("a", "c", "b/x", "none")]
+    assert peeked == [b"one", b"thre", b"", None]
     found = bucket.find("bucket-test/c")
     assert found is not None
     assert found.size == 5

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from functools import partial
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.opening import begin
 from tests.runs.steered import begin_steered, done, refused
 from tests.runs.test_steering import acts_in
 from trio_ckpt import Batch, Limits, RetryRule, RetryTable, RunStoppedError, run_batches
@@ -200,6 +203,26 @@ async def test_batches_and_time_of_a_session_are_changed(
     view = await store.load_run("r")
     assert view is not None
     assert session_metadata_of(view)["limits"].items() >= amounts.items()
+
+
+async def test_the_start_after_a_killed_session_knows_its_limits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """So it logs those that an act had changed."""
+    caplog.set_level(logging.INFO)
+    limits, store, killed = Limits(batches=9, spent={"cost_usd": 3}), MemoryStore(), MemoryStore()
+    async with begin_steered(store, limits=limits) as (_, steering):
+        for amounts in ({"batches": 5, "cost_usd": 4.5}, {"runtime_s": 60}):
+            await done(steering, "limit", amounts=amounts)
+        killed._memory.runs = copy.deepcopy(store._memory.runs)
+    async with begin(killed, limits=limits):
+        pass
+    said = [one.getMessage() for one in caplog.records if " -> " in one.getMessage()]
+    assert said == [
+        "run 'r': limit batches: 5 -> 9",
+        "run 'r': limit runtime_s: 60 -> none",
+        "run 'r': limit spent.cost_usd: 4.5 -> 3",
+    ]
 
 
 async def test_a_limit_that_cannot_be_changed_is_refused(autojump_clock: Clock) -> None:

@@ -42,7 +42,11 @@ LIST_AT_ONCE = 1_000
 # A status that says that the server has refused the request itself; 501 is what it never does.
 # It may answer these in time: 408 timeout, 409 another write at this moment, 412 the condition, 429
 # too many requests.
-_REFUSED = re.compile(r"status code: (4(?!08|09|12|29)[0-9]{2}|501)", re.ASCII)
+# So does a folder, or memory, with a range that an object does not have.
+_REFUSED = re.compile(
+    r"status code: (4(?!08|09|12|29)[0-9]{2}|501)|range (was|is) invalid|invalid range",
+    re.ASCII | re.IGNORECASE,
+)
 _CODE = re.compile("<Code>([^<]+)</Code>")
 _MESSAGE = re.compile("<Message>([^<]+)</Message>")
 _REFUSALS = (
@@ -191,6 +195,22 @@ class Bucket:
         """Read a part of an object, maybe a shorter one; None: there is no such object."""
         with self._explain("GET", key), suppress(FileNotFoundError):
             return bytes(obstore.get_range(self._clients.patient, key, start=offset, length=size))
+        return None
+
+    def peek(self, key: str, size: int) -> bytes | None:
+        """Read the beginning of an object that is small, or damaged; None: there is none.
+
+        What waits for it waits no longer than for a save.  An empty object has no range that could
+        be read, so it is looked at.
+        """
+        try:
+            with self._explain("GET", key), suppress(FileNotFoundError):
+                return bytes(obstore.get_range(self._clients.quick, key, start=0, length=size))
+        except RefusedError:
+            found = self.find(key)
+            if found is None or found.size:
+                raise
+            return b""
         return None
 
     def find(self, key: str) -> StoredObject | None:

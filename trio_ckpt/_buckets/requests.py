@@ -174,6 +174,10 @@ class Requests:
         """Read a part of an object, maybe a shorter one; None: there is no such object."""
         return self._repeat("GET", partial(self.bucket.get_range, key, offset, size))
 
+    def peek(self, key: str, size: int) -> bytes | None:
+        """Read the beginning of an object that is small; None: there is none."""
+        return self._repeat("GET", partial(self.bucket.peek, key, size))
+
     def find(self, key: str) -> StoredObject | None:
         """Look at an object without reading it; None: there is none."""
         return self._repeat("GET", partial(self.bucket.find, key))

@@ -18,6 +18,7 @@ from typing import Any, cast
 import attrs
 import msgspec
 
+from .._journal.record import OF_SESSION
 from .._util.arguments import (
     checked_by,
     instance,
@@ -35,7 +36,6 @@ from .._util.plain import Plain
 from .._util.text import duration, number, printable
 
 _NOTHING: Mapping[str, Number] = {}
-OF_SESSION = ("batches", "runtime_s")  # what can be changed while a session is open, beside costs
 MAX_WINDOW = 1_000_000  # attempts of which a share is taken: one byte each is kept
 
 

@@ -12,12 +12,13 @@ import msgspec
 from .._util.errors import StoreDamagedError
 from .._util.exact_sum import Amount, add_amounts, add_sums, decode_sums, without_zeros
 from .._util.index_set import IndexSet
+from .._util.plain import Plain
 from .code import change_code
 from .deferral import Deferral
 from .item_marks import add_marks, decode_marks, item_mark
 from .notes import Notes, encode_note
 from .progress import MAX_SKIPS, MAX_SUM, FailedAttempt, Pin, Progress
-from .record import ACT, PAUSED, Record, RecordKind, Status
+from .record import ACT, LIMITS, OF_SESSION, PAUSED, Record, RecordKind, Status
 
 
 def apply(progress: Progress, sequence: int, record: Record) -> None:
@@ -221,14 +222,24 @@ def _apply_facts(progress: Progress, record: Record) -> None:
 
 
 def _apply_note(progress: Progress, record: Record) -> None:
-    """Change nothing, unless an act pauses the run or lifts its pause: it is for the history."""
+    """Change nothing but what an act says of the session, for the start after a killed one."""
     match record.metadata.get(ACT):
         case {"do": "pause"} as act:
             progress.metadata = {**progress.metadata, PAUSED: act}
         case {"do": "resume"}:
             progress.metadata = {k: v for k, v in progress.metadata.items() if k != PAUSED}
+        case {"do": "limit", "amounts": dict(amounts)}:
+            limits = {_limit_name(name): most for name, most in amounts.items()}
+            before = progress.metadata.get(LIMITS)
+            kept: dict[str, Plain] = before if isinstance(before, dict) else {}
+            progress.metadata = {**progress.metadata, LIMITS: {**kept, **limits}}
         case _:
             pass
+
+
+def _limit_name(name: str) -> str:
+    """The name of a limit in the metadata of a session, by that in an act."""
+    return name if name in OF_SESSION else f"spent.{name}"
 
 
 def _apply_snapshot(_progress: Progress, _record: Record) -> None:

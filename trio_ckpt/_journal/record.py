@@ -277,6 +277,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=F
 
 TROUBLE = "trouble"  # in the metadata of a NOTE: a problem that a user should know of
 ACT = "act"  # in the metadata of a NOTE, or of a record that an act caused; see `acts`
+LIMITS = "limits"  # in the metadata of the run's own stream: those of the session, by name
+OF_SESSION = ("batches", "runtime_s")  # limits that an act changes, beside those on what is spent
 PAUSED = "paused"  # in the metadata of the run's own stream: the act that pauses the run
 
 

@@ -66,7 +66,8 @@ class RunActs:
 
     async def limit(self, run_id: str, *, name: str, most: str, why: str) -> Done:
         """Change what the run may spend."""
-        return await self._do(run_id, "limit", why=why, amounts={name: float(most)})
+        amount = float(most) if "." in most else int(most)
+        return await self._do(run_id, "limit", why=why, amounts={name: amount})
 
     async def _change(
         self, run_id: str, do: Any, stream: StreamKey, first: int, last: int | None, why: str

@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
@@ -13,7 +14,8 @@ import trio
 from tests.crash.act_sweep import kill_at_each_call
 from tests.crash.acts import AimedKills, prepare
 from tests.fork_server import Told
-from trio_ckpt._buckets.bucket import Bucket
+from trio_ckpt._buckets.bucket import Bucket, Clients, memory_bucket
+from trio_ckpt._buckets.requests import Requests
 from trio_ckpt.abc import Store
 from trio_ckpt.stores import open_store
 from trio_ckpt.stores._objects.store import ObjectsStore
@@ -39,6 +41,16 @@ async def test_an_empty_object_is_in_no_ones_way(
         assert await store.read_inbox("r") == b""
         await store.write_inbox("r", b"asked")
         assert await store.read_inbox("r") == b"asked"
+    await store.aclose()
+
+
+async def test_a_look_waits_no_longer_than_a_save() -> None:
+    """The end of a run waits for a look that has begun."""
+    quick, none = memory_bucket()._clients.quick, cast("Any", None)
+    bucket = Bucket("memory", Clients(quick, quick, patient=none))
+    store = await ObjectsStore.open("s3://bucket", requests=Requests(bucket))
+    await store.write_inbox("r", b"asked")
+    assert await store.read_inbox("r") == b"asked"
     await store.aclose()
 
 

@@ -16,7 +16,7 @@ import msgspec
 import trio
 
 from ..._buckets.address import ObjectsAddress, parse_address
-from ..._buckets.bucket import NoAnswerError, RefusedError, open_bucket
+from ..._buckets.bucket import RefusedError, open_bucket
 from ..._buckets.clock import StoreClock, probe
 from ..._buckets.requests import OPENING_S, Requests, retry_s_of
 from ..._journal.store import (
@@ -375,18 +375,8 @@ def _write_inbox(requests: Requests, key: str, payload: bytes) -> None:
 
 
 def _read_inbox(requests: Requests, key: str) -> bytes:
-    """Read an inbox; a server that does not answer is not asked again: the next look is soon.
-
-    An empty object has no range: servers refuse to read one, and a message would never replace it.
-    """
-    once = requests.within(0)
-    try:
-        return once.get_range(key, 0, MAX_INBOX_BYTES) or b""
-    except (NoAnswerError, RefusedError):
-        found = once.find(key)
-        if found is not None and found.size:
-            raise
-        return b""
+    """Read an inbox; a server that does not answer is not asked again: the next look is soon."""
+    return requests.within(0).peek(key, MAX_INBOX_BYTES) or b""
 
 
 def _prepare(requests: Requests, layout: StoreKeys, clock: StoreClock, *, create: bool) -> None:
