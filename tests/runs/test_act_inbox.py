@@ -292,6 +292,22 @@ async def test_a_store_that_fails_ends_neither_the_run_nor_its_looks(
         assert is_paused(run)
 
 
+async def test_an_act_that_fails_by_a_bug_is_answered_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: Clock
+) -> None:
+    async def do(_steering: Steering, _act: Act) -> ActReply:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Steering, "do", do)
+    store, act = Inbox(), new_act("pause", "ann")
+    async with steered(store) as run:
+        with pytest.raises(ActRefusedError, match=r"it failed \(a bug\); trio-ckpt history"):
+            await steer(store, "r", act)
+        await write_message(store, "r", InboxMessage(owner_of(run), act))
+        await trio.sleep(5 * EVERY_S)
+    assert [one.getMessage() for one in caplog.records] == ["run 'r': an act failed: a bug"]
+
+
 async def test_acts_of_a_session_are_remembered_within_a_limit(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: Clock
 ) -> None:

@@ -47,7 +47,7 @@ async def look_for_acts(steering: Steering, every_s: float) -> None:
                 )
             has_failed = True
         except Exception as error:  # a bug: no error here may end the run
-            log.warning("run %r: an act failed: %s", run_id, text_of(error), extra=at(run_id))
+            log.warning("run %r: a look failed: %s", run_id, text_of(error), extra=at(run_id))
 
 
 @attrs.define(eq=False)
@@ -77,11 +77,21 @@ class _Inbox:
         await write_message(run.store, run.run_id, answer)
 
     async def _answer(self, act: Act) -> ActReply:
-        """The answer to an act, which is done unless it was done before."""
+        """The answer to an act, which is done unless it was done before.
+
+        One that fails by a bug is answered, too: else it would fail again at each look.
+        """
         known = self._answers.get(act.id)
         if known is not None:
             return known
-        reply = await self.steering.do(act)
+        try:
+            reply = await self.steering.do(act)
+        except Exception as error:
+            run_id, why = self.steering.run.run_id, text_of(error)
+            log.warning("run %r: an act failed: %s", run_id, why, extra=at(run_id))
+            reply = ActReply(
+                False, f"it failed ({why}); trio-ckpt history shows whether it was done"
+            )
         if act.do != "status":  # it changes nothing, and may be asked for again
             self._answers[act.id] = reply
             while len(self._answers) > MAX_REMEMBERED:

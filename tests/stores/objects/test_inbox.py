@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.crash.act_sweep import kill_at_each_call
 from tests.crash.acts import AimedKills, prepare
 from tests.fork_server import Told
+from tests.opening import begin
 from trio_ckpt._buckets.bucket import Bucket, Clients, memory_bucket
 from trio_ckpt._buckets.requests import Requests
 from trio_ckpt.abc import Store
@@ -41,6 +44,18 @@ async def test_an_empty_object_is_in_no_ones_way(
         assert await store.read_inbox("r") == b""
         await store.write_inbox("r", b"asked")
         assert await store.read_inbox("r") == b"asked"
+    await store.aclose()
+
+
+async def test_an_open_run_reads_one_object_every_ten_seconds(autojump_clock: MockClock) -> None:
+    requests = Requests(memory_bucket())
+    store = await ObjectsStore.open("s3://bucket", requests=requests)
+    async with begin(store):
+        before = Counter(requests.counts)
+        await trio.sleep(1_001)
+        found = requests.counts - before
+    assert found["GET"] == 100
+    assert found["LIST"] == 0
     await store.aclose()
 
 
