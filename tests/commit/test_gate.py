@@ -24,6 +24,7 @@ from trio_ckpt import (
     BatchFailedError,
     BatchWithdrawnError,
     CheckpointFailedError,
+    NotEncodableError,
     RetryRule,
     RetryTable,
     TokenNeverSettledError,
@@ -35,6 +36,7 @@ from trio_ckpt._commit.gate import Passed
 from trio_ckpt._commit.retry import Again
 from trio_ckpt._commit.staged import AttemptState
 from trio_ckpt._commit.stream_outputs import StreamFiles
+from trio_ckpt._journal.progress import MAX_SUM
 from trio_ckpt._journal.record import Record, RecordKind, decode_record
 from trio_ckpt._runs.stream import Stream, loop_cursor_of
 from trio_ckpt._util.plain import encode_key
@@ -443,3 +445,27 @@ async def test_an_interrupt_in_the_gate_leaves_no_token_pending(
             with pytest.raises(KeyboardInterrupt):
                 await work(nursery)
     assert told == [trio_ckpt.BatchCancelledError]
+
+
+@pytest.mark.parametrize("way", [NEXT, CONFIRM, EXIT])
+async def test_a_save_refused_before_it_is_queued_ends_its_attempt(way: Exit) -> None:
+    """Nothing of it is submitted, so that no outcome would ever reach its token."""
+    store = MemoryStore()
+    async with (
+        begin(store) as run,
+        run.open_stream("s") as stream,
+    ):
+        gate = loop_cursor_of(stream).gate
+        first = gate.hand_out(0, None, b"")
+        first.complete(records=MAX_SUM - 2)
+        await gate.pass_gate(first, NEXT)
+        batch = gate.hand_out(1, None, b"")
+        batch.complete(records=2)
+        with pytest.raises(NotEncodableError, match="records") as caught:
+            await gate.pass_gate(batch, way)
+        assert (batch.state, batch.token.state) == (S.OVER, FAILED)
+        with pytest.raises(CheckpointFailedError) as told:
+            await batch.token.wait()
+        assert told.value.__cause__ is caught.value
+        assert loop_cursor_of(stream).open_stream.stop.busy == 0
+    assert [record.kind for record in await records_of(store)] == [RecordKind.BATCH]

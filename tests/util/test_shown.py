@@ -116,3 +116,18 @@ async def test_a_line_reads_none_of_the_streams(autojump_clock: MockClock) -> No
         progress, table.progress = table.progress, {}
         assert repr(run) == "<Run many; state open; streams 0 open>"
         table.progress = progress
+
+
+async def test_a_partition_and_a_turn_say_what_they_are(autojump_clock: MockClock) -> None:
+    limit, store = trio_ckpt.RateLimit(tokens_per_min=6_000), MemoryStore()
+    async with (
+        trio_ckpt.open_collection("pages", store=store, partitions=1, items=2_000) as collection,
+        collection.claim() as partition,
+    ):
+        assert partition is not None
+        assert repr(partition) == "<Partition pages.00000; of 1; items in all 2,000>"
+        async with partition.run.open_stream("empty") as stream:
+            async for batch in stream.batches([]):
+                batch.complete()
+    async with limit.request(tokens=1_500) as turn:
+        assert repr(turn) == "<RequestTurn; tokens 1,500>"

@@ -22,7 +22,7 @@ from .pace import Pace, TokenBucket
 
 
 @attrs.define(eq=False, repr=False)
-class RequestTurn:
+class RequestTurn(Shown):
     """A request that may be sent; made by `RateLimit.request`.
 
     Attributes:
@@ -34,6 +34,9 @@ class RequestTurn:
     _pace: Pace = attrs.field(repr=False)
     _began: float = attrs.field(factory=trio.current_time, init=False, repr=False)
     is_refused: bool = attrs.field(default=False, init=False)
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [("", ""), ("tokens", number(self.tokens)), ("refused", "yes" * self.is_refused)]
 
     def settle(self, *, tokens: int) -> None:
         """Say how many tokens the request has used, in place of what it has reserved.

@@ -201,9 +201,8 @@ def _decode(payload: bytes, line: RunSummary) -> RunOverview:
     found = _decoder.decode(payload)
     sums, session = found.summary, found.session
     times = (found.last_activity, sums.started_at, sums.updated_at, sums.completed_at)
-    check_times(*times, sums.failed_at, sums.next_due)
-    if session is not None:
-        check_times(session.began, session.at, session.next_due)
+    more = () if session is None else (session.began, session.at, session.next_due)
+    check_times(*times, sums.failed_at, sums.next_due, *more)
     if (found.run_id, found.generation, found.owner) != (line.run_id, line.generation, None):
         raise StoreDamagedError("it is not of this run")
     return found

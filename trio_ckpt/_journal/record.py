@@ -115,6 +115,8 @@ class Status(enum.Enum):
     FAILED = "failed"
     INTERRUPTED = "interrupted"
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hash is Python code
+
 
 class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An error as it is saved.

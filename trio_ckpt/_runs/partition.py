@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 
 from .._journal.collection import hashed_partition, items_of
 from .._util.arguments import whole_number
 from .._util.plain import Plain
+from .._util.shown import Shown
+from .._util.text import number
 from .run import Run
 
 
@@ -28,7 +32,7 @@ def partition_of(key: Plain, partitions: int) -> int:
 
 
 @attrs.frozen(eq=False, repr=False)
-class Partition:
+class Partition(Shown):
     """A partition that this process owns; made by `Collection.claim`.
 
     Attributes:
@@ -42,6 +46,10 @@ class Partition:
     index: int
     partitions: int
     items: int | None
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        items = "" if self.items is None else number(self.items)
+        return [("", self.run.run_id), ("of", number(self.partitions)), ("items in all", items)]
 
     @property
     def range(self) -> range:

@@ -173,7 +173,8 @@ def _printable_row(row: Sequence[str]) -> Sequence[str]:
 
 def _width(rows: Sequence[Sequence[str]], at: int, limit: int | None = None) -> int:
     """Of a column; cells that are wider than the limit do not count."""
-    widths = set(map(display_width, {row[at] for row in rows}))
+    cells = {row[at] for row in rows}
+    widths = set(map(len if "".join(cells).isascii() else display_width, cells))
     return max(width for width in widths if limit is None or width <= limit)
 
 
@@ -246,8 +247,7 @@ def print_blocks(blocks: Sequence[Block]) -> None:
     """Print blocks: plain lines, or for a terminal in its width and with a little colour."""
     file = sys.stdout
     if not file.isatty():
-        for line in to_lines(blocks):
-            print(line, file=file)
+        file.writelines(f"{line}\n" for line in to_lines(blocks))
         return
     console = console_for(file)
     for block in blocks:
