@@ -322,3 +322,15 @@ async def test_what_was_before_is_known_while_the_stream_is_open(tmp_path: Path)
             batch.unchanged()
     with pytest.raises(RuntimeError, match="while the stream is open"):
         _ = batches[0].previous
+
+
+async def test_a_session_has_not_produced_what_it_carries_over() -> None:
+    store, made = MemoryStore(), list[tuple[int, int, Any]]()
+    for again in (False, True):
+        async with begin(store, again=again) as run, run.open_stream("s") as stream:
+            async for batch in stream.batches():
+                is_last = batch.index % 3 == 2
+                batch.complete(cursor=batch.index, last=is_last, records=5, totals={"n": 1})
+            found = run.statistics()
+            made.append((found.records, found.session_records, dict(found.session_totals)))
+    assert made == [(15, 15, {"n": 3}), (30, 15, {"n": 3})]

@@ -97,7 +97,7 @@ class StreamLog:
         records_ahead: How many records the submitted batches produced that are not durable yet.
         folded: The sequence number of the last fold.
         fold_bytes: The size of the last fold.
-        before: What earlier sessions had added.
+        before: What earlier sessions had added, and what was carried over.
         confirmed, skipped, retries: How many batches this session confirmed, skipped and retried.
         open_s: For how long it was open in this session, in seconds, until it was last left.
         has_closed: It was opened in this session, and its block has ended.
@@ -204,6 +204,10 @@ class StreamLog:
             self.skipped += 1
         elif end is AttemptEnd.RETRIED:
             self.retries += 1
+
+    def count_from_here(self) -> None:
+        """Count what is there as added by earlier sessions: it was carried over."""
+        self.before = Added.by_all(self.progress)
 
     def reserve(self, sequence: int, records: int) -> None:
         """Mark a checkpoint as submitted, and count the records of its batch.

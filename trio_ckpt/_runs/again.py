@@ -219,6 +219,7 @@ async def _carry_over(store: Store, open_stream: OpenStream, base: RunView, was:
     for begin in range(0, len(records), SAVED_AT_ONCE):
         group = records[begin : begin + SAVED_AT_ONCE]
         await save_records(open_stream.committer, ((stream_log, record) for record in group))
+    stream_log.count_from_here()
 
 
 def _carried(entry: LiveRecord) -> Record:
