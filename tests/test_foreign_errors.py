@@ -337,10 +337,10 @@ class NamelessValue(metaclass=NamelessKind):
 
 
 HOSTILE: dict[str, Callable[[], Any]] = {
-    "a ExitsWhenShown": ExitsWhenShown,
+    "an ExitsWhenShown": ExitsWhenShown,
     "odd": ShownOddly,
     "a NamelessValue": NamelessValue,
-    "a int": lambda: 10**5_000,  # Python refuses to write it as text
+    "an int": lambda: 10**5_000,  # Python refuses to write it as text
 }
 
 

@@ -353,11 +353,11 @@ async def test_edge_case_7_over_the_wire_disconnect_during_checkpoint_send(
 ) -> None:
     """The worker dies while a checkpoint is on its way: the next one goes on from the last that
     was acknowledged."""
-    store = FaultyStore(MemoryStore(), {11: Delay(1_000.0)})  # one of the later checkpoints
+    store = FaultyStore(MemoryStore(), {8: Delay(1_000.0)})  # one of the later checkpoints
     async with open_site(store, grace_s=1) as site:
         await site.start_worker("a")
         async with mapping(site, "train", [1]) as found:
-            await until(lambda: store.saves >= 11)
+            await until(lambda: store.saves >= 8)
             site.kill_worker("a")
             await site.start_worker("b")
         assert found == [trained(1)]

@@ -143,7 +143,7 @@ class Unknown:
     ("value", "path", "problem"),
     [
         ({"model": {"layers": [0, Loose()]}}, "state.model.layers[1]", "no plain value"),
-        ({"a b": [object()]}, "state['a b'][0]", "a object"),
+        ({"a b": [object()]}, "state['a b'][0]", "an object"),
         ({3: {(1, 2): print}}, "state[3][(1, 2)]", "no plain value"),
         ([{"k": "\ud800"}], "state[0].k", "lone surrogate"),
         ({"\ud800": 1}, "state", "lone surrogate"),
