@@ -234,20 +234,20 @@ class Crawler:
             log.warning("%s is not a page with links: there is nothing more to crawl", url)
         await self._add(batch, short)
         digest = hashlib.sha256(body).hexdigest()
-        await self._note(
-            batch,
-            PAGES,
-            {
-                "url": url,
-                "status": response.status,
-                "title": page.title,
-                "bytes": len(body),
-                "sha256": digest,
-                "links": len(page.links),
-                "links_left_out": left_out,
-                "fetched_at": fetched_at.isoformat(timespec="milliseconds"),
-            },
-        )
+        at = fetched_at.isoformat(timespec="milliseconds")
+        line = {
+            "url": url,
+            "status": response.status,
+            "title": page.title,
+            "bytes": len(body),
+            "sha256": digest,
+            "links": len(page.links),
+            "links_left_out": left_out,
+            "fetched_at": at,
+        }
+        if self.archive is not None and not self.archive.has(digest):
+            line["archived_at"] = at  # what other records may name, also after a kill
+        await self._note(batch, PAGES, line)
         batch.complete(
             records=1,
             totals={"links_left_out": left_out} if left_out else None,

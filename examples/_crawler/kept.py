@@ -86,14 +86,9 @@ def metadata_of(
         is_allowed: Whether robots.txt allows a link.
         is_archived: Whether a web archive gets the response.
     """
-    etag = response.headers.get("etag", "")
-    modified = response.headers.get("last-modified", "")
-    if (
-        response.status != HTTPStatus.OK
-        or not (etag or modified)
-        or max(len(etag), len(modified)) > MAX_VALIDATOR_CHARS
-        or len(links) > MAX_LINKS
-    ):
+    etag = _validator(response, "etag")
+    modified = _validator(response, "last-modified")
+    if response.status != HTTPStatus.OK or not (etag or modified) or len(links) > MAX_LINKS:
         return None
     return {
         "etag": etag,
@@ -103,3 +98,10 @@ def metadata_of(
         "forbidden": [link for link in links if not is_allowed(link)],
         "is_archived": is_archived,
     }
+
+
+def _validator(response: Response, name: str) -> str:
+    """A header that can be sent back; empty: there is none."""
+    text = response.headers.get(name, "")
+    is_usable = text.isascii() and text.isprintable() and len(text) <= MAX_VALIDATOR_CHARS
+    return text if is_usable else ""

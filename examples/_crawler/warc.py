@@ -32,7 +32,7 @@ ROTATE_BYTES = 10**9  # the size that the standard recommends (annex C)
 VERSION = "WARC/1.1"
 SPECIFICATION = "https://iipc.github.io/warc-specifications/specifications/warc-format/warc-1.1/"
 NOT_MODIFIED = "http://netpreserve.org/warc/1.1/revisit/server-not-modified"
-_FIELDS = ("url", "sha256", "fetched_at")  # of a page
+_FIELDS = ("url", "sha256", "archived_at")  # of a page whose payload is in the archive
 
 # What is said of a body as it was sent; the archive has it decoded, and whole.
 _OF_TRANSFER = {"content-encoding", "transfer-encoding", "content-length"}
@@ -136,6 +136,10 @@ class Archive:
                 "", "warcinfo", io.BytesIO(body), length=len(body), warc_headers_dict=ids
             )
         )
+
+    def has(self, digest: str) -> bool:
+        """Whether a payload is archived: a page that has it becomes a ``revisit`` record."""
+        return digest in self._payloads
 
     def add(self, digest: str, url: str, fetched_at: datetime) -> None:
         """Remember a payload whose record is durable, so that others may name it.

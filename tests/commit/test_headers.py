@@ -114,6 +114,20 @@ async def test_workers_share_a_header(tmp_path: Path, autojump_clock: MockClock)
     assert sorted(rows_of((tmp_path / "all.csv").read_bytes())) == list(range(200))
 
 
+@pytest.mark.parametrize("names", [(PARTS, "rows-00003.csv"), ("rows-00003.csv", PARTS)])
+async def test_a_part_has_one_name(names: tuple[str, str], tmp_path: Path) -> None:
+    """Two names of one file are in no order: batches could wait for each other."""
+    async with begin(output_dir=tmp_path) as run, run.open_stream("s") as stream:
+        async for batch in stream.batches(range(1)):
+            for name in ("rows-3.csv", "rows-000003.csv", "rows-0000x.csv", names[0]):
+                how: Any = {"rotate_bytes": 9} if name == PARTS else {}
+                batch.append_bytes(name, b"1\n", header=HEADER, **how)
+            how = {"rotate_bytes": 9} if names[1] == PARTS else {}
+            with pytest.raises(ValueError, match=r"'rows-00003.csv' is a part of 'rows-{part}"):
+                batch.append_bytes(names[1], b"1\n", **how)
+            batch.complete()
+
+
 async def test_one_that_fails_leaves_the_header_to_the_next(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:

@@ -92,6 +92,29 @@ async def test_only_what_has_changed_is_sent_and_written(site: Site, tmp_path: P
     assert found(out) == found(fresh)
 
 
+async def test_a_validator_that_cannot_be_sent_is_not_kept(site: Site, tmp_path: Path) -> None:
+    headers = {"Content-Type": "text/html", "ETag": '"\xe9"'}
+    site.pages |= {"/": leaf("start", '"1"', "/a"), "/a": page("<title>a</title>", headers=headers)}
+    for words in (FILES, AGAIN):
+        assert await crawler.crawl(options(site, tmp_path, *words)) == 0
+        assert found(tmp_path).keys() == {"/", "/a"}
+
+
+@pytest.mark.parametrize("words", [(), FILES])
+async def test_no_record_names_a_page_that_is_not_archived(
+    words: tuple[str, ...], site: Site, tmp_path: Path
+) -> None:
+    """A crawl that has begun without `--warc` goes on with it."""
+    site.pages |= {"/": links("/a", "/b", "/c")} | dict.fromkeys(("/a", "/b", "/c"), page("same"))
+    words = (*words, "--concurrency", "1")
+    with pytest.raises(trio_ckpt.RunStoppedError):
+        await crawler.crawl(options(site, tmp_path, *words, "--max-pages", "2"))
+    assert await crawler.crawl(options(site, tmp_path, *words, "--warc")) == 0
+    first, second = (record for record, _ in records(tmp_path))
+    assert (first.rec_type, second.rec_type) == ("response", "revisit")
+    assert field(second, "Refers-To") == field(first, "Record-ID")
+
+
 async def test_what_has_gone_leaves_no_file(site: Site, tmp_path: Path) -> None:
     site.pages |= {"/": leaf("start", '"1"', "/a", "/b"), "/a": leaf("a", '"1"', "/only")}
     site.pages |= {"/b": leaf("b", '"1"'), "/only": leaf("only", '"1"')}

@@ -91,7 +91,8 @@ class BatchFiles:
         Raises:
             OutputError: the path is bad, or another stream appends to the file.
             MissingExtraError: what compresses is not installed.
-            ValueError: the session writes it in another way, or the path lacks ``{part}``.
+            ValueError: the session writes it in another way, or as a part of another path, or the
+                path lacks ``{part}``.
 
         Durability: none yet; the bytes are durable when the batch is confirmed.
         """

@@ -6,7 +6,7 @@ append file: its confirmed length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
@@ -49,6 +49,12 @@ class Rotation:
             self._number -= 1
         return self._name(self._number)
 
+    def has(self, name: str) -> bool:
+        """Whether a name is that of a part."""
+        before, _, after = self.template.partition(PART)
+        number = name.removeprefix(before).removesuffix(after)
+        return number.isdecimal() and self._name(int(number)) == name
+
     def _name(self, number: int) -> str:
         return self.template.replace(PART, f"{number:0{DIGITS}}")
 
@@ -64,3 +70,20 @@ def check_template(path: str) -> None:
             f"{path!r}: with rotate_bytes= the path of an append file has {PART} once, for the "
             f"number of the part, as in 'pages-{PART}.jsonl'"
         )
+
+
+def check_no_part(names: Iterable[str], rotations: Sequence[Rotation]) -> None:
+    """Check that files are no parts of others, which are written by their template alone.
+
+    Two names of one file would be begun in two orders, so that batches could wait for each other.
+
+    Raises:
+        ValueError: one is.
+    """
+    for name in names:
+        for rotation in rotations:
+            if rotation.has(name):
+                raise ValueError(
+                    f"{name!r} is a part of {rotation.template!r} in this session: append to it by "
+                    "that path alone"
+                )

@@ -31,7 +31,7 @@ from ..outputs import (
     load_compressor,
 )
 from .path_owners import SINK, PathOwner, PathOwners
-from .rotation import Rotation, check_template
+from .rotation import Rotation, check_no_part, check_template
 from .sink_writer import SinkKind, SinkWriter, StagedPiece
 from .stream_log import Lines, StreamLog
 
@@ -77,6 +77,7 @@ class StreamFiles:
     replaced: str | None = None
     claimed: dict[int, set[str]] = attrs.field(factory=dict[int, set[str]], init=False)
     _known_sinks: dict[str, SinkWriter] = attrs.field(factory=dict[str, SinkWriter], init=False)
+    _rotations: list[Rotation] = attrs.field(factory=list[Rotation], init=False)
     _sink_lock: trio.Lock = attrs.field(factory=trio.Lock, init=False)
 
     def allow_replacing(self) -> None:
@@ -259,7 +260,7 @@ class StreamFiles:
                 where the outputs are.
             MissingExtraError: the library that compresses is not installed.
             ValueError: there is no such compression, the path has no place for the number of a
-                part, or the session writes the file in another way.
+                part or is that of a part, or the session writes the file in another way.
         """
         name, kind = self.name(path), SinkKind(compress, rotate_bytes)
         if rotate_bytes is None:
@@ -288,6 +289,9 @@ class StreamFiles:
             whole_number("rotate_bytes", kind.rotate_bytes, least=1)
             check_template(name)
             rotation = Rotation(name, kind.rotate_bytes)
+            check_no_part(self._known_sinks, [rotation])
+            self._rotations.append(rotation)
+        check_no_part([name], self._rotations)
         return SinkWriter(kind, make, rotation)
 
     async def open_sinks(self, lines: Mapping[str, StagedPiece]) -> Lines:
