@@ -19,6 +19,7 @@ from tests.opening import begin
 from trio_ckpt import Run, RunStoppedError
 from trio_ckpt._journal.acts import Act, ActRefusedError, ActReply, new_act, read_acts
 from trio_ckpt._journal.inbox import InboxMessage, read_message, write_message
+from trio_ckpt._journal.store import Owner
 from trio_ckpt._maintenance import ask_inbox
 from trio_ckpt._maintenance.steer import ASK_S, steer
 from trio_ckpt._runs import act_inbox
@@ -226,6 +227,32 @@ async def test_who_asks_an_owner_that_ends_does_it_without_one(autojump_clock: C
     assert replies[0].text == "no process runs the run: the next start starts paused"
     assert len(await read_acts(store, "r")) == 1
     assert store.content == b""
+
+
+async def test_an_owner_that_comes_after_a_long_wait_is_asked(autojump_clock: Clock) -> None:
+    """It takes the lock right before it would have been done without one."""
+
+    class Late(Inbox):
+        reads = 0
+
+        async def read_owner(self, run_id: str) -> Owner | None:
+            self.reads += 1
+            return None if self.reads == 2 else await super().read_owner(run_id)
+
+    store, replies = Late(), list[ActReply]()
+
+    async def ask() -> None:
+        replies.append(await steer(store, "r", new_act("pause", "ann")))
+
+    async with trio.open_nursery() as nursery:
+        async with store.lock_run("r"):
+            nursery.start_soon(ask)
+            await trio.sleep(3 * EVERY_S)
+        async with steered(store) as run:
+            await looked()
+            await looked()
+            assert is_paused(run)
+    assert replies[0].text.startswith("paused:")
 
 
 async def test_an_owner_that_does_not_look_is_named(autojump_clock: Clock) -> None:

@@ -69,6 +69,7 @@ async def steer(store: Store, run_id: str, act: Act) -> ActReply:
                 reply = await _ask(store, run_id, act, owner)
             else:
                 reply = await ask_inbox(store, run_id, act, ASK_S)
+                until = trio.current_time() + FIND_S  # it may have waited for long
         except RunLockedError as error:  # it has just begun
             if trio.current_time() > until:
                 raise ActRefusedError(str(error), run_id=run_id) from error

@@ -72,7 +72,7 @@ class ObjectsStore(Store):
     Any number of processes on any machines may use one store at a time, each owning other runs.
     """
 
-    inbox_every_s = 10.0  # each look is a request, which costs money
+    inbox_every_s: float | None = 10.0  # each look is a request, which costs money
 
     def __init__(
         self,

@@ -84,7 +84,7 @@ class PostgresStore(Store):
 
     has_live = True
     publish_every_s = 5.0
-    inbox_every_s = 0.5
+    inbox_every_s: float | None = 0.5
 
     def __init__(
         self,
