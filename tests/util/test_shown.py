@@ -127,7 +127,7 @@ async def test_a_partition_and_a_turn_say_what_they_are(autojump_clock: MockCloc
         assert partition is not None
         assert repr(partition) == "<Partition pages.00000; of 1; items in all 2,000>"
         async with partition.run.open_stream("empty") as stream:
-            async for batch in stream.batches([]):
+            async for batch in stream.batches(list[int]()):
                 batch.complete()
     async with limit.request(tokens=1_500) as turn:
         assert repr(turn) == "<RequestTurn; tokens 1,500>"
