@@ -19,6 +19,7 @@ import trio
 
 from tests.crash.recorder import Action, Plan, Recorder
 from tests.fork_server import ForkServer, Told, serve
+from tests.hangs import HANG_S
 from tests.opening import begin
 from trio_ckpt import Batch, Limits, Run, run_batches
 from trio_ckpt._journal.acts import new_act
@@ -31,7 +32,7 @@ RUN, KEY, BATCHES, DONE = "r", ("s",), 6, 2
 STATEFUL = ("a state",)
 MOST_POINTS = 40  # an act makes fewer changes
 REQUEUED, SKIPPED = 0, 4
-SESSION_LIMIT_S = 30.0
+SESSION_LIMIT_S = HANG_S
 ACTS: dict[str, dict[str, Any]] = {
     "pause": {},
     "resume": {},

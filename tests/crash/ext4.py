@@ -15,11 +15,13 @@ from pathlib import Path
 
 import attrs
 
+from tests.hangs import HANG_S
+
 IMAGE_BYTES = 64 * 2**20  # ext4's journal takes 4 MiB of it, a run 2 MiB
 OPTIONS = ("data=ordered", "data=ordered,nodelalloc", "data=writeback")  # of the mount
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = 2
-FREE_AGAIN_S = 5.0  # until a file system that was shut down releases its last process
+FREE_AGAIN_S = HANG_S  # until a file system that was shut down releases its last process
 
 NO_PRIVILEGE = "no privilege: "  # how tests/conftest.py knows what CI may skip
 

@@ -121,10 +121,11 @@ def test_sigkill_pays_no_batch_twice_and_keeps_the_budget(tmp_path: Path, provid
 
 
 def wait_for_work(process: subprocess.Popen[bytes], file: Path, chance: random.Random) -> bool:
-    """Wait until some batches are submitted, or for some time; False: it ended before."""
+    """Wait until some batches are submitted; False: it ended before."""
     goal = len(submitted(file)) + chance.randint(1, 5)
-    deadline = time.monotonic() + 3
-    while len(submitted(file)) < goal and time.monotonic() < deadline:
+    deadline = time.monotonic() + PROGRAM_S
+    while len(submitted(file)) < goal:
+        assert time.monotonic() < deadline, "the pipeline neither submits nor ends"
         if process.poll() is not None:
             return False
         time.sleep(0.002)

@@ -26,12 +26,13 @@ from tests.crash.chance import leave_nothing_to_chance
 from tests.crash.programs import PROGRAMS, STORES, Session
 from tests.crash.recorder import NO_PLAN, Action, Kind, Plan, Recorder
 from tests.fork_server import ForkServer, Told, serve
+from tests.hangs import HANG_S
 from trio_ckpt import RunStoppedError, TrioCkptError
 from trio_ckpt._commit import state_capture
 from trio_ckpt.stores._json import writer
 from trio_ckpt.testing._session import seeded_scheduler
 
-SESSION_LIMIT_S = 30.0  # one takes less than a tenth of a second; more is a hang
+SESSION_LIMIT_S = HANG_S  # one takes less than a tenth of a second; more is a hang
 NOTHING_ELSE = 1  # the exit code of Python after an exception
 
 # What only large runs do, small ones do as well here: arrays in blobs of their own, and a run

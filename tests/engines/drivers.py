@@ -27,7 +27,6 @@ from trio_ckpt.stores import open_store
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.01  # between two looks at the steps: other processes tell nothing
-QUIET_S = 1.0  # functions that make no step for so long have ended
 COUNTS = (items.SHORT, 100, 100, 100)  # steps of the items of a program
 PAUSE_S = 0.02  # before each of them
 PROGRAM_JOB = "job-driver"
@@ -58,23 +57,21 @@ def sum_to(n: int) -> int:
     return n * (n + 1) // 2
 
 
-async def cancel_after(count: int, side: Path, call: Callable[[], Awaitable[object]]) -> int:
+async def cancel_after(count: int, side: Path, call: Callable[[], Awaitable[object]]) -> None:
     """Cancel a call once its functions have made so many steps, and wait for their end.
 
-    Returns:
-        How many steps they had made when they ended.
+    They are held until all have ended: none can come to the end of its work instead.
     """
+    items.hold(side, count)
     with trio.fail_after(PROGRAM_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(call)
             while len(steps_in(side)) < count:  # noqa: ASYNC110  # another process tells nothing
                 await trio.sleep(POLL_S)
             nursery.cancel_scope.cancel()
-        found = -1
-        while found != len(steps_in(side)):
-            found = len(steps_in(side))
-            await trio.sleep(QUIET_S)
-    return found
+        while items.running(side):  # noqa: ASYNC110
+            await trio.sleep(POLL_S)
+    items.hold(side, None)
 
 
 async def count_saved(store: str) -> int:

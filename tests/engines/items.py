@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +70,47 @@ def fail_until(item: list[Any]) -> int:
     return int(count)
 
 
+@attrs.define
+class Saves:
+    """What a function knows of its saves: one begins only when the one before it is durable.
+
+    Attributes:
+        durable: How many of its steps are durable, at least.
+        begun: How many are when the save that was begun last is.
+    """
+
+    durable: int
+    begun: int
+
+    def point(self, work: remote.Work[Any]) -> None:
+        """Save the state if that is due."""
+        if work.point_sync():
+            self.durable, self.begun = self.begun, work.state["done"]
+
+
 @remote.task(state=lambda item: {"done": 0, "sum": 0})
 def count_up(item: list[Any], work: remote.Work[dict[str, int]]) -> int:
     """Add up 1 to n, with a pause before each step; each step leaves a line in the side file."""
     n, pause_s, side = item
     state = work.state
+    saves = Saves(state["done"], state["done"])
+    _note(side, "begun")
     fd = os.open(side, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         while state["done"] < n:
             time.sleep(pause_s)
             if state["done"] and n > SHORT:
-                _wait_while_held(Path(side), work)
+                _wait_while_held(Path(side), work, saves)
             state["done"] += 1
             state["sum"] += state["done"]
             me = f"{os.getpid()} {begun_at(os.getpid())}"
-            line = f"{work.index} {state['done']} {me} {time.time():.3f}\n"
+            line = f"{work.index} {state['done']} {saves.durable} {me} {time.time():.3f}\n"
             os.write(fd, line.encode())
             work.report(progress_percent=100 * state["done"] / n)
-            work.point_sync()
+            saves.point(work)
     finally:
         os.close(fd)
+        _note(side, "ended")
     return state["sum"]
 
 
@@ -98,6 +120,7 @@ class Step:
 
     item: int
     number: int
+    durable: int  # steps of its item that were durable before it
     pid: int
     begun: int  # when its process began: another one may have its id later
     at: float
@@ -142,9 +165,9 @@ def _hold_of(side: Path) -> Path:
     return side.with_name(f"{side.name}.hold")
 
 
-def _wait_while_held(side: Path, work: remote.Work[Any]) -> None:
+def _wait_while_held(side: Path, work: remote.Work[Any], saves: Saves) -> None:
     while _is_held(side):
-        work.point_sync()  # it may be told to end
+        saves.point(work)  # it may be told to end
         time.sleep(0.01)
 
 
@@ -163,6 +186,33 @@ def steps_in(side: Path) -> list[Step]:
     found: list[Step] = []
     whole, _, _ = side.read_text().rpartition("\n")  # a line may be on its way
     for line in whole.splitlines():
-        item, number, pid, begun, at = line.split()
-        found.append(Step(int(item), int(number), int(pid), int(begun), float(at)))
+        *numbers, at = line.split()
+        item, number, durable, pid, begun = map(int, numbers)
+        found.append(Step(item, number, durable, pid, begun, float(at)))
     return found
+
+
+def durable_again(side: Path) -> list[Step]:
+    """The steps that were durable, and were made again all the same; at best there is none.
+
+    How many steps are lost with a process depends on how long a save takes, and which, does not.
+    """
+    durable: Counter[int] = Counter()
+    found: list[Step] = []
+    for step in steps_in(side):
+        if step.number <= durable[step.item]:
+            found.append(step)
+        durable[step.item] = max(durable[step.item], step.durable)
+    return found
+
+
+def _note(side: str, what: str) -> None:
+    with Path(f"{side}.{what}").open("a") as file:
+        file.write("function\n")
+
+
+def running(side: Path) -> int:
+    """How many functions with this side file have begun and not ended."""
+    begun, ended = (Path(f"{side}.{what}") for what in ("begun", "ended"))
+    have_ended = ended.read_text().count("\n") if ended.exists() else 0
+    return (begun.read_text().count("\n") if begun.exists() else 0) - have_ended

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.engines.items import Saves
 from trio_ckpt.remote import Work
 
 AnyWork = Work[Any]
@@ -75,17 +76,25 @@ def _is_held(folder: Path, done: int) -> bool:
 
 
 def steps(item: list[Any], work: AnyWork) -> int:
-    """So many steps, each of which leaves a line in the item's file."""
+    """So many steps; what it begins with, and each step, leave a line in the item's file."""
     folder, number, count = item
     state = work.state
-    while state.setdefault("done", 0) < count:
+    done = state.setdefault("done", 0)
+    saves = Saves(done, done)
+    marks = Path(folder) / str(number)
+    _mark(marks, f"begun {done}")
+    while state["done"] < count:
         while _is_held(Path(folder), state["done"]):
-            work.point_sync()  # it may be told to end
+            saves.point(work)  # it may be told to end
             time.sleep(0.01)
         time.sleep(0.05)
         state["done"] += 1
         state["sum"] = state.get("sum", 0) + state["done"]
-        with (Path(folder) / str(number)).open("a") as file:
-            file.write(f"{state['done']}\n")
-        work.point_sync()
+        _mark(marks, f"step {state['done']} {saves.durable}")
+        saves.point(work)
     return int(state["sum"]) + number
+
+
+def _mark(path: Path, line: str) -> None:
+    with path.open("a") as file:
+        file.write(f"{line}\n")

@@ -14,8 +14,8 @@ import pytest
 import trio
 
 from tests.engines import items
-from tests.engines.drivers import COUNTS, ROOT, DriverProgram, cancel_after, sum_to, work
-from tests.engines.items import steps_in
+from tests.engines.drivers import ROOT, DriverProgram, cancel_after, sum_to, work
+from tests.engines.items import durable_again, steps_in
 from tests.engines.kills import Killer
 from tests.hangs import HANG_S, PROGRAM_S
 from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_map
@@ -23,7 +23,6 @@ from trio_ckpt.engines import EngineLostError, Resources, _job, map_tasks, open_
 ray: Any = pytest.importorskip("ray", reason="the extra ray is not installed")
 
 KILLS, KILLED_ITEMS, KILLED_STEPS = 20, 12, 60
-STEPS_LOST = 25  # by one kill of one item: what is made while one save is under way, beside load
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Ray, at import and at its end
 
@@ -101,10 +100,9 @@ async def test_a_cancelled_call_ends_functions_of_ray_workers(
         job_id="job-cancelled",
         checkpoint_interval_s=0.0,
     )
-    count = await cancel_after(20, side, call)
-    assert count < 4 * 200
+    await cancel_after(20, side, call)
     assert await call() == [sum_to(200)] * 4
-    assert len(steps_in(side)) <= 4 * (200 + STEPS_LOST)
+    assert durable_again(side) == []
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -122,7 +120,8 @@ async def test_many_kills_of_ray_workers_lose_nothing(tmp_path: Path) -> None:
     assert results == [sum_to(KILLED_STEPS)] * KILLED_ITEMS
     assert len(killer.killed) == KILLS
     steps = steps_in(side)
-    assert len(steps) <= total + KILLS * STEPS_LOST
+    assert any(step.durable for step in steps)
+    assert durable_again(side) == []
     print(f"{len(steps) - total} of {total} steps again, {len(killer.killed)} kills")
 
 
@@ -159,4 +158,4 @@ def test_a_killed_driver_of_ray_is_started_again(tmp_path: Path) -> None:
     )
     program.kill_when(lambda steps: len(steps) >= 100)
     program.finish()
-    assert len(steps_in(side)) <= sum(COUNTS) + 4 * STEPS_LOST
+    assert durable_again(side) == []

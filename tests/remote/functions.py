@@ -204,6 +204,14 @@ async def tell_trace(_item: int, work: AnyWork) -> dict[str, str]:
 async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
     """As `train`, a step in a tenth of a second."""
     seen.append(("begun", item, work.state.done))
+    try:
+        await _train_to_end(item, work)
+    finally:
+        seen.append(("ended", item))
+    return {"losses": work.state.losses, "steps": work.state.done}
+
+
+async def _train_to_end(item: int, work: Work[Sums]) -> None:
     while work.state.done < STEPS:
         state = work.state
         state.weights[state.done :: 7] *= 1.01
@@ -212,7 +220,6 @@ async def train_slowly(item: int, work: Work[Sums]) -> dict[str, Any]:
         seen.append(("step", item, state.done))
         await work.point()
         await trio.sleep(0.1)
-    return {"losses": work.state.losses, "steps": work.state.done}
 
 
 @remote.task(in_process=True)

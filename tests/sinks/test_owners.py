@@ -13,7 +13,7 @@ import attrs
 import pytest
 import trio
 
-from tests.hangs import PROGRAM_S
+from tests.hangs import HANG_S, PROGRAM_S
 from tests.opening import begin
 from tests.sinks.program import connect, is_postgres, open_sink, read_rows, undisturbed, undo
 from tests.sinks.test_transactions import EMPTY, insert
@@ -26,6 +26,7 @@ from trio_ckpt.sinks._stream_rows import StreamRows
 from trio_ckpt.stores import MemoryStore
 
 ROOT = Path(__file__).parents[2]
+PAUSED_LEASE_S = 8  # longer than anything an owner does between two renewals
 OTHER_OWNER = "UPDATE trio_ckpt_markers SET owner = 9 WHERE slot = 0"
 
 
@@ -180,17 +181,25 @@ def start(database: str, store: str, place: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def pause_and_wake(database: str, store: str, place: str) -> tuple[int, Any]:
+def pause_and_wake(database: str, store: str, place: str, *, options: str = "") -> tuple[int, Any]:
     """Pause an owner in a transaction, let another process end its run, and wake it.
+
+    Its lease ends while it is paused; that of the other process lasts, however slow the machine is.
+
+    Args:
+        database: Where the rows are.
+        store: The address of the store, with a schema of its own.
+        place: Where the owner is paused.
+        options: Of the owner's connection to the database.
 
     Returns:
         The exit code of the one that was woken, and what `read_rows` returned before that.
     """
-    with start(database, store, place) as owner:
+    with start(database + options, f"{store}&lease_s={PAUSED_LEASE_S}", place) as owner:
         try:
             _, status = os.waitpid(owner.pid, os.WUNTRACED)
             assert os.WIFSTOPPED(status), status
-            with start(database, store, "0") as heir:
+            with start(database, f"{store}&lease_s={HANG_S}", "0") as heir:
                 _, said = heir.communicate(timeout=PROGRAM_S)
                 assert heir.returncode == 0, said.decode()
             rows = read_rows(database)
@@ -206,9 +215,9 @@ def test_an_owner_that_was_paused_commits_nothing(
     postgres: str, server: Server, place: str
 ) -> None:
     """The run moves on when its lease ends, so the store has one; rows it has locked, in 60 s."""
-    postgres += "%20-cidle_in_transaction_session_timeout%3D5s"
-    store = server.url(f"?schema=paused_{place}&lease_s=4")
-    code, rows = pause_and_wake(postgres, store, place)
+    options = "%20-cidle_in_transaction_session_timeout%3D10s"
+    store = server.url(f"?schema=paused_{place}")
+    code, rows = pause_and_wake(postgres, store, place, options=options)
     assert rows == undisturbed()
     assert code == (1 if place == "marker" else 75)  # its session was ended in the body
     assert read_rows(postgres) == undisturbed()
@@ -219,7 +228,7 @@ def test_an_owner_of_sqlite_that_was_paused_commits_nothing(
     sqlite: str, server: Server, place: str
 ) -> None:
     """In a transaction it would keep the whole file, as any writer of SQLite does."""
-    store = server.url(f"?schema=paused_sqlite_{place}&lease_s=4")
+    store = server.url(f"?schema=paused_sqlite_{place}")
     code, rows = pause_and_wake(sqlite, store, place)
     assert rows == undisturbed()
     assert code == 75

@@ -8,7 +8,9 @@ live in the trio run of one more thread, the host, and items call their methods 
 A call is carried out in a task of the host.  If its caller is cancelled, the task is, too, and not
 waited for.  A lock is held by such a task, which enters and leaves it: its release is waited for.
 
-The host ends when no item needs it and its stores are closed.  A forked process begins its own.
+The host ends when no item needs it and its stores are closed.  An error in its trio run ends it,
+too: the calls that are under way fail, and its stores are closed then.  A forked process begins its
+own.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+HAS_ENDED = "the thread for stores has ended because of an error; run the item again"
 MAX_IDLE = 2  # open stores that no item uses
 
 StoreKey = tuple[str, Durability]
@@ -77,7 +80,8 @@ class StoreHost:
 
     Attributes:
         users: How many items need it; changed under the guard of this module.
-        has_ended: Whether its trio run is over, also because of an error: it serves no item more.
+        has_ended: Whether its trio run is over or ends, also because of an error: it serves no
+            item more.
     """
 
     users: int = 0
@@ -115,11 +119,17 @@ class StoreHost:
             raise StoreError(f"the thread for stores cannot begin: {text}") from error
 
     async def _run(self, begun: queue.SimpleQueue[Outcome[None]]) -> None:
-        async with trio.open_nursery() as self._nursery:
-            self._token = trio.lowlevel.current_trio_token()
-            self._has_begun = True
-            begun.put(Value(None))
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._token = trio.lowlevel.current_trio_token()
+                self._has_begun = True
+                begun.put(Value(None))
+                await trio.sleep_forever()
+        finally:
+            self.has_ended = True
+            while self._stores:
+                _key, opened = self._stores.popitem()
+                await _close(opened.store)
 
     def stop(self) -> None:
         """Let the thread end."""
@@ -129,28 +139,46 @@ class StoreHost:
     async def call(self, func: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """Call an async function in the host, and wait for its result.
 
+        Raises:
+            StoreError: the host has ended.
+
         Cancellation: cancels the call, and does not wait for its end.
         """
         call = _HostCall(trio.lowlevel.current_task(), trio.lowlevel.current_trio_token())
         await trio.lowlevel.checkpoint_if_cancelled()
 
         async def carry_out() -> None:
-            result: Outcome[object] = Error(StoreError("the call was cancelled"))
-            with call.scope:
-                try:
-                    result = Value(await func(*args))
-                except (Exception, BaseExceptionGroup) as error:
-                    result = Error(error)
+            result: Outcome[object] = Error(StoreError(HAS_ENDED))
+            try:
+                with call.scope:
+                    try:
+                        result = Value(await func(*args))
+                    except (Exception, BaseExceptionGroup) as error:
+                        result = Error(error)
+            finally:
+                answer(result)
+
+        def answer(result: Outcome[object]) -> None:
             # Ray interrupts the run of a caller also while it ends, and closes what wakes it.
             with suppress(trio.RunFinishedError, OSError):
                 call.token.run_sync_soon(call.finish, result)
 
+        def begin() -> None:
+            try:
+                self._nursery.start_soon(carry_out)
+            except RuntimeError:  # the nursery is closed
+                answer(Error(StoreError(HAS_ENDED)))
+
         def give_up(_raise_cancel: trio.lowlevel.RaiseCancelT) -> trio.lowlevel.Abort:
             call.is_over = True
-            self.soon(call.scope.cancel)
+            with suppress(trio.RunFinishedError):
+                self.soon(call.scope.cancel)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        self.soon(lambda: self._nursery.start_soon(carry_out))
+        try:
+            self.soon(begin)
+        except trio.RunFinishedError:
+            raise StoreError(HAS_ENDED) from None
         return cast("T", await trio.lowlevel.wait_task_rescheduled(give_up))
 
     def soon(self, func: Callable[[*Ts], object], *args: *Ts) -> None:
@@ -341,5 +369,6 @@ async def close_host() -> None:
         if host is None or host.users:
             return
         del _hosts[this_process()]
-    await shielded(host.call, host.close, 0)
+    with suppress(StoreError):  # a host that has ended has closed them
+        await shielded(host.call, host.close, 0)
     host.stop()

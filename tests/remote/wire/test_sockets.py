@@ -17,6 +17,8 @@ from tests.remote import functions
 from tests.remote.site import ALLOW, F
 from trio_ckpt import remote
 from trio_ckpt.remote import ConnectionLostError, Foreman, HandshakeRefusedError
+from trio_ckpt.remote._foreman import peers, publisher
+from trio_ckpt.remote._wire import reconnect, sockets
 from trio_ckpt.remote._wire.sockets import dial
 from trio_ckpt.stores import MemoryStore
 
@@ -127,10 +129,20 @@ async def test_what_is_no_url_is_refused(url: str) -> None:
             pass
 
 
-async def test_leaving_ends_soon() -> None:
-    """Also while a function runs that does not listen."""
+async def test_leaving_ends_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while a function runs that does not listen.
+
+    Each limit of more than a second is longer than a hang here, so none is waited for.
+    """
+    monkeypatch.setattr(sockets, "HANDSHAKE_S", 2 * HANG_S)
+    monkeypatch.setattr(peers, "HANDSHAKE_S", 2 * HANG_S)
+    monkeypatch.setattr(reconnect, "HANDSHAKE_S", 2 * HANG_S)
+    monkeypatch.setattr(publisher, "WITHDRAW_S", 2 * HANG_S)
     with trio.fail_after(HANG_S):
-        async with serving() as foreman, trio.open_nursery() as nursery:
+        async with (
+            serving(grace_s=2 * HANG_S, silence_s=2 * HANG_S) as foreman,
+            trio.open_nursery() as nursery,
+        ):
             work = partial(remote.run_worker, foreman.url, secret=SECRET, allow=ALLOW)
             await nursery.start(work)
             async with remote.connect(foreman.url, secret=SECRET) as client:
