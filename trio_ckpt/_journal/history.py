@@ -429,6 +429,11 @@ async def read_troubles(
     return [(at, text) for at, text in texts if isinstance(text, str)]
 
 
+LEAVE_OPEN = frozenset(
+    {RecordKind.NOTE, RecordKind.ADD, RecordKind.PIN, RecordKind.UNPIN, RecordKind.INTENT}
+)  # the batch whose state was saved inside of it goes on from there after a record of these
+
+
 async def read_state_inside(
     store: Store, run_id: str, generation: int, key: StreamKey
 ) -> tuple[int, float] | None:
@@ -441,7 +446,7 @@ async def read_state_inside(
         for _, record in await anext(pages):
             if record.kind is RecordKind.SNAPSHOT and record.index is not None:
                 return record.index, record.at
-            if record.kind not in (RecordKind.NOTE, RecordKind.INTENT):
+            if record.kind not in LEAVE_OPEN:
                 return None
     return None
 
