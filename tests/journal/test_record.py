@@ -31,6 +31,7 @@ from trio_ckpt._journal.record import (
     decode_record,
     describe_error,
     encode_record,
+    error_line,
 )
 from trio_ckpt._util.errors import NotEncodableError, StoreDamagedError
 from trio_ckpt._util.exact_sum import MAX_AMOUNT, ExactSum, encode_sums, shown
@@ -141,6 +142,11 @@ def test_keys_come_back_and_are_as_different_as_their_parts(
 ) -> None:
     assert decode_key(encode_key(one)) == one
     assert (encode_key(one) == encode_key(other)) == (one == other)
+
+
+def test_a_reason_that_is_a_text_has_no_class_before_it() -> None:
+    assert error_line(describe_error("no more", batch_index=1)) == "no more"
+    assert error_line(describe_error(OSError("disk\nfull"))) == "OSError: disk …"
 
 
 def test_any_error_can_be_remembered() -> None:

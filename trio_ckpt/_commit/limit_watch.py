@@ -28,12 +28,11 @@ import attrs
 import msgspec
 import trio
 
-from .._journal.record import ErrorInfo, Record, RecordKind
+from .._journal.record import ErrorInfo, Record, RecordKind, error_line
 from .._tokens.token import AnyToken
 from .._util.exact_sum import ExactSum, add_amounts, add_sums
 from .._util.log import at, get_logger
 from .._util.plain import StreamKey
-from .._util.text import message_of
 from .._util.uninterrupted import uninterrupted
 from .limits import (
     FailureCounter,
@@ -299,4 +298,4 @@ class LimitWatch:
 
 
 def _name_of(error: ErrorInfo | None) -> str:
-    return "a failure" if error is None else message_of(f"{error.type}: {error.message}")
+    return "a failure" if error is None else error_line(error)

@@ -32,6 +32,7 @@ from .._util.errors import (
 from .._util.exact_sum import Amount, Number, StoredSum, check_amounts
 from .._util.exceptions import class_name, text_of
 from .._util.plain import Plain, StreamKey, copy_plain, encode_key
+from .._util.text import message_of, printable
 from .code import CodeMark
 
 # ---------------------------------------------------------------------------------------
@@ -134,6 +135,15 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     batch_index: int | None = None
 
 
+OF_TEXT = "str"  # the type of an `ErrorInfo` whose reason was given as a text
+
+
+def error_line(error: ErrorInfo) -> str:
+    """A recorded error in a line: its class, if it has one, and its message."""
+    message = message_of(error.message)
+    return message if error.type == OF_TEXT else f"{printable(error.type)}: {message}"
+
+
 MIN_TIME = -62_135_596_800  # Unix time of the first day of datetime
 END_OF_TIME = 253_402_300_800  # Unix time just after the last day of datetime
 
@@ -144,7 +154,7 @@ def describe_error(
     error: BaseException | str, *, retryable: bool = True, batch_index: int | None = None
 ) -> ErrorInfo:
     """Turn an exception, or a reason as text, into what is saved of it."""
-    kind = "str" if isinstance(error, str) else class_name(error)
+    kind = OF_TEXT if isinstance(error, str) else class_name(error)
     message = (error or kind if isinstance(error, str) else text_of(error))[:MAX_ERROR_CHARS]
     if not message.isascii():  # lone surrogates, as in names of files, cannot be stored
         message = message.encode(errors="backslashreplace").decode()[:MAX_ERROR_CHARS]

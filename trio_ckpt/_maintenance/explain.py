@@ -18,7 +18,7 @@ from .._journal.deferral import first_due
 from .._journal.history import KILLED, SessionView
 from .._journal.live_view import LiveToken
 from .._journal.progress import Progress
-from .._journal.record import ErrorInfo, Status
+from .._journal.record import OF_TEXT, ErrorInfo, Status, error_line
 from .._journal.store import Owner
 from .._journal.summary import deferred, failing, in_order, is_to_process, phase_statuses
 from .._util.exact_sum import ExactSum, add_sums, shown
@@ -28,11 +28,9 @@ from .._util.text import (
     amounts,
     are,
     duration,
-    message_of,
     moment,
     number,
     plural,
-    printable,
     quoted_name,
     stream_name,
 )
@@ -367,7 +365,7 @@ def _fields_of_many(facts: Facts, keys: Sequence[StreamKey]) -> dict[str, object
         for name, progress in zip(names, parts, strict=False)
     ]
     more = f"{number(len(keys) - MAX_NAMED)} more"
-    errors = Counter(p.error.type if p.error else _error(None) for p in parts)
+    errors = Counter(_kind(progress.error) for progress in parts)
     return {
         **_sums(parts),
         "subject": plural(len(keys), "stream"),
@@ -456,10 +454,12 @@ def _code(progress: Progress, fields: dict[str, object]) -> Iterator[Clause]:
         )
 
 
+def _kind(error: ErrorInfo | None) -> str:
+    return _error(error) if error is None or error.type == OF_TEXT else error.type
+
+
 def _error(error: ErrorInfo | None) -> str:
-    if error is None:
-        return "no error kept"
-    return f"{printable(error.type)}: {message_of(error.message)}"
+    return "no error kept" if error is None else error_line(error)
 
 
 def _left(parts: Sequence[Progress]) -> str:

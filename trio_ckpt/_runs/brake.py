@@ -31,7 +31,7 @@ from .._commit.stream_log import StreamLog
 from .._journal.history import iter_records
 from .._journal.item_marks import add_marks, encode_marks, item_mark
 from .._journal.progress import Progress
-from .._journal.record import Record, RecordKind, Taken
+from .._journal.record import OF_TEXT, Record, RecordKind, Taken
 from .._journal.store import RunView, Store
 from .._util.errors import TrioCkptError
 from .._util.exceptions import text_of
@@ -209,4 +209,4 @@ def _is_failure(record: Record) -> bool:
     """Whether a record is of a failure; a skip whose reason is a text may be a decision."""
     if record.error is None:  # its body has deferred the batch
         return False
-    return record.kind is RecordKind.ATTEMPT or record.error.type != "str"
+    return record.kind is RecordKind.ATTEMPT or record.error.type != OF_TEXT

@@ -14,7 +14,7 @@ from .._journal.history import KILLED, RUNNING, how_text, list_all_runs, run_run
 from .._journal.live_view import LiveView
 from .._journal.overview import RunOverview, overview_of, read_overview
 from .._journal.progress import Progress
-from .._journal.record import PAUSED, ErrorInfo, Status
+from .._journal.record import PAUSED, ErrorInfo, Status, error_line
 from .._journal.store import Owner, RunSummary, Store
 from .._journal.summary import (
     RunStatus,
@@ -32,7 +32,6 @@ from .._util.text import (
     deferred_text,
     duration,
     iso_moment,
-    message_of,
     moment,
     number,
     one_line,
@@ -402,7 +401,7 @@ def error_text(error: ErrorInfo) -> str:
     """A recorded error, and whether it may be tried again."""
     where = f" (batch {number(error.batch_index)})" if error.batch_index is not None else ""
     then = "may be tried again" if error.retryable else "for good"
-    return f"{error.type}: {message_of(error.message)}{where}; {then}"
+    return f"{error_line(error)}{where}; {then}"
 
 
 def _group_row(group: tuple[str, Summary]) -> tuple[str, ...]:
