@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 
@@ -228,13 +229,17 @@ def _apply_note(progress: Progress, record: Record) -> None:
             progress.metadata = {**progress.metadata, PAUSED: act}
         case {"do": "resume"}:
             progress.metadata = {k: v for k, v in progress.metadata.items() if k != PAUSED}
-        case {"do": "limit", "amounts": dict(amounts)}:
-            limits = {_limit_name(name): most for name, most in amounts.items()}
-            before = progress.metadata.get(LIMITS)
-            kept: dict[str, Plain] = before if isinstance(before, dict) else {}
-            progress.metadata = {**progress.metadata, LIMITS: {**kept, **limits}}
+        case {"do": "limit", "amounts": amounts}:
+            before, changed = _amounts_in(progress.metadata.get(LIMITS)), _amounts_in(amounts)
+            limits = before | {_limit_name(name): most for name, most in changed.items()}
+            progress.metadata = {**progress.metadata, LIMITS: limits}
         case _:
             pass
+
+
+def _amounts_in(plain: Plain) -> dict[str, Plain]:
+    """What a record has as amounts by name; what is none is left to the reader of a session."""
+    return cast("dict[str, Plain]", plain) if isinstance(plain, dict) else {}
 
 
 def _limit_name(name: str) -> str:
