@@ -32,7 +32,7 @@ import argparse
 import hashlib
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -42,6 +42,7 @@ import attrs
 import trio
 
 import trio_ckpt
+from trio_ckpt.outputs import is_url
 
 from ._command import EXIT_CANNOT, EXPECTED, explain, limits_of, open_stderr, resume_command, say
 from ._crawler.display import describe, shown
@@ -458,6 +459,17 @@ def begin_again(options: argparse.Namespace) -> str:
     return "--fresh" if options.partitions is None else "another --out"
 
 
+def what_to_give(options: argparse.Namespace, changed: Collection[str]) -> str:
+    """What goes on with a crawl that was begun with other options."""
+    if "files" in changed and is_url(options.out):
+        return "an earlier version has begun it, with other names of files: give --fresh"
+    if "files" in changed:
+        other = "without --files and --again" if options.files else "with --files"
+        return f"it was begun {other}: go on so, or give --fresh"
+    before = "URL" if options.partitions is None else "URLs, --partitions"
+    return f"give the same {before}, --include and --exclude as before, or {begin_again(options)}"
+
+
 def main() -> int:
     """Run the command; an error is one line, not a traceback."""
     options = parse_options()
@@ -468,11 +480,10 @@ def main() -> int:
         return 130
     except trio_ckpt.ConfigChangedError as error:
         changes = "; ".join(f"{name}: {was} -> {now}" for name, was, now in error.changes)
-        before = "URL" if options.partitions is None else "URLs, --partitions"
-        say(
-            f"cannot go on with another crawl: {changes}\n"
-            f"give the same {before}, --include and --exclude as before, or {begin_again(options)}"
-        )
+        advice = what_to_give(options, [name for name, _, _ in error.changes])
+        say(f"cannot go on with another crawl: {changes}\n{advice}")
+    except trio_ckpt.CannotRunAgainError as error:
+        say(f"{error}".replace("again=True", "--again").replace("fresh=True", "--fresh"))
     except trio_ckpt.OutputsMissingError as error:
         say(f"cannot go on: {error.path}: put it back, or give {begin_again(options)}")
     except (CannotCrawlError, robots.RobotsUnavailableError, ValueError) as error:

@@ -96,6 +96,8 @@ def parse_options(words: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_limits(parser)
     options = parser.parse_args(words)
+    if options.again and options.fresh:
+        parser.error("--again begins from what is there, --fresh from nothing: give one of them")
     options.files = options.files or is_url(options.out)
     if options.again and not options.files:
         parser.error("--again: a file that grows keeps what is gone: give --files in each crawl")

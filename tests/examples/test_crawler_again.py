@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import urllib.request
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 import trio_ckpt
 from examples import crawler
@@ -206,3 +208,34 @@ def test_killed_anywhere_it_ends_as_a_fresh_crawl(tmp_path: Path) -> None:
     assert found(out) == found(fresh)
     written = {path for path, at in files(out).items() if before[path] != at}
     assert len(written) == len(changed)
+
+
+async def said_of(
+    site: Site, out: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> str:
+    """What the command says where it cannot work."""
+    monkeypatch.setattr(crawler, "open_stderr", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["crawler", site.url, "--out", str(out), *words])
+    assert await trio.to_thread.run_sync(crawler.main) == 1
+    said = capsys.readouterr().err
+    assert "=True" not in said
+    return str(said)
+
+
+async def test_what_cannot_be_crawled_again_is_said_in_options(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.pages |= {"/": leaf("start", '"1"')}
+    for words, advice in (
+        (AGAIN, "it has no generation yet; start it once without --again"),
+        (FILES, "it was begun without --files and --again: go on so, or give --fresh"),
+        ((), "it was begun with --files: go on so, or give --fresh"),
+    ):
+        out = tmp_path / str(len(words))
+        if words != AGAIN:
+            assert await crawler.crawl(options(site, out, *(() if words else FILES))) == 0
+        assert advice in await said_of(site, out, words, monkeypatch, capsys)
+    in_bucket = crawler.parse_options([site.url, "--out", "s3://bucket/crawl"])
+    assert "an earlier version has begun it" in crawler.what_to_give(in_bucket, ["files"])
+    with pytest.raises(SystemExit):
+        options(site, tmp_path, *AGAIN, "--fresh")
