@@ -23,7 +23,9 @@ def fail(item: int, _work: AnyWork) -> None:
     raise ValueError(item)
 
 
-def hang(_item: int, _work: AnyWork) -> None:
+def hang(item: str, _work: AnyWork) -> None:
+    """Say so in a file, and run for longer than a test waits."""
+    Path(item).touch()
     time.sleep(300)
 
 
