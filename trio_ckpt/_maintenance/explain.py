@@ -115,7 +115,9 @@ class Facts:
     losses: Losses = attrs.field(factory=Losses)
     pending: Sequence[LiveToken] = ()
     pending_total: int | None = None
-    inside: Mapping[StreamKey, tuple[int, float]] = attrs.field(factory=dict)
+    inside: Mapping[StreamKey, tuple[int, float]] = attrs.field(
+        factory=dict[StreamKey, tuple[int, float]]
+    )
     troubles: Sequence[tuple[StreamKey, float, str]] = ()
     began_from: BeganFrom | None = None
     may_begin_next: bool = False
