@@ -23,6 +23,7 @@ from examples._collector.options import parse_options as parse_collector
 from examples._crawler.options import parse_options
 from tests.examples.collecting import URL, Direct, api
 from tests.examples.site import Site, html, links, page, redirect
+from tests.examples.test_collector_since import change_some, first_source
 from tests.hangs import PROGRAM_S
 from tests.leash import is_stopped, leashed
 from tests.stores.objects.buckets import ClockedBucket, HandClock, killed_before, nothing
@@ -165,6 +166,23 @@ async def test_partitions_have_prefixes_of_their_own(bucket: ClockedBucket) -> N
     assert await collector.run_with(client, URL, parse_collector(words)) == 0
     names = {entry.key.split("/")[1] for entry in bucket.list("out")} - {"collector.ckpt"}
     assert names == {"collector.00000", "collector.00001", "collector"}
+
+
+async def test_changes_are_followed_in_a_bucket(bucket: ClockedBucket) -> None:
+    source = first_source()
+    options = parse_collector(["--out", OUT, "--per-page", "2", "--since"])
+    assert await collector.run_with(source.client(), URL, options) == 0
+    expected = [f"{r['codepoint']} {r['updated_at']}" for r in source.records()]
+    expected += change_some(source)
+    for _ in range(2):
+        assert await collector.run_with(source.client(), URL, options) == 0
+        pages = [e.key for e in bucket.list("out/changes") if "/page-" in e.key]
+        found = [
+            "{codepoint} {updated_at}".format_map(record)
+            for key in pages
+            for record in json.loads(bucket.get(key) or b"[]")
+        ]
+        assert sorted(found) == sorted(expected)
 
 
 def test_a_collector_killed_by_the_kernel_goes_on_elsewhere(s3_url: str, tmp_path: Path) -> None:
