@@ -141,7 +141,7 @@ async def test_a_killed_process_gives_its_items_up_before_their_leases_end(
     """Its session has ended, which the next owner sees; the lease alone would last much longer."""
     side, url = tmp_path / "side", server.url(f"?schema={schema}&lease_s={LEASE_S}")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, N, N - 2)
+        nursery.start_soon(trio.to_thread.run_sync, kill_one, side, N - 2)
         with trio.fail_after(PROGRAM_S):
             found = await map_tasks(
                 items.count_up,

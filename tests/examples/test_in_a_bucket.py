@@ -154,10 +154,9 @@ async def test_what_a_crawl_remembers_is_read_from_the_bucket(
     rules[0] = "Allow: /"
     assert await crawler.crawl(parse_options(words)) == 0
     found = found_in(bucket)
-    assert [line["url"] for name in found if name.startswith("pages/") for line in found[name]] == [
-        f"{site.url}/",
-        f"{site.url}/no",
-    ]
+    pages = [line for name in found if name.startswith("pages/") for line in found[name]]
+    # A page's name is a digest of its URL, so their order says nothing.
+    assert sorted(line["url"] for line in pages) == [f"{site.url}/", f"{site.url}/no"]
 
 
 async def test_partitions_have_prefixes_of_their_own(bucket: ClockedBucket) -> None:

@@ -102,9 +102,10 @@ async def test_a_run_without_a_session_cannot_be_paused() -> None:
     assert await refused(store, "pause") == "run 'r' has had no session"
 
 
-async def test_a_running_run_in_a_store_without_a_folder_is_refused(store: MemoryStore) -> None:
+async def test_a_running_run_in_a_store_without_an_inbox_is_refused(store: MemoryStore) -> None:
     async with begin(store):
-        assert "only stores in a folder have" in await refused(store, "pause")
+        refusal = await refused(store, "pause")
+    assert "has neither a folder, beside which a socket could be, nor an inbox" in refusal
     assert await read_acts(store, "r") == []
 
 
