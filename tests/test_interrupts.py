@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import attrs
@@ -26,6 +26,7 @@ from tests.interrupts import (
 )
 from tests.opening import begin
 from trio_ckpt._commit.group_commit import GroupCommitter
+from trio_ckpt._util.opening import Opening
 from trio_ckpt.testing import World, make_clock
 
 PAGES = 2
@@ -203,24 +204,48 @@ class Folder:
     output_dir: Path
 
 
+def run_once(folder: Path, kind: str, tracer: Tracer) -> BaseException | None:
+    """A program on a store in this folder; returns what it has ended with."""
+
+    async def main() -> None:
+        with trio.fail_after(HOURS_S), tracer.tracing():
+            await collect(Folder(f"{kind}:{folder / 'store'}", folder / "out"))  # type: ignore[arg-type]  # all it needs
+
+    try:
+        trio.run(main, clock=make_clock())
+    except BaseException as error:
+        return error
+    return None
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "json"])
 def test_ctrl_c_gives_a_store_back_in_the_same_process(tmp_path: Path, kind: str) -> None:
     """As in a notebook: the cell is interrupted, and run again."""
-
-    def run(folder: Path, tracer: Tracer) -> BaseException | None:
-        async def main() -> None:
-            with trio.fail_after(HOURS_S), tracer.tracing():
-                await collect(Folder(f"{kind}:{folder / 'store'}", folder / "out"))  # type: ignore[arg-type]  # all it needs
-
-        try:
-            trio.run(main, clock=make_clock())
-        except BaseException as error:
-            return error
-        return None
-
     counting = Tracer(again=True)
-    assert run(tmp_path / "counted", counting) is None
+    assert run_once(tmp_path / "counted", kind, counting) is None
     for at in some(counting.passed):
         tracer = Tracer(at, ctrl_c, again=True)
-        run(tmp_path / f"{at}", tracer)
-        assert run(tmp_path / f"{at}", Tracer()) is None, f"after Ctrl-C at {tracer.where}"
+        run_once(tmp_path / f"{at}", kind, tracer)
+        error = run_once(tmp_path / f"{at}", kind, Tracer())
+        assert error is None, f"after Ctrl-C at {tracer.where}"
+
+
+class Within(Tracer):
+    """Counts the lines of one function alone, not those of what it calls."""
+
+    def _is_meant(self, frame: FrameType | None) -> bool:
+        return frame is not None and frame.f_code is self.only
+
+
+@pytest.mark.parametrize("method", [Opening.__aenter__, Opening.__aexit__])
+def test_ctrl_c_at_the_border_of_a_block_leaves_nothing_open(
+    tmp_path: Path, method: FunctionType
+) -> None:
+    counting = Within(only=method.__code__, again=True)
+    assert run_once(tmp_path / "counted", "sqlite", counting) is None
+    assert counting.passed > 1  # a run and its streams
+    for at in range(counting.passed):
+        tracer = Within(at, ctrl_c, only=method.__code__, again=True)
+        assert run_once(tmp_path / f"{at}", "sqlite", tracer) is not None
+        error = run_once(tmp_path / f"{at}", "sqlite", Tracer())
+        assert error is None, f"after Ctrl-C at {tracer.where}"

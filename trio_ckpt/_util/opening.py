@@ -12,10 +12,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, NoReturn, ParamSpec, TypeVar
 
+from .uninterrupted import uninterrupted
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@uninterrupted  # else Ctrl-C before the inner `__aexit__` leaves a run open, and owned
 class Opening(AbstractAsyncContextManager[T, bool | None], Generic[T]):
     """What a call of an `open_*` function returns.
 
