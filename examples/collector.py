@@ -79,6 +79,7 @@ from ._command import (
     say,
 )
 from ._loopback import open_server
+from ._partitions import work_through
 from ._web import http
 
 log = logging.getLogger("collector")
@@ -469,19 +470,11 @@ async def collect_partitions(collector: Collector, options: argparse.Namespace) 
         limits=limits_of(options),
         resume_command=resume_command(),
     ) as collection:
-        while True:
-            async with collection.claim() as partition:
-                if partition is None:
-                    break
-                say(f"partition {partition.index} of {partition.partitions}")
-                await collect_run(partition.run, collector, options, partition.holds)
-        try:
-            async with collection.finish() as run:
-                if run is not None:
-                    say(f"all {collection.partitions} partitions are complete")
-        except trio_ckpt.PartitionsLeftError as error:
-            say(str(error))
-        return collection.exit_code
+
+        async def work(partition: trio_ckpt.Partition) -> None:
+            await collect_run(partition.run, collector, options, partition.holds)
+
+        return await work_through(collection, work)
 
 
 @asynccontextmanager

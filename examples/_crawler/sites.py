@@ -9,6 +9,7 @@ import trio_ckpt
 from trio_ckpt.outputs import place_below
 
 from .._command import limits_of, resume_command, say
+from .._partitions import work_through
 from .._web import http, robots, urls
 from .failures import CannotCrawlError
 from .options import store_of
@@ -47,6 +48,18 @@ async def crawl_sites(client: http.Client, options: argparse.Namespace, crawl_in
         The exit code.
     """
     scopes, left_out = scopes_of(options), 0
+
+    async def crawl_partition(partition: trio_ckpt.Partition) -> None:
+        nonlocal left_out
+        run = partition.run
+        here = {key_of(scope): scope for scope in scopes if partition.holds(scope.site)}
+        await begin_streams(run, list(here))
+        # Sites that are complete, or have failed for good, are asked for nothing.
+        for key in run.streams_to_process(retry_failed=options.retry_failed):
+            if (scope := here.get(key)) is not None:
+                await crawl_site(run, client, scope, options, crawl_in)
+        left_out += int(run.statistics().totals.get("links_left_out", 0))
+
     async with trio_ckpt.open_collection(
         "crawl",
         store=store_of(options),
@@ -61,26 +74,8 @@ async def crawl_sites(client: http.Client, options: argparse.Namespace, crawl_in
         limits=limits_of(options),
         resume_command=resume_command(),
     ) as collection:
-        while True:
-            async with collection.claim() as partition:
-                if partition is None:
-                    break
-                run = partition.run
-                say(f"partition {partition.index} of {partition.partitions}")
-                here = {key_of(scope): scope for scope in scopes if partition.holds(scope.site)}
-                await begin_streams(run, list(here))
-                # Sites that are complete, or have failed for good, are asked for nothing.
-                for key in run.streams_to_process(retry_failed=options.retry_failed):
-                    if (scope := here.get(key)) is not None:
-                        await crawl_site(run, client, scope, options, crawl_in)
-                left_out += int(run.statistics().totals.get("links_left_out", 0))
-        try:
-            async with collection.finish() as own_run:
-                if own_run is not None:
-                    say(f"all {collection.partitions} partitions are complete")
-        except trio_ckpt.PartitionsLeftError as error:
-            say(str(error))
-        return collection.exit_code or (EXIT_LEFT_OUT if left_out else 0)
+        exit_code = await work_through(collection, crawl_partition)
+        return exit_code or (EXIT_LEFT_OUT if left_out else 0)
 
 
 def key_of(scope: urls.Scope) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import trio
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 import trio_ckpt
+from tests.watched import WatchedStore
 from trio_ckpt import Batch, NotEncodableError, StoreError, open_run, run_batches
 from trio_ckpt._commit.group_commit import (
     MAX_GROUP,
@@ -36,7 +37,7 @@ LARGE = "x" * 2_000  # of a record that becomes a blob in the stores here
 INLINE_BYTES = 1_000
 
 
-class CountingStore(MemoryStore):
+class CountingStore(WatchedStore):
     """Counts its blobs, and takes its time for each."""
 
     def __init__(self, put_s: float = 1.0) -> None:
@@ -54,16 +55,8 @@ class CountingStore(MemoryStore):
 class SlowStore(CountingStore):
     """Takes half as long for a save as for a blob."""
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         await trio.sleep(self.put_s / 2)
-        return await super().save(run, group, folds, summary=summary)
 
 
 # ---------------------------------------------------------------------------------------
@@ -148,23 +141,15 @@ async def test_blob_of_a_record_before_which_one_failed_is_sealed_again(
 # ---------------------------------------------------------------------------------------
 
 
-class GroupedStore(MemoryStore):
+class GroupedStore(WatchedStore):
     """Remembers the groups that it was given, by their sizes in bytes."""
 
     def __init__(self) -> None:
         super().__init__(inline_limit_bytes=MAX_INLINE_LIMIT_BYTES)
         self.groups: list[list[int]] = []
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         self.groups.append([len(checkpoint.payload) for checkpoint in group])
-        return await super().save(run, group, folds, summary=summary)
 
 
 async def save_sizes(sizes: Sequence[int]) -> list[list[int]]:

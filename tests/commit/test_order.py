@@ -14,31 +14,24 @@ import trio.testing
 
 from tests.hangs import HANG_S
 from tests.opening import begin
+from tests.watched import WatchedStore
 from trio_ckpt import Batch, Stream
 from trio_ckpt._commit.open_stream import OpenStream
 from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt._tokens.token import AnyToken
-from trio_ckpt.abc import Checkpoint, Fold, RunKey
-from trio_ckpt.stores import MemoryStore
+from trio_ckpt.abc import Checkpoint, Fold
 
 
-class SlowStore(MemoryStore):
+class SlowStore(WatchedStore):
     """Counts the records of a stream that are durable, and lets other tasks run before they are."""
 
     saved = 0
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         await trio.testing.wait_all_tasks_blocked()
-        outcomes = await super().save(run, group, folds, summary=summary)
+
+    async def after_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         self.saved += sum(checkpoint.stream == '["s"]' for checkpoint in group)
-        return outcomes
 
 
 @attrs.define(eq=False)

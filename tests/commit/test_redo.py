@@ -27,6 +27,7 @@ from tests.commit.redone import (
     write_some,
 )
 from tests.opening import begin
+from tests.watched import WatchedStore
 from trio_ckpt import (
     Batch,
     CannotRedoError,
@@ -39,7 +40,7 @@ from trio_ckpt import (
 from trio_ckpt._journal.record import RecordKind
 from trio_ckpt._runs import verify
 from trio_ckpt._util.exact_sum import MAX_AMOUNT
-from trio_ckpt.abc import Checkpoint, Fold, RunKey
+from trio_ckpt.abc import Checkpoint, Fold
 from trio_ckpt.stores import MemoryStore, open_store
 from trio_ckpt.testing import CommitThenError, Fail, FaultyStore, Hang
 
@@ -258,7 +259,7 @@ async def test_a_fault_at_any_save_of_a_redo_is_resumed_by_the_next_start(
     await check_redone(store.after_crash(), tmp_path)
 
 
-class Snapshots(MemoryStore):
+class Snapshots(WatchedStore):
     """Keeps what a kill after each of its saves would leave, files included."""
 
     def __init__(self, folder: Path, aside: Path) -> None:
@@ -267,20 +268,11 @@ class Snapshots(MemoryStore):
         self.taken: list[tuple[MemoryStore, Path]] = []
         self.is_on = False
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
-        outcomes = await super().save(run, group, folds, summary=summary)
+    async def after_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         if self.is_on:
             copy = self.aside / str(len(self.taken))
             shutil.copytree(self.folder, copy)
             self.taken.append((self.after_crash(), copy))
-        return outcomes
 
 
 async def test_a_kill_right_after_any_save_of_a_redo_loses_nothing(tmp_path: Path) -> None:
@@ -338,20 +330,12 @@ async def test_redoing_a_skip_leaves_a_file_that_is_another_batchs_by_now(tmp_pa
 
 
 async def test_a_cancelled_redo_that_is_saved_still_moves_the_outputs(tmp_path: Path) -> None:
-    class Cancelling(MemoryStore):
+    class Cancelling(WatchedStore):
         scope: trio.CancelScope | None = None
 
-        async def save(
-            self,
-            run: RunKey,
-            group: Sequence[Checkpoint],
-            folds: Sequence[Fold] = (),
-            *,
-            summary: bytes | None = None,
-        ) -> list[Exception | None]:
+        async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
             if self.scope is not None:
                 self.scope.cancel()
-            return await super().save(run, group, folds, summary=summary)
 
     store = Cancelling()
     async with begin(store, output_dir=tmp_path) as run:

@@ -11,31 +11,23 @@ import pytest
 import trio
 
 import trio_ckpt
+from tests.watched import WatchedStore
 from trio_ckpt import StoreError, open_run
 from trio_ckpt._journal.store import FarStore
 from trio_ckpt._journal.summary import read_run_status
 from trio_ckpt.abc import Checkpoint, Fold, RunKey
-from trio_ckpt.stores import MemoryStore
 
 
-class NotedStore(MemoryStore):
+class NotedStore(WatchedStore):
     """Notes what each of its saves contains, as streams with sequence numbers, and `folds`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.saves: list[list[str]] = []
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         noted = [f"{one.stream} {one.sequence}" for one in group]
         self.saves.append([*noted, "folds"] if folds else noted)
-        return await super().save(run, group, folds, summary=summary)
 
 
 class FarNotedStore(NotedStore, FarStore):

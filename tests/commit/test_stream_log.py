@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.opening import begin
+from tests.watched import WatchedStore
 from trio_ckpt import Batch, run_batches
 from trio_ckpt._commit.fold_schedule import RECORDS_PER_FOLD
 from trio_ckpt._commit.stream_log import FOLD_BYTES_PER_RECORD
+from trio_ckpt.abc import Checkpoint, Fold
 from trio_ckpt.stores import MemoryStore
 
 
-class Counting(MemoryStore):
+class Counting(WatchedStore):
     """Counts the bytes of folds."""
 
     fold_bytes = 0
     folds = 0
 
-    async def save(
-        self, run_key: Any, checkpoints: Any, folds: Any = (), *, summary: Any = None
-    ) -> Any:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         self.folds += len(folds)
         self.fold_bytes += sum(len(fold.payload) for fold in folds)
-        return await super().save(run_key, checkpoints, folds, summary=summary)
 
 
 async def work(store: MemoryStore, count: int, *, has_gaps: bool) -> None:

@@ -14,6 +14,7 @@ import trio.testing
 
 from tests.hangs import HANG_S
 from tests.opening import begin
+from tests.watched import WatchedStore
 from trio_ckpt import (
     CheckpointFailedError,
     CheckpointToken,
@@ -34,7 +35,7 @@ class End(BaseException):
     """Not even an `Exception`."""
 
 
-class BuggyStore(MemoryStore):
+class BuggyStore(WatchedStore):
     """Raises what no store may raise, from one of its saves on."""
 
     def __init__(self, error: type[BaseException], *, bad_save: int, lands: bool = False) -> None:
@@ -42,22 +43,17 @@ class BuggyStore(MemoryStore):
         self.error, self.bad_save, self.lands = error, bad_save, lands
         self.saves = 0
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         self.saves += bool(group)
-        is_bad = group and self.saves == self.bad_save
-        if is_bad and not self.lands:
+        if not self.lands:
+            self._check(group)
+
+    async def after_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
+        self._check(group)
+
+    def _check(self, group: Sequence[Checkpoint]) -> None:
+        if group and self.saves == self.bad_save:
             raise self.error("a bug")
-        outcomes = await super().save(run, group, folds, summary=summary)
-        if is_bad:
-            raise self.error("a bug")
-        return outcomes
 
 
 async def waits(token: CheckpointToken[Any], told: list[object]) -> None:
@@ -147,7 +143,7 @@ async def test_an_interval_that_is_none_is_refused(every_s: Any) -> None:
 # -- a process that was stopped -----------------------------------------------------------------
 
 
-class SlowStore(MemoryStore):
+class SlowStore(WatchedStore):
     """A save, or a blob, takes its time, and then a moment."""
 
     takes_s = 0.0
@@ -157,16 +153,8 @@ class SlowStore(MemoryStore):
         if self.takes_s:
             await trio.sleep(0.5)
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         await self._take()
-        return await super().save(run, group, folds, summary=summary)
 
     async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         await self._take()

@@ -22,6 +22,7 @@ import trio
 
 from tests.opening import begin
 from tests.state.arrays.test_capture import open_simulated
+from tests.watched import WatchedStore
 from trio_ckpt._journal.history import read_pages
 from trio_ckpt._runs.stream import loop_cursor_of
 from trio_ckpt.abc import BlobPayload, Checkpoint, Fold, RunKey
@@ -148,7 +149,7 @@ class Acknowledged:
     acknowledged: int = 0  # how many of these the store has for certain
 
 
-class Dying(MemoryStore):
+class Dying(WatchedStore):
     """Keeps what a kill would leave behind, before and after all that it is asked for."""
 
     def __init__(self) -> None:
@@ -160,18 +161,11 @@ class Dying(MemoryStore):
         told = self.told
         self.left.append((self.after_crash(), told.acknowledged, len(told.captured)))
 
-    async def save(
-        self,
-        run: RunKey,
-        group: Sequence[Checkpoint],
-        folds: Sequence[Fold] = (),
-        *,
-        summary: bytes | None = None,
-    ) -> list[Exception | None]:
+    async def before_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         self.look()
-        outcomes = await super().save(run, group, folds, summary=summary)
+
+    async def after_save(self, group: Sequence[Checkpoint], folds: Sequence[Fold]) -> None:
         self.look()
-        return outcomes
 
     async def put_blob(self, run: RunKey, payload: BlobPayload) -> str:
         self.look()
