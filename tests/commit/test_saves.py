@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 import trio_ckpt
 from tests.watched import WatchedStore
