@@ -21,7 +21,7 @@ from trio_ckpt import (
 from trio_ckpt._commit.saves import save_records
 from trio_ckpt._journal.changes import again_of
 from trio_ckpt._journal.history import session_metadata_of
-from trio_ckpt._runs import again as again_module
+from trio_ckpt._runs import again_stream
 from trio_ckpt.abc import Store
 from trio_ckpt.outputs import OutputDir
 from trio_ckpt.stores import MemoryStore
@@ -194,8 +194,8 @@ async def test_what_was_carried_over_in_part_is_carried_over_whole(
         await save_records(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(again_module, "SAVED_AT_ONCE", 1)
-        patch.setattr(again_module, "save_records", save_two)
+        patch.setattr(again_stream, "SAVED_AT_ONCE", 1)
+        patch.setattr(again_stream, "save_records", save_two)
         with pytest.raises(RuntimeError, match="a crash"):
             await follow(store, tmp_path, 5, again=True)
     assert await follow(store, tmp_path, 9) == [(3, 4), (4, 6), (5, 8)]

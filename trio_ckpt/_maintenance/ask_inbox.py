@@ -8,6 +8,7 @@ import attrs
 import trio
 
 from .._journal.acts import Act, ActRefusedError, ActReply, read_acts
+from .._journal.history import find_run
 from .._journal.inbox import InboxMessage, read_message, write_message
 from .._journal.store import Store
 from .._util.errors import StoreError
@@ -113,21 +114,19 @@ class _Asking:
         """Remove the act or its answer, if it is still there; best effort."""
         with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S), suppress(StoreError):
             message = await read_message(self.store, self.run_id)
-            if message is not None and self.act.id in _ids_of(message):
+            if message is not None and self.act.id == _id_of(message):
                 await self.store.write_inbox(self.run_id, b"")
 
 
-def _ids_of(message: InboxMessage) -> tuple[str, ...]:
-    """The ids of the act that a message asks for or answers."""
-    return (message.act_id,) if message.act is None else (message.act.id,)
+def _id_of(message: InboxMessage) -> str:
+    """The id of the act that a message asks for or answers."""
+    return message.act_id if message.act is None else message.act.id
 
 
 async def _owner_number(store: Store, run_id: str) -> int | None:
     """The number of the owner of a run; None: no process owns it."""
-    for found in await store.list_runs(run_id, limit=1):
-        if found.run_id == run_id and found.is_owned:
-            return found.owner
-    return None
+    found = await find_run(store, run_id)
+    return found.owner if found is not None and found.is_owned else None
 
 
 async def _is_on_record(store: Store, run_id: str, act: Act) -> bool:

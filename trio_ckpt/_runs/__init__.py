@@ -5,7 +5,8 @@ It may not know of other processes, of commands, or of the network.
     config, lifecycle          the arguments of `open_run`; from the lock of a run to its end
     run_lock, opening, closing waiting for the lock; a run that is poisoned early; its end
     run, open_run              a run as its program holds it; its live state
-    again, lag                 a complete run that is done again; how far before its cursors
+    again, again_stream        a complete run that is done again; where its streams begin
+    lag                        how far before the last cursors that is
     limited, brake             a run with limits; batches that failed in an outage
     open_collection            the arguments, the signals and the deadline of a collection
     collection, partition      many runs that are one collection; one of them

@@ -36,7 +36,7 @@ from ..state import Frontier, FrontierItems, StateChangedError
 from ..state._frontier import items_of
 from ..state._retention import Versions
 from ..state._shared_capture import ArrayTools
-from .again import begin_from_base, load_previous
+from .again_stream import begin_from_base, load_previous
 from .config import Settings
 from .loop import LoopCursor
 from .stream import Stream
@@ -139,9 +139,14 @@ class Resume:
                 stream=self.open_stream.stream_log.key,
             )
         was = await begin_from_base(self.store, self.open_stream, base, self.settings.lag)
-        verify = self.settings.verify, self.settings.redo_missing or self.settings.is_settled
         self._previous = await load_previous(
-            self.store, self.open_stream, base, was, frontier, verify
+            self.store,
+            self.open_stream,
+            base,
+            was,
+            frontier,
+            verify=self.settings.verify,
+            redo_missing=self.settings.redo_missing or self.settings.is_settled,
         )
 
     def _is_over(self) -> bool:

@@ -7,6 +7,7 @@ It asks the rooms below and shows their answers; it may not decide anything that
     show, watch, pending           `ls` and `show`; `watch`; what an owner is at; collections
     explain, verify, doctor        what a start would do; what is damaged; what a machine can do
     change, ctl                    what changes a run that is not open; what asks an open one
+    changes                        what a run that was done again has changed; older outputs
     export, init, new              a run as a file; a store; a project
     monitor, remote                what runs until it is stopped
 """

@@ -11,9 +11,8 @@ from .._journal.changes import (
     Change,
     ItemChange,
     again_of,
-    count_checkpoints,
     counts_text,
-    is_all_complete,
+    is_complete,
     iter_changes,
 )
 from .._journal.store import Store
@@ -53,7 +52,7 @@ async def show_changes(store: Store, run_id: str | None, *, show_all: bool) -> C
             "from no other one",
             EXIT_NOT_FOUND,
         )
-    is_settled = again.checkpoints == count_checkpoints(run.parts) and is_all_complete(run.parts)
+    is_settled = is_complete(run.view)
     counts, items = await _read_changes(run, again, is_settled=is_settled)
     names = stream_names({item.stream for item in items})
 
