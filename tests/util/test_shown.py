@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import closing
 from html.parser import HTMLParser
+from pathlib import Path
 
 from trio.testing import MockClock
 
 import trio_ckpt
 from trio_ckpt import blocking
 from trio_ckpt._util.shown import Shown
+from trio_ckpt.outputs import AppendFile, OutputDir
 from trio_ckpt.stores import MemoryStore
 
 SECRET = "hush-hush"
@@ -50,6 +53,15 @@ def test_no_name_can_write_html_or_steer_a_terminal() -> None:
     assert table.tags == {"table", "tr", "th", "td"}
     assert table.texts == ["name", "<script>alert(1)</script>\\x1b[2J", "&", "<b>"]
     assert repr(shown) == "<Named <script>alert(1)</script>\\x1b[2J; & <b>>"
+
+
+class Elsewhere(OutputDir):
+    def __init__(self) -> None:
+        """Nothing is opened."""
+
+    @property
+    def root(self) -> str:
+        return f"s3://bucket/out?token={SECRET}"
 
 
 async def test_every_object_says_what_it_is_and_nothing_secret(autojump_clock: MockClock) -> None:
@@ -131,3 +143,34 @@ async def test_a_partition_and_a_turn_say_what_they_are(autojump_clock: MockCloc
                 batch.complete()
     async with limit.request(tokens=1_500) as turn:
         assert repr(turn) == "<RequestTurn; tokens 1,500>"
+
+
+async def test_snapshots_and_a_tracer_say_what_they_are(autojump_clock: MockClock) -> None:
+    assert repr(trio_ckpt.trace_tasks()) == "<TaskTracer; spans trio_ckpt.task>"
+    async with (
+        trio_ckpt.open_run("gh", store=MemoryStore()) as run,
+        run.open_stream("org/repo", "pulls", state={"key": SECRET}) as stream,
+    ):
+        async for batch in stream.batches([SECRET]):
+            async with stream.snapshots(every_s=0) as snapshots:
+                snapshots.metadata["cookie"] = SECRET
+                await snapshots.point(SECRET)
+                await snapshots.wait()
+                stream.state["key"] = object()  # type: ignore[assignment]  # it cannot be saved
+                await snapshots.point()
+                shown = repr(snapshots)
+                stream.state["key"] = SECRET
+            batch.complete()
+    assert shown == "<Snapshots; batch 0; of org/repo/pulls; saved 1; skipped 1>"
+    assert SECRET not in snapshots._repr_html_()
+
+
+def test_outputs_say_where_they_are(tmp_path: Path) -> None:
+    with closing(OutputDir.open(tmp_path)) as folder:
+        assert repr(folder) == f"<OutputDir {tmp_path}>"
+        with closing(folder.create("a/b")) as new:
+            new.write(b"four")
+            assert repr(new) == "<NewFile a/b; written 4 bytes>"
+        with closing(AppendFile.open(folder, "log", 0)) as sink:
+            assert repr(sink) == "<AppendFile log; confirmed 0 bytes>"
+    assert repr(Elsewhere()) == "<Elsewhere s3://bucket/out?token=***>"

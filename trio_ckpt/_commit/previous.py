@@ -176,7 +176,7 @@ def _entries(bucket: bytearray) -> Iterator[tuple[bytes, int, int]]:
 
 
 @uninterrupted
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class AgainGate(Gate):
     """The gate of a stream that is done again: each batch knows its item in the last generation.
 
@@ -246,4 +246,4 @@ class AgainGate(Gate):
         found, previous = staged_of(batch).previous, self.previous
         if found is None or found[0] in previous.damaged or batch.index in previous.requeued:
             return None
-        return self.previous.read(found[1])
+        return previous.read(found[1])

@@ -31,8 +31,8 @@ class RequestTurn(Shown):
     """
 
     tokens: int
-    _pace: Pace = attrs.field(repr=False)
-    _began: float = attrs.field(factory=trio.current_time, init=False, repr=False)
+    _pace: Pace
+    _began: float = attrs.field(factory=trio.current_time, init=False)
     is_refused: bool = attrs.field(default=False, init=False)
 
     def _shown(self) -> Iterable[tuple[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -23,7 +24,8 @@ from .._util.errors import NotEncodableError
 from .._util.exceptions import text_of
 from .._util.log import get_logger
 from .._util.plain import as_metadata, check_point_label
-from .._util.text import printable
+from .._util.shown import Shown
+from .._util.text import number, printable, stream_name
 from .._util.uninterrupted import uninterrupted
 from .awaits import Calls, awaits_noted
 from .batch import Batch
@@ -41,7 +43,7 @@ MAX_NOTES = 10  # different problems of one body that are saved in the history
 @uninterrupted
 @awaits_noted
 @attrs.define(eq=False, repr=False)
-class Snapshots:
+class Snapshots(Shown):
     """Saves the state of a stream inside a batch; made by `Stream.snapshots`.
 
     Attributes:
@@ -67,6 +69,16 @@ class Snapshots:
     _due: float = attrs.field(factory=trio.current_time, init=False)
     _noted: set[str] = attrs.field(factory=set[str], init=False)
     _calls: Calls = attrs.field(factory=Calls, init=False)
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        token = self._batch.token
+        return [
+            ("", ""),
+            ("batch", number(token.batch_index)),
+            ("of", stream_name(token.stream)),
+            ("saved", number(self.saved)),
+            ("skipped", number(self.skipped) if self.skipped else ""),
+        ]
 
     async def point(self, label: str = "") -> bool:
         """Save the state as it is now if a snapshot is due.

@@ -7,7 +7,7 @@ that their spans are below the span of the submitter.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import attrs
 
 from .._journal.observer import Attempt, AttemptEnd, Observer
 from .._util.extras import needs_extra
+from .._util.shown import Shown
 from .._util.text import stream_name
 
 if TYPE_CHECKING:
@@ -111,10 +112,13 @@ def trace_context() -> dict[str, str]:
 
 
 @attrs.frozen(eq=False, repr=False)
-class TaskTracer:
+class TaskTracer(Shown):
     """Makes spans of a worker's attempts at work items; made by `trace_tasks`."""
 
     _tracer: Tracer
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [("", ""), ("spans", TASK_SPAN_NAME)]
 
     @contextmanager
     def span(

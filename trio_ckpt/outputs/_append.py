@@ -18,6 +18,7 @@ import msgspec
 from .._util.errors import CannotRedoError, OutputError, SinkClosedError
 from .._util.exceptions import text_of
 from .._util.plain import as_plain
+from .._util.shown import Shown
 from .._util.text import plural
 from ._contract import Outputs
 from ._dir import tree_of
@@ -46,7 +47,7 @@ class SinkTooShortError(CannotRedoError):
 
 
 @attrs.define(eq=False, repr=False)
-class AppendFile:
+class AppendFile(Shown):
     """A file that grows at its end, from `AppendFile.open`.
 
     The order of one turn is `append`, the store's commit, `confirm`.  The next append cuts off
@@ -72,6 +73,9 @@ class AppendFile:
     _end: int  # of the last append
     beginning: bytes = attrs.field(default=b"", init=False)
     _problem: str = attrs.field(default="it is closed", init=False)
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [("", self.path), ("confirmed", plural(self.confirmed, "byte"))]
 
     @property
     def has_tail(self) -> bool:

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal, Protocol
 import msgspec
 
 from .._journal.record import Output
-from .._util.text import plural
+from .._util.shown import Shown
+from .._util.text import plural, redacted_url
 from ._tree import AnyPath, OutputPathError, relative_path
 
 Verify = Literal["size", "sha256"]
@@ -64,7 +65,7 @@ class Writing(Protocol):
         ...
 
 
-class Outputs(abc.ABC):
+class Outputs(Shown, abc.ABC):
     """A place for outputs, from `open_outputs`.  Every method blocks.
 
     Threads may use it at the same time, for different paths; `close` comes last.  Every method
@@ -82,6 +83,9 @@ class Outputs(abc.ABC):
 
     large_bytes: ClassVar[int] = 64 * 1024
     """Of smaller files it is the calls that cost, so one thread checks them: more would contend."""
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [("", redacted_url(self.root))]
 
     @property
     @abc.abstractmethod

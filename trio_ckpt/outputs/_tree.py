@@ -19,6 +19,8 @@ import msgspec
 from .._journal.record import Output
 from .._util.errors import OutputError, OutputExistsError
 from .._util.fsync import refuse_unsynced
+from .._util.shown import Shown
+from .._util.text import plural
 from ._system import FOLDER, NEW, READ, ROOT, System, output_errors, write_all
 
 # ---------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ HASH_CHUNK_BYTES = 2**20  # the memory for hashing a file
 
 
 @attrs.define(eq=False, repr=False)
-class NewFile:
+class NewFile(Shown):
     """A file that is written beside its goal and renamed over it, from `OutputDir.create`.
 
     Until `commit` the goal is unchanged; `close` comes last.  One thread at a time.
@@ -336,6 +338,9 @@ class NewFile:
     _is_first: bool  # there must be no file of its name, which is seen to on a shared disk
     size: int = attrs.field(default=0, init=False)
     _hasher: Any = attrs.field(factory=hashlib.sha256, init=False)
+
+    def _shown(self) -> Iterable[tuple[str, str]]:
+        return [("", self.path), ("written", plural(self.size, "byte"))]
 
     def write(self, data: bytes) -> None:
         """Write `data` at the end.
