@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.opening import begin
-from trio_ckpt import UnknownRunError
+from trio_ckpt import Limits, UnknownRunError
 from trio_ckpt._journal.acts import ActRefusedError, new_act, read_acts
 from trio_ckpt._maintenance import steer as steer_module
 from trio_ckpt._maintenance.steer import OFFLINE, steer
@@ -120,3 +120,11 @@ async def test_an_owner_without_a_socket_is_waited_for_and_named(
         assert "no process listens at its socket" in await refused(store, "pause")
     assert await asked(store, "pause") == f"{OFFLINE}: the next start starts paused"
     await store.aclose()
+
+
+async def test_the_limits_of_a_session_that_has_ended_are_not_shown() -> None:
+    store = MemoryStore()
+    async with begin(store, limits=Limits(spent={"usd": 1})):
+        pass
+    reply = await steer(store, "r", new_act("status", "ann"))
+    assert (reply.text, reply.status["limits"]) == (OFFLINE, {})

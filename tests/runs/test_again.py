@@ -459,11 +459,14 @@ async def test_metadata_replace_those_of_the_same_names(tmp_path: Path) -> None:
             batch.unchanged()
 
 
-async def test_an_output_that_is_damaged_is_made_again(tmp_path: Path) -> None:
+async def test_an_output_that_is_damaged_is_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store, items = MemoryStore(), {"a": "1", "b": "1"}
     await do(store, tmp_path, items)
     (tmp_path / "a/page.txt").write_text("altered")
     assert await do(store, tmp_path, items, again=True) == ["a"]
+    assert "of generation 0 is done again: a/page.txt is " in caplog.text
     assert (tmp_path / "a/page.txt").read_text() == "1"
     assert await counts_of(store) == expected_counts({"a": "0", "b": "1"}, items)
 

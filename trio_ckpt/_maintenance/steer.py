@@ -218,7 +218,7 @@ async def _read_status(store: Store, run_id: str) -> ActReply:
             "session": metadata.get("session", 0),
             "paused": metadata.get(PAUSED),
             "stopping": None,
-            "limits": metadata.get("limits", {}),
+            "limits": {},  # those of the last session have ended with it
             "streams": [],
         },
     )

@@ -21,14 +21,18 @@ from .._journal.history import DONE_KINDS, LiveRecord, LiveRecords, read_pages
 from .._journal.progress import Progress
 from .._journal.record import Record, RecordKind, SinkLines
 from .._journal.store import RunView, Store
-from .._util.errors import OutputsMissingError
+from .._util.errors import OutputsMissingError, describe_batch
 from .._util.index_set import IndexSet
+from .._util.log import get_logger
 from .._util.plain import Plain, item_digest
+from .._util.text import printable
 from .._util.threads import run_blocking
 from ..outputs import Outputs
 from ..state._frontier import FrontierItems
 from .lag import Lag, start_cursor
-from .verify import MISSING, MISSING_MANY, MISSING_SHARE, Verify, find_damages
+from .verify import MISSING, MISSING_MANY, MISSING_SHARE, Damage, Verify, find_damages
+
+log = get_logger(__name__)
 
 SAVED_AT_ONCE = 1_000  # records of batches that are carried over, in one group
 
@@ -177,7 +181,7 @@ async def load_previous(
         if kind is KeyKind.FRONTIER and frontier is None:
             previous.check_kind(has_key=False, is_frontier=False)
         if kind not in (KeyKind.NOTHING, KeyKind.CURSOR):
-            damages = _Damages(open_stream, archive_label(base), verify, redo_missing)
+            damages = _Damages(open_stream, base, verify, redo_missing)
             await _fill(previous, store, open_stream, base, was, frontier, damages)
     except BaseException:
         previous.close()
@@ -235,10 +239,11 @@ class _Damages:
     """
 
     def __init__(
-        self, open_stream: OpenStream, label: str, mode: Verify, redo_missing: bool
+        self, open_stream: OpenStream, base: RunView, mode: Verify, redo_missing: bool
     ) -> None:
         self._open_stream = open_stream
-        self._label = label
+        self._generation = base.generation
+        self._label = archive_label(base)
         # What is carried over is checked in any case, and would be refused by each start.
         self._mode: Literal["size", "sha256"] = "size" if mode == "off" else mode
         self._redo_missing = redo_missing
@@ -274,11 +279,13 @@ class _Damages:
             return []
         damages = await find_damages(root, wanted, self._mode)
         self._checked += len(wanted)
+        lost = list[Damage]()
         for damage in damages:
-            if damage.reason == MISSING and not await run_blocking(
-                is_archived, root, damage.path, self._label
-            ):
-                self._missing += 1
+            is_missing = damage.reason == MISSING
+            if is_missing and await run_blocking(is_archived, root, damage.path, self._label):
+                continue  # this generation has moved it, and was killed before the new one came
+            self._missing += is_missing
+            lost.append(damage)
         is_mass = self._missing > max(MISSING_MANY, self._checked * MISSING_SHARE)
         if is_mass and not self._redo_missing:
             raise OutputsMissingError(
@@ -288,6 +295,17 @@ class _Damages:
                 "again",
                 run_id=self._open_stream.run_id,
                 stream=self._open_stream.stream_log.key,
+            )
+        for damage in lost:
+            log.warning(
+                "%s of generation %d is done again: %s is %s",
+                describe_batch(
+                    self._open_stream.run_id, self._open_stream.stream_log.key, damage.entry.index
+                ),
+                self._generation,
+                damage.path,
+                printable(damage.reason),
+                extra=self._open_stream.place(),
             )
         return [damage.entry.index for damage in damages]
 
